@@ -78,7 +78,7 @@ fn provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
 fn records(context: &Context<'_>, home: &SiteName) -> anyhow::Result<(Arc<dyn Provider>, SecondPart)> {
     let Context { environment, secrets, .. } = context;
     let access = access(environment, home, &region(environment, home)?);
-    Ok((Arc::new(Records::new(access, secrets.clone())), Records::part))
+    Ok((Arc::new(Records::new(Gcp::new(access, secrets.clone()))), Records::part))
 }
 
 fn operations(context: &Context<'_>) -> anyhow::Result<Arc<dyn Operations>> {

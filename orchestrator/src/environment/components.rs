@@ -203,6 +203,7 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release, pushed: Opti
         count: gpu.count,
         max: gpu.max,
         spot: gpu.spot,
+        upgrade: gpu.upgrade,
     });
 
     add(

@@ -1,112 +1,40 @@
-//! [`Records`]: DNS records in a zone of Route 53 for a site that another provider creates.
+//! DNS records in a zone of Route 53 for a site that another provider creates.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use async_trait::async_trait;
-use textnlp_provider::component::ComponentSpec;
-use textnlp_provider::{
-    CloudId, Component, CostLine, Declaration, Declare, FieldChange, Handle, Kind, KindName, Lineage, Object, Observed,
-    Operation, PlannedObject, PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, ReadFailure,
-    Recorded, ResourceId, Result, Scope, SecretStore, Site, Spec, Wanted, error_chain,
-};
+use textnlp_cloud::ZoneProvider;
+use textnlp_provider::{Component, Kind, Observed, Problems, ResourceId, Result, Scope, Site, Wanted};
 
-use crate::api::Access;
 use crate::provider::Aws;
-use crate::table;
+use crate::{lower, table};
 
-/// The kinds: records, and the health checks that they depend on.
 const KINDS: [&str; 2] = ["aws.dns-record", "aws.health-check"];
 
-/// The records of a site's names. Nothing is called for a site that has none. What is left of a deployment is searched by the provider of
-/// the site that has the zone.
-pub struct Records(Aws);
-
-impl Records {
-    /// Creates the provider, with the access of the site whose account has the zone.
-    pub fn new(access: Access, secrets: Arc<dyn SecretStore>) -> Self {
-        Self(Aws::new(access, secrets))
-    }
-
-    /// Whether the zones of recorded records are in the account that is signed in: those of another one are not gone.
-    async fn observed(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
-        let zones = scope.recorded.iter().filter_map(|one| one.spec.get("zone").and_then(|zone| zone.as_str()));
-        for zone in zones.collect::<BTreeSet<_>>() {
-            Box::pin(self.0.find_zone(zone)).await?;
-        }
-        Box::pin(self.0.observe_kinds(scope, |kind| KINDS.contains(&kind))).await
-    }
-
-    /// The component and the site that this provider expands. Pure.
-    pub fn part(component: &Component, site: &Site) -> Option<(Component, Site)> {
-        let ComponentSpec::Endpoint(endpoint) = &component.part else { return None };
-        endpoint.zone.is_some().then(|| (component.clone(), site.clone()))
-    }
-}
+/// The provider of records, with the access of the site whose account has the zone.
+pub type Records = textnlp_cloud::Records<Aws>;
 
 #[async_trait]
-impl Provider for Records {
-    fn kinds(&self) -> &'static [Kind] {
+impl ZoneProvider for Aws {
+    const SIGN_IN: &'static str = "sign in to the AWS account of the zone";
+
+    fn record_kinds() -> &'static [Kind] {
         static OWN: LazyLock<Vec<Kind>> =
             LazyLock::new(|| table::kinds().iter().filter(|kind| KINDS.contains(&kind.name)).cloned().collect());
         &OWN
     }
 
-    fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
-        self.0.lower(component, site)
+    fn lower_records(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
+        lower::lower(component, site)
     }
 
-    fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
-        self.0.diff(wanted, recorded, seen)
-    }
-
-    fn costs(&self, kind: &KindName, spec: &Spec) -> Vec<CostLine> {
-        self.0.costs(kind, spec)
-    }
-
-    fn declare(&self, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
-        self.0.declare(request)
-    }
-
-    fn planned(&self, wanted: &Wanted, lineage: Lineage) -> Option<PlannedObject> {
-        self.0.planned(wanted, lineage)
-    }
-
-    fn policies(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {
-        if request.resources.is_empty() { Vec::new() } else { self.0.policies(request) }
-    }
-
-    /// The site stays manageable while AWS is lost.
-    async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
-        let Some(first) = wanted.first() else { return Ok(Vec::new()) };
-        Ok(self.0.preflight(wanted).await.unwrap_or_else(|error| {
-            let cause = format!("the DNS records of the site cannot be checked: {}", error_chain(&error));
-            vec![Problem::warning(first.id.to_string(), cause, "sign in to the AWS account of the zone")]
-        }))
-    }
-
-    /// While AWS is lost, only the records are unknown.
-    async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
-        if scope.wanted.is_empty() && scope.recorded.is_empty() {
-            return Ok(Vec::new());
+    /// The zones of recorded records may be in another account than the one that is signed in: those records are not gone.
+    async fn observe_records(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
+        let zones = scope.recorded.iter().filter_map(|one| one.spec.get("zone").and_then(|zone| zone.as_str()));
+        for zone in zones.collect::<BTreeSet<_>>() {
+            Box::pin(self.find_zone(zone)).await?;
         }
-        self.observed(scope).await.or_else(|error| {
-            let ids = scope.wanted.iter().map(|one| &one.id).chain(scope.recorded.iter().map(|one| &one.id));
-            let ids: BTreeSet<&ResourceId> = ids.collect();
-            let unknown = || Observed::Unknown(ReadFailure(error_chain(&error)));
-            Ok(ids.into_iter().map(|id| (id.clone(), unknown())).collect())
-        })
-    }
-
-    async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed> {
-        self.0.read(kind, id).await
-    }
-
-    async fn begin(&self, op: &Operation) -> Result<Progress> {
-        self.0.begin(op).await
-    }
-
-    async fn advance(&self, op: &Operation, handle: &Handle) -> Result<Progress> {
-        self.0.advance(op, handle).await
+        Box::pin(self.observe_kinds(scope, |kind| KINDS.contains(&kind))).await
     }
 }

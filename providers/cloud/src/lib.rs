@@ -28,6 +28,7 @@ pub mod policy;
 pub mod preflight;
 mod prices;
 mod range;
+mod records;
 mod resource;
 mod secrets;
 pub mod sweep;
@@ -42,8 +43,9 @@ pub use image::{ImageSource, ImageTarget, Images, PUSH_IT, has_image, has_images
 pub use inside::{GPU_NODES, created_gpus, inside};
 pub use machines::wrong_machines;
 pub use observe::{observe, read};
-pub use prices::prices;
+pub use prices::{UsePrice, by_use, prices};
 pub use range::Range;
+pub use records::{Records, ZoneProvider};
 pub use resource::{AnyResource, Filter, Make, ObservedObject, Of, Resource, State, TAGS, same};
 pub use secrets::{NoSecrets, secret};
 pub use table::{COVERAGE, MINUTE, Row, coverage, kind, kinds, markdown, row, rows};

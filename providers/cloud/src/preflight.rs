@@ -219,6 +219,8 @@ pub struct Need {
     amount: u64,
     /// What autoscalers may add.
     growth: u64,
+    /// What an upgrade of machines takes for a while.
+    spare: u64,
     pools: Vec<PoolNeed>,
     places: BTreeSet<String>,
     /// Whether a place has no other machines, which count against another quota.
@@ -240,6 +242,11 @@ impl Need {
         self.pools.push(pool);
     }
 
+    /// Adds what an upgrade of the machines of a pool takes for a while.
+    pub fn add_spare(&mut self, amount: u64) {
+        self.spare = self.spare.saturating_add(amount);
+    }
+
     /// How to get along with a quota: what raises it, and for a new environment what it has room for today.
     fn fix(&self, raise: &str, unit: &str, free: u64, is_new: bool) -> String {
         if !is_new || self.pools.iter().all(|pool| pool.settings == PoolSettings::Fixed) {
@@ -253,18 +260,22 @@ impl Need {
         }
     }
 
-    /// The problem, if the quota does not allow it beside what is used; a warning, if it allows less than what autoscalers may
-    /// add. `unit` follows numbers: ` vCPUs`; `raise` says how the quota is raised; `is_new` as [`is_new`] says.
+    /// The problem, if the quota does not allow it beside what is used; a warning, if it allows less than what autoscalers and upgrades
+    /// may add. `unit` follows numbers: ` vCPUs`; `raise` says how the quota is raised; `is_new` as [`is_new`] says.
     pub fn check(self, quota: &str, unit: &str, limit: u64, used: u64, raise: &str, is_new: bool) -> Option<Problem> {
         let needed = used.saturating_add(self.amount);
-        if needed.saturating_add(self.growth) <= limit {
+        let most = needed.saturating_add(self.growth);
+        if most.saturating_add(self.spare) <= limit {
             return None;
         }
         let fix = self.fix(raise, unit, limit.saturating_sub(used), is_new);
         let cause = format!("{quota} allows {limit}{unit}; {used} are used, and this plan needs {} more", self.amount);
         let place = self.places.into_iter().collect::<Vec<_>>().join(", ");
         if needed <= limit {
-            let cause = format!("{cause}, up to {} with its autoscaler", self.amount.saturating_add(self.growth));
+            let cause = match most <= limit {
+                true => format!("{cause}, and {} for an upgrade of machines", self.spare),
+                false => format!("{cause}, up to {} with its autoscaler", self.amount.saturating_add(self.growth)),
+            };
             return Some(Problem::warning(place, cause, fix));
         }
         Some(match self.is_the_only_way {

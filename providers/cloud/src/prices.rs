@@ -1,10 +1,10 @@
-//! Price tables as data, which `providers/cloud/prices.py` writes.
+//! Price tables as data, which `providers/cloud/prices.py` writes, and prices by use.
 //!
 //! A line `source,DATE,URL` holds for the lines after it: `KEY,REGION,UNIT,MICROS`. The region `*` stands for all regions, and a
 //! line that starts with `#` is a comment.
 
 use jiff::civil::Date;
-use textnlp_provider::{Price, PriceUnit};
+use textnlp_provider::{CostLine, Price, PriceUnit};
 
 /// A price list, and when it had the prices.
 type Source = (&'static str, Date);
@@ -37,6 +37,37 @@ fn price(line: &'static str, (source, date): Source) -> Option<Price> {
     let region = (region != "*").then_some(region);
     let price = Price { key, region, micros: micros.parse().ok()?, currency: "USD", unit, source, date };
     fields.next().is_none().then_some(price)
+}
+
+/// A price for an amount that a plan does not know, such as transferred data.
+#[derive(Debug, Clone, Copy)]
+pub struct UsePrice {
+    /// The key, unique with the region.
+    pub key: &'static str,
+    /// The region in which it applies; `None` for all regions without a row of their own.
+    pub region: Option<&'static str>,
+    /// The amount for one unit, in millionths of a US dollar.
+    pub micros: u64,
+    /// The unit: `per processed GB`.
+    pub unit: &'static str,
+    /// The URL of the price list.
+    pub source: &'static str,
+    /// When the source had this price.
+    pub date: Date,
+}
+
+/// The cost of what is charged by use: unknown, with the price of one unit if it is recorded.
+pub fn by_use(prices: &[UsePrice], key: &str, region: &str, service: &str, what: impl Into<String>) -> CostLine {
+    let find = |region: Option<&str>| prices.iter().find(|row| row.key == key && row.region == region);
+    let why = match find(Some(region)).or_else(|| find(None)) {
+        Some(row) => {
+            let (dollars, micros) = (row.micros / 1_000_000, format!("{:06}", row.micros % 1_000_000));
+            let (cents, rest) = micros.split_at(2);
+            format!("by use: {dollars}.{cents}{} USD {}", rest.trim_end_matches('0'), row.unit)
+        }
+        None => "by use".to_owned(),
+    };
+    CostLine::unknown(service, what, why)
 }
 
 #[cfg(test)]

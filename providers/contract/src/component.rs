@@ -14,8 +14,8 @@ use crate::Secret;
 use crate::cluster::{ClusterSite, ResourceAmounts};
 use crate::name::{CloudId, ComponentName, EnvironmentName, SiteName};
 use crate::settings::{
-    AccessLevel, CacheKind, DatabaseKind, DnsAlgorithm, GpuSize, Hosting, ModelRole, Quantize, Role, Runtime, Spot,
-    TlsMode, Weekday,
+    AccessLevel, CacheKind, DatabaseKind, DnsAlgorithm, GpuSize, Hosting, ModelRole, NodeUpgrade, Quantize, Role,
+    Runtime, Spot, TlsMode, Weekday,
 };
 use crate::units::TimeOfDay;
 
@@ -211,12 +211,15 @@ pub struct GpuPool {
     pub max: Option<u32>,
     /// Whether preemptible machines are used.
     pub spot: Spot,
+    /// How machines are replaced when the provider upgrades them, if that is not its own way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgrade: Option<NodeUpgrade>,
 }
 
 impl GpuPool {
     /// Machines of a class, on demand.
     pub fn of(size: GpuSize, count: u32) -> Self {
-        Self { size, machines: Vec::new(), per_machine: None, count, max: None, spot: Spot::Never }
+        Self { size, machines: Vec::new(), per_machine: None, count, max: None, spot: Spot::Never, upgrade: None }
     }
 
     /// The GPUs of each machine.

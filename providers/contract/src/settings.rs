@@ -171,6 +171,18 @@ words! {
 }
 
 words! {
+    /// How the provider replaces the machines of a pool when it upgrades them.
+    pub enum NodeUpgrade {
+        /// One after another, and each is missing until it is replaced: no quota for another machine is needed.
+        Minimal = "minimal",
+        /// One after another, and each is replaced before it is removed: the quota has to allow one more.
+        Surge = "surge",
+        /// All at once, and the old ones stay for an hour: the quota has to allow twice as many.
+        BlueGreen = "blue-green",
+    }
+}
+
+words! {
     /// How clients are routed to a site.
     pub enum TrafficMode {
         /// Through the built-in global endpoint.

@@ -75,6 +75,7 @@ const KUBERNETES: &[Capability] = &[
     Optional(Setting::Features),
     Optional(Setting::GpuAutoscaling),
     Optional(Setting::GpuMachines),
+    Optional(Setting::GpuUpgrade),
     Optional(Setting::Maintenance),
     Optional(Setting::ModelReplica),
     Optional(Setting::MonitoringStack),

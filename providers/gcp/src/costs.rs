@@ -8,10 +8,12 @@ use crate::kinds::container::SPOT;
 use crate::kinds::run::SERVICE;
 use crate::service::Service;
 use crate::tables::machines;
-use crate::tables::prices::priced;
+use crate::tables::prices::{by_use, priced};
 
 /// The service that keeps logs, as bills call it.
 const LOGGING: &str = "Cloud Logging";
+/// The machines of a network that Cloud NAT charges at most.
+const MOST_OF_NAT: u64 = 32;
 
 /// The lines of an object in a region; `None` for a kind whose cost does not depend on its spec.
 pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<CostLine>> {
@@ -25,13 +27,16 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
             ]
         }
         "gcp.node-pool" => pool(spec, region),
+        // Pools have the price of their machines.
         "gcp.router" => vec![
-            CostLine::unknown(
-                Service::Compute.title(),
-                "Cloud NAT",
-                "by the number of machines, 0.0014 USD each per hour",
+            priced(
+                Service::Compute,
+                "nat/address",
+                region,
+                "an address of Cloud NAT; more machines need more of them",
+                1,
             ),
-            CostLine::unknown(Service::Compute.title(), "data through Cloud NAT", "by use"),
+            by_use(Service::Compute, "nat/data", region, "data through Cloud NAT"),
         ],
         "gcp.bucket" => {
             let is_in_two = spec.get("rpo").is_some_and(Value::is_string);
@@ -60,7 +65,7 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
                 priced(title, "sql/vcpu", own, format!("{vcpus} vCPUs{standby}"), vcpus * copies),
                 priced(title, "sql/memory", own, format!("{memory} GiB of memory{standby}"), memory * copies),
                 priced(title, "sql/ssd", own, format!("{disk} GiB of disk{standby}"), disk * copies),
-                CostLine::unknown(title.title(), "backups", "by use"),
+                by_use(title, "sql/backups", own, "backups"),
             ];
             if own != region {
                 lines.push(CostLine::unknown(title.title(), "data that is copied from another region", "by use"));
@@ -72,12 +77,16 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
 }
 
 /// The lines of an object in a cluster, for what the cluster's controllers create for it.
-pub(crate) fn inside(kind: &KindName, spec: &Spec) -> Vec<CostLine> {
+pub(crate) fn inside(kind: &KindName, spec: &Spec, region: &str) -> Vec<CostLine> {
     let is_balanced = spec.get("spec").is_some_and(|spec| spec["type"] == "LoadBalancer");
     if kind.as_str() != "kubernetes.service" || !is_balanced {
         return Vec::new();
     }
-    vec![CostLine::unknown(Service::Compute.title(), "a network load balancer", "its price is not recorded")]
+    let rules = "the forwarding rules of a network load balancer; five of a project cost as much as one";
+    vec![
+        priced(Service::Compute, "lb/forwarding-rules", region, rules, 1),
+        by_use(Service::Compute, "lb/data", region, "data through the load balancer"),
+    ]
 }
 
 /// The vCPUs and the memory, in GiB, of a tier: `db-custom-2-7680`.
@@ -112,6 +121,8 @@ fn pool(spec: &Spec, region: &str) -> Vec<CostLine> {
     let kind = spec.get("disk_type").and_then(Value::as_str).unwrap_or("pd-balanced");
     let what = format!("{disk} GiB {kind} on {least} machines");
     lines.push(priced(Service::Compute, &format!("compute/{kind}"), region, what, disk));
+    let counted = least.min(MOST_OF_NAT);
+    lines.push(priced(Service::Compute, "nat/machine", region, format!("Cloud NAT for {counted} machines"), counted));
     lines
 }
 
@@ -140,26 +151,59 @@ mod tests {
                 "scaling": { "min": 2, "max": 2 }, "disk_gb": 100, "disk_type": "pd-balanced",
             })
         };
+        // 0.0014 USD × 730 h.
+        let nat = 1_022_000;
         // 2 × (0.189999 + 0.35) USD × 730 h, and 200 GiB × 0.10 USD.
-        assert_eq!(monthly("gcp.node-pool", pool("on-demand"), "us-central1"), (788_398_540 + 20_000_000, 0));
-        assert_eq!(monthly("gcp.node-pool", pool(SPOT), "us-central1"), (788_398_540 + 20_000_000, 0));
+        let iowa = 788_398_540 + 20_000_000 + 2 * nat;
+        assert_eq!(monthly("gcp.node-pool", pool("on-demand"), "us-central1"), (iowa, 0));
+        assert_eq!(monthly("gcp.node-pool", pool(SPOT), "us-central1"), (iowa, 0));
         // 2 × (0.209168 + 0.3675) USD × 730 h, and 200 GiB × 0.11 USD.
-        assert_eq!(monthly("gcp.node-pool", pool("on-demand"), "europe-west4"), (841_935_280 + 22_000_000, 0));
-        assert_eq!(monthly("gcp.node-pool", pool("on-demand"), "mars-north1"), (0, 3));
+        let netherlands = 841_935_280 + 22_000_000 + 2 * nat;
+        assert_eq!(monthly("gcp.node-pool", pool("on-demand"), "europe-west4"), (netherlands, 0));
+        assert_eq!(monthly("gcp.node-pool", pool("on-demand"), "mars-north1"), (2 * nat, 3));
+        let mut many = pool("on-demand");
+        many["scaling"] = json!({ "min": 40, "max": 40 });
+        assert_eq!(monthly("gcp.node-pool", many, "mars-north1"), (32 * nat, 3), "Cloud NAT charges 32 machines");
         let included = json!({
             "machine": "g2-standard-8", "accelerator": { "type": "nvidia-l4", "count": 1 }, "markets": ["on-demand"],
             "scaling": { "min": 1, "max": 1 }, "disk_gb": 300, "disk_type": "pd-balanced",
         });
         // 0.897202 USD × 730 h, and 300 GiB × 0.11 USD.
-        assert_eq!(monthly("gcp.node-pool", included, "europe-west4"), (654_957_460 + 33_000_000, 0));
+        assert_eq!(monthly("gcp.node-pool", included, "europe-west4"), (654_957_460 + 33_000_000 + nat, 0));
+        assert_eq!(monthly("gcp.router", json!({}), "europe-west4"), (3_650_000, 1));
         let server =
             json!({ "tier": "db-custom-1-3840", "disk_gb": 10, "availability": "ZONAL", "location": "us-central1" });
         // 0.0413 USD × 730 h, 4 GiB × 0.007 USD × 730 h, and 10 GiB × 0.17 USD.
         let price = 30_149_000 + 20_440_000 + 1_700_000;
         assert_eq!(monthly("gcp.sql-instance", server.clone(), "us-central1"), (price, 1));
-        assert_eq!(monthly("gcp.sql-instance", server, "europe-west4"), (price, 2), "a replica in another region");
+        assert_eq!(
+            monthly("gcp.sql-instance", server.clone(), "europe-west4"),
+            (price, 2),
+            "a replica in another region"
+        );
+        let in_region = |region: &str, availability: &str| {
+            let mut server = server.clone();
+            (server["location"], server["availability"]) = (json!(region), json!(availability));
+            monthly("gcp.sql-instance", server, region)
+        };
+        assert_eq!(in_region("us-central1", "REGIONAL"), (2 * price, 1), "a standby costs as much as the server");
+        // 0.0454 USD × 730 h, 4 GiB × 0.0077 USD × 730 h, and 10 GiB × 0.187 USD.
+        assert_eq!(in_region("northamerica-northeast1", "ZONAL"), (33_142_000 + 22_484_000 + 1_870_000, 1));
+        assert_eq!(in_region("europe-west4", "ZONAL"), (0, 4), "its prices are not recorded");
         assert_eq!(tier("db-custom-2-7680"), Some((2, 8)));
         assert_eq!(monthly("gcp.bucket", json!({ "rpo": null }), "us-central1"), (0, 2));
         assert_eq!(monthly("gcp.bucket", json!({ "rpo": "ASYNC_TURBO" }), "us-central1"), (0, 3));
+    }
+
+    #[test]
+    fn load_balancers_of_a_cluster_have_a_price_where_it_is_recorded() {
+        let service = |of: &str, region: &str| -> Vec<bool> {
+            let spec = Spec::of(&json!({ "spec": { "type": of } }));
+            let lines = inside(&"kubernetes.service".parse().unwrap(), &spec, region);
+            lines.iter().map(|line| matches!(line.charge, Charge::Priced { .. })).collect()
+        };
+        assert_eq!(service("LoadBalancer", "us-central1"), [true, false]);
+        assert_eq!(service("LoadBalancer", "europe-west4"), [false, false]);
+        assert_eq!(service("ClusterIP", "us-central1"), Vec::<bool>::new());
     }
 }

@@ -18,9 +18,10 @@ use textnlp_provider::{
 use crate::api::{Api, Call, bootstrap_hint, is_disabled};
 use crate::kinds::PODS;
 use crate::kinds::budgets::{BUDGET, MOST_OF_BUDGET};
-use crate::kinds::container::SPOT;
+use crate::kinds::container::{BLUE_GREEN, SPOT};
 use crate::kinds::monitoring::CHANNEL;
 use crate::kinds::private::is_connected;
+use crate::kinds::run::SERVICE;
 use crate::labels;
 use crate::policy;
 use crate::row::relative;
@@ -40,6 +41,10 @@ const SPOT_CPUS: &str = "PREEMPTIBLE_CPUS";
 /// (<https://cloud.google.com/compute/resource-usage#disk_quota>).
 const ALL_SSDS: &str = "SSD_TOTAL_GB";
 const SSDS: [&str; 2] = ["pd-balanced", "pd-ssd"];
+/// The quota of a region for L4 without zonal redundancy, which services have, and how many the first service in a region gets
+/// (<https://cloud.google.com/run/docs/configuring/services/gpu>).
+const RUN_GPUS: &str = "run.googleapis.com/nvidia_l4_gpu_allocation_no_zonal_redundancy";
+const FIRST_RUN_GPUS: u64 = 3;
 /// What an operator does about a quota.
 const RAISE: &str = "raise it: console, IAM & Admin > Quotas & System Limits; a new project has no GPUs until then";
 /// A constraint of organization policies that refuses what a plan creates.
@@ -84,6 +89,7 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem>
         ("the existing network", existing_network(api, wanted).boxed()),
         ("the existing buckets", buckets(api, wanted).boxed()),
         ("the quotas", quotas(api, wanted).boxed()),
+        ("the quota of GPUs of Cloud Run", run_gpus(api, wanted).boxed()),
         ("the machines of zones", zones(api, wanted).boxed()),
         ("the DNS zones", dns_zones(api, wanted).boxed()),
         ("the address ranges", overlaps(api, wanted).boxed()),
@@ -313,6 +319,8 @@ struct Pool<'w> {
     count: u64,
     /// How many its autoscaler may add.
     more: u64,
+    /// How many an upgrade adds for a while.
+    spare: u64,
     is_spot: bool,
     has_one_market: bool,
     /// What the disk of a machine takes of the quota of SSDs.
@@ -330,12 +338,14 @@ fn pool(one: &Wanted) -> Option<Pool<'_>> {
     let (markets, zones) = (texts(one, "markets"), texts(one, "zones"));
     let scaling = |bound: &str| one.spec.get("scaling")?[bound].as_u64();
     let is_ssd = one.spec.get("disk_type").and_then(Value::as_str).is_some_and(|name| SSDS.contains(&name));
+    let upgrade = one.spec.get("upgrade")?;
     Some(Pool {
         place: one.id.to_string(),
         settings: PoolSettings::of_part(&one.id),
         machine,
         count: scaling("min")?,
         more: scaling("max")?.saturating_sub(scaling("min")?),
+        spare: if upgrade["strategy"] == BLUE_GREEN { scaling("max")? } else { upgrade["max_surge"].as_u64()? },
         is_spot: markets.first() == Some(&SPOT),
         has_one_market: markets.len() < 2,
         ssd_gb: if is_ssd { one.spec.get("disk_gb")?.as_u64()? } else { 0 },
@@ -355,7 +365,7 @@ fn needs(
 ) -> (BTreeMap<&'static str, Need>, BTreeMap<&'static str, Need>) {
     let (mut region, mut project) = (BTreeMap::new(), BTreeMap::new());
     for pool in pools {
-        let Pool { place, settings, machine, count, more, is_spot, has_one_market, ssd_gb, .. } = pool;
+        let Pool { place, settings, machine, count, more, spare, is_spot, has_one_market, ssd_gb, .. } = pool;
         // Only the count of nodes without GPUs is rounded up.
         let zones = if *settings == PoolSettings::Nodes { zones } else { 1 };
         let add = |needs: &mut BTreeMap<&'static str, Need>, quota, each: u64, is_only: bool| {
@@ -377,6 +387,9 @@ fn needs(
             let quota = if *is_spot { gpu.spot_quota } else { gpu.quota };
             add(&mut region, quota, gpus, *has_one_market);
             add(&mut project, ALL_GPUS, gpus, true);
+            for (needs, quota) in [(&mut region, quota), (&mut project, ALL_GPUS)] {
+                needs.entry(quota).or_default().add_spare(gpus.saturating_mul(*spare));
+            }
         }
     }
     (region, project)
@@ -411,6 +424,45 @@ async fn quotas(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// Whether Cloud Run accepts the most instances of services with GPUs. It compares them with the quota, whatever is used of that.
+async fn run_gpus(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let most = |one: &Wanted| {
+        let template = one.spec.get("template")?;
+        let most = template["max"].as_u64()?;
+        template["gpu"].is_string().then(|| (one.id.to_string(), most))
+    };
+    let services: Vec<(String, u64)> = of_kind(wanted, SERVICE).filter_map(most).collect();
+    if services.is_empty() {
+        return Vec::new();
+    }
+    let path = format!("projects/{}/services/{}/consumerQuotaMetrics", api.project(), Service::Run.api());
+    let metrics = match api.list(Service::ServiceUsageBeta, &path, "metrics", &[]).await {
+        Ok(metrics) => metrics,
+        Err(error) => return unanswered("the quota of GPUs of Cloud Run", &error),
+    };
+    let Some(limit) = run_limit(&metrics, &api.region) else { return Vec::new() };
+    let problem = |(place, most): (String, u64)| {
+        let cause = format!(
+            "the quota `{RUN_GPUS}` allows {limit} instances with a GPU in {}, and the service may have {most}",
+            api.region
+        );
+        Problem::new(place, cause, "lower `scaling.max`, or raise it: console, IAM & Admin > Quotas & System Limits")
+    };
+    services.into_iter().filter(|(_, most)| *most > limit).map(problem).collect()
+}
+
+/// The limit of [`RUN_GPUS`] in a region: its own, else that of all regions. A negative one is none.
+fn run_limit(metrics: &[Value], region: &str) -> Option<u64> {
+    let metric = metrics.iter().find(|one| one["metric"] == RUN_GPUS)?;
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let buckets: Vec<Value> =
+        list(&metric["consumerQuotaLimits"]).iter().flat_map(|limit| list(&limit["quotaBuckets"])).collect();
+    let own = buckets.iter().find(|bucket| bucket["dimensions"]["region"] == region);
+    let bucket = own.or_else(|| buckets.iter().find(|bucket| bucket["dimensions"].is_null()))?;
+    let limit: u64 = bucket["effectiveLimit"].as_str()?.parse().ok()?;
+    Some(if limit == 0 { FIRST_RUN_GPUS } else { limit })
 }
 
 /// A quota that is not listed has no limit (gcloudrig/gcloudrig#44).
@@ -592,12 +644,11 @@ async fn existing_network(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
         );
         problems.push(Problem::new(place, cause, fix));
     }
-    // An upgrade adds a node to a pool.
-    let nodes: u64 = pools(wanted).iter().map(|pool| pool.count + pool.more + 1).sum();
+    let nodes: u64 = pools(wanted).iter().map(|pool| pool.count + pool.more + pool.spare).sum();
     let has = range(pods).and_then(|one| one["ipCidrRange"].as_str()).and_then(Range::read);
     if let Some(has) = has.filter(|has| has.addresses() / ADDRESSES_OF_NODE < nodes) {
         let cause = format!(
-            "the range `{pods}` of `{name}` is {has} and has room for the pods of {} nodes; the cluster may have {nodes}, with one more of each pool for upgrades",
+            "the range `{pods}` of `{name}` is {has} and has room for the pods of {} nodes; the cluster may have {nodes}, with those that upgrades add",
             has.addresses() / ADDRESSES_OF_NODE
         );
         let fix = format!("name a larger range, {others}, or lower `cluster.max_nodes` or `gpu.max`");
@@ -668,7 +719,7 @@ async fn overlaps(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
 #[cfg(test)]
 mod tests {
     use textnlp_provider::component::{Cluster, ComponentSpec, GpuPool};
-    use textnlp_provider::settings::{GpuSize, Spot};
+    use textnlp_provider::settings::{GpuSize, NodeUpgrade, Spot};
 
     use super::*;
     use crate::lower::{lower, tests};
@@ -691,6 +742,40 @@ mod tests {
         assert!(unlimited.is_none(), "a quota that is not listed has no limit");
         assert!(region.contains_key("CPUS") && region.contains_key(ALL_SSDS));
         assert!(!region.contains_key(SPOT_CPUS), "no machine is a spot machine");
+    }
+
+    #[test]
+    fn the_limit_of_a_region_is_its_own_or_that_of_all() {
+        let bucket = |limit: &str, region: Option<&str>| match region {
+            Some(region) => json!({ "effectiveLimit": limit, "dimensions": { "region": region } }),
+            None => json!({ "effectiveLimit": limit }),
+        };
+        let of = |buckets: Vec<Value>| {
+            let metric = json!({ "metric": RUN_GPUS, "consumerQuotaLimits": [{ "quotaBuckets": buckets }] });
+            run_limit(&[json!({ "metric": "run.googleapis.com/cpu_allocation" }), metric], "europe-west4")
+        };
+        assert_eq!(of(vec![bucket("5", None), bucket("1", Some("us-central1"))]), Some(5));
+        assert_eq!(of(vec![bucket("5", None), bucket("1", Some("europe-west4"))]), Some(1));
+        assert_eq!(of(vec![bucket("0", None)]), Some(FIRST_RUN_GPUS), "the first service raises it");
+        assert_eq!((of(vec![bucket("-1", None)]), run_limit(&[], "europe-west4")), (None, None));
+    }
+
+    #[test]
+    fn an_upgrade_that_adds_machines_needs_quota_for_their_gpus() {
+        let spare = |upgrade: Option<NodeUpgrade>| {
+            let pool = GpuPool { upgrade, ..GpuPool::of(GpuSize::Small, 2) };
+            let cluster = Cluster { gpu: Some(pool), ..Cluster::of("network".parse().unwrap()) };
+            let component = tests::component("cluster", ComponentSpec::Cluster(cluster));
+            let wanted = lower(&component, &tests::site(false)).unwrap();
+            let need = needs(&pools(&wanted), true, 3).1.remove(ALL_GPUS).unwrap();
+            compare(&json!({ "quotas": [{ "metric": ALL_GPUS, "limit": 2.0, "usage": 0.0 }] }), ALL_GPUS, need, true)
+        };
+        assert!(spare(None).is_none(), "no machine is added");
+        for (upgrade, count) in [(NodeUpgrade::Surge, 1), (NodeUpgrade::BlueGreen, 2)] {
+            let problem = spare(Some(upgrade)).unwrap();
+            let says = format!("needs 2 more, and {count} for an upgrade of machines");
+            assert!(problem.warning && problem.cause.ends_with(&says), "{problem:?}");
+        }
     }
 
     #[test]

@@ -108,7 +108,7 @@ impl Provider for Gcp {
     }
 
     fn costs_inside(&self, kind: &KindName, spec: &Spec) -> Vec<CostLine> {
-        costs::inside(kind, spec)
+        costs::inside(kind, spec, &self.access.region)
     }
 
     fn policies(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {

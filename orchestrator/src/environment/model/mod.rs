@@ -22,7 +22,7 @@ pub use textnlp_provider::cluster::{
 pub use textnlp_provider::component::{ClusterIdentity, MaintenanceWindow};
 pub use textnlp_provider::settings::{
     CacheKind, DatabaseCopy, DatabaseKind, DnsAlgorithm, Failover, GpuSize, Hosting, ModelExecutor, ModelRole,
-    Quantize, Role, Runtime, Spot, Strategy, TlsMode, TrafficMode,
+    NodeUpgrade, Quantize, Role, Runtime, Spot, Strategy, TlsMode, TrafficMode,
 };
 pub use textnlp_provider::units::{Bytes, Cores, Rate, SecretSource, Span, UrlSource};
 pub(crate) use textnlp_provider::words;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Bytes, CacheKind, ClusterIdentity, DatabaseKind, GpuSize, Hosting, SecretSource, Span, Spot, TlsMode, UrlSource,
-    section, words,
+    Bytes, CacheKind, ClusterIdentity, DatabaseKind, GpuSize, Hosting, NodeUpgrade, SecretSource, Span, Spot, TlsMode,
+    UrlSource, section, words,
 };
 
 words! {
@@ -183,6 +183,8 @@ section! {
         pub max: Option<u32> = None,
         /// Whether cheaper spot capacity is used, which the provider can reclaim.
         pub spot: Spot = Spot::Never,
+        /// How machines are replaced when Google Cloud upgrades them; if unset, `minimal`. Other providers have ways of their own.
+        pub upgrade: Option<NodeUpgrade> = None,
     }
 }
 

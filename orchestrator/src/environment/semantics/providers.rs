@@ -30,7 +30,7 @@ impl Checker<'_> {
         });
         let witness = e.dr.witness.iter().map(|w| ("dr.witness".to_owned(), &w.provider, None));
         let sites = e.sites.iter().enumerate();
-        let sites = sites.map(|(i, site)| (format!("sites[{i}]"), &site.provider, Some((site.runtime, site.role))));
+        let sites = sites.map(|(i, site)| (format!("sites[{i}]"), &site.provider, Some(site)));
         for (path, provider, place) in sites.chain(witness).collect::<Vec<_>>() {
             if provider == "auto" {
                 continue; // of a site it was reported where the detection failed
@@ -49,7 +49,8 @@ impl Checker<'_> {
                 self.say(Severity::Refusal, &format!("{path}.provider"), cause, missing);
                 continue;
             }
-            let Some((runtime, role)) = place else { continue };
+            let Some(site) = place else { continue };
+            let runtime = site.runtime;
             let Some(support) = offer.capabilities.of(runtime) else {
                 let fix = format!("use `{}`", offer.capabilities.names().join("` or `"));
                 let cause = format!("provider `{provider}` does not support the runtime `{runtime}`");
@@ -64,9 +65,12 @@ impl Checker<'_> {
                 // The records of several sites are in the zone of the primary's provider.
                 let is_elsewhere = capability == Capability::Optional(Setting::ExistingZone)
                     && e.has_site_records()
-                    && role != Role::Primary;
+                    && site.role != Role::Primary;
                 let is_of_another = capability == export && is_export_read;
-                if is_elsewhere || is_of_another || support.supports(capability) {
+                // Sites of several clouds have GPUs of their own.
+                let is_unwritten = capability == Capability::Optional(Setting::GpuUpgrade)
+                    && site.gpu.as_ref().unwrap_or(&e.gpu).upgrade.is_none();
+                if is_elsewhere || is_of_another || is_unwritten || support.supports(capability) {
                     continue;
                 }
                 let cause = match capability {
@@ -164,6 +168,11 @@ fn requested(e: &Environment) -> Vec<(Capability, String)> {
             Setting::GpuMachines => {
                 let all = e.sites.iter().map(|site| site.gpu.as_ref().unwrap_or(&e.gpu));
                 list(all.filter(|gpu| gpu.size != GpuSize::None).flat_map(|gpu| gpu.machines.clone()).collect())
+            }
+            Setting::GpuUpgrade => {
+                let all = e.sites.iter().map(|site| site.gpu.as_ref().unwrap_or(&e.gpu));
+                let written = all.filter(|gpu| gpu.size != GpuSize::None).filter_map(|gpu| gpu.upgrade);
+                list(written.map(|upgrade| upgrade.to_string()).collect())
             }
             Setting::Maintenance => e.maintenance.map(|window| format!("{} {}", window.day, window.at)),
             Setting::Features => list(e.features.keys().cloned().collect()),

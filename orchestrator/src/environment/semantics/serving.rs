@@ -492,7 +492,7 @@ impl Checker<'_> {
                 format!("write {} or more", e.cluster.min_nodes),
             );
         }
-        let of_machines = ["gpu.count", "gpu.max", "gpu.spot", "gpu.machines", "gpu.per_machine"];
+        let of_machines = ["gpu.count", "gpu.max", "gpu.spot", "gpu.machines", "gpu.per_machine", "gpu.upgrade"];
         if e.gpu.size == GpuSize::None && of_machines.iter().any(|path| self.written(path)) {
             self.warn("gpu", "no GPU machines are configured, so this has no effect", "add `size: small`");
         }
@@ -533,6 +533,10 @@ impl Checker<'_> {
         if gpus.existing && !gpu.machines.is_empty() {
             let cause = format!("the machines of the existing cluster of site `{}` are its operator's", site.name);
             self.error(&format!("{section}.machines"), cause, "remove it; `per_machine` tells how many GPUs each has");
+        }
+        if gpus.existing && gpu.upgrade.is_some() {
+            let cause = format!("the machines of the existing cluster of site `{}` are its operator's", site.name);
+            self.error(&format!("{section}.upgrade"), cause, "remove it");
         }
         let at_first = ClusterGpus { count: gpu.count.saturating_mul(gpu.gpus()), ..gpus.clone() };
         let replicas = |gpus: &ClusterGpus| gpus.replicas(e.rollout.strategy, e.rollout.first_share);

@@ -168,7 +168,7 @@ fn provider_without_capabilities_is_refused_every_setting() {
     let asked = "network: { waf: true, policies: true, cidr: 10.0.0.0/16, subnets: [a], open_ports: [9000] }\n\
                  features: { a: true }\ntags: { team: a }\ncluster: { restricted: false, version: \"1.30\", max_nodes: 2, allow_from: [], access: [{ identity: ann, level: view }] }\n\
                  scaling: { max: 3, cpu: 70 }\nbackup: { enabled: true }\nmonitoring: { stack: true, retention: 30d }\n\
-                 storage: { model_folder: /models, replicate_to: eu-west-1 }\ngpu: { size: small, max: 2, machines: [a] }\ndatabase: { kind: postgres, hosting: managed, replica_region: eu-west-1 }\ncache: { kind: redis, hosting: managed }\n\
+                 storage: { model_folder: /models, replicate_to: eu-west-1 }\ngpu: { size: small, max: 2, machines: [a], upgrade: surge }\ndatabase: { kind: postgres, hosting: managed, replica_region: eu-west-1 }\ncache: { kind: redis, hosting: managed }\n\
                  maintenance: { day: sunday, at: \"03:00\", hours: 4 }\n\
                  budget: { billing_export: my-project.costs.gcp_billing_export_v1_A }\n";
     let said = super::said(super::load(&format!("{}{asked}", super::GOOD), &Overrides::default(), &catalogue));
@@ -188,6 +188,7 @@ fn provider_without_capabilities_is_refused_every_setting() {
         "gpu.machines",
         "gpu.max",
         "gpu.size",
+        "gpu.upgrade",
         "maintenance",
         "monitoring.retention",
         "monitoring.stack",
@@ -276,6 +277,30 @@ fn one_site_whose_provider_reads_an_export_of_bills_is_enough() {
     }
     let said = other("cumulus", "kubernetes");
     assert!(!said.contains("budget.billing_export"), "{said}");
+}
+
+#[test]
+fn upgrades_of_gpu_machines_are_asked_of_the_sites_that_have_the_setting() {
+    const PLAIN: RuntimeSupport = RuntimeSupport { runtime: Runtime::Process, supported: &[], refused: &[] };
+    const UPGRADES: RuntimeSupport = RuntimeSupport {
+        runtime: Runtime::Kubernetes,
+        supported: &[Capability::Optional(Setting::GpuUpgrade)],
+        refused: &[],
+    };
+    let mut catalogue = Catalogue::default();
+    for (name, runtimes) in [("onprem", &[PLAIN]), ("cumulus", &[UPGRADES])] {
+        let capabilities = Capabilities { runtimes, ..Capabilities::default() };
+        catalogue.providers.insert(name.to_owned(), Offer { capabilities, ..Offer::default() });
+    }
+    let of = |here: &str, there: &str| {
+        let other = "name: there, provider: cumulus, runtime: kubernetes, region: north-1, role: secondary";
+        let sites = format!("provider: onprem{here} }}, {{ {other}{there} }}");
+        let text = super::GOOD.replace("provider: onprem }", &sites);
+        super::said(super::load(&text, &Overrides::default(), &catalogue))
+    };
+    let gpu = ", gpu: { size: small, upgrade: surge }";
+    assert!(!of("", gpu).contains("`gpu.upgrade`"), "{}", of("", gpu));
+    assert!(of(gpu, "").contains("not yet: `gpu.upgrade`"), "{}", of(gpu, ""));
 }
 
 #[test]

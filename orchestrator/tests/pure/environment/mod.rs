@@ -1246,6 +1246,10 @@ fn each_replica_in_a_cluster_needs_a_gpu_of_its_own() {
             "error: `gpu.machines`: the machines of the existing cluster of site `here` are its operator's",
         ),
         (
+            "gpu: { size: small, upgrade: surge }\ncluster: { existing: theirs }\n",
+            "error: `gpu.upgrade`: the machines of the existing cluster of site `here` are its operator's",
+        ),
+        (
             "gpu: { size: small, per_machine: 4 }\nscaling: { min: 5 }\n",
             "error: `gpu.count`: site `here` has 4 GPUs, one for each pod: not enough for 5 replicas; raise it",
         ),

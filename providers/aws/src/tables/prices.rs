@@ -5,6 +5,7 @@
 use std::sync::LazyLock;
 
 use jiff::civil::{Date, date};
+use textnlp_cloud::UsePrice;
 use textnlp_provider::{CostLine, Price, PriceUnit};
 
 use super::{Service, regions};
@@ -21,16 +22,7 @@ pub fn priced(service: Service, key: &str, region: &str, what: impl Into<String>
 
 /// The cost of what is charged by use, such as transferred data: unknown, with the price of one unit if it is recorded.
 pub fn by_use(service: Service, key: &str, region: &str, what: impl Into<String>) -> CostLine {
-    let found = USES.iter().find(|row| row.key == key && row.region == region);
-    let why = match found {
-        Some(row) => {
-            let (dollars, micros) = (row.micros / 1_000_000, format!("{:06}", row.micros % 1_000_000));
-            let (cents, rest) = micros.split_at(2);
-            format!("by use: {dollars}.{cents}{} USD {}", rest.trim_end_matches('0'), row.unit)
-        }
-        None => "by use".to_owned(),
-    };
-    CostLine::unknown(service.title(), what, why)
+    textnlp_cloud::by_use(USES, key, region, service.title(), what)
 }
 
 /// The key of a machine: `ec2/g5.xlarge`, Linux, on demand, shared tenancy. Spot prices change by the hour and have none.
@@ -81,16 +73,6 @@ struct Row {
     region: Option<&'static str>,
     micros: u64,
     unit: PriceUnit,
-    source: Source,
-}
-
-/// A price for an amount that a plan does not know.
-struct Use {
-    key: &'static str,
-    region: &'static str,
-    micros: u64,
-    unit: &'static str,
-    #[cfg_attr(not(test), expect(dead_code, reason = "provenance"))]
     source: Source,
 }
 
@@ -395,11 +377,17 @@ const ROWS: &[Row] = &[
     virginia("sagemaker/ml.g6e.2xlarge", 2_802_600, Hour, SAGEMAKER_2026_09),
 ];
 
-const fn used(key: &'static str, region: &'static str, micros: u64, unit: &'static str, source: Source) -> Use {
-    Use { key, region, micros, unit, source }
+const fn used(
+    key: &'static str,
+    region: &'static str,
+    micros: u64,
+    unit: &'static str,
+    (source, date): Source,
+) -> UsePrice {
+    UsePrice { key, region: Some(region), micros, unit, source, date }
 }
 
-const USES: &[Use] = &[
+const USES: &[UsePrice] = &[
     used("vpc/nat-gateway", "us-east-1", 45_000, "per processed GB", NAT),
     used("vpc/nat-gateway", "ap-northeast-1", 62_000, "per processed GB", TOKYO),
     used("vpc/interface-endpoint", "us-east-1", 10_000, "per processed GB", ENDPOINTS),
@@ -445,7 +433,8 @@ mod tests {
             assert!(price.region.is_none_or(|region| regions::region(region).is_some()), "{}", price.key);
         }
         for row in USES {
-            assert!(regions::region(row.region).is_some() && row.micros > 0 && row.source.0.starts_with("https://"));
+            let is_known = row.region.is_some_and(|region| regions::region(region).is_some());
+            assert!(is_known && row.micros > 0 && row.source.starts_with("https://"), "{row:?}");
         }
     }
 

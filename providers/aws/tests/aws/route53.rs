@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use textnlp_aws::{Access, Records};
+use textnlp_aws::{Access, Aws, Records};
 use textnlp_cloud::NoSecrets;
 use textnlp_provider::cluster::{ClusterAccess, ClusterIngress, ClusterSite};
 use textnlp_provider::component::{Component, ComponentSpec, Endpoint, Site, TrafficShare};
@@ -470,7 +470,7 @@ fn records_of_others_never_share_the_clients() {
 #[test]
 fn while_aws_is_lost_only_the_records_of_a_site_elsewhere_are_unknown() {
     let bench = bench();
-    let records = Records::new(bench.access(), Arc::new(NoSecrets));
+    let records = Records::new(Aws::new(bench.access(), Arc::new(NoSecrets)));
     let kinds: Vec<&str> = records.kinds().iter().map(|kind| kind.name).collect();
     assert_eq!(kinds, ["aws.health-check", "aws.dns-record"]);
     let place = place_of(ClusterAccess::default(), "us-central1", true);
@@ -499,7 +499,8 @@ fn while_aws_is_lost_only_the_records_of_a_site_elsewhere_are_unknown() {
         // Nothing answers.
         let nowhere =
             textnlp_aws::Simulator { url: "http://127.0.0.1:9".to_owned(), ..bench.access().simulator.unwrap() };
-        let lost = Records::new(Access { simulator: Some(nowhere), ..bench.access() }, Arc::new(NoSecrets));
+        let access = Access { simulator: Some(nowhere), ..bench.access() };
+        let lost = Records::new(Aws::new(access, Arc::new(NoSecrets)));
         let seen = observed(&lost, all, known).await;
         assert!(matches!(seen.as_slice(), [(_, Observed::Unknown(_))]), "{seen:?}");
         let problems = lost.preflight(all).await.unwrap();

@@ -36,6 +36,9 @@ const NODES: &str = "/$nodes";
 /// The markets of machines.
 pub(crate) const SPOT: &str = "spot";
 pub(crate) const ON_DEMAND: &str = "on-demand";
+/// The strategies of node upgrades.
+pub(crate) const SURGE: &str = "SURGE";
+pub(crate) const BLUE_GREEN: &str = "BLUE_GREEN";
 
 const STATES: &[(&str, Word)] = &[
     ("RUNNING", Word::Ready),
@@ -417,13 +420,15 @@ impl RestKind for NodePool {
                 json!({ "taints": { "taints": [{ "key": GPU_TAINT, "value": "present", "effect": "NO_SCHEDULE" }] } })
             }),
             Field { seen: NODES, ..Field::plain("nodes", "") },
+            Field::code("upgrade", "/upgradeSettings", upgrade_settings, upgrade)
+                .called(Request::Put, "", |upgrade| json!({ "upgradeSettings": upgrade_settings(upgrade) })),
             // One of each is chosen: see `prepare`.
             Field { absent: "[]", seen: "/locations", ..Field::plain("zones", "") },
             Field::code("markets", "", |_| Value::Null, |one| {
                 json!([if one["config"]["spot"] == true { SPOT } else { ON_DEMAND }])
             }),
         ],
-        in_place: &["gpu_taint", "labels", "scaling", "nodes"],
+        in_place: &["gpu_taint", "labels", "scaling", "nodes", "upgrade"],
         marks: Marks::Labels(
             "/config/resourceLabels",
             Labelling::Call(Request::Put, "", |labels, _| json!({ "resourceLabels": { "labels": labels } })),
@@ -683,6 +688,46 @@ fn scaling(document: &Value) -> Value {
     json!({ "min": count("totalMinNodeCount"), "max": count("totalMaxNodeCount") })
 }
 
+fn upgrade_settings(upgrade: &Value) -> Value {
+    let strategy = &upgrade["strategy"];
+    if *strategy != BLUE_GREEN {
+        let (surge, unavailable) = (&upgrade["max_surge"], &upgrade["max_unavailable"]);
+        return json!({ "strategy": strategy, "maxSurge": surge, "maxUnavailable": unavailable });
+    }
+    json!({
+        "strategy": strategy,
+        "blueGreenSettings": {
+            "standardRolloutPolicy": {
+                "batchNodeCount": upgrade["batch_nodes"],
+                "batchSoakDuration": upgrade["batch_soak"],
+            },
+            "nodePoolSoakDuration": upgrade["soak"],
+        },
+    })
+}
+
+/// Answers leave out zeros. A pool without a strategy has that of surges.
+fn upgrade(document: &Value) -> Value {
+    let found = &document["upgradeSettings"];
+    if found["strategy"] != BLUE_GREEN {
+        let count = |member: &str| found[member].as_u64().unwrap_or_default();
+        return json!({
+            "strategy": SURGE,
+            "max_surge": count("maxSurge"),
+            "max_unavailable": count("maxUnavailable"),
+        });
+    }
+    let settings = &found["blueGreenSettings"];
+    let policy = &settings["standardRolloutPolicy"];
+    let duration = |value: &Value| value.as_str().unwrap_or("0s").to_owned();
+    json!({
+        "strategy": BLUE_GREEN,
+        "batch_nodes": policy["batchNodeCount"],
+        "batch_soak": duration(&policy["batchSoakDuration"]),
+        "soak": duration(&settings["nodePoolSoakDuration"]),
+    })
+}
+
 fn tainted(document: &Value) -> Value {
     let taints = document["config"]["taints"].as_array().into_iter().flatten();
     json!(taints.into_iter().any(|taint| taint["key"] == GPU_TAINT))
@@ -747,6 +792,14 @@ mod tests {
         assert_eq!(accelerator(&json!({ "config": {} })), Value::Null);
         let scale = json!({ "min": 1, "max": 3 });
         assert_eq!(scaling(&json!({ "autoscaling": autoscaling(&scale) })), scale);
+        for one in [
+            json!({ "strategy": SURGE, "max_surge": 0, "max_unavailable": 1 }),
+            json!({ "strategy": BLUE_GREEN, "batch_nodes": 1, "batch_soak": "0s", "soak": "3600s" }),
+        ] {
+            assert_eq!(upgrade(&json!({ "upgradeSettings": upgrade_settings(&one) })), one);
+        }
+        let usual = json!({ "upgradeSettings": { "maxSurge": 1 } });
+        assert_eq!(upgrade(&usual), json!({ "strategy": SURGE, "max_surge": 1, "max_unavailable": 0 }));
         let key = json!("projects/p/locations/r/keyRings/k/cryptoKeys/c");
         assert_eq!(encrypted(&json!({ "databaseEncryption": encryption(&key) })), key);
         assert_eq!(encrypted(&json!({ "databaseEncryption": encryption(&Value::Null) })), Value::Null);

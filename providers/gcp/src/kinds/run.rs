@@ -49,6 +49,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
             read("run.services.list"),
             put("run.services.update"),
             read("run.operations.get"),
+            read("serviceusage.quotas.get"),
             put("iam.serviceAccounts.actAs"),
         ],
         terraform: &[("google_cloud_run_v2_service", "id")],

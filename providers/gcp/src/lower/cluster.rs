@@ -5,12 +5,12 @@ use serde_json::{Value, json};
 use textnlp_cloud::GPU_NODES;
 use textnlp_provider::cluster::{GPU_POOL, POOL};
 use textnlp_provider::component::{Cluster, GpuPool, MaintenanceWindow};
-use textnlp_provider::settings::{GpuSize, Spot};
+use textnlp_provider::settings::{GpuSize, NodeUpgrade, Spot};
 use textnlp_provider::{CloudId, Ownership, ResourceId};
 
 use super::network::{PODS, SERVICES, with_ranges};
 use super::{Lowering, NETWORK, output};
-use crate::kinds::container::{ON_DEMAND, SPOT};
+use crate::kinds::container::{BLUE_GREEN, ON_DEMAND, SPOT, SURGE};
 use crate::names;
 use crate::tables::machines::{MACHINES, Machine, of_size};
 use crate::tables::zones;
@@ -108,7 +108,9 @@ impl Lowering<'_> {
         let min = if min > zones { min.next_multiple_of(zones) } else { min };
         let max = max.max(min);
         let Some(machine) = of_size(GpuSize::None) else { return };
-        let pool = self.pool("system", machine, &main, &nodes, json!({ "min": min, "max": max }), &[], &[ON_DEMAND]);
+        let scaling = json!({ "min": min, "max": max });
+        let surge = NodeUpgrade::Surge;
+        let pool = self.pool("system", machine, &main, &nodes, scaling, &[], &[ON_DEMAND], surge);
         let system = self.part("system-nodes", "gcp.node-pool", pool);
         if let Some(gpu) = &cluster.gpu {
             self.gpu_nodes(gpu, &main, &nodes);
@@ -137,7 +139,9 @@ impl Lowering<'_> {
             Spot::Only => &[SPOT],
         };
         let scaling = json!({ "min": pool.count, "max": pool.most() });
-        let pool = self.pool(GPU_POOL, machine, cluster, nodes, scaling, &zones, markets);
+        // GKE adds a node first unless told otherwise, and where no quota is left for its GPU, the upgrade fails.
+        let how = pool.upgrade.unwrap_or(NodeUpgrade::Minimal);
+        let pool = self.pool(GPU_POOL, machine, cluster, nodes, scaling, &zones, markets, how);
         self.part(GPU_NODES, "gcp.node-pool", pool);
     }
 
@@ -151,6 +155,7 @@ impl Lowering<'_> {
         scaling: Value,
         zones: &[String],
         markets: &[&str],
+        how: NodeUpgrade,
     ) -> Value {
         let gpu = machine.gpu.map(|(gpu, count)| json!({ "type": gpu.accelerator, "count": count }));
         json!({
@@ -169,7 +174,21 @@ impl Lowering<'_> {
             "gpu_taint": machine.gpu.is_some(),
             "zones": zones,
             "markets": markets,
+            "upgrade": upgrade(how),
         })
+    }
+}
+
+/// How GKE upgrades the nodes of a pool
+/// (<https://cloud.google.com/kubernetes-engine/docs/concepts/node-pool-upgrade-strategies>). A node of the old pool is drained at a
+/// time, and all of them stay for an hour: GKE's own numbers.
+fn upgrade(how: NodeUpgrade) -> Value {
+    match how {
+        NodeUpgrade::Minimal => json!({ "strategy": SURGE, "max_surge": 0, "max_unavailable": 1 }),
+        NodeUpgrade::Surge => json!({ "strategy": SURGE, "max_surge": 1, "max_unavailable": 0 }),
+        NodeUpgrade::BlueGreen => {
+            json!({ "strategy": BLUE_GREEN, "batch_nodes": 1, "batch_soak": "0s", "soak": "3600s" })
+        }
     }
 }
 

@@ -241,7 +241,7 @@ pub(crate) mod tests {
     use textnlp_provider::component::{
         Cluster, GpuPool, MaintenanceWindow, Model, ModelReplica, ModelStore, Network, Registry,
     };
-    use textnlp_provider::settings::{GpuSize, Spot, Weekday};
+    use textnlp_provider::settings::{GpuSize, NodeUpgrade, Spot, Weekday};
     use textnlp_provider::units::TimeOfDay;
 
     use super::*;
@@ -348,6 +348,12 @@ pub(crate) mod tests {
         assert_eq!(spec["zones"], json!(["europe-west1-b", "europe-west1-c", "europe-west1-d"]));
         assert_eq!(spec["markets"], json!(["spot", "on-demand"]));
         assert_eq!(spec["tags"], json!({ "team": "text" }));
+        let surges = |pool: &str| {
+            let upgrade = all[pool].spec.as_value()["upgrade"].clone();
+            (upgrade["max_surge"].as_u64(), upgrade["max_unavailable"].as_u64())
+        };
+        assert_eq!(surges("main/cluster/gpu-nodes"), (Some(0), Some(1)), "no quota for another GPU is needed");
+        assert_eq!(surges("main/cluster/system-nodes"), (Some(1), Some(0)));
         // terraform-google-modules/terraform-google-kubernetes-engine#703: GKE adds the taint only beside another pool.
         assert!(gpu.needs.iter().any(|need| need.on.as_str() == "main/cluster/system-nodes"));
         let named = |name: &str, per_machine| {
@@ -359,6 +365,15 @@ pub(crate) mod tests {
         };
         assert_eq!(named("g2-standard-24", Some(2)), Some(json!({ "type": "nvidia-l4", "count": 2 })));
         assert_eq!((named("g2-standard-24", None), named("e2-standard-4", None)), (None, None));
+        let strategy = |upgrade| {
+            let gpu = GpuPool { upgrade: Some(upgrade), ..GpuPool::of(GpuSize::Large, 1) };
+            let cluster = Cluster { gpu: Some(gpu), ..Cluster::of("network".parse().unwrap()) };
+            let all = expand(ComponentSpec::Cluster(cluster), "cluster", false);
+            let upgrade = &all["main/cluster/gpu-nodes"].spec.as_value()["upgrade"];
+            (upgrade["strategy"].clone(), upgrade["max_surge"].clone())
+        };
+        assert_eq!(strategy(NodeUpgrade::Surge), (json!("SURGE"), json!(1)));
+        assert_eq!(strategy(NodeUpgrade::BlueGreen), (json!("BLUE_GREEN"), json!(null)));
         let main = all["main/cluster"].spec.as_value();
         assert_eq!(main["key"], json!({ "$output": "main/models/key#id" }));
         assert_eq!(main["private_nodes"], json!(true));

@@ -9,6 +9,7 @@
 use std::sync::LazyLock;
 
 use jiff::civil::{Date, date};
+use textnlp_cloud::UsePrice;
 use textnlp_provider::{CostLine, Price, PriceUnit};
 
 use crate::service::Service;
@@ -25,19 +26,57 @@ const INFRACOST: Source = (
     date(2026, 7, 1),
 );
 
-const fn price(key: &'static str, region: Option<&'static str>, micros: u64, unit: PriceUnit) -> Price {
-    let (source, date) = INFRACOST;
+/// Google's catalogue of Cloud SQL. Its SKUs for PostgreSQL without a standby in Montreal are `BA3C-810D-DB74`, `C18F-F8AE-B7CA` and
+/// `5449-6AD5-8815`; in Iowa a standby doubles each price.
+const SQL: Source = ("https://cloudbilling.googleapis.com/v1/services/9662-B51E-5089/skus", date(2026, 8, 3));
+/// The page has one price for all regions. It charges no more than 32 machines.
+const NAT: Source = ("https://cloud.google.com/nat/pricing", date(2026, 10, 16));
+/// The page shows other regions by a script only.
+const LOAD_BALANCERS: Source = ("https://cloud.google.com/load-balancing/pricing", date(2026, 9, 20));
+
+const fn price(
+    key: &'static str,
+    region: Option<&'static str>,
+    micros: u64,
+    unit: PriceUnit,
+    (source, date): Source,
+) -> Price {
     Price { key, region, micros, currency: "USD", unit, source, date }
 }
 
 const IOWA: Option<&str> = Some("us-central1");
+const MONTREAL: Option<&str> = Some("northamerica-northeast1");
+const GIB: PriceUnit = PriceUnit::MonthOf("GiB");
 
 const ROWS: &[Price] = &[
-    price("gke/cluster", None, 100_000, PriceUnit::Hour),
-    price("sql/vcpu", IOWA, 41_300, PriceUnit::Hour),
-    price("sql/memory", IOWA, 7_000, PriceUnit::Hour),
-    price("sql/ssd", IOWA, 170_000, PriceUnit::MonthOf("GiB")),
-    price("kms/version", None, 60_000, PriceUnit::MonthOf("key version")),
+    price("gke/cluster", None, 100_000, PriceUnit::Hour, INFRACOST),
+    price("sql/vcpu", IOWA, 41_300, PriceUnit::Hour, INFRACOST),
+    price("sql/memory", IOWA, 7_000, PriceUnit::Hour, INFRACOST),
+    price("sql/ssd", IOWA, 170_000, GIB, INFRACOST),
+    price("sql/vcpu", MONTREAL, 45_400, PriceUnit::Hour, SQL),
+    price("sql/memory", MONTREAL, 7_700, PriceUnit::Hour, SQL),
+    price("sql/ssd", MONTREAL, 187_000, GIB, SQL),
+    price("kms/version", None, 60_000, PriceUnit::MonthOf("key version"), INFRACOST),
+    price("nat/machine", None, 1_400, PriceUnit::Hour, NAT),
+    price("nat/address", None, 5_000, PriceUnit::Hour, NAT),
+    // The first five of a project together.
+    price("lb/forwarding-rules", IOWA, 25_000, PriceUnit::Hour, LOAD_BALANCERS),
+];
+
+const fn used(
+    key: &'static str,
+    region: Option<&'static str>,
+    micros: u64,
+    unit: &'static str,
+    (source, date): Source,
+) -> UsePrice {
+    UsePrice { key, region, micros, unit, source, date }
+}
+
+const USES: &[UsePrice] = &[
+    used("nat/data", None, 45_000, "per processed GiB", NAT),
+    used("lb/data", IOWA, 8_000, "per processed GiB", LOAD_BALANCERS),
+    used("sql/backups", IOWA, 80_000, "per GiB-month", INFRACOST),
 ];
 
 /// All prices.
@@ -47,6 +86,11 @@ pub static PRICES: LazyLock<Vec<Price>> =
 /// The cost of a quantity at the price of `key` in a region.
 pub fn priced(service: Service, key: &str, region: &str, what: impl Into<String>, quantity: u64) -> CostLine {
     CostLine::priced(&PRICES, key, region, service.title(), what, quantity)
+}
+
+/// The cost of what is charged by use, such as transferred data: unknown, with the price of one unit if it is recorded.
+pub fn by_use(service: Service, key: &str, region: &str, what: impl Into<String>) -> CostLine {
+    textnlp_cloud::by_use(USES, key, region, service.title(), what)
 }
 
 #[cfg(test)]
@@ -68,6 +112,9 @@ mod tests {
         let today = jiff::Zoned::now().with_time_zone(jiff::tz::TimeZone::UTC).date();
         for one in PRICES.iter() {
             assert!(keys.insert((one.key, one.region)), "{}", one.key);
+            assert!(one.micros > 0 && one.source.starts_with("https://") && one.date <= today, "{one:?}");
+        }
+        for one in USES {
             assert!(one.micros > 0 && one.source.starts_with("https://") && one.date <= today, "{one:?}");
         }
     }

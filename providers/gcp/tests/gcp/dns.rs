@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use textnlp_gcp::{Access, Records};
+use textnlp_gcp::{Access, Gcp, Records};
 use textnlp_provider::cluster::{ClusterAccess, ClusterIngress};
 use textnlp_provider::component::Endpoint;
 use textnlp_provider::conformance::lowers_purely;
@@ -363,7 +363,7 @@ fn each_of_several_sites_has_an_item_and_a_health_check() {
 
     // A site at another provider, whose account is no project.
     let access = Access { region: REGION.to_owned(), ..Access::default() };
-    let records = Records::new(access, Arc::new(Secrets));
+    let records = Records::new(Gcp::new(access, Arc::new(Secrets)));
     let kinds: Vec<&str> = records.kinds().iter().map(|kind| kind.name).collect();
     assert_eq!(kinds, ["gcp.health-check", "gcp.dns-record"]);
     let elsewhere =

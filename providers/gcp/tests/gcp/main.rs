@@ -519,12 +519,36 @@ async fn road(bench: &Bench) {
         panic!("the pool is gone")
     };
     assert_eq!(seen.spec.get("nodes"), Some(&json!(5)));
+    upgrades_are_set_again(bench, &mut records).await;
 
     if bench.remote.is_some() {
         replication_is_turned_on_again(bench, &mut records).await;
     }
     leave_behind(bench, &records);
     remove(bench, &records).await;
+}
+
+/// The upgrade strategy of the GPU pool is changed in place, and by hand.
+async fn upgrades_are_set_again(bench: &Bench, records: &mut [Made]) {
+    let Some(pool) = records.iter_mut().find(|(one, _)| one.id.as_str() == "main/cluster/gpu-nodes") else { return };
+    let key = format!("container/{}", pool.1.cloud_id);
+    let settings = || bench.cloud.world().get(&key).unwrap()["upgradeSettings"].clone();
+    assert_eq!(settings(), json!({ "strategy": "SURGE", "maxSurge": 0, "maxUnavailable": 1 }));
+    let mut changed = pool.1.spec.as_value().clone();
+    changed["upgrade"] = json!({ "strategy": "BLUE_GREEN", "batch_nodes": 1, "batch_soak": "0s", "soak": "3600s" });
+    update(bench, 502, pool, Spec::of(&changed)).await;
+    assert_eq!(settings()["strategy"], "BLUE_GREEN");
+
+    bench.cloud.world().change(&key, "/upgradeSettings/blueGreenSettings/nodePoolSoakDuration", json!("60s"));
+    let Observed::Present(seen) = bench.provider.read(&pool.1.kind, &pool.1.cloud_id).await.unwrap() else {
+        panic!("the pool is gone")
+    };
+    let drifted: Vec<String> =
+        bench.provider.diff(&pool.0, &pool.1, &seen).into_iter().map(|change| change.field).collect();
+    assert_eq!(drifted, ["upgrade"]);
+    let spec = pool.0.spec.clone();
+    update(bench, 503, pool, spec).await;
+    assert_eq!(settings()["blueGreenSettings"]["nodePoolSoakDuration"], "3600s");
 }
 
 /// The replication of a bucket in two regions is changed by hand.

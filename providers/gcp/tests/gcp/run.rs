@@ -11,7 +11,9 @@ use textnlp_provider::component::{ComponentSpec, InferenceEndpoint, Model, Model
 use textnlp_provider::conformance::TestBed;
 use textnlp_provider::operations::{EndpointAccess, Operations, SiteOutputs};
 use textnlp_provider::settings::Runtime;
-use textnlp_provider::{Capability, Lineage, Observed, Operation, Progress, Provider, Spec, Verb, Wanted, error_chain};
+use textnlp_provider::{
+    Capability, Lineage, Observed, Operation, Problem, Progress, Provider, Spec, Verb, Wanted, error_chain,
+};
 use textnlp_sim::gcp::Options;
 use textnlp_sim::gcp::run::Container;
 
@@ -137,6 +139,31 @@ fn a_service_whose_image_does_not_exist_fails_with_the_reason() {
         let why = error_of(&bench, &op).await;
         assert!(why.contains(&format!("Image '{other}' not found")), "{why}");
         remove(&bench, &records).await;
+    });
+}
+
+#[test]
+fn preflight_compares_the_most_instances_with_the_quota_of_gpus() {
+    run(async {
+        let bench = bench(Options::zero_latency().enabled(), false);
+        let with = |most: u64| {
+            let mut all = wanted(&bench);
+            let service = all.iter_mut().find(|one| one.id.as_str() == SERVICE).unwrap();
+            let mut spec = service.spec.as_value().clone();
+            (spec["template"]["gpu"], spec["template"]["max"]) = (json!("nvidia-l4"), json!(most));
+            service.spec = Spec::of(&spec);
+            all
+        };
+        let refused = |problems: &[Problem]| -> Vec<String> {
+            problems.iter().filter(|problem| problem.place == SERVICE).map(|problem| problem.cause.clone()).collect()
+        };
+        let found = bench.provider.preflight(&with(3)).await.unwrap();
+        assert_eq!(refused(&found), Vec::<String>::new());
+        let limit = (REGION.to_owned(), "NvidiaL4GpuAllocNoZonalRedundancyPerProjectRegion".to_owned());
+        bench.cloud.world().quotas.insert(limit, 1.0);
+        let found = bench.provider.preflight(&with(2)).await.unwrap();
+        let [cause] = refused(&found).try_into().unwrap_or_else(|other: Vec<String>| panic!("{other:?}"));
+        assert!(cause.contains("allows 1 instances") && cause.ends_with("the service may have 2"), "{cause}");
     });
 }
 

@@ -224,6 +224,12 @@ pub(crate) const LEDGER: &[Behaviour] = &[
             "https://cloud.google.com/kubernetes-engine/docs/concepts/maintenance-windows-and-exclusions",
         ),
     ),
+    rule(
+        "an upgrade adds a node first unless maxSurge is 0, and with BLUE_GREEN all of them; where the quota has no room for it and no node \
+            may be unavailable, the upgrade fails and the nodes stay",
+        Source::Documentation("https://cloud.google.com/kubernetes-engine/docs/how-to/node-upgrades-quota"),
+    ),
+    rule("maxSurge and maxUnavailable are not both 0", Source::Report("GoogleCloudPlatform/cluster-toolkit#3359")),
     rule("an operation can be cancelled", Source::Model),
 ];
 
@@ -350,6 +356,7 @@ fn pool(cloud: &Cloud, cluster: &Value, key: &str, wanted: &Value, others_withou
         seen.push(one);
     }
     errors::check_labels(pool.pointer("/config/resourceLabels").unwrap_or(&Value::Null))?;
+    check_upgrade(&pool["upgradeSettings"])?;
     let wish = text(&pool, "/version").to_owned();
     let master = text(cluster, "/currentMasterVersion");
     let nodes = if wish.is_empty() || wish == "-" { master } else { version(&wish)? };
@@ -407,6 +414,34 @@ fn pool(cloud: &Cloud, cluster: &Value, key: &str, wanted: &Value, others_withou
         cloud.link("container", &format!("{}/nodePools/{name}", key.split_once('/').map_or("", |(_, n)| n))).into();
     pool["status"] = "PROVISIONING".into();
     Ok(pool)
+}
+
+fn is_blue_green(settings: &Value) -> bool {
+    settings["strategy"] == "BLUE_GREEN"
+}
+
+/// Refuses settings with which no node can be upgraded.
+fn check_upgrade(settings: &Value) -> Result<(), Problem> {
+    let is_zero = |member: &str| settings[member].as_i64().unwrap_or(0) == 0;
+    match !settings.is_null() && !is_blue_green(settings) && is_zero("maxSurge") && is_zero("maxUnavailable") {
+        true => Err(bad("UpgradeSettings: at least one of maxSurge and maxUnavailable must be greater than 0.")),
+        false => Ok(()),
+    }
+}
+
+/// Why the nodes of a pool cannot be upgraded: the quotas have no room for the nodes that are added before others are removed.
+fn upgrade_beyond_quota(cloud: &Cloud, cluster: &str, pool: &Value) -> Option<String> {
+    let settings = &pool["upgradeSettings"];
+    let mut added = pool.clone();
+    if !is_blue_green(settings) {
+        // One after another is enough.
+        if settings["maxUnavailable"].as_i64().unwrap_or(0) > 0 {
+            return None;
+        }
+        added["initialNodeCount"] = 1.into();
+        added["locations"] = zones(pool).into_iter().take(1).collect();
+    }
+    beyond_quota(cloud, cluster, &added)
 }
 
 /// The type and count of a pool's accelerators on a node.
@@ -480,6 +515,22 @@ pub(crate) fn used(cloud: &Cloud, project: &str, region: &str, metric: &str) -> 
     pools.filter(|(one, _)| one == metric).map(|(_, count)| count).sum()
 }
 
+/// The quota that has no room for the nodes of a pool beside those that run.
+fn beyond_quota(cloud: &Cloud, cluster: &str, pool: &Value) -> Option<String> {
+    let (project, place) = (project_of(cluster), location(cluster));
+    let region = place.rsplitn(2, '-').last().filter(|_| place.matches('-').count() == 2).unwrap_or(place);
+    needs(cloud, region, pool).into_iter().find_map(|(metric, need)| {
+        let region = if metric == "GPUS_ALL_REGIONS" { "" } else { region };
+        let limit = limit(cloud, region, &metric);
+        let place = if region.is_empty() { "globally".to_owned() } else { format!("in region {region}") };
+        (used(cloud, project, region, &metric) + need > limit).then(|| {
+            format!(
+                "[GCE_QUOTA_EXCEEDED]: Instance creation failed: Quota '{metric}' exceeded. Limit: {limit:.1} {place}."
+            )
+        })
+    })
+}
+
 /// Why a pool gets no machines, as a condition of the pool: code and message.
 fn judge(cloud: &mut Cloud, cluster: &str, pool: &Value) -> Result<(), (&'static str, String)> {
     let project = project_of(cluster).to_owned();
@@ -502,18 +553,8 @@ fn judge(cloud: &mut Cloud, cluster: &str, pool: &Value) -> Result<(), (&'static
             return Err(("UNKNOWN", wait(&message)));
         }
     }
-    let place = location(cluster).to_owned();
-    let region = place.rsplitn(2, '-').last().filter(|_| place.matches('-').count() == 2).unwrap_or(&place).to_owned();
-    for (metric, need) in needs(cloud, &region, pool) {
-        let region = if metric == "GPUS_ALL_REGIONS" { "" } else { region.as_str() };
-        let limit = limit(cloud, region, &metric);
-        if used(cloud, &project, region, &metric) + need > limit {
-            let place = if region.is_empty() { "globally".to_owned() } else { format!("in region {region}") };
-            let message = format!(
-                "[GCE_QUOTA_EXCEEDED]: Instance creation failed: Quota '{metric}' exceeded. Limit: {limit:.1} {place}."
-            );
-            return Err(("GCE_QUOTA_EXCEEDED", wait(&message)));
-        }
+    if let Some(message) = beyond_quota(cloud, cluster, pool) {
+        return Err(("GCE_QUOTA_EXCEEDED", wait(&message)));
     }
     if let Some(message) = pods_beyond(cloud, cluster, pool) {
         return Err(("UNKNOWN", message));
@@ -1196,7 +1237,13 @@ fn update_pool(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
             )));
         }
         *wish = wanted.into();
+        if let Some(message) = upgrade_beyond_quota(cloud, &cluster, &before) {
+            let effect: Effect = Box::new(move |_| Err(json!({ "code": 8, "message": message })));
+            let takes = Duration::from_secs(120);
+            return Ok(begin(cloud, call, Family::Container, "UPGRADE_NODES", &key, takes, Value::Null, effect));
+        }
     }
+    check_upgrade(&call.body["upgradeSettings"])?;
     let is_empty = changes.is_empty() && call.body.get("accelerators").is_none();
     if is_empty {
         return Err(bad("Must specify a field to update."));

@@ -27,6 +27,8 @@ const SIZES: [(&str, u64, u64); 5] =
     [("1", 512, 4096), ("2", 512, 8192), ("4", 2048, 16_384), ("6", 4096, 24_576), ("8", 4096, 32_768)];
 /// The quota of GPUs in a region, and its usual limit.
 const GPUS: (&str, f64) = ("NvidiaL4GpuAllocNoZonalRedundancyPerProjectRegion", 3.0);
+/// The metric of that quota.
+const GPU_METRIC: &str = "run.googleapis.com/nvidia_l4_gpu_allocation_no_zonal_redundancy";
 /// Members that an update changes.
 const CHANGEABLE: [&str; 5] = ["labels", "annotations", "template", "traffic", "ingress"];
 
@@ -117,6 +119,23 @@ fn invalid(message: impl Into<String>) -> Problem {
     Problem::new("INVALID_ARGUMENT", message)
 }
 
+/// The GPUs that a region allows.
+fn gpus(cloud: &Cloud, region: &str) -> f64 {
+    cloud.quotas.get(&(region.to_owned(), GPUS.0.to_owned())).copied().unwrap_or(GPUS.1)
+}
+
+/// The quota of GPUs as Service Usage shows it: the limit of all regions, and those of regions that have another one.
+pub(crate) fn quota(cloud: &Cloud) -> Value {
+    let regions = cloud.quotas.keys().filter(|(_, name)| name == GPUS.0).map(|(region, _)| region.as_str());
+    let limit = |limit: f64| format!("{limit:.0}");
+    let of_region =
+        |region: &str| json!({ "effectiveLimit": limit(gpus(cloud, region)), "dimensions": { "region": region } });
+    let mut buckets = vec![json!({ "effectiveLimit": limit(GPUS.1), "defaultLimit": limit(GPUS.1) })];
+    buckets.extend(regions.map(of_region));
+    json!({ "metric": GPU_METRIC, "displayName": "Total Nvidia L4 GPU allocation without zonal redundancy",
+        "consumerQuotaLimits": [{ "metric": GPU_METRIC, "unit": "1/{project}/{region}", "quotaBuckets": buckets }] })
+}
+
 /// Refuses a template that no revision can have.
 fn check(cloud: &Cloud, call: &Call<'_>, template: &Value) -> Result<(), Problem> {
     let container = &template["containers"][0];
@@ -137,7 +156,7 @@ fn check(cloud: &Cloud, call: &Call<'_>, template: &Value) -> Result<(), Problem
     }
     if limits.get("nvidia.com/gpu").is_some() {
         let region = call.name.split('/').nth(3).unwrap_or_default();
-        let limit = cloud.quotas.get(&(region.to_owned(), GPUS.0.to_owned())).copied().unwrap_or(GPUS.1);
+        let limit = gpus(cloud, region);
         let wanted = template["scaling"]["maxInstanceCount"].as_f64().unwrap_or(100.0);
         if wanted > limit {
             let message = format!("Max instances must be set to {limit:.0} or fewer in order to set GPU requirements.");

@@ -51,6 +51,7 @@ pub(crate) const HANDLERS: &[(&str, Handler)] = &[
     ("serviceusage.services.batchGet", batch_get),
     ("serviceusage.services.list", list),
     ("serviceusage.services.generateServiceIdentity", identity),
+    ("serviceusage.services.consumerQuotaMetrics.list", quotas),
     ("serviceusage.operations.get", super::kinds::operation),
     ("cloudbilling.projects.getBillingInfo", billing),
     ("storage.projects.serviceAccount.get", storage_agent),
@@ -78,6 +79,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Report("hashicorp/terraform-provider-google#15572"),
     ),
     rule("at most 20 APIs in a batch", Source::Model),
+    rule(
+        "a limit of a quota has a bucket for all regions, and one for each region with another limit",
+        Source::Report("openshift/installer#3819"),
+    ),
     rule(
         "a new project has the storage APIs and Service Usage enabled",
         Source::Documentation("https://cloud.google.com/service-usage/docs/enabled-service#default"),
@@ -248,6 +253,13 @@ fn identity(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
     let response = json!({ "@type": "type.googleapis.com/google.api.serviceusage.v1beta1.ServiceIdentity",
         "email": email, "uniqueId": id });
     Ok(json!({ "name": "operations/finished.DONE_OPERATION", "done": true, "response": response }))
+}
+
+fn quotas(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
+    match call.name.contains("/services/run.googleapis.com/") {
+        true => Ok(json!({ "metrics": [super::run::quota(cloud)] })),
+        false => Err(Problem::new("UNIMPLEMENTED", format!("{} is not simulated.", call.name))),
+    }
 }
 
 fn storage_agent(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {

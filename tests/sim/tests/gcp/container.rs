@@ -191,6 +191,32 @@ fn gpu_pools_get_a_driver_and_a_taint_only_beside_others() {
 }
 
 #[test]
+fn an_upgrade_that_adds_nodes_needs_quota_for_them() {
+    let client = Client::quick();
+    client.cloud.world().quotas.insert((String::new(), "GPUS_ALL_REGIONS".to_owned()), 1.0);
+    ready(&client);
+    client.wait("container", add_pool(&client, pool("gpu", "g2-standard-8", Some("nvidia-l4"))));
+    let path = format!("{CLUSTERS}/c/nodePools/gpu");
+    let change = |body: Value| client.call("PUT", "container", &path, body);
+    let upgrade = |settings: Value| {
+        client.wait("container", change(json!({ "upgradeSettings": settings })));
+        let version = client.get("container", &path).ok()["version"].clone();
+        client.wait("container", change(json!({ "nodeVersion": version })))
+    };
+    for settings in
+        [json!({ "strategy": "SURGE", "maxSurge": 1, "maxUnavailable": 0 }), json!({ "strategy": "BLUE_GREEN" })]
+    {
+        let failed = upgrade(settings);
+        assert!(failed["error"]["message"].as_str().unwrap().contains("GCE_QUOTA_EXCEEDED"), "{failed}");
+        assert_eq!(client.get("container", &path).ok()["status"], "RUNNING");
+    }
+    let done = upgrade(json!({ "strategy": "SURGE", "maxSurge": 0, "maxUnavailable": 1 }));
+    assert!(done.get("error").is_none(), "{done}");
+    let none = json!({ "upgradeSettings": { "strategy": "SURGE", "maxSurge": 0, "maxUnavailable": 0 } });
+    assert!(change(none).message().contains("maxUnavailable"));
+}
+
+#[test]
 fn quotas_and_stock_fail_the_operation_and_the_pool_stays() {
     let client = Client::quick();
     ready(&client);

@@ -1,78 +1,17 @@
 //! A site that is a service of Cloud Run, as an operator meets it: the real program, and a real server of it in each container.
 
-use std::process::{Child, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use camino::Utf8PathBuf;
 use textnlp_sim::gcp::run::Container;
 use textnlp_sim::gcp::{GoogleCloud, Options};
-use textnlp_tests::ports::Ports;
-use textnlp_tests::{Said, Sandbox, counts, eventually, http, program, said};
+use textnlp_tests::{Said, Sandbox, counts, said};
 
+use crate::containers::Containers;
 use crate::follower::Follower;
 use crate::gcp::left;
 
 const FILE: &str = "service.yaml";
 const PROJECT: &str = "my-project";
-
-/// What a server runs, its ports and its process.
-type Server = (Container, Ports, Child);
-
-/// Servers that run with the variables of containers; they end with the test.
-struct Containers {
-    folder: Utf8PathBuf,
-    running: Mutex<Vec<Server>>,
-}
-
-impl Drop for Containers {
-    fn drop(&mut self) {
-        for (_, _, server) in self.running.get_mut().unwrap() {
-            server.kill().unwrap();
-            server.wait().unwrap();
-        }
-    }
-}
-
-impl Containers {
-    /// The answer of the container's server, which is started by its first request.
-    fn answer(&self, container: &Container, method: &str, path: &str, body: &[u8]) -> (u16, Vec<u8>) {
-        let mut running = self.running.lock().unwrap();
-        let known = running.iter().find(|(known, ..)| known == container);
-        let port = match known {
-            Some((_, ports, _)) => ports.numbers()[0],
-            None => {
-                let ports = Ports::ask(1);
-                let port = ports.numbers()[0];
-                let server = self.start(container, port, running.len());
-                running.push((container.clone(), ports, server));
-                let is_ready = || http::get(port, "/ready").ok().filter(|ready| ready.status == 200);
-                eventually("the container is ready", is_ready);
-                port
-            }
-        };
-        let answer = http::ask(port, method, path, &[], body).unwrap();
-        (answer.status, answer.body)
-    }
-
-    /// What Cloud Run does with the image, with a folder and a port of this machine in place of its own.
-    fn start(&self, container: &Container, port: u16, number: usize) -> Child {
-        let folder = self.folder.join(format!("container-{number}"));
-        let joined = |name: &str| {
-            let pieces = (0..).map_while(|number| container.environment.get(&format!("{name}_{number}")));
-            let text: String = pieces.map(String::as_str).collect();
-            text.replace("0.0.0.0:8080", &format!("127.0.0.1:{port}")).replace("/tmp/textnlp", folder.as_str())
-        };
-        let variables = ["TEXTNLP_CLOUD_RUN_SERVER", "TEXTNLP_CLOUD_RUN_MODELS"];
-        std::process::Command::new(program())
-            .arg("serve")
-            .env_clear()
-            .envs(variables.map(|name| (format!("{name}_0"), joined(name))))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap()
-    }
-}
 
 #[test]
 fn a_service_of_cloud_run_is_made_opens_its_gate_changes_and_is_removed_with_everything() {
@@ -80,10 +19,10 @@ fn a_service_of_cloud_run_is_made_opens_its_gate_changes_and_is_removed_with_eve
     let cloud = GoogleCloud::start(Options { project: PROJECT.to_owned(), ..Options::zero_latency() });
     let section = ("docs/guide/gcp.md", "Cloud Run");
     let follower = Follower::of(&sandbox, section, FILE, &[], cloud.variables());
-    let containers = Arc::new(Containers { folder: sandbox.folder().to_owned(), running: Mutex::default() });
+    let containers = Containers::new(&sandbox, "TEXTNLP_CLOUD_RUN", "/ready");
     let known = Arc::downgrade(&containers);
     cloud.world().containers = Some(Arc::new(move |container: &Container, method: &str, path: &str, body: &[u8]| {
-        known.upgrade().unwrap().answer(container, method, path, body)
+        known.upgrade().unwrap().answer(&container.environment, method, path, body)
     }));
     let run = |args: &[&str]| -> Said {
         let mut command = sandbox.command(&[args, &["--file", FILE]].concat());
@@ -141,7 +80,7 @@ fn a_service_of_cloud_run_is_made_opens_its_gate_changes_and_is_removed_with_eve
     assert!(!run(&["generate", "Once"]).expect(0).out.trim().is_empty(), "the old revision answers");
     cloud.world().mute = false;
     assert_eq!(context().expect(0).json()["gate"]["state"], "open");
-    assert_eq!(containers.running.lock().unwrap().len(), 2, "one server for each revision that was called");
+    assert_eq!(containers.count(), 2, "one server for each revision that was called");
 
     follower.run(follower.printed("textnlp-deploy down")).expect(0);
     assert_eq!(left(&cloud), Vec::<String>::new());

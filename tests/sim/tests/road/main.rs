@@ -11,6 +11,7 @@ mod operator;
 mod azure;
 mod cloud_run;
 mod clouds;
+mod containers;
 mod export;
 mod follower;
 mod gcp;

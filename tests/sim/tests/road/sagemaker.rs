@@ -1,77 +1,16 @@
 //! A site that is an endpoint of SageMaker, as an operator meets it: the real program, and a real server of it in each container.
 
-use std::collections::BTreeMap;
-use std::process::{Child, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use camino::Utf8PathBuf;
 use textnlp_sim::aws::sagemaker::{Container, SageMaker};
 use textnlp_sim::{Options, Scope, Simulator};
-use textnlp_tests::ports::Ports;
-use textnlp_tests::{Said, Sandbox, counts, eventually, http, program, said};
+use textnlp_tests::{Said, Sandbox, counts, said};
 
 use super::{ACCOUNT, REGION, signed_in};
+use crate::containers::Containers;
 use crate::follower::Follower;
 
 const FILE: &str = "endpoint.yaml";
-
-/// The variables, the ports and the process of a server.
-type Server = (BTreeMap<String, String>, Ports, Child);
-
-/// Servers that run with the variables of containers; they end with the test.
-struct Containers {
-    folder: Utf8PathBuf,
-    running: Mutex<Vec<Server>>,
-}
-
-impl Drop for Containers {
-    fn drop(&mut self) {
-        for (_, _, server) in self.running.get_mut().unwrap() {
-            server.kill().unwrap();
-            server.wait().unwrap();
-        }
-    }
-}
-
-impl Containers {
-    /// The answer of the container's server, which is started by its first request.
-    fn answer(&self, container: &Container, body: &[u8]) -> (u16, Vec<u8>) {
-        let mut running = self.running.lock().unwrap();
-        let known = running.iter().find(|(variables, ..)| *variables == container.environment);
-        let port = match known {
-            Some((_, ports, _)) => ports.numbers()[0],
-            None => {
-                let ports = Ports::ask(1);
-                let port = ports.numbers()[0];
-                let server = self.start(container, port, running.len());
-                running.push((container.environment.clone(), ports, server));
-                eventually("the container answers", || http::get(port, "/ping").ok().filter(|ping| ping.status == 200));
-                port
-            }
-        };
-        let answer = http::post(port, "/invocations", &serde_json::from_slice(body).unwrap()).unwrap();
-        (answer.status, answer.body)
-    }
-
-    /// What SageMaker does with the image, with a folder and a port of this machine in place of its own.
-    fn start(&self, container: &Container, port: u16, number: usize) -> Child {
-        let folder = self.folder.join(format!("container-{number}"));
-        let joined = |name: &str| {
-            let pieces = (0..).map_while(|number| container.environment.get(&format!("{name}_{number}")));
-            let text: String = pieces.map(String::as_str).collect();
-            text.replace("0.0.0.0:8080", &format!("127.0.0.1:{port}")).replace("/tmp/textnlp", folder.as_str())
-        };
-        let variables = ["TEXTNLP_SAGEMAKER_SERVER", "TEXTNLP_SAGEMAKER_MODELS"];
-        std::process::Command::new(program())
-            .arg("serve")
-            .env_clear()
-            .envs(variables.map(|name| (format!("{name}_0"), joined(name))))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap()
-    }
-}
 
 #[test]
 fn an_endpoint_of_sagemaker_is_made_answers_changes_and_is_removed_with_everything() {
@@ -79,13 +18,14 @@ fn an_endpoint_of_sagemaker_is_made_answers_changes_and_is_removed_with_everythi
     let simulator = Simulator::start(Options::zero_latency());
     let section = ("docs/guide/aws.md", "SageMaker");
     let follower = Follower::of(&sandbox, section, FILE, &[], signed_in(&simulator.url(), REGION));
-    let containers = Arc::new(Containers { folder: sandbox.folder().to_owned(), running: Mutex::default() });
+    let containers = Containers::new(&sandbox, "TEXTNLP_SAGEMAKER", "/ping");
     let known = Arc::downgrade(&containers);
     let change = |change: &dyn Fn(&mut SageMaker)| {
         change(simulator.world().state::<SageMaker>(&Scope::new(ACCOUNT, REGION)));
     };
-    let answers: textnlp_sim::aws::sagemaker::Containers =
-        Box::new(move |container: &Container, body: &[u8]| known.upgrade().unwrap().answer(container, body));
+    let answers: textnlp_sim::aws::sagemaker::Containers = Box::new(move |container: &Container, body: &[u8]| {
+        known.upgrade().unwrap().answer(&container.environment, "POST", "/invocations", body)
+    });
     simulator.world().state::<SageMaker>(&Scope::new(ACCOUNT, REGION)).containers = Some(answers);
     let run = |args: &[&str]| -> Said {
         let mut command = sandbox.command(&[args, &["--file", FILE]].concat());
@@ -140,7 +80,7 @@ fn an_endpoint_of_sagemaker_is_made_answers_changes_and_is_removed_with_everythi
     assert!(!run(&["generate", "Once"]).expect(0).out.trim().is_empty(), "the old release answers");
     change(&|known| known.alarmed = false);
     context("models.0.context=256").expect(0);
-    assert_eq!(containers.running.lock().unwrap().len(), 2, "one server for each release that was invoked");
+    assert_eq!(containers.count(), 2, "one server for each release that was invoked");
 
     follower.run(follower.printed("textnlp-deploy down")).expect(0);
     let world = simulator.world();
