@@ -52,7 +52,7 @@ struct Table {
 pub(super) struct Prompt {
     /// The hashes of its beginnings, the shortest first.
     hashes: Vec<u64>,
-    /// How many of them are too short to be worth a choice.
+    /// The count of those that are too short to be worth a choice.
     short: usize,
 }
 
