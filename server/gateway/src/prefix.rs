@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn next_message_of_a_conversation_finds_who_answered_the_last_one() {
         let prefixes = Prefixes::default();
-        for (first, rest) in [(20, [30, 2000, 30]), (3000, [5000, 200, 10]), (200, [10, 10, 9000])] {
+        for (first, rest) in [(20_usize, [30_usize, 2000, 30]), (3000, [5000, 200, 10]), (200, [10, 10, 9000])] {
             let length = first.to_string();
             prefixes.record(&prompt(&prefixes, &chat(&length, &[first, rest[0]])), 1);
             prefixes.record(&prompt(&prefixes, &chat("other", &[first, rest[0]])), 2);

@@ -14,9 +14,11 @@ const CHAT: &str = "/v1/chat/completions";
 
 /// A conversation of this name, at its n-th question.
 fn chat(name: &str, questions: usize) -> String {
-    let messages: Vec<_> = (0..2 * questions - 1)
-        .map(|at| json!({ "role": ["user", "assistant"][at % 2], "content": format!("{name} {at}") }))
-        .collect();
+    let message = |at: usize| {
+        let role = if at % 2 == 0 { "user" } else { "assistant" };
+        json!({ "role": role, "content": format!("{name} {at}") })
+    };
+    let messages: Vec<_> = (0..2 * questions - 1).map(message).collect();
     json!({ "model": "m", "messages": messages }).to_string()
 }
 
