@@ -52,6 +52,8 @@ pub(super) struct Backend {
     pub(super) in_flight: AtomicU64,
     pub(super) requests: AtomicU64,
     pub(super) failures: AtomicU64,
+    /// See [`Backend::incarnation`].
+    incarnation: AtomicU32,
     /// How often health checks gave it up.
     given_up: watch::Sender<u64>,
     /// Cancelled when a reload has removed it.
@@ -117,6 +119,7 @@ impl Backend {
             in_flight: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            incarnation: AtomicU32::new(next_incarnation()),
             given_up: watch::channel(0).0,
             retired: CancellationToken::new(),
         }
@@ -145,6 +148,17 @@ impl Backend {
 
     pub(super) fn state(&self) -> State {
         self.known().state
+    }
+
+    /// A number above 0 that no other backend has, and that changes when it leaves the rotation: it may come back as
+    /// another process, with an empty prefix cache.
+    pub(super) fn incarnation(&self) -> u32 {
+        self.incarnation.load(Relaxed)
+    }
+
+    fn leaves(&self) {
+        self.incarnation.store(next_incarnation(), Relaxed);
+        self.idle().clear();
     }
 
     pub(super) fn last_error(&self) -> Option<String> {
@@ -190,8 +204,8 @@ impl Backend {
             _ => {}
         }
         if now == State::Unhealthy {
-            // The server may close them at any time, also during the next request.
-            self.idle().clear();
+            // The server may close its connections at any time, also during the next request.
+            self.leaves();
         }
     }
 
@@ -216,7 +230,7 @@ impl Backend {
         known.state = State::Draining;
         known.good_in_a_row = 0;
         drop(known);
-        self.idle().clear();
+        self.leaves();
     }
 
     /// A request found it unavailable: the connection failed, or it is draining. It gets requests again after the next
@@ -231,7 +245,7 @@ impl Backend {
         known.good_in_a_row = 0;
         known.last_error = Some(why);
         drop(known);
-        self.idle().clear();
+        self.leaves();
     }
 
     /// A request failed in a way that does not affect the next one.
@@ -384,6 +398,11 @@ impl Backend {
     fn idle(&self) -> MutexGuard<'_, Vec<Lease>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn next_incarnation() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    NEXT.fetch_add(1, Relaxed)
 }
 
 fn is_out_of_files(error: &io::Error) -> bool {

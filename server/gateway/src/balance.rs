@@ -1,9 +1,37 @@
-//! Load balancing: smooth weighted round robin among healthy backends.
+//! Load balancing: smooth weighted round robin among healthy backends. A prompt goes to one that has its beginning, else to
+//! the one with the fewest requests in flight, among those of the same weight: weights stay the shares of the requests.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::backend::{Backend, State};
 use super::config::WantedBackend;
+use super::prefix::Holders;
+
+/// Requests in flight that never keep a prompt from a backend: they are computed together, and its prefix is worth more.
+const FREE_REQUESTS: u64 = 4;
+
+/// Why a backend was chosen for a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// It has the beginning.
+    Prefix,
+    /// Those that have the beginning have too many requests.
+    Load,
+    /// No backend is known to have the beginning.
+    New,
+}
+
+impl Reason {
+    /// The label in metrics.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Reason::Prefix => "prefix",
+            Reason::Load => "load",
+            Reason::New => "new",
+        }
+    }
+}
 
 /// The backends of one configuration.
 #[derive(Debug)]
@@ -30,18 +58,53 @@ impl Backends {
     /// The next backend that is not in `tried`. Without a healthy one, it uses backends that are not checked yet, which
     /// is better than a refusal just after startup, and then draining ones, which still serve.
     pub(super) fn pick(&self, tried: &[Arc<Backend>]) -> Option<Arc<Backend>> {
-        [State::Healthy, State::Unknown, State::Draining].into_iter().find_map(|state| self.pick_among(state, tried))
+        self.turn(tried).map(|(_, turn)| self.all[turn].clone())
+    }
+
+    /// The backend for a prompt. `held`: which have its beginnings, the longest first. They may have 1.25 times the mean of
+    /// requests in flight: Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing with bounded loads" (2018).
+    pub(super) fn pick_for(&self, tried: &[Arc<Backend>], held: &[Holders]) -> Option<(Arc<Backend>, Reason)> {
+        let (state, turn) = self.turn(tried)?;
+        let weight = self.all[turn].weight();
+        // From the turn on: of equal loads the first is chosen.
+        let peers: Vec<(&Arc<Backend>, u64)> = self.all[turn..]
+            .iter()
+            .chain(&self.all[..turn])
+            .filter(|peer| peer.weight() == weight && peer.state() == state && !is_in(tried, peer))
+            .map(|peer| (peer, peer.in_flight.load(Relaxed)))
+            .collect();
+        let total: u64 = peers.iter().map(|(_, load)| load).sum();
+        let most = (5 * (total + 1)).div_ceil(4 * peers.len().max(1) as u64).max(FREE_REQUESTS);
+        let mut reason = Reason::New;
+        for holders in held {
+            let holding = peers.iter().filter(|(peer, _)| holders.contains(&peer.incarnation()));
+            if let Some((peer, load)) = holding.min_by_key(|(_, load)| *load) {
+                if *load < most {
+                    return Some(((*peer).clone(), Reason::Prefix));
+                }
+                reason = Reason::Load;
+            }
+        }
+        // It may have left in between.
+        let least = peers.iter().min_by_key(|(_, load)| *load).map_or(&self.all[turn], |(peer, _)| *peer);
+        Some((least.clone(), reason))
+    }
+
+    /// Whose turn it is, and its state.
+    fn turn(&self, tried: &[Arc<Backend>]) -> Option<(State, usize)> {
+        let states = [State::Healthy, State::Unknown, State::Draining];
+        states.into_iter().find_map(|state| Some((state, self.turn_among(state, tried)?)))
     }
 
     /// Every backend's credit grows by its weight; the highest is chosen and reduced by the total. So the weights 3 and
     /// 1 give a a b a and never a a a b.
-    fn pick_among(&self, state: State, tried: &[Arc<Backend>]) -> Option<Arc<Backend>> {
+    fn turn_among(&self, state: State, tried: &[Arc<Backend>]) -> Option<usize> {
         let mut credit = self.credit.lock().unwrap_or_else(PoisonError::into_inner);
         let mut handed_out = 0;
         let mut richest: Option<usize> = None;
         for (at, backend) in self.all.iter().enumerate() {
             let weight = i64::from(backend.weight());
-            if weight == 0 || backend.state() != state || tried.iter().any(|other| Arc::ptr_eq(other, backend)) {
+            if weight == 0 || backend.state() != state || is_in(tried, backend) {
                 continue;
             }
             credit[at] += weight;
@@ -52,8 +115,12 @@ impl Backends {
         }
         let chosen = richest?;
         credit[chosen] -= handed_out;
-        Some(self.all[chosen].clone())
+        Some(chosen)
     }
+}
+
+fn is_in(tried: &[Arc<Backend>], backend: &Arc<Backend>) -> bool {
+    tried.iter().any(|other| Arc::ptr_eq(other, backend))
 }
 
 #[cfg(test)]
@@ -111,5 +178,89 @@ mod tests {
         all.all()[1].takes_no_requests("connect".to_owned());
         all.all()[0].looked(Err("gone".to_owned()), &health);
         assert_eq!(turns(&all, 1), "-", "one that said so is gone after one failure");
+    }
+
+    fn healthy(weights: &[u32]) -> Backends {
+        let all = backends(weights);
+        all.all().iter().for_each(|b| b.looked(Ok(()), &Health::default()));
+        all
+    }
+
+    fn pick_for(all: &Backends, holders: &[&str]) -> (String, Reason) {
+        let held: Vec<Holders> = holders
+            .iter()
+            .map(|name| [all.all().iter().find(|b| b.name == *name).unwrap().incarnation(), 0, 0, 0])
+            .collect();
+        let (backend, reason) = all.pick_for(&[], &held).unwrap();
+        (backend.name.clone(), reason)
+    }
+
+    fn chosen(name: &str, reason: Reason) -> (String, Reason) {
+        (name.to_owned(), reason)
+    }
+
+    #[test]
+    fn prompt_goes_to_the_holder_of_its_longest_beginning_while_the_load_allows() {
+        let all = healthy(&[1, 1, 1]);
+        for _ in 0..5 {
+            assert_eq!(pick_for(&all, &["b", "c"]), chosen("b", Reason::Prefix));
+        }
+        let loads = |loads: [u64; 3]| {
+            all.all().iter().zip(loads).for_each(|(b, load)| b.in_flight.store(load, Relaxed));
+        };
+        loads([0, 3, 0]);
+        assert_eq!(pick_for(&all, &["b"]), chosen("b", Reason::Prefix), "few requests are computed together");
+        loads([1, 4, 0]);
+        assert_eq!(pick_for(&all, &["b"]), chosen("c", Reason::Load), "the least loaded");
+        assert_eq!(pick_for(&all, &["b", "a"]), chosen("a", Reason::Prefix), "it has a shorter beginning");
+        // A mean of 20 allows 26.
+        loads([18, 25, 17]);
+        assert_eq!(pick_for(&all, &["b"]), chosen("b", Reason::Prefix));
+        loads([17, 26, 17]);
+        assert_ne!(pick_for(&all, &["b"]).1, Reason::Prefix);
+        loads([1, 1, 0]);
+        assert_eq!(pick_for(&all, &[]), chosen("c", Reason::New));
+    }
+
+    #[test]
+    fn of_several_holders_the_least_loaded_is_chosen_and_equal_ones_take_turns() {
+        let all = healthy(&[1, 1, 1]);
+        let incarnation = |at: usize| all.all()[at].incarnation();
+        let held = [[incarnation(0), incarnation(2), 0, 0]];
+        let turns: String = (0..6).map(|_| all.pick_for(&[], &held).unwrap().0.name.clone()).collect();
+        assert!(turns.contains('a') && turns.contains('c') && !turns.contains('b'), "{turns}");
+        all.all()[0].in_flight.store(1, Relaxed);
+        assert_eq!(all.pick_for(&[], &held).unwrap().0.name, "c");
+    }
+
+    #[test]
+    fn holder_that_restarted_or_was_tried_is_not_chosen_for_its_prefix() {
+        let all = healthy(&[1, 1]);
+        let before = [[all.all()[0].incarnation(), 0, 0, 0]];
+        assert_eq!(all.pick_for(&[], &before).unwrap().1, Reason::Prefix);
+        assert_eq!(all.pick_for(&[all.all()[0].clone()], &before).unwrap().0.name, "b");
+        let health = Health::default();
+        let leaves: [&dyn Fn(&Backend); 3] = [
+            &|backend: &Backend| backend.takes_no_requests("connect".to_owned()),
+            &|backend: &Backend| backend.drains(),
+            &|backend: &Backend| (0..2).for_each(|_| backend.looked(Err("no".to_owned()), &health)),
+        ];
+        for leave in leaves {
+            let before = [[all.all()[0].incarnation(), 0, 0, 0]];
+            leave(&all.all()[0]);
+            assert_eq!(all.pick_for(&[], &before).unwrap().0.name, "b");
+            all.all()[0].looked(Ok(()), &health);
+            assert_eq!(all.pick_for(&[], &before).unwrap().1, Reason::New);
+        }
+    }
+
+    #[test]
+    fn weights_are_the_shares_of_prompts_too() {
+        let all = healthy(&[3, 1]);
+        let held = [[all.all()[1].incarnation(), 0, 0, 0]];
+        let turns: String = (0..8).map(|_| all.pick_for(&[], &held).unwrap().0.name.clone()).collect();
+        assert_eq!(turns, "aabaaaba");
+        all.all()[0].in_flight.store(100, Relaxed);
+        assert_eq!((0..8).filter(|_| all.pick_for(&[], &[]).unwrap().0.name == "a").count(), 6);
     }
 }

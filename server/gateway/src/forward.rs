@@ -22,6 +22,7 @@ use super::config::Config;
 use super::events::RequestLine;
 use super::idle::ActiveRequest;
 use super::memory::bytes_of;
+use super::prefix::Prompt;
 
 /// Backends that one request may try. More would turn one sick request into an outage of all.
 pub(super) const MOST_TRIES: usize = 3;
@@ -139,7 +140,15 @@ async fn forward(
     let (body, _held) = take(body, live.config.max_request_bytes, deadline, &upload, &gateway.memory, address).await?;
     let head = Head { method: head.method, uri: target, headers: head.headers };
 
-    let mut attempt = ForwardedRequest { gateway, deadline, head, upload, tried: Vec::new(), last: Refusal::NoBackend };
+    let prompt = match &body {
+        Taken::Whole(bytes) if live.backends.all().len() > 1 => {
+            gateway.prefixes.prompt(&head.method, head.uri.path(), &head.headers, bytes)
+        }
+        _ => None,
+    };
+
+    let (tried, last) = (Vec::new(), Refusal::NoBackend);
+    let mut attempt = ForwardedRequest { gateway, deadline, head, prompt, upload, tried, last };
     let mut answer = pin!(attempt.run(body));
     tokio::select! {
         biased;
@@ -160,6 +169,8 @@ struct ForwardedRequest<'a> {
     gateway: &'a Arc<Gateway>,
     deadline: Instant,
     head: Head,
+    /// Whose beginning a backend may have; `None` for other requests, and with one backend.
+    prompt: Option<Prompt>,
     upload: Arc<UploadState>,
     tried: Vec<Arc<Backend>>,
     last: Refusal,
@@ -176,8 +187,7 @@ impl ForwardedRequest<'_> {
     async fn run(&mut self, body: Taken) -> Result<Response<Download>, Refusal> {
         let mut body = Some(body);
         while self.tried.len() < MOST_TRIES {
-            // A reload in between may have brought new ones.
-            let Some(backend) = self.gateway.live().backends.pick(&self.tried) else { break };
+            let Some(backend) = self.choose() else { break };
             if !self.tried.is_empty() {
                 self.gateway.metrics.retried();
             }
@@ -189,6 +199,16 @@ impl ForwardedRequest<'_> {
             }
         }
         Err(self.last)
+    }
+
+    fn choose(&self) -> Option<Arc<Backend>> {
+        // A reload in between may have brought new ones.
+        let live = self.gateway.live();
+        let Some(prompt) = &self.prompt else { return live.backends.pick(&self.tried) };
+        let held = self.gateway.prefixes.holders(prompt);
+        let (backend, reason) = live.backends.pick_for(&self.tried, &held)?;
+        self.gateway.metrics.chosen(reason.name());
+        Some(backend)
     }
 
     async fn try_one(&mut self, backend: &Arc<Backend>, body: Option<Taken>) -> Attempt {
@@ -281,6 +301,9 @@ impl ForwardedRequest<'_> {
                 self.last = Refusal::NoBackend;
                 return Attempt::Again(Taken::Whole(bytes));
             }
+        }
+        if let Some(prompt) = self.prompt.as_ref().filter(|_| response.status().is_success()) {
+            self.gateway.prefixes.record(prompt, backend.incarnation());
         }
         if is_closing(&response) {
             backend.drains();

@@ -4,7 +4,8 @@
 //! ways with back-pressure, and merges the replicas' metrics. It has no models, keys or database. Its configuration can
 //! be reloaded ([`Running::reload`], `POST /reload`, SIGHUP) without losing a request.
 //!
-//! The path of a request: [`listen`] → [`forward`] → [`backend`], chosen by [`balance`] from the results of [`health`].
+//! The path of a request: [`listen`] → [`forward`] → [`backend`], chosen by [`balance`] from the results of [`health`] and,
+//! for a prompt, from the answers before it ([`prefix`]).
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 mod config;
@@ -17,6 +18,7 @@ mod handover;
 mod backend;
 mod balance;
 mod health;
+mod prefix;
 mod trust;
 mod turns;
 
@@ -61,6 +63,7 @@ use events::Events;
 use handover::{Inherited, Sockets};
 use listen::Listener;
 use metrics::Metrics;
+use prefix::Prefixes;
 use turns::Turns;
 
 /// Why the gateway does not start, or rejects a new configuration.
@@ -142,6 +145,7 @@ struct Gateway {
     admission: Arc<Admission>,
     handshakes: Turns,
     memory: Arc<memory::Memory>,
+    prefixes: Prefixes,
     sockets: Sockets,
     /// One reload at a time.
     reloading: tokio::sync::Mutex<()>,
@@ -288,6 +292,7 @@ async fn start_with(file: &Utf8Path, mut inherited: Inherited, steps_aside: bool
         admission: Arc::default(),
         handshakes: Turns::new(),
         memory: Arc::default(),
+        prefixes: Prefixes::default(),
         sockets: Sockets::new(shared, steps_aside),
         reloading: tokio::sync::Mutex::new(()),
         stops: ShutdownSignals::new(),

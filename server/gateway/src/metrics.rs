@@ -45,6 +45,7 @@ pub(super) struct Metrics {
     requests: Family<ByStatus, Counter>,
     seconds: Histogram,
     retries: Counter,
+    choices: Family<ByReason, Counter>,
     requests_refused: Family<ByReason, Counter>,
     handshakes_failed: Counter,
     connections: Gauge,
@@ -77,6 +78,7 @@ impl Metrics {
             requests: Family::default(),
             seconds: Histogram::new(bounds),
             retries: Counter::default(),
+            choices: Family::default(),
             requests_refused: Family::default(),
             handshakes_failed: Counter::default(),
             connections: Gauge::default(),
@@ -95,6 +97,11 @@ impl Metrics {
         registry.register("requests", "Requests of clients by status", metrics.requests.clone());
         registry.register("answer_seconds", "Time until the head of the answer", metrics.seconds.clone());
         registry.register("retries", "Requests that were sent to another replica", metrics.retries.clone());
+        registry.register(
+            "choices",
+            "Replicas chosen for prompts, by reason: prefix, load, new",
+            metrics.choices.clone(),
+        );
         registry.register("tls_handshake_errors", "TLS handshakes that failed", metrics.handshakes_failed.clone());
         registry.register(
             "requests_refused",
@@ -142,6 +149,10 @@ impl Metrics {
 
     pub(super) fn retried(&self) {
         self.retries.inc();
+    }
+
+    pub(super) fn chosen(&self, reason: &'static str) {
+        self.choices.get_or_create(&ByReason { reason }).inc();
     }
 
     pub(super) fn handshake_failed(&self) {

@@ -39,6 +39,8 @@ impl Permits {
 pub(crate) struct State {
     name: String,
     pub(crate) sick: AtomicBool,
+    /// It answers 503, and is healthy.
+    pub(crate) busy: AtomicBool,
     /// It says so when it is looked at, and goes on answering.
     pub(crate) draining: AtomicBool,
     /// Requests other than looks.
@@ -233,7 +235,12 @@ async fn skip(stream: &mut (impl AsyncRead + Unpin), size: u64) -> Option<()> {
 /// None: the connection ends.
 async fn behave(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), state: &State, asked: Asked) -> Option<()> {
     let name = &state.name;
-    let path = asked.path.split('?').next().unwrap();
+    let path = match asked.path.split_once('?') {
+        // The behaviour of `/hold` for any path.
+        Some((_, "hold")) => "/hold",
+        Some((path, _)) => path,
+        None => asked.path.as_str(),
+    };
     match path {
         "/ready" if state.draining.load(SeqCst) => {
             answer(stream, "503 Draining", "connection: close\r\n", "{\"status\":\"draining\"}").await
@@ -303,6 +310,7 @@ async fn behave(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), state: &Stat
             answer(stream, "200 OK", "connection: close\r\n", name).await;
             None
         }
+        _ if state.busy.load(SeqCst) => answer(stream, "503 Busy", "retry-after: 7\r\n", "busy").await,
         "/busy" => answer(stream, "503 Busy", "retry-after: 7\r\n", "busy").await,
         "/huge" => {
             let piece = vec![7u8; 64 << 10];

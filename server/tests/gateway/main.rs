@@ -9,5 +9,6 @@ mod handover;
 mod hostile;
 mod malformed;
 mod operating;
+mod prefix;
 mod requests;
 mod tls;
