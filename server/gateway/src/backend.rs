@@ -54,6 +54,8 @@ pub(super) struct Backend {
     pub(super) failures: AtomicU64,
     /// See [`Backend::incarnation`].
     incarnation: AtomicU32,
+    /// See [`Backend::fails`].
+    fails: AtomicBool,
     /// How often health checks gave it up.
     given_up: watch::Sender<u64>,
     /// Cancelled when a reload has removed it.
@@ -120,6 +122,7 @@ impl Backend {
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             incarnation: AtomicU32::new(next_incarnation()),
+            fails: AtomicBool::new(false),
             given_up: watch::channel(0).0,
             retired: CancellationToken::new(),
         }
@@ -150,15 +153,20 @@ impl Backend {
         self.known().state
     }
 
-    /// A number above 0 that no other backend has, and that changes when it leaves the rotation: it may come back as
-    /// another process, with an empty prefix cache.
+    /// A number above 0 that no other backend has, and that changes when it comes back into the rotation: it may be another
+    /// process, with an empty prefix cache.
     pub(super) fn incarnation(&self) -> u32 {
         self.incarnation.load(Relaxed)
     }
 
-    fn leaves(&self) {
-        self.incarnation.store(next_incarnation(), Relaxed);
-        self.idle().clear();
+    /// Whether the last prompt failed there.
+    pub(super) fn fails(&self) -> bool {
+        self.fails.load(Relaxed)
+    }
+
+    /// Records how a prompt ended.
+    pub(super) fn answered_prompt(&self, well: bool) {
+        self.fails.store(!well, Relaxed);
     }
 
     pub(super) fn last_error(&self) -> Option<String> {
@@ -188,6 +196,9 @@ impl Backend {
             }
         }
         let (now, why) = (known.state, known.last_error.clone().unwrap_or_default());
+        if now == State::Healthy && before != State::Healthy {
+            self.incarnation.store(next_incarnation(), Relaxed);
+        }
         // Not by a change of the state: a request may have found it unhealthy before. One signal reaches all that wait.
         let given_up = health.gives_up && known.bad_in_a_row == health.unhealthy_after;
         drop(known);
@@ -204,8 +215,8 @@ impl Backend {
             _ => {}
         }
         if now == State::Unhealthy {
-            // The server may close its connections at any time, also during the next request.
-            self.leaves();
+            // The server may close them at any time, also during the next request.
+            self.idle().clear();
         }
     }
 
@@ -230,7 +241,7 @@ impl Backend {
         known.state = State::Draining;
         known.good_in_a_row = 0;
         drop(known);
-        self.leaves();
+        self.idle().clear();
     }
 
     /// A request found it unavailable: the connection failed, or it is draining. It gets requests again after the next
@@ -245,12 +256,13 @@ impl Backend {
         known.good_in_a_row = 0;
         known.last_error = Some(why);
         drop(known);
-        self.leaves();
+        self.idle().clear();
     }
 
     /// A request failed in a way that does not affect the next one.
     pub(super) fn failed_once(&self, why: String) {
         self.failures.fetch_add(1, Relaxed);
+        self.fails.store(true, Relaxed);
         self.known().last_error = Some(why);
     }
 

@@ -1,5 +1,5 @@
 //! Load balancing: smooth weighted round robin among healthy backends. A prompt goes to one that has its beginning, else to
-//! the one with the fewest requests in flight, among those of the same weight: weights stay the shares of the requests.
+//! the one with the fewest requests in flight, among those of the same weight: between different weights, shares stay exact.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -65,12 +65,16 @@ impl Backends {
     /// requests in flight: Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing with bounded loads" (2018).
     pub(super) fn pick_for(&self, tried: &[Arc<Backend>], held: &[Holders]) -> Option<(Arc<Backend>, Reason)> {
         let (state, turn) = self.turn(tried)?;
+        // One whose answers are errors has few requests in flight. It has its turns only, until a prompt succeeds there.
+        if self.all[turn].fails() {
+            return Some((self.all[turn].clone(), Reason::New));
+        }
         let weight = self.all[turn].weight();
         // From the turn on: of equal loads the first is chosen.
         let peers: Vec<(&Arc<Backend>, u64)> = self.all[turn..]
             .iter()
             .chain(&self.all[..turn])
-            .filter(|peer| peer.weight() == weight && peer.state() == state && !is_in(tried, peer))
+            .filter(|peer| peer.weight() == weight && peer.state() == state && !peer.fails() && !is_in(tried, peer))
             .map(|peer| (peer, peer.in_flight.load(Relaxed)))
             .collect();
         let total: u64 = peers.iter().map(|(_, load)| load).sum();
@@ -252,6 +256,21 @@ mod tests {
             all.all()[0].looked(Ok(()), &health);
             assert_eq!(all.pick_for(&[], &before).unwrap().1, Reason::New);
         }
+    }
+
+    #[test]
+    fn one_that_fails_has_only_its_turns_until_a_prompt_succeeds_there() {
+        let all = healthy(&[1, 1]);
+        let (a, b) = (&all.all()[0], &all.all()[1]);
+        b.in_flight.store(5, Relaxed);
+        let of_a = [[a.incarnation(), 0, 0, 0]];
+        let picks = |held: &[Holders]| (0..8).filter(|_| all.pick_for(&[], held).unwrap().0.name == "a").count();
+        a.answered_prompt(false);
+        assert_eq!((picks(&[]), picks(&of_a)), (4, 4));
+        a.answered_prompt(true);
+        assert_eq!((picks(&[]), picks(&of_a)), (8, 8));
+        a.failed_once("it closed the connection".to_owned());
+        assert_eq!(picks(&of_a), 4);
     }
 
     #[test]

@@ -302,8 +302,14 @@ impl ForwardedRequest<'_> {
                 return Attempt::Again(Taken::Whole(bytes));
             }
         }
-        if let Some(prompt) = self.prompt.as_ref().filter(|_| response.status().is_success()) {
-            self.gateway.prefixes.record(prompt, backend.incarnation());
+        // Requests that are the client's fault say nothing about the replica.
+        if let Some(prompt) = &self.prompt {
+            if response.status().is_success() {
+                backend.answered_prompt(true);
+                self.gateway.prefixes.record(prompt, backend.incarnation());
+            } else if response.status().is_server_error() {
+                backend.answered_prompt(false);
+            }
         }
         if is_closing(&response) {
             backend.drains();

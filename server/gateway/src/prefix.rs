@@ -3,7 +3,8 @@
 //!
 //! A prompt is cut at the ends of its messages and within long ones. The hash of the text up to each cut is the key of a
 //! bounded table, whose values are the replicas that have answered such a request. It is a guess: a replica may have given
-//! its cache to others since. A wrong guess costs the time to compute the prompt, as any other replica would need.
+//! its cache to others since. A wrong guess costs the time to compute the prompt, as any other replica would need, and the
+//! wait behind its requests.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
@@ -77,9 +78,13 @@ impl Prefixes {
         }
         let body: Body<'_> = serde_json::from_slice(body).ok()?;
         let mut cuts = Cuts { hasher: self.keys.build_hasher(), position: 0, last: 0, all: Vec::new() };
-        let tenant = TENANT_HEADERS.iter().flat_map(|name| headers.get_all(*name));
-        let keys = headers.values().filter(|value| value.as_bytes().starts_with(KEY_PREFIX));
-        for value in tenant.chain(keys) {
+        for name in TENANT_HEADERS {
+            for value in headers.get_all(name) {
+                cuts.add_unseen(name.as_bytes());
+                cuts.add_unseen(value.as_bytes());
+            }
+        }
+        for value in headers.values().filter(|value| value.as_bytes().starts_with(KEY_PREFIX)) {
             cuts.add_unseen(value.as_bytes());
         }
         cuts.add_unseen(body.model.map_or("", RawValue::get).as_bytes());

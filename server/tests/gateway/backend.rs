@@ -39,7 +39,7 @@ impl Permits {
 pub(crate) struct State {
     name: String,
     pub(crate) sick: AtomicBool,
-    /// It answers 503, and is healthy.
+    /// It answers 429, and is healthy.
     pub(crate) busy: AtomicBool,
     /// It says so when it is looked at, and goes on answering.
     pub(crate) draining: AtomicBool,
@@ -310,7 +310,7 @@ async fn behave(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), state: &Stat
             answer(stream, "200 OK", "connection: close\r\n", name).await;
             None
         }
-        _ if state.busy.load(SeqCst) => answer(stream, "503 Busy", "retry-after: 7\r\n", "busy").await,
+        _ if state.busy.load(SeqCst) => answer(stream, "429 Too Many Requests", "retry-after: 7\r\n", "busy").await,
         "/busy" => answer(stream, "503 Busy", "retry-after: 7\r\n", "busy").await,
         "/huge" => {
             let piece = vec![7u8; 64 << 10];

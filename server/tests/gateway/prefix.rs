@@ -140,7 +140,7 @@ async fn refused_prompt_is_not_followed() {
     let site = Site::new(&[&a, &b]).await;
     a.state.busy.store(true, SeqCst);
     let request = || Request::post(CHAT).header("authorization", "Bearer k");
-    assert_eq!(site.send(request(), &chat("x", 1)).await.0, 503);
+    assert_eq!(site.send(request(), &chat("x", 1)).await.0, 429);
     a.state.busy.store(false, SeqCst);
     assert_eq!(ask(&site, &chat("x", 2)).await, "b");
     assert_eq!(choices(&site).await, [0, 0, 2]);
