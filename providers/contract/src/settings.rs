@@ -177,7 +177,7 @@ words! {
         Minimal = "minimal",
         /// One after another, and each is replaced before it is removed: the quota has to allow one more.
         Surge = "surge",
-        /// All at once, and the old ones stay for an hour: the quota has to allow twice as many.
+        /// First all new ones, then the old ones are emptied one after another and stay for an hour: the quota has to allow twice as many.
         BlueGreen = "blue-green",
     }
 }

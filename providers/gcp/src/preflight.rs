@@ -395,10 +395,25 @@ fn needs(
     (region, project)
 }
 
+/// Of a pool that is there only what it grows by counts: its machines are among those that are used.
+async fn leave_out_running(api: &Arc<Api>, wanted: &[Wanted], pool: &mut Pool<'_>) {
+    let Some(one) = wanted.iter().find(|one| one.id.as_str() == pool.place) else { return };
+    let Some(row) = crate::table::row(&one.kind) else { return };
+    let Some(id) = row.resource.id(&one.spec) else { return };
+    let Ok(Some(seen)) = row.resource.read(api, &id).await else { return };
+    let running = seen.spec.get("nodes").and_then(Value::as_u64).unwrap_or_default();
+    let most = pool.count + pool.more;
+    pool.count = pool.count.saturating_sub(running);
+    pool.more = most.saturating_sub(running + pool.count);
+}
+
 async fn quotas(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem> {
-    let pools = pools(wanted);
+    let mut pools = pools(wanted);
     if pools.is_empty() {
         return Vec::new();
+    }
+    for pool in &mut pools {
+        leave_out_running(api, wanted, pool).await;
     }
     let read = |path: String| api.find(Call::get(Service::Compute, path));
     let (region, project, is_new) = futures::join!(
@@ -438,7 +453,7 @@ async fn run_gpus(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
         return Vec::new();
     }
     let path = format!("projects/{}/services/{}/consumerQuotaMetrics", api.project(), Service::Run.api());
-    let metrics = match api.list(Service::ServiceUsageBeta, &path, "metrics", &[]).await {
+    let metrics = match api.list(Service::ServiceUsageBeta, &path, "metrics", &[("view", "FULL".to_owned())]).await {
         Ok(metrics) => metrics,
         Err(error) => return unanswered("the quota of GPUs of Cloud Run", &error),
     };
@@ -448,7 +463,7 @@ async fn run_gpus(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
             "the quota `{RUN_GPUS}` allows {limit} instances with a GPU in {}, and the service may have {most}",
             api.region
         );
-        Problem::new(place, cause, "lower `scaling.max`, or raise it: console, IAM & Admin > Quotas & System Limits")
+        Problem::new(place, cause, "lower `scaling.max` or `scaling.min`, or raise it: console, IAM & Admin > Quotas & System Limits")
     };
     services.into_iter().filter(|(_, most)| *most > limit).map(problem).collect()
 }
@@ -461,7 +476,8 @@ fn run_limit(metrics: &[Value], region: &str) -> Option<u64> {
         list(&metric["consumerQuotaLimits"]).iter().flat_map(|limit| list(&limit["quotaBuckets"])).collect();
     let own = buckets.iter().find(|bucket| bucket["dimensions"]["region"] == region);
     let bucket = own.or_else(|| buckets.iter().find(|bucket| bucket["dimensions"].is_null()))?;
-    let limit: u64 = bucket["effectiveLimit"].as_str()?.parse().ok()?;
+    // Answers leave out zeros.
+    let limit: u64 = bucket["effectiveLimit"].as_str().unwrap_or("0").parse().ok()?;
     Some(if limit == 0 { FIRST_RUN_GPUS } else { limit })
 }
 

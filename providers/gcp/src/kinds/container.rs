@@ -713,7 +713,8 @@ fn upgrade(document: &Value) -> Value {
         let count = |member: &str| found[member].as_u64().unwrap_or_default();
         return json!({
             "strategy": SURGE,
-            "max_surge": count("maxSurge"),
+            // GKE's default.
+            "max_surge": if found.is_null() { 1 } else { count("maxSurge") },
             "max_unavailable": count("maxUnavailable"),
         });
     }

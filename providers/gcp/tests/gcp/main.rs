@@ -530,12 +530,24 @@ async fn road(bench: &Bench) {
 
 /// The upgrade strategy of the GPU pool is changed in place, and by hand.
 async fn upgrades_are_set_again(bench: &Bench, records: &mut [Made]) {
-    let Some(pool) = records.iter_mut().find(|(one, _)| one.id.as_str() == "main/cluster/gpu-nodes") else { return };
+    let pool = records.iter_mut().find(|(one, _)| one.id.as_str() == "main/cluster/gpu-nodes");
+    assert_eq!(pool.is_some(), bench.gpu.is_some());
+    let Some(pool) = pool else { return };
     let key = format!("container/{}", pool.1.cloud_id);
     let settings = || bench.cloud.world().get(&key).unwrap()["upgradeSettings"].clone();
     assert_eq!(settings(), json!({ "strategy": "SURGE", "maxSurge": 0, "maxUnavailable": 1 }));
     let mut changed = pool.1.spec.as_value().clone();
     changed["upgrade"] = json!({ "strategy": "BLUE_GREEN", "batch_nodes": 1, "batch_soak": "0s", "soak": "3600s" });
+    // The machines of the pool take all GPUs that the project may have, and a change of its upgrades needs no other.
+    let limit = |limit: f64| {
+        bench.cloud.world().quotas.insert((String::new(), "GPUS_ALL_REGIONS".to_owned()), limit);
+    };
+    limit(1.0);
+    let wanted = Wanted { spec: Spec::of(&changed), ..pool.0.clone() };
+    let problems = bench.provider.preflight(&[wanted]).await.unwrap();
+    let of_quota: Vec<_> = problems.iter().filter(|one| one.cause.contains("GPUS_ALL_REGIONS")).collect();
+    assert!(of_quota.iter().all(|one| one.warning), "{of_quota:?}");
+    limit(4.0);
     update(bench, 502, pool, Spec::of(&changed)).await;
     assert_eq!(settings()["strategy"], "BLUE_GREEN");
 
