@@ -463,7 +463,11 @@ async fn run_gpus(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
             "the quota `{RUN_GPUS}` allows {limit} instances with a GPU in {}, and the service may have {most}",
             api.region
         );
-        Problem::new(place, cause, "lower `scaling.max` or `scaling.min`, or raise it: console, IAM & Admin > Quotas & System Limits")
+        Problem::new(
+            place,
+            cause,
+            "lower `scaling.max` or `scaling.min`, or raise it: console, IAM & Admin > Quotas & System Limits",
+        )
     };
     services.into_iter().filter(|(_, most)| *most > limit).map(problem).collect()
 }
