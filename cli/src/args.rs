@@ -954,7 +954,7 @@ pub enum Model {
         /// Weight format: `f32`, `f16`, `q8_0` or `q4_0`
         #[arg(long)]
         quantize: Option<WeightFormat>,
-        /// Context length in tokens
+        /// Context length in tokens; at most the model's own counts
         #[arg(long)]
         context: Option<u32>,
         /// Memory of another machine or container, instead of this machine's free memory
@@ -971,7 +971,7 @@ pub enum Model {
         /// Weight format: `f32`, `f16`, `q8_0` or `q4_0`
         #[arg(long)]
         quantize: Option<WeightFormat>,
-        /// Compute threads; 0 uses as many as this process may use
+        /// Compute threads, at most one for each CPU core; 0 uses as many as this process may use
         #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1024))]
         threads: u32,
     },

@@ -8,6 +8,7 @@ use textnlp_orchestrator::plan::{
     Branch, Call, Cost, Facts, Node, Note, Plan, Purpose, ServiceCost, Step, TAKEN_DOWN, amount, permissions,
     unknown_reason,
 };
+use textnlp_provider::units::counted;
 use textnlp_provider::{Charge, CostLine, Effect, FieldChange};
 pub use textnlp_service::failure::problems_document as problems;
 use textnlp_service::up::blocked;
@@ -124,7 +125,8 @@ pub fn sum(plan: &Plan) -> String {
         count => format!(" {count} cannot be planned now and stay unchanged."),
     };
     if !plan.has_changes() {
-        return format!("No changes: {} resources are up to date.{undone}", s.unchanged);
+        let are = if s.unchanged == 1 { "is" } else { "are" };
+        return format!("No changes: {} {are} up to date.{undone}", counted(s.unchanged, "resource"));
     }
     let mut parts = Vec::new();
     for (count, word) in

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 use textnlp_orchestrator::state::StateError;
+use textnlp_provider::units::counted;
 use textnlp_provider::{EnvironmentName, Problem, error_chain};
 
 use crate::RerunFlags;
@@ -180,7 +181,7 @@ pub fn preflight_failure(action: &str, code: &'static str, exit: Exit, problems:
             fixes.push(&problem.fix);
         }
     }
-    let many = if problems.len() == 1 { "1 problem".to_owned() } else { format!("{} problems", problems.len()) };
+    let many = counted(problems.len(), "problem");
     Failure::new(exit, code, anyhow::anyhow!("{}", lines.join("\n")).context(format!("{action} failed: {many}")))
         .hint(fixes.join("\n"))
         .document(json!({ "problems": problems_document(problems) }))

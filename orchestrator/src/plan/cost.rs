@@ -7,6 +7,7 @@ use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
 use serde::Serialize;
 use serde_json::{Value, json};
+use textnlp_provider::units::counted;
 use textnlp_provider::{Charge, CostLine, KindName, Ownership, Problem, Provider, ResourceId, SiteName, Spec};
 
 use super::{Facts, Plan, Purpose};
@@ -235,9 +236,10 @@ impl Cost {
         let (known, currency) = (amount(self.known_micros), &self.currency);
         match (self.unknown.len(), self.known_micros) {
             (0, _) => format!("{known:.2} {currency} a month{change}"),
-            (count, 0) => format!("unknown: there are no prices for {count} resources"),
+            (count, 0) => format!("unknown: there are no prices for {}", counted(count, "resource")),
             (count, _) => {
-                format!("{at_least} {known:.2} {currency} a month{change}; there are no prices for {count} resources")
+                let resources = counted(count, "resource");
+                format!("{at_least} {known:.2} {currency} a month{change}; there are no prices for {resources}")
             }
         }
     }

@@ -11,6 +11,7 @@ use textnlp_cloud::document::{get, last};
 use textnlp_cloud::preflight::{
     Check, LIMIT, Need, PoolNeed, PoolSettings, by_zone, is_new, names, outside, run, unknown,
 };
+use textnlp_provider::units::counted;
 use textnlp_provider::{
     EnvironmentName, Error, ErrorKind, Ownership, PolicyRequest, PolicyResource, Problem, Spec, Verb, Wanted,
 };
@@ -445,7 +446,8 @@ async fn run_gpus(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let Some(limit) = run_limit(&metrics, &api.region) else { return Vec::new() };
     let problem = |(place, most): (String, u64)| {
         let cause = format!(
-            "the quota `{RUN_GPUS}` allows {limit} instances with a GPU in {}, and the service may have {most}",
+            "the quota `{RUN_GPUS}` allows {} with a GPU in {}, and the service may have {most}",
+            counted(limit, "instance"),
             api.region
         );
         Problem::new(place, cause, "lower `scaling.max`, or raise it: console, IAM & Admin > Quotas & System Limits")

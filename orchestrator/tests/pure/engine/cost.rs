@@ -51,8 +51,8 @@ fn unknown_price_makes_the_total_unknown() {
     assert_eq!((cost.monthly(), cost.unknown.clone()), (None, [id("here/images")].into()));
     let mut document = serde_json::to_value(&cost).unwrap();
     let mut member = |name: &str| document.as_object_mut().unwrap().remove(name).unwrap();
-    assert_eq!(member("note"), "at least 164.00 USD a month; there are no prices for 1 resources");
-    assert_eq!(cost.to_string(), "≥ 164.00 USD a month (+164.00); there are no prices for 1 resources");
+    assert_eq!(member("note"), "at least 164.00 USD a month; there are no prices for 1 resource");
+    assert_eq!(cost.to_string(), "≥ 164.00 USD a month (+164.00); there are no prices for 1 resource");
     let lines = member("lines");
     let of = |name: &str| lines.as_array().unwrap().iter().find(|line| line["resource"] == name).unwrap();
     assert_eq!(
