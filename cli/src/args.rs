@@ -452,8 +452,8 @@ pub struct Plan {
     /// Compare the monthly cost on these providers, by list prices: `aws,gcp=us-central1,azure`
     ///
     /// Each is a provider, or a provider and a region. No provider is asked, and no credentials are needed. Without a region,
-    /// sites of another provider are in eu-central-1 (aws), europe-west4 (gcp) or westeurope (azure). Exits with status 1 when
-    /// every provider refuses the environment.
+    /// sites of another provider are where most prices are recorded: us-east-1 (aws), us-central1 (gcp) or westeurope (azure). A
+    /// provider without some price is not ranked. Exits with status 1 when every provider refuses the environment.
     #[arg(long, value_name = "PROVIDERS", value_delimiter = ',',
           conflicts_with_all = ["exit_code", "down", "gated", "no_refresh", "out", "costs", "policy"])]
     pub compare: Vec<String>,

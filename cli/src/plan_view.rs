@@ -15,6 +15,11 @@ use textnlp_service::up::blocked;
 
 /// Limit of a printed value in characters, so that a plan fits a terminal.
 const VALUE: usize = 60;
+/// The least widths of the columns of resources and of kinds.
+const NAME: usize = 34;
+const KIND: usize = 22;
+/// The most lines without a price that are named.
+const UNPRICED: usize = 4;
 /// The most lines about one field.
 const PARTS: usize = 8;
 /// The key of a value that an earlier step sets.
@@ -23,11 +28,14 @@ const OUTPUT: &str = "$output";
 /// The plan as text: a sign for the action, the resource, its kind and the reason, followed by the changed fields.
 pub fn text(plan: &Plan) -> String {
     let mut out = String::new();
+    let retained = plan.retained.iter().map(|kept| kept.resource.as_str().len());
+    let names = plan.steps.iter().map(|step| step.resource.as_str().len()).chain(retained).fold(NAME, usize::max);
+    let kinds = plan.steps.iter().map(|step| step.kind.as_str().len()).fold(KIND, usize::max);
     for step in &plan.steps {
         let sign = sign(step);
         // `down` has the same reason for every deletion.
         let because = Some(step.because.as_str()).filter(|because| *because != TAKEN_DOWN).unwrap_or_default();
-        let line = format!("  {sign} {:<34} {:<22} {because}", step.resource.as_str(), step.kind.as_str());
+        let line = format!("  {sign} {:<names$} {:<kinds$} {because}", step.resource.as_str(), step.kind.as_str());
         let _ = writeln!(out, "{}", line.trim_end());
         for change in step.changes.iter().filter(|_| sign != '+') {
             for line in field(change) {
@@ -35,11 +43,11 @@ pub fn text(plan: &Plan) -> String {
             }
         }
     }
-    for (names, because) in blocked(plan) {
-        let _ = writeln!(out, "  ! {names:<34} cannot be planned: {because}");
+    for (resources, because) in blocked(plan) {
+        let _ = writeln!(out, "  ! {resources:<names$} cannot be planned: {because}");
     }
     for kept in &plan.retained {
-        let _ = writeln!(out, "  = {:<34} kept: {}", kept.resource.as_str(), kept.because);
+        let _ = writeln!(out, "  = {:<names$} kept: {}", kept.resource.as_str(), kept.because);
     }
     for problem in plan.refusals.iter().chain(&plan.warnings) {
         let _ = writeln!(out, "{}", finding(problem));
@@ -68,6 +76,10 @@ pub fn costs(cost: &Cost, purpose: Purpose) -> String {
         }
     }
     let mut text = format!("\nCost: {cost}");
+    let unpriced: Vec<String> = cost.unpriced().into_iter().collect();
+    if !unpriced.is_empty() {
+        let _ = write!(text, "\n  not in it, without a recorded price: {}", first(&unpriced, UNPRICED));
+    }
     if cost.known_micros == 0 {
         return text;
     }
@@ -86,6 +98,15 @@ pub fn costs(cost: &Cost, purpose: Purpose) -> String {
     text
 }
 
+/// The first ones of a list, and how many more there are.
+pub fn first(all: &[String], shown: usize) -> String {
+    let mut names: Vec<String> = all.iter().take(shown).cloned().collect();
+    if all.len() > shown {
+        names.push(format!("{} more", all.len() - shown));
+    }
+    names.join(", ")
+}
+
 /// An amount; with `≥` if a part of it is not known.
 pub fn amount_text(cost: ServiceCost) -> String {
     let known = cost.known();
@@ -99,20 +120,21 @@ pub fn amount_text(cost: ServiceCost) -> String {
 /// Every line of the cost, with the source and the date of its price.
 pub fn cost_lines(cost: &Cost) -> String {
     let mut text = String::from("Cost by resource, per month:");
+    let names = cost.lines.iter().map(|(resource, _)| resource.as_str().len()).fold(NAME, usize::max);
     for (resource, CostLine { service, what, charge }) in &cost.lines {
         let says = match charge {
             Charge::Priced { quantity, price } => {
                 let monthly = amount(price.monthly_micros(*quantity));
                 format!("{quantity} × {price} = {monthly:.2} ({}, {})", price.source, price.date)
             }
-            Charge::Included | Charge::Unknown(_) => {
+            Charge::Included | Charge::Unpriced(_) | Charge::Unknown(_) => {
                 format!("unknown: {}", unknown_reason(charge).unwrap_or_default())
             }
         };
-        let _ = write!(text, "\n  {:<34} {service}: {what}: {says}", resource.as_str());
+        let _ = write!(text, "\n  {:<names$} {service}: {what}: {says}", resource.as_str());
     }
     for (site, micros) in &cost.machines {
-        let _ = write!(text, "\n  {site:<34} Machines: by budget.machines.{site}: {:.2}", amount(*micros));
+        let _ = write!(text, "\n  {site:<names$} Machines: by budget.machines.{site}: {:.2}", amount(*micros));
     }
     text
 }
@@ -140,6 +162,9 @@ pub fn sum(plan: &Plan) -> String {
         parts.push(format!("{} decided during the run", s.possible));
     }
     parts.push(format!("{} unchanged", s.unchanged));
+    if !plan.retained.is_empty() {
+        parts.push(format!("{} kept", plan.retained.len()));
+    }
     format!("Plan: {}.{undone}", parts.join(", "))
 }
 
