@@ -28,9 +28,9 @@ const OUTPUT: &str = "$output";
 /// The plan as text: a sign for the action, the resource, its kind and the reason, followed by the changed fields.
 pub fn text(plan: &Plan) -> String {
     let mut out = String::new();
-    let retained = plan.retained.iter().map(|kept| kept.resource.as_str().len());
-    let names = plan.steps.iter().map(|step| step.resource.as_str().len()).chain(retained).fold(NAME, usize::max);
-    let kinds = plan.steps.iter().map(|step| step.kind.as_str().len()).fold(KIND, usize::max);
+    let retained = plan.retained.iter().map(|kept| kept.resource.as_str());
+    let names = width(plan.steps.iter().map(|step| step.resource.as_str()).chain(retained), NAME);
+    let kinds = width(plan.steps.iter().map(|step| step.kind.as_str()), KIND);
     for step in &plan.steps {
         let sign = sign(step);
         // `down` has the same reason for every deletion.
@@ -54,6 +54,11 @@ pub fn text(plan: &Plan) -> String {
     }
     let _ = write!(out, "{}", sum(plan));
     out
+}
+
+/// The width of a column with these values.
+fn width<'a>(values: impl Iterator<Item = &'a str>, least: usize) -> usize {
+    values.map(str::len).fold(least, usize::max)
 }
 
 /// A problem, formatted below the steps of a plan.
@@ -120,7 +125,7 @@ pub fn amount_text(cost: ServiceCost) -> String {
 /// Every line of the cost, with the source and the date of its price.
 pub fn cost_lines(cost: &Cost) -> String {
     let mut text = String::from("Cost by resource, per month:");
-    let names = cost.lines.iter().map(|(resource, _)| resource.as_str().len()).fold(NAME, usize::max);
+    let names = width(cost.lines.iter().map(|(resource, _)| resource.as_str()), NAME);
     for (resource, CostLine { service, what, charge }) in &cost.lines {
         let says = match charge {
             Charge::Priced { quantity, price } => {
@@ -308,11 +313,47 @@ fn cut(text: &str, skipped: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use textnlp_provider::ResourceId;
+
     use super::*;
 
     fn lines(before: Value, after: Value) -> String {
         let (before, after) = (Some(before), Some(after));
         field(&FieldChange { field: "document".to_owned(), before, after, effect: Effect::InPlace }).join("\n")
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_longest_value() {
+        let long = "main/cluster/addon-eks-pod-identity-agent";
+        assert_eq!(width(["here/server", long].into_iter(), NAME), long.len());
+        assert_eq!((width(["here/server"].into_iter(), NAME), width([].into_iter(), KIND)), (NAME, KIND));
+    }
+
+    #[test]
+    fn long_lists_of_names_end_with_a_count() {
+        let names = ["a", "b", "c"].map(str::to_owned);
+        assert_eq!((first(&names, 3).as_str(), first(&names, 2).as_str()), ("a, b, c", "a, b, 1 more"));
+    }
+
+    #[test]
+    fn cost_names_what_is_missing_in_it() {
+        let id = "main/endpoint/config".parse().unwrap();
+        let cost = |line: CostLine, known_micros: u64| Cost {
+            lines: vec![(ResourceId::clone(&id), line)],
+            currency: "USD".to_owned(),
+            known_micros,
+            machines: BTreeMap::new(),
+            unknown: [id.clone()].into(),
+            recorded_micros: None,
+        };
+        let unpriced = || CostLine::unpriced("SageMaker", "1 × ml.m5.xlarge, `main`", "no price is recorded");
+        let missing = "\n  not in it, without a recorded price: 1 × ml.m5.xlarge, `main` (SageMaker)";
+        for known in [0, 1_200_000] {
+            let text = costs(&cost(unpriced(), known), Purpose::Up);
+            assert!(text.contains(missing), "{text}");
+        }
+        let by_use = costs(&cost(CostLine::unknown("SNS", "messages", "by use"), 1_200_000), Purpose::Up);
+        assert!(by_use.starts_with("\nCost: ≥ 1.20 USD a month") && !by_use.contains("not in it"), "{by_use}");
     }
 
     #[test]
