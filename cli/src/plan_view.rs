@@ -337,9 +337,9 @@ mod tests {
 
     #[test]
     fn cost_names_what_is_missing_in_it() {
-        let id = "main/endpoint/config".parse().unwrap();
+        let id: ResourceId = "main/endpoint/config".parse().unwrap();
         let cost = |line: CostLine, known_micros: u64| Cost {
-            lines: vec![(ResourceId::clone(&id), line)],
+            lines: vec![(id.clone(), line)],
             currency: "USD".to_owned(),
             known_micros,
             machines: BTreeMap::new(),
