@@ -650,8 +650,8 @@ async fn existing_network(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let has = range(pods).and_then(|one| one["ipCidrRange"].as_str()).and_then(Range::read);
     if let Some(has) = has.filter(|has| has.addresses() / ADDRESSES_OF_NODE < nodes) {
         let cause = format!(
-            "the range `{pods}` of `{name}` is {has} and has room for the pods of {} nodes; the cluster may have {nodes}, with those that upgrades add",
-            has.addresses() / ADDRESSES_OF_NODE
+            "the range `{pods}` of `{name}` is {has} and has room for the pods of {}; the cluster may have {nodes}, with those that upgrades add",
+            counted(has.addresses() / ADDRESSES_OF_NODE, "node")
         );
         let fix = format!("name a larger range, {others}, or lower `cluster.max_nodes` or `gpu.max`");
         problems.push(Problem::new(place, cause, fix));
