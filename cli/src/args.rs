@@ -452,8 +452,8 @@ pub struct Plan {
     /// Compare the monthly cost on these providers, by list prices: `aws,gcp=us-central1,azure`
     ///
     /// Each is a provider, or a provider and a region. No provider is asked, and no credentials are needed. Without a region,
-    /// sites of another provider are in eu-central-1 (aws), europe-west4 (gcp) or westeurope (azure). Exits with status 1 when
-    /// every provider refuses the environment.
+    /// sites of another provider are where most prices are recorded: us-east-1 (aws), us-central1 (gcp) or westeurope (azure). A
+    /// provider without some price is not ranked. Exits with status 1 when every provider refuses the environment.
     #[arg(long, value_name = "PROVIDERS", value_delimiter = ',',
           conflicts_with_all = ["exit_code", "down", "gated", "no_refresh", "out", "costs", "policy"])]
     pub compare: Vec<String>,
@@ -954,7 +954,7 @@ pub enum Model {
         /// Weight format: `f32`, `f16`, `q8_0` or `q4_0`
         #[arg(long)]
         quantize: Option<WeightFormat>,
-        /// Context length in tokens
+        /// Context length in tokens; at most the model's own counts
         #[arg(long)]
         context: Option<u32>,
         /// Memory of another machine or container, instead of this machine's free memory
@@ -971,7 +971,7 @@ pub enum Model {
         /// Weight format: `f32`, `f16`, `q8_0` or `q4_0`
         #[arg(long)]
         quantize: Option<WeightFormat>,
-        /// Compute threads; 0 uses as many as this process may use
+        /// Compute threads, at most one for each CPU core; 0 uses as many as this process may use
         #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1024))]
         threads: u32,
     },

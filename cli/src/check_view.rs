@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 use textnlp_provider::EnvironmentName;
+use textnlp_provider::units::counted;
 use textnlp_service::checks::{CheckLine, CheckResult, Checks};
 
 use crate::report::{Console, Exit, Success};
@@ -16,8 +17,8 @@ pub fn problems(checks: Checks, environment: Option<EnvironmentName>, all: bool,
     let [problems, warnings, _] = counts(&lines);
     text.push_str(&match (problems, warnings) {
         (0, 0) => "No problems found.".to_owned(),
-        (0, n) => format!("No problems; {n} {}.", if n == 1 { "warning" } else { "warnings" }),
-        (n, _) => format!("{n} {} to fix.", if n == 1 { "problem" } else { "problems" }),
+        (0, n) => format!("No problems; {}.", counted(n, "warning")),
+        (n, _) => format!("{} to fix.", counted(n, "problem")),
     });
     let document = json!({ "environment": environment, "checks": lines, "problems": problems, "warnings": warnings });
     exit(Success::new(text, document), problems)
@@ -27,7 +28,7 @@ pub fn problems(checks: Checks, environment: Option<EnvironmentName>, all: bool,
 pub fn states(lines: &[CheckLine], end: &str, mut document: Value, console: Console) -> Success {
     let [failed, warnings, unknown] = counts(lines);
     let mut text = table(lines, |_| true, console);
-    let _ = write!(text, "{failed} failed, {warnings} warnings, {unknown} unknown, {end}.");
+    let _ = write!(text, "{failed} failed, {}, {unknown} unknown, {end}.", counted(warnings, "warning"));
     (document["failed"], document["warnings"], document["unknown"]) = (json!(failed), json!(warnings), json!(unknown));
     exit(Success::new(text, document), failed)
 }
@@ -79,7 +80,7 @@ mod tests {
         let well = states(&checks.lines, "of 2", json!({}), console);
         assert!(well.exit.is_none() && well.document["warnings"] == 1, "{well:?}");
         assert!(well.text.contains("r.example/v2/  12 ms") && well.text.contains("→ wait"), "{}", well.text);
-        assert!(well.text.ends_with("0 failed, 1 warnings, 0 unknown, of 2."), "{}", well.text);
+        assert!(well.text.ends_with("0 failed, 1 warning, 0 unknown, of 2."), "{}", well.text);
         checks.problem("DNS", "it has no address", "create it");
         let failed = states(&checks.lines, "of 3", json!({}), console);
         assert!(matches!(failed.exit, Some(Exit::Failed)) && failed.document["failed"] == 1, "{failed:?}");

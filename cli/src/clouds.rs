@@ -37,7 +37,7 @@ use textnlp_orchestrator::environment::{Catalogue, Offer, SiteOrWitness, places}
 use textnlp_provider::operations::{
     Operations, RolloutStatus, ServerProgram, ServiceEndpoint, SiteAccess, SiteOutputs,
 };
-use textnlp_provider::{Capabilities, Combined, Provider, SecondPart, SecretStore, Site, SiteName};
+use textnlp_provider::{Capabilities, Combined, Price, Provider, SecondPart, SecretStore, Site, SiteName};
 use textnlp_service::Platform;
 
 use crate::args;
@@ -89,8 +89,10 @@ pub struct Row {
 
 /// What a comparison of costs assumes of a site that the environment file has elsewhere.
 pub struct Assumed {
-    /// The region.
+    /// The region, where most prices are recorded.
     pub region: &'static str,
+    /// The prices that are recorded.
+    pub prices: fn() -> &'static [Price],
     /// An account; no price depends on it.
     pub account: &'static str,
     /// The address of a registry of images in an account and a region.

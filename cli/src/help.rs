@@ -132,6 +132,8 @@ fn list(command: &Command) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use textnlp_orchestrator::gate::phases::{IndicatorSource, PHASES};
 
     use super::*;
@@ -212,6 +214,38 @@ mod tests {
             }
         }
         assert!(count >= 200, "{count} commands were found");
+    }
+
+    /// The flags of short forms in a text: `` `down --delete-data` ``.
+    #[test]
+    fn flags_in_the_text_of_the_documentation_exist() {
+        let (command, mut count) = (command(), 0);
+        for (page, span) in textnlp_tests::guide::code_spans() {
+            let words = words(span.strip_prefix("textnlp-deploy ").unwrap_or(&span));
+            let mut path = vec![&command];
+            for word in &words {
+                let last: &Command = path[path.len() - 1];
+                let Some(sub) = last.find_subcommand(word) else { break };
+                path.push(sub);
+            }
+            if path.len() == 1 {
+                continue;
+            }
+            let known: BTreeSet<&str> = path
+                .iter()
+                .flat_map(|command| command.get_arguments())
+                .filter_map(|argument| argument.get_long_and_visible_aliases())
+                .flatten()
+                .chain(["help"])
+                .collect();
+            for word in words.iter().take_while(|word| *word != "--").filter_map(|word| word.strip_prefix("--")) {
+                let end = word.find(|c: char| !c.is_ascii_lowercase() && !c.is_ascii_digit() && c != '-');
+                let flag = &word[..end.unwrap_or(word.len())];
+                assert!(flag.is_empty() || known.contains(flag), "{page}: `{span}` has no flag --{flag}");
+                count += 1;
+            }
+        }
+        assert!(count >= 150, "{count} flags were found");
     }
 
     #[test]

@@ -8,12 +8,18 @@ use textnlp_orchestrator::plan::{
     Branch, Call, Cost, Facts, Node, Note, Plan, Purpose, ServiceCost, Step, TAKEN_DOWN, amount, permissions,
     unknown_reason,
 };
+use textnlp_provider::units::counted;
 use textnlp_provider::{Charge, CostLine, Effect, FieldChange};
 pub use textnlp_service::failure::problems_document as problems;
 use textnlp_service::up::blocked;
 
 /// Limit of a printed value in characters, so that a plan fits a terminal.
 const VALUE: usize = 60;
+/// The least widths of the columns of resources and of kinds.
+const NAME: usize = 34;
+const KIND: usize = 22;
+/// The most lines without a price that are named.
+const UNPRICED: usize = 4;
 /// The most lines about one field.
 const PARTS: usize = 8;
 /// The key of a value that an earlier step sets.
@@ -22,11 +28,14 @@ const OUTPUT: &str = "$output";
 /// The plan as text: a sign for the action, the resource, its kind and the reason, followed by the changed fields.
 pub fn text(plan: &Plan) -> String {
     let mut out = String::new();
+    let retained = plan.retained.iter().map(|kept| kept.resource.as_str());
+    let names = width(plan.steps.iter().map(|step| step.resource.as_str()).chain(retained), NAME);
+    let kinds = width(plan.steps.iter().map(|step| step.kind.as_str()), KIND);
     for step in &plan.steps {
         let sign = sign(step);
         // `down` has the same reason for every deletion.
         let because = Some(step.because.as_str()).filter(|because| *because != TAKEN_DOWN).unwrap_or_default();
-        let line = format!("  {sign} {:<34} {:<22} {because}", step.resource.as_str(), step.kind.as_str());
+        let line = format!("  {sign} {:<names$} {:<kinds$} {because}", step.resource.as_str(), step.kind.as_str());
         let _ = writeln!(out, "{}", line.trim_end());
         for change in step.changes.iter().filter(|_| sign != '+') {
             for line in field(change) {
@@ -34,17 +43,22 @@ pub fn text(plan: &Plan) -> String {
             }
         }
     }
-    for (names, because) in blocked(plan) {
-        let _ = writeln!(out, "  ! {names:<34} cannot be planned: {because}");
+    for (resources, because) in blocked(plan) {
+        let _ = writeln!(out, "  ! {resources:<names$} cannot be planned: {because}");
     }
     for kept in &plan.retained {
-        let _ = writeln!(out, "  = {:<34} kept: {}", kept.resource.as_str(), kept.because);
+        let _ = writeln!(out, "  = {:<names$} kept: {}", kept.resource.as_str(), kept.because);
     }
     for problem in plan.refusals.iter().chain(&plan.warnings) {
         let _ = writeln!(out, "{}", finding(problem));
     }
     let _ = write!(out, "{}", sum(plan));
     out
+}
+
+/// The width of a column with these values.
+fn width<'a>(values: impl Iterator<Item = &'a str>, least: usize) -> usize {
+    values.map(str::len).fold(least, usize::max)
 }
 
 /// A problem, formatted below the steps of a plan.
@@ -67,6 +81,10 @@ pub fn costs(cost: &Cost, purpose: Purpose) -> String {
         }
     }
     let mut text = format!("\nCost: {cost}");
+    let unpriced: Vec<String> = cost.unpriced().into_iter().collect();
+    if !unpriced.is_empty() {
+        let _ = write!(text, "\n  not in it, without a recorded price: {}", first(&unpriced, UNPRICED));
+    }
     if cost.known_micros == 0 {
         return text;
     }
@@ -85,6 +103,15 @@ pub fn costs(cost: &Cost, purpose: Purpose) -> String {
     text
 }
 
+/// The first ones of a list, and how many more there are.
+pub fn first(all: &[String], shown: usize) -> String {
+    let mut names: Vec<String> = all.iter().take(shown).cloned().collect();
+    if all.len() > shown {
+        names.push(format!("{} more", all.len() - shown));
+    }
+    names.join(", ")
+}
+
 /// An amount; with `≥` if a part of it is not known.
 pub fn amount_text(cost: ServiceCost) -> String {
     let known = cost.known();
@@ -98,20 +125,21 @@ pub fn amount_text(cost: ServiceCost) -> String {
 /// Every line of the cost, with the source and the date of its price.
 pub fn cost_lines(cost: &Cost) -> String {
     let mut text = String::from("Cost by resource, per month:");
+    let names = width(cost.lines.iter().map(|(resource, _)| resource.as_str()), NAME);
     for (resource, CostLine { service, what, charge }) in &cost.lines {
         let says = match charge {
             Charge::Priced { quantity, price } => {
                 let monthly = amount(price.monthly_micros(*quantity));
                 format!("{quantity} × {price} = {monthly:.2} ({}, {})", price.source, price.date)
             }
-            Charge::Included | Charge::Unknown(_) => {
+            Charge::Included | Charge::Unpriced(_) | Charge::Unknown(_) => {
                 format!("unknown: {}", unknown_reason(charge).unwrap_or_default())
             }
         };
-        let _ = write!(text, "\n  {:<34} {service}: {what}: {says}", resource.as_str());
+        let _ = write!(text, "\n  {:<names$} {service}: {what}: {says}", resource.as_str());
     }
     for (site, micros) in &cost.machines {
-        let _ = write!(text, "\n  {site:<34} Machines: by budget.machines.{site}: {:.2}", amount(*micros));
+        let _ = write!(text, "\n  {site:<names$} Machines: by budget.machines.{site}: {:.2}", amount(*micros));
     }
     text
 }
@@ -124,7 +152,8 @@ pub fn sum(plan: &Plan) -> String {
         count => format!(" {count} cannot be planned now and stay unchanged."),
     };
     if !plan.has_changes() {
-        return format!("No changes: {} resources are up to date.{undone}", s.unchanged);
+        let are = if s.unchanged == 1 { "is" } else { "are" };
+        return format!("No changes: {} {are} up to date.{undone}", counted(s.unchanged, "resource"));
     }
     let mut parts = Vec::new();
     for (count, word) in
@@ -138,6 +167,9 @@ pub fn sum(plan: &Plan) -> String {
         parts.push(format!("{} decided during the run", s.possible));
     }
     parts.push(format!("{} unchanged", s.unchanged));
+    if !plan.retained.is_empty() {
+        parts.push(format!("{} kept", plan.retained.len()));
+    }
     format!("Plan: {}.{undone}", parts.join(", "))
 }
 
@@ -281,11 +313,47 @@ fn cut(text: &str, skipped: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use textnlp_provider::ResourceId;
+
     use super::*;
 
     fn lines(before: Value, after: Value) -> String {
         let (before, after) = (Some(before), Some(after));
         field(&FieldChange { field: "document".to_owned(), before, after, effect: Effect::InPlace }).join("\n")
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_longest_value() {
+        let long = "main/cluster/addon-eks-pod-identity-agent";
+        assert_eq!(width(["here/server", long].into_iter(), NAME), long.len());
+        assert_eq!((width(["here/server"].into_iter(), NAME), width([].into_iter(), KIND)), (NAME, KIND));
+    }
+
+    #[test]
+    fn long_lists_of_names_end_with_a_count() {
+        let names = ["a", "b", "c"].map(str::to_owned);
+        assert_eq!((first(&names, 3).as_str(), first(&names, 2).as_str()), ("a, b, c", "a, b, 1 more"));
+    }
+
+    #[test]
+    fn cost_names_what_is_missing_in_it() {
+        let id: ResourceId = "main/endpoint/config".parse().unwrap();
+        let cost = |line: CostLine, known_micros: u64| Cost {
+            lines: vec![(id.clone(), line)],
+            currency: "USD".to_owned(),
+            known_micros,
+            machines: BTreeMap::new(),
+            unknown: [id.clone()].into(),
+            recorded_micros: None,
+        };
+        let unpriced = || CostLine::unpriced("SageMaker", "1 × ml.m5.xlarge, `main`", "no price is recorded");
+        let missing = "\n  not in it, without a recorded price: 1 × ml.m5.xlarge, `main` (SageMaker)";
+        for known in [0, 1_200_000] {
+            let text = costs(&cost(unpriced(), known), Purpose::Up);
+            assert!(text.contains(missing), "{text}");
+        }
+        let by_use = costs(&cost(CostLine::unknown("SNS", "messages", "by use"), 1_200_000), Purpose::Up);
+        assert!(by_use.starts_with("\nCost: ≥ 1.20 USD a month") && !by_use.contains("not in it"), "{by_use}");
     }
 
     #[test]

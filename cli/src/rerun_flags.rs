@@ -58,6 +58,20 @@ mod tests {
     }
 
     #[test]
+    fn hints_of_providers_get_the_flags_of_the_environment() {
+        let flags = again(&["--file", "service.yaml"]);
+        assert_eq!(
+            flags.complete("`textnlp-deploy plan --policy` prints the role; or run `gcloud auth login`", "shop"),
+            "`textnlp-deploy plan --policy --file service.yaml` prints the role; or run `gcloud auth login`"
+        );
+        let named = again(&[]).complete("`textnlp-deploy state import` adopts it", "shop");
+        assert_eq!(named, "`textnlp-deploy state import --env shop` adopts it");
+        for other in ["`textnlp-deploy model pull` prints it", "textnlp-deploy logs", "remove it"] {
+            assert_eq!(flags.complete(other, "shop"), other);
+        }
+    }
+
+    #[test]
     fn hinted_commands_repeat_the_session_flags() {
         let plain = again(&["--env", "staging"]);
         assert_eq!(plain.same("up", "staging"), "textnlp-deploy up --env staging");

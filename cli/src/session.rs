@@ -3,11 +3,14 @@
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_bundle::Site;
-use textnlp_orchestrator::environment::{Environment, FlagValue, Library, LoadError, Loaded, Overrides, Problem};
+use textnlp_orchestrator::environment::{
+    Environment, FlagValue, Library, LoadError, Loaded, Overrides, Problem, Severity,
+};
 use textnlp_orchestrator::load::base_address;
 use textnlp_orchestrator::release::Lock;
 use textnlp_provider::{EnvironmentName, Secret};
 pub use textnlp_service::ChosenEnvironment;
+use textnlp_service::backup::settings::provisioned_file;
 use textnlp_service::bundle::advisories::AdvisorySources;
 use textnlp_service::client::Target;
 pub use textnlp_service::environments::{invalid, known_models};
@@ -154,7 +157,13 @@ impl Session {
         // Once, by the command that goes on.
         self.note_other_site(console);
         self.note_earlier_state(&scope, console);
-        print_notes(&loaded, shows_contacts, console);
+        // Of the file that `up` wrote with every setting, warnings were printed when it was written.
+        let is_whole =
+            self.global.file.as_ref().map(|file| self.here.join(file)) == Some(provisioned_file(&scope.folder));
+        let is_shown = |problem: &Problem| {
+            (shows_contacts || problem.path != CONTACTS) && !(is_whole && problem.severity == Severity::Warning)
+        };
+        print_notes(&loaded, is_shown, console);
         // As the user that works on it. For root that only asks, the command that it asks for checks it.
         if !self.keeps_user || user.is_none() || textnlp_files::caller() != 0 {
             access::check(&clouds::Linked, &scope.folder)?;
@@ -173,7 +182,7 @@ impl Session {
     /// The environment of `--file` or `--env` without its state.
     pub fn loaded(&self, console: Console) -> Result<Loaded, Failure> {
         let loaded = self.read()?;
-        print_notes(&loaded, true, console);
+        print_notes(&loaded, |_| true, console);
         Ok(loaded)
     }
 
@@ -463,8 +472,8 @@ pub fn states(root: &Utf8Path) -> Vec<EnvironmentName> {
 }
 
 /// Prints the warnings and notes of an environment.
-fn print_notes(loaded: &Loaded, shows_contacts: bool, console: Console) {
-    let shown = loaded.report.0.iter().filter(|problem| shows_contacts || problem.path != CONTACTS);
+fn print_notes(loaded: &Loaded, is_shown: impl Fn(&Problem) -> bool, console: Console) {
+    let shown = loaded.report.0.iter().filter(|problem| is_shown(problem));
     shown.for_each(|problem| console.say(problem.to_string()));
 }
 

@@ -64,6 +64,36 @@ pub fn commands(guide: &str, section: &str) -> Vec<String> {
 /// backslash is one with the next.
 #[track_caller]
 pub fn shell_lines() -> Vec<(String, String)> {
+    let mut lines = Vec::new();
+    for (page, text) in pages() {
+        for (_, block) in fenced(&text).into_iter().filter(|(language, _)| language == "sh") {
+            let joined = block.replace("\\\n", " ");
+            lines.extend(joined.lines().map(|line| (page.clone(), line.to_owned())));
+        }
+    }
+    lines
+}
+
+/// The code within the text of the same pages, each with its page.
+#[track_caller]
+pub fn code_spans() -> Vec<(String, String)> {
+    let mut spans = Vec::new();
+    for (page, text) in pages() {
+        let mut is_block = false;
+        for line in text.lines() {
+            if line.trim_start().starts_with("```") {
+                is_block = !is_block;
+            } else if !is_block {
+                spans.extend(line.split('`').skip(1).step_by(2).map(|span| (page.clone(), span.to_owned())));
+            }
+        }
+    }
+    spans
+}
+
+/// The README and all pages below `docs`, each with its text.
+#[track_caller]
+fn pages() -> Vec<(String, String)> {
     let root = format!("{}/..", env!("CARGO_MANIFEST_DIR"));
     let (mut pages, mut folders) = (vec!["README.md".to_owned()], vec!["docs".to_owned()]);
     while let Some(folder) = folders.pop() {
@@ -78,14 +108,10 @@ pub fn shell_lines() -> Vec<(String, String)> {
         }
     }
     pages.sort();
-    let mut lines = Vec::new();
-    for page in pages {
+    let read = |page: String| {
         let text = std::fs::read_to_string(format!("{root}/{page}"));
         let text = text.unwrap_or_else(|error| panic!("read {page}: {error}"));
-        for (_, block) in fenced(&text).into_iter().filter(|(language, _)| language == "sh") {
-            let joined = block.replace("\\\n", " ");
-            lines.extend(joined.lines().map(|line| (page.clone(), line.to_owned())));
-        }
-    }
-    lines
+        (page, text)
+    };
+    pages.into_iter().map(read).collect()
 }

@@ -155,6 +155,7 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     assert_eq!((answers(&sandbox, &first), answers(&sandbox, &second)), (200, 200), "the same keys open");
     let again = elsewhere(&sandbox, &["plan", "--file", whole, "--exit-code"]);
     assert_eq!(again.exit, 0, "a second `up` plans nothing: {}{}", again.out, again.err);
+    assert!(!again.err.contains("warning:"), "`up` wrote every setting itself: {}", again.err);
 
     // Never over something that is there, unless it is the same and its name is typed.
     refused(elsewhere(&sandbox, &restore), 4, "state_is_there");

@@ -92,6 +92,19 @@ fn model_is_compared_with_the_memory_of_another_machine() {
 }
 
 #[test]
+fn context_beyond_the_models_own_is_cut_and_said() {
+    let sandbox = Sandbox::new("context");
+    let fit = |more: &[&str]| {
+        sandbox.run(&[&["model", "fit", "bundled", "--memory", "64GiB", "--context"], more].concat()).expect(0)
+    };
+    let cut = fit(&["100000"]).out;
+    assert!(cut.contains("a context of 1024 tokens: 100000 are cut to that"), "{cut}");
+    assert!(!fit(&["1024"]).out.contains("cut"));
+    assert_eq!(fit(&["100000", "-o", "json"]).json()["context"], 1024);
+    assert_eq!(fit(&["512", "-o", "json"]).json()["context"], 512);
+}
+
+#[test]
 fn quantized_weights_are_compared_by_the_predictions_for_a_text() {
     let sandbox = Sandbox::new("text");
     let page = sandbox.folder().join("page.txt");
@@ -127,6 +140,8 @@ fn speed_of_a_model_is_measured_by_each_executor() {
     let said = sandbox.run(&["model", "bench", "bundled"]).expect(0).out;
     assert!(said.contains("EXECUTOR") && said.contains("8 TEXTS"), "{said}");
     sandbox.run(&["model", "bench", "hf:none/none"]).expect(2);
+    let many = sandbox.run(&["model", "bench", "bundled", "--threads", "1024"]).expect(2).err;
+    assert!(many.contains("1024 compute threads") && many.contains("set --threads to"), "{many}");
 }
 
 #[test]

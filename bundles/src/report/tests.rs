@@ -59,7 +59,7 @@ fn report() -> Report {
     report.listed("crates of sbom/program.cdx.json", 431, "matched against 1225 advisories");
     report.not_looked_at(
         "Debian:12 packages of image postgres:15",
-        "83 packages listed, not matched: no advisory data for debian 12",
+        "not matched, because there is no advisory data for debian 12; packages: 83",
         false,
     );
     report.not_looked_at("long", "why ".repeat(1500), true);

@@ -84,7 +84,10 @@ impl<'a> Run<'a> {
                     self.report.listed(what, count, how);
                 }
                 None => {
-                    let why = format!("{count} packages listed, not matched: no advisory data for {}", spoken(name));
+                    let why = format!(
+                        "not matched, because there is no advisory data for {}; packages: {count}",
+                        spoken(name)
+                    );
                     self.report.listed(&what, count, "listed, not matched");
                     self.report.not_looked_at(what, why, required);
                 }

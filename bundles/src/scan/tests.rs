@@ -228,7 +228,10 @@ fn unreadable_advisory_keeps_the_gate_closed() {
 fn crates_are_not_reported_clean_without_advisories() {
     let lock = "version = 4\n[[package]]\nname = \"a\"\nversion = \"1.0.0\"\nsource = \"registry+https://github.com/rust-lang/crates.io-index\"\n";
     let report = Scan::new(settings()).of_lock("Cargo.lock", lock).unwrap();
-    assert_eq!(report.not_looked_at[0].why, "1 packages listed, not matched: no advisory data for Rust crates");
+    assert_eq!(
+        report.not_looked_at[0].why,
+        "not matched, because there is no advisory data for Rust crates; packages: 1"
+    );
     assert!(report.not_looked_at[0].required && !gate(&report, Severity::Critical).is_open());
 }
 
@@ -348,7 +351,7 @@ fn image_scan_covers_the_final_and_the_deleted_layer_content() {
         assert!(ids.contains(&wanted), "{wanted} is not in {ids:?}");
     }
     let said = report.not_looked_at.iter().find(|n| n.why.contains("debian")).unwrap();
-    assert_eq!(said.why, "2 packages listed, not matched: no advisory data for debian 12");
+    assert_eq!(said.why, "not matched, because there is no advisory data for debian 12; packages: 2");
     assert!(!said.required);
     let strict = Scan::new(Settings { require_os_advisories: true, ..settings() }).of_folder("a", &folder).unwrap();
     assert!(strict.not_looked_at.iter().any(|n| n.required && n.why.contains("debian 12")));

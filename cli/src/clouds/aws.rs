@@ -23,7 +23,7 @@ use super::{Assumed, Context, ModelBucket, Row};
 use crate::own_terminal;
 use crate::report::Console;
 
-/// The region of examples, and of comparisons of costs.
+/// The region of examples.
 const REGION: &str = "eu-central-1";
 
 /// The entry of this provider.
@@ -33,7 +33,8 @@ pub(super) const ROW: Row = Row {
     capabilities: CAPABILITIES,
     missing: None,
     assumed: Some(Assumed {
-        region: REGION,
+        region: "us-east-1",
+        prices: || textnlp_aws::tables::prices::PRICES.as_slice(),
         account: "123456789012",
         registry: |account, region| format!("{account}.dkr.ecr.{region}.{}/textnlp", partition(region).dns_suffix),
     }),

@@ -25,6 +25,7 @@ pub(super) const ROW: Row = Row {
     missing: None,
     assumed: Some(Assumed {
         region: REGION,
+        prices: || textnlp_azure::tables::prices::PRICES.as_slice(),
         account: "00000000-0000-0000-0000-000000000001",
         registry: |_, _| "example.azurecr.io/textnlp".to_owned(),
     }),

@@ -17,7 +17,7 @@ use super::image::OwnImage;
 use super::managed::{self, ManagedClusters};
 use super::{Assumed, Context, ModelBucket, Row};
 
-/// The region of examples, and of comparisons of costs.
+/// The region of examples.
 const REGION: &str = "europe-west4";
 
 /// The entry of this provider.
@@ -27,7 +27,8 @@ pub(super) const ROW: Row = Row {
     capabilities: CAPABILITIES,
     missing: None,
     assumed: Some(Assumed {
-        region: REGION,
+        region: "us-central1",
+        prices: || textnlp_gcp::tables::prices::PRICES.as_slice(),
         account: "my-project",
         registry: |account, region| format!("{region}-docker.pkg.dev/{account}/textnlp/server"),
     }),

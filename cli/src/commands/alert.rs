@@ -67,7 +67,7 @@ async fn test(session: &Session, args: &Test, console: Console) -> Result<Succes
         return Ok(Success::new(text.trim_end(), document));
     }
     let error = anyhow::anyhow!("{}", text.trim_end())
-        .context(format!("{failed} of {} receivers did not accept the message", tried.len()));
+        .context(format!("{failed} of {} did not accept the message", counted(tried.len(), "receiver")));
     Err(Failure::new(Exit::Failed, "alert_not_sent", error)
         .hint(format!("fix `monitoring.receivers`, then: {}", session.again().command("alert test", name)))
         .document(document))

@@ -65,21 +65,21 @@ fn text(found: &Analysis, complete: &dyn Fn(&str) -> String) -> String {
         _ => String::new(),
     };
     let mut text = format!(
-        "{} lines{span}: {} errors and {} warnings in {} groups",
-        found.lines,
-        found.errors,
-        found.warnings,
-        found.groups.len()
+        "{}{span}: {} and {} in {}",
+        counted(found.lines, "line"),
+        counted(found.errors, "error"),
+        counted(found.warnings, "warning"),
+        counted(found.groups.len(), "group")
     );
     for group in found.groups.iter().take(SHOWN) {
         text.push_str(&lines_of(group, complete));
     }
     if let Some(more) = found.groups.len().checked_sub(SHOWN).filter(|more| *more > 0) {
-        text.push_str(&format!("\n\n{more} more groups: `--output json` has them all"));
+        text.push_str(&format!("\n\n{}: `--output json` has them all", counted(more, "more group")));
     }
     if found.ungrouped > 0 {
         text.push_str(&format!(
-            "\n{} occurrences are in no group: there were too many different ones",
+            "\noccurrences in no group, because there were too many different ones: {}",
             found.ungrouped
         ));
     }
@@ -129,7 +129,7 @@ mod tests {
         }
         let complete = |command: &str| format!("textnlp-deploy {command} --env demo");
         let expected = "\
-3000 lines from 2026-11-23 10:00:00Z to 2026-11-23 10:49:59Z: 600 errors and 0 warnings in 1 groups
+3000 lines from 2026-11-23 10:00:00Z to 2026-11-23 10:49:59Z: 600 errors and 0 warnings in 1 group
 
 error × 600  usage could not be written
   in        server-0

@@ -292,8 +292,8 @@ fn encrypt(args: &Encrypt) -> Result<Success, Failure> {
     let stored = folder.store(&args.dump, recipients, Timestamp::now(), keep).map_err(failed)?;
     // Its volume outlives this program.
     std::fs::remove_file(&args.dump).with_context(|| format!("remove {}", args.dump))?;
-    let encrypted = if keys == 1 { "encrypted for 1 key".to_owned() } else { format!("encrypted for {keys} keys") };
-    let text = format!("{}: {} bytes, {encrypted}, {}", stored.name, stored.bytes, report.trim());
+    let keys = counted(keys, "key");
+    let text = format!("{}: {} bytes, encrypted for {keys}, {}", stored.name, stored.bytes, report.trim());
     Ok(Success::new(text, json!({ "file": stored.name, "bytes": stored.bytes })))
 }
 
@@ -326,9 +326,9 @@ async fn prune(session: &Session, keep: Option<&str>, console: Console) -> Resul
         None => settings.keep.0,
     };
     let gone = create::prune(&chosen.scope, &shelf, keep).await?;
-    let mut text = format!("{} backups removed, {} kept in {}", gone.dumps.len(), gone.left, shelf.folder());
+    let mut text = format!("{} removed, {} kept in {}", counted(gone.dumps.len(), "backup"), gone.left, shelf.folder());
     if gone.parts > 0 {
-        text.push_str(&format!("\n{} log files removed that no kept backup needs", gone.parts));
+        text.push_str(&format!("\n{} removed that no kept backup needs", counted(gone.parts, "log file")));
     }
     gone.kept.iter().for_each(|why| text.push_str(&format!("\n{why}")));
     let removed: Vec<_> = gone.dumps.iter().map(|dump| dump.file.clone()).collect();

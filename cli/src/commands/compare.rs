@@ -6,7 +6,7 @@ use textnlp_orchestrator::environment::model::Environment;
 use textnlp_orchestrator::environment::{self, Change, FlagValue, LoadError, Severity, is_region};
 use textnlp_orchestrator::plan::{Cost, ServiceCost};
 use textnlp_orchestrator::report::table::Table;
-use textnlp_provider::{Problem, Problems};
+use textnlp_provider::{Problem, Problems, priced_regions};
 use textnlp_service::compare::cost;
 
 use super::prelude::*;
@@ -37,13 +37,20 @@ pub fn compare(session: &Session, typed: &[String], console: Console) -> Result<
         let error = anyhow::anyhow!("--compare is for all sites, on the providers that it names");
         return Err(Failure::usage("conflicting_flags", error).hint("remove --site and --provider"));
     }
-    let compared = typed.iter().map(|typed| Compared::parse(typed)).collect::<Result<Vec<_>, _>>()?;
+    let mut compared: Vec<Compared<'_>> = Vec::new();
+    for typed in typed {
+        let one = Compared::parse(typed)?;
+        if !compared.iter().any(|other| other.is_same(&one)) {
+            compared.push(one);
+        }
+    }
     let chosen = session.load(console)?;
     let offers = compared.iter().map(|compared| offer(session, &chosen, compared));
     let mut offers = offers.collect::<Result<Vec<_>, _>>()?;
-    // Amounts of nothing are no offer, and a refusal is none at all.
+    // Only those are ranked of which no price is missing: a missing one looks cheap. A refusal is no offer.
     offers.sort_by_key(|offer| match &offer.cost {
-        Ok(cost) => (usize::from(cost.known_micros == 0 && !cost.unknown.is_empty()), cost.known_micros),
+        Ok(cost) if cost.is_comparable() => (0, cost.known_micros),
+        Ok(_) => (1, 0),
         Err(_) => (2, 0),
     });
     let budget = &chosen.loaded.environment.budget;
@@ -69,7 +76,19 @@ impl<'a> Compared<'a> {
             let error = anyhow::anyhow!("`{region}` is not the name of a region");
             return Err(Failure::usage("invalid_region", error).hint("write PROVIDER=REGION, such as gcp=us-central1"));
         }
+        if let (Some(region), Some(assumed)) = (region, &row.assumed) {
+            let priced = priced_regions((assumed.prices)());
+            if !priced.contains(region) {
+                let error = anyhow::anyhow!("no prices of {name} in `{region}` are recorded");
+                let regions = priced.into_iter().collect::<Vec<_>>().join(", ");
+                return Err(Failure::usage("no_prices", error).hint(format!("choose one of {regions}")));
+            }
+        }
         Ok(Self { row, region })
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        (self.row.name, self.region) == (other.row.name, other.region)
     }
 }
 
@@ -146,6 +165,7 @@ fn as_problem(problem: &environment::Problem) -> Problem {
 fn text(offers: &[Offer], name: &str, currency: &str) -> String {
     let mut rows = Vec::new();
     let (mut unpriced, mut refused, mut changed) = (String::new(), String::new(), String::new());
+    let mut unranked: Vec<&str> = Vec::new();
     for Offer { provider, regions, changes, cost } in offers {
         let head =
             |what: &str, amount: String| vec![(*provider).to_owned(), regions.join(", "), what.to_owned(), amount];
@@ -157,8 +177,12 @@ fn text(offers: &[Offer], name: &str, currency: &str) -> String {
                 rows.extend(services.map(|(service, part)| {
                     vec![String::new(), String::new(), service.to_owned(), plan_view::amount_text(part)]
                 }));
+                if !cost.is_comparable() {
+                    unranked.push(*provider);
+                }
                 for (reason, count) in cost.unknown_reasons() {
-                    let _ = write!(unpriced, "\n  {provider}: {reason} ({count})");
+                    let times = if count > 1 { format!(", {}", counted(count, "resource")) } else { String::new() };
+                    let _ = write!(unpriced, "\n  {provider}: {reason}{times}");
                 }
                 for site in cost.unpriced_hosts() {
                     let _ =
@@ -179,7 +203,13 @@ fn text(offers: &[Offer], name: &str, currency: &str) -> String {
         }
     }
     let columns = ["provider", "region", "service", &format!("{currency} a month")].map(str::to_owned).to_vec();
-    let mut text = format!("Cost of {name} by list prices, the smallest known amount first");
+    let mut text = format!(
+        "Cost of {name} by list prices, {}",
+        match unranked.as_slice() {
+            [] => "the cheapest first".to_owned(),
+            all => format!("not ranked where prices are missing: {}", all.join(", ")),
+        }
+    );
     text += &table_view::lines(&Table { title: "", columns, rows });
     for (title, lines) in [("Not priced", unpriced), ("Refused", refused), ("Other than in the environment", changed)] {
         if !lines.is_empty() {
@@ -194,6 +224,7 @@ fn document(offer: &Offer) -> Value {
     let refused = cost.as_ref().err().map(Vec::as_slice).unwrap_or_default();
     json!({
         "provider": provider, "regions": regions, "changes": changes, "cost": cost.as_ref().ok(),
+        "ranked": cost.as_ref().is_ok_and(Cost::is_comparable),
         "refused": plan_view::problems(refused),
     })
 }

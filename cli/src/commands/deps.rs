@@ -222,7 +222,7 @@ fn plan(rows: &[UsedVersion], planned: &[(&UsedVersion, &Change)], security_only
     }
     let what = if security_only { "versions with a known vulnerability" } else { "newer versions" };
     let count = planned.iter().filter(|(_, change)| change.is_own()).count();
-    lines.push(format!("{count} changes for {what}; {unknown} versions or their vulnerabilities are unknown"));
+    lines.push(format!("{} for {what}; unknown versions or vulnerabilities: {unknown}", counted(count, "change")));
     lines.join("\n")
 }
 
@@ -300,9 +300,6 @@ mod tests {
         let text = plan(std::slice::from_ref(&row), &[(&row, &line), (&row, &other)], false);
         assert!(text.contains("r/x:1 → r/x:2") && text.contains("in pilot.yaml:7"), "{text}");
         assert!(text.contains("! image r.example/postgres: not changed here: install a program"), "{text}");
-        assert!(
-            text.ends_with("1 changes for newer versions; 0 versions or their vulnerabilities are unknown"),
-            "{text}"
-        );
+        assert!(text.ends_with("1 change for newer versions; unknown versions or vulnerabilities: 0"), "{text}");
     }
 }

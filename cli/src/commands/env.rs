@@ -136,7 +136,7 @@ fn check(session: &Session, names: &[String]) -> Result<Success, Failure> {
     }
     if bad > 0 {
         let error = anyhow::anyhow!("{}", text.trim_end())
-            .context(format!("{bad} of {} environments are invalid", names.len()));
+            .context(format!("{bad} of {} invalid", counted(names.len(), "environment")));
         return Err(Failure::usage("invalid_environment", error).document(json!({ "environments": rows })));
     }
     Ok(Success::new(text, json!({ "environments": rows })))

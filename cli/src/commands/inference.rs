@@ -115,7 +115,7 @@ pub async fn tokenize(session: &Session, args: Tokenize) -> Result<Success, Fail
         let piece = pieces.get(i).and_then(Value::as_str).unwrap_or_default();
         text.push_str(&format!("{id:>8}  {piece}\n"));
     }
-    text.push_str(&format!("{} tokens", ids.len()));
+    text.push_str(&counted(ids.len(), "token"));
     Ok(Success::new(text, answer))
 }
 

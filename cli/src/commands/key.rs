@@ -52,7 +52,7 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
             let mut text = format!("{}{}", scope.name, table_view::lines(&Table { title: "", columns, rows }));
             if !ended.is_empty() {
                 let list = scope.command("key list --all");
-                text.push_str(&format!("\n  {} ended keys of gates, loads and drills: {list}", ended.len()));
+                text.push_str(&format!("\n  {} of gates, loads and drills: {list}", counted(ended.len(), "ended key")));
             }
             listed["keys"].as_array_mut().into_iter().flatten().for_each(write_times);
             Ok(Success::new(text, listed))

@@ -40,10 +40,12 @@ fn text(
 ) -> String {
     let lines: u64 = sites.iter().map(|site| site.lines).sum();
     let mut text = format!(
-        "{total} errors in {} groups since {}, in {lines} lines of {} sites",
-        rows.len(),
+        "{} in {} since {}, in {} of {}",
+        counted(total, "error"),
+        counted(rows.len(), "group"),
         analyze::shown(since),
-        sites.len()
+        counted(lines, "line"),
+        counted(sites.len(), "site")
     );
     for row in rows.iter().take(SHOWN) {
         text.push_str(&format!(
@@ -64,12 +66,12 @@ fn text(
         }
     }
     if rows.len() > SHOWN {
-        text.push_str(&format!("\n\n{} more groups: `--output json` has {ROWS_MAX}", rows.len() - SHOWN));
+        text.push_str(&format!("\n\n{}: `--output json` has {ROWS_MAX}", counted(rows.len() - SHOWN, "more group")));
     }
     for site in sites {
         if site.ungrouped > 0 {
             text.push_str(&format!(
-                "\n\n{}: {} errors are in no group: there were too many different ones",
+                "\n\n{}: errors in no group, because there were too many different ones: {}",
                 site.site, site.ungrouped
             ));
         }
@@ -99,7 +101,7 @@ mod tests {
         };
         let read = SiteRead { site: "here".to_owned(), lines: 4, complete: true, ..SiteRead::default() };
         let shown = text(&[row], &[read], (2, since), &|command| command.to_owned());
-        let expected = "2 errors in 1 groups since 2020-11-23 10:10:00Z, in 4 lines of 1 sites\n\n2 × request N failed\n  in        here: server-0";
+        let expected = "2 errors in 1 group since 2020-11-23 10:10:00Z, in 4 lines of 1 site\n\n2 × request N failed\n  in        here: server-0";
         assert_eq!(shown, expected);
     }
 }

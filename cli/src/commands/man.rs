@@ -29,7 +29,7 @@ pub fn man(args: &Man) -> Result<Success, Failure> {
         replace.write(&file, page.text.as_bytes()).with_context(|| format!("write {file}"))?;
     }
     let files: Vec<String> = pages.iter().map(Page::file).collect();
-    let text = format!("wrote {} pages into {dir}", files.len());
+    let text = format!("wrote {} into {dir}", counted(files.len(), "page"));
     Ok(Success::new(text, json!({ "folder": dir, "files": files })))
 }
 

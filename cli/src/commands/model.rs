@@ -232,6 +232,10 @@ async fn fits(
     });
     let found = fit(&summary, &want, &memory);
     let mut said = fit_text(source, &summary, &found, &memory);
+    // As the server does.
+    if let Some(typed) = want.context.filter(|typed| *typed > summary.context) {
+        let _ = write!(said, "\nThe model has a context of {} tokens: {typed} are cut to that", summary.context);
+    }
     let measured = match text {
         Some(file) => Some(predictions(session, source, &summary, &want, file, console).await?),
         None => None,
@@ -244,6 +248,7 @@ async fn fits(
         json!({
             "source": source,
             "fit": found,
+            "context": want.context.map_or(summary.context, |typed| typed.min(summary.context)),
             "memory": memory,
             "sequences": found.sequences,
             "quantization_error": summary.quantization_error,
@@ -287,10 +292,18 @@ async fn bench(
     threads: u32,
     console: Console,
 ) -> Result<Success, Failure> {
+    // More threads than cores wait for one another, many of them for minutes.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if threads as usize > cores {
+        let error =
+            anyhow::anyhow!("this process may use {cores} CPU cores, and {threads} compute threads need as many");
+        return Err(Failure::usage("too_many_threads", error).hint(format!("set --threads to {cores} or less")));
+    }
     let summary = look(session, source, format).await?;
     if summary.embeddings {
         let error = anyhow::anyhow!("{source} is an encoder and generates no text");
-        return Err(Failure::usage("not_measured", error));
+        let hint = format!("choose a model that generates text: {}", session.again().bare("model list"));
+        return Err(Failure::usage("not_measured", error).hint(hint));
     }
     let progress = Progress::new(console);
     let report = |what: &str| progress.doing(what);

@@ -223,18 +223,17 @@ fn feels(reaches: &[Impact], estimate: &Estimate) -> String {
     let removed: BTreeSet<_> =
         reaches.iter().filter(|one| one.does == ImpactKind::Delete).map(|one| &one.resource).collect();
     for one in reaches {
-        let stay: Vec<_> = one.reaches.iter().filter(|id| !removed.contains(id)).collect();
-        let mut names: Vec<_> = stay.iter().take(SHOWN).map(ToString::to_string).collect();
-        if stay.len() > SHOWN {
-            names.push(format!("{} more", stay.len() - SHOWN));
-        }
-        if !names.is_empty() {
+        let stay: Vec<_> = one.reaches.iter().filter(|id| !removed.contains(id)).map(ToString::to_string).collect();
+        if !stay.is_empty() {
             let depend = if stay.len() == 1 { "depends" } else { "depend" };
-            let _ = write!(text, "\n  {} of {}: {} {depend} on it", one.does, one.resource, names.join(", "));
+            let names = plan_view::first(&stay, SHOWN);
+            let _ = write!(text, "\n  {} of {}: {names} {depend} on it", one.does, one.resource);
         }
     }
     if estimate.seconds > 0.0 {
-        let kinds = |kinds: &BTreeSet<KindName>| kinds.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let kinds = |kinds: &BTreeSet<KindName>| {
+            plan_view::first(&kinds.iter().map(ToString::to_string).collect::<Vec<_>>(), SHOWN)
+        };
         let source = if estimate.typical.is_empty() { "from earlier runs" } else { "duration" };
         let _ = write!(text, "\nEstimated {source}: about {}", lasts(estimate.seconds));
         if !estimate.typical.is_empty() {

@@ -83,7 +83,11 @@ pub async fn preflight(session: &Session, console: Console) -> Result<Success, F
         let _ = writeln!(text, "{}: {}: {}\n         {}", warning.word(), warning.place, warning.cause, warning.fix);
     }
     if problems.is_empty() {
-        let _ = write!(text, "{name}: no problems found");
+        let found = match warnings.iter().filter(|warning| !warning.note).count() {
+            0 => "no problems found".to_owned(),
+            count => format!("{}, and nothing that must be fixed first", counted(count, "warning")),
+        };
+        let _ = write!(text, "{name}: {found}");
         return Ok(Success::new(
             text,
             json!({ "environment": name, "problems": [], "warnings": plan_view::problems(&warnings) }),

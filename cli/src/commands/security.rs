@@ -31,7 +31,7 @@ pub async fn security(session: &Session, command: &Security, console: Console) -
     }
     let rows: Vec<Value> = lines.iter().map(CheckLine::document).collect();
     let document = json!({ "environment": name, "full": full, "sarif": file, "lines": rows });
-    Ok(check_view::states(&lines, &format!("{} lines", lines.len()), document, console))
+    Ok(check_view::states(&lines, &counted(lines.len(), "line"), document, console))
 }
 
 /// The lines of an audit, with its progress.

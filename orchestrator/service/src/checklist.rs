@@ -16,6 +16,7 @@ use textnlp_orchestrator::gate::phases::{AVAILABILITY, PhaseDefinition};
 use textnlp_orchestrator::plan::Purpose;
 use textnlp_orchestrator::release::{Entry, Lock, Recorded, covers, pushes_image, short};
 use textnlp_orchestrator::state::{Entry as StateEntry, Operator, State};
+use textnlp_provider::units::counted;
 
 use crate::baseline::Baseline;
 use crate::checks::{CheckLine, Checks};
@@ -360,7 +361,7 @@ async fn pushed(chosen: &ChosenEnvironment, lock: &Lock, progress: &dyn Progress
     }
     Finding::Done(match sites.len() {
         0 => "no site runs an image".to_owned(),
-        count => format!("the registries have the images of {count} sites"),
+        count => format!("the registries have the images of {}", counted(count, "site")),
     })
 }
 

@@ -15,6 +15,7 @@ use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::environment::model::Runtime;
 use textnlp_orchestrator::plan::SiteFacts;
 use textnlp_orchestrator::release::Lock;
+use textnlp_provider::units::counted;
 use textnlp_provider::{Observed, ReadFailure, SiteName, error_chain};
 
 use crate::checks::CheckResult;
@@ -173,7 +174,9 @@ fn read(site: &SiteFacts) -> Result<(), Fault> {
     match unread.first() {
         None => Ok(()),
         Some(why) if unread.len() == site.observed.len() => Err(Fault::failed(*why)),
-        Some(why) => Err(Fault(CheckResult::Warning, format!("{} resources could not be read: {why}", unread.len()))),
+        Some(why) => {
+            Err(Fault(CheckResult::Warning, format!("{} could not be read: {why}", counted(unread.len(), "resource"))))
+        }
     }
 }
 

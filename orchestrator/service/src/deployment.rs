@@ -148,7 +148,8 @@ impl Deployment {
     pub async fn preflight(&self) -> Result<Vec<Problem>, Failure> {
         let mut found = Vec::new();
         for site in self.sites.values() {
-            for problem in site.provider.preflight(&site.wanted).await? {
+            for mut problem in site.provider.preflight(&site.wanted).await? {
+                problem.fix = self.chosen.scope.complete(&problem.fix);
                 if !found.contains(&problem) {
                     found.push(problem);
                 }
@@ -229,7 +230,7 @@ impl Selection {
             // A missing file is reported before any request.
             let hint = error.downcast_ref::<textnlp_provider::Error>().and_then(|error| error.hint.clone());
             let failure = Failure::usage("no_way_in", error.context(format!("site {} cannot be reached", site.name)));
-            Failure { hint, ..failure }
+            failure.hinted(hint)
         })
     }
 

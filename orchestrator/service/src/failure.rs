@@ -1,7 +1,10 @@
 //! Why an operation failed: its exit status, a stable code, the causes and a hint.
 
+use std::io::{self, ErrorKind};
+
 use serde_json::{Map, Value, json};
 use textnlp_orchestrator::state::StateError;
+use textnlp_provider::units::counted;
 use textnlp_provider::{EnvironmentName, Problem, error_chain};
 
 use crate::RerunFlags;
@@ -43,9 +46,11 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Creates a failure.
+    /// Creates a failure. One of a file operation has a hint already.
     pub fn new(exit: Exit, code: &'static str, error: impl Into<anyhow::Error>) -> Self {
-        Self { exit, code, error: error.into(), hint: None, resource: None, document: Map::new() }
+        let error = error.into();
+        let hint = file_hint(&error).map(str::to_owned);
+        Self { exit, code, error, hint, resource: None, document: Map::new() }
     }
 
     /// A wrong argument, name or file.
@@ -68,7 +73,7 @@ impl Failure {
     /// Sets the hint, if there is one.
     #[must_use]
     pub fn hinted(self, hint: Option<String>) -> Self {
-        Self { hint, ..self }
+        Self { hint: hint.or(self.hint), ..self }
     }
 
     /// Sets the resource.
@@ -103,6 +108,22 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::new(Exit::Failed, "failed", error)
     }
+}
+
+/// What an operator does about an error of the file system.
+fn file_hint(error: &anyhow::Error) -> Option<&'static str> {
+    let cause = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>())?;
+    Some(match cause.kind() {
+        ErrorKind::PermissionDenied => {
+            "name a file or folder that you may read and write, or run the command as its user"
+        }
+        ErrorKind::ReadOnlyFilesystem => "name a file or folder on a disk that can be written",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free some space there, and run the same command again",
+        ErrorKind::NotFound => "check the path, and that what it names exists",
+        ErrorKind::NotADirectory => "name a folder: a part of the path is a file",
+        ErrorKind::IsADirectory => "name a file: the path is that of a folder",
+        _ => return None,
+    })
 }
 
 /// An error with its causes and its hint, in one line.
@@ -165,7 +186,7 @@ pub fn state_failed(error: StateError, again: &RerunFlags, environment: &Environ
         }
         _ => {
             let hint = error.hint();
-            return Failure { hint, ..Failure::new(Exit::Failed, "state", error) };
+            return Failure::new(Exit::Failed, "state", error).hinted(hint);
         }
     };
     Failure::new(exit, code, error).hint(hint)
@@ -180,7 +201,7 @@ pub fn preflight_failure(action: &str, code: &'static str, exit: Exit, problems:
             fixes.push(&problem.fix);
         }
     }
-    let many = if problems.len() == 1 { "1 problem".to_owned() } else { format!("{} problems", problems.len()) };
+    let many = counted(problems.len(), "problem");
     Failure::new(exit, code, anyhow::anyhow!("{}", lines.join("\n")).context(format!("{action} failed: {many}")))
         .hint(fixes.join("\n"))
         .document(json!({ "problems": problems_document(problems) }))
@@ -191,4 +212,34 @@ pub fn problems_document(problems: &[Problem]) -> Vec<Value> {
     let one =
         |p: &Problem| json!({ "place": p.place, "cause": p.cause, "fix": p.fix, "warning": p.warning, "note": p.note });
     problems.iter().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn errors_of_files_have_a_hint_and_others_keep_theirs() {
+        let of = |kind: ErrorKind| {
+            let failed: anyhow::Result<()> = Err(io::Error::from(kind)).context("create the folder out");
+            Failure::from(failed.unwrap_err()).hint
+        };
+        for (kind, says) in [
+            (ErrorKind::PermissionDenied, "that you may read and write"),
+            (ErrorKind::ReadOnlyFilesystem, "on a disk that can be written"),
+            (ErrorKind::StorageFull, "free some space"),
+            (ErrorKind::NotFound, "check the path"),
+            (ErrorKind::NotADirectory, "name a folder"),
+            (ErrorKind::IsADirectory, "name a file"),
+        ] {
+            assert!(of(kind).is_some_and(|hint| hint.contains(says)), "{kind}");
+        }
+        assert_eq!(of(ErrorKind::ConnectionRefused), None);
+        let denied = || Failure::new(Exit::Failed, "failed", io::Error::from(ErrorKind::PermissionDenied));
+        assert_eq!(denied().hint("sign in").hint.as_deref(), Some("sign in"));
+        assert_eq!(denied().hinted(Some("sign in".to_owned())).hint.as_deref(), Some("sign in"));
+        assert_eq!(denied().hinted(None).hint, denied().hint);
+    }
 }

@@ -15,6 +15,7 @@ use textnlp_orchestrator::load::{
     Second, ServedModel, SessionProgress, SessionResult, Sessions, Unserved, Wire,
 };
 use textnlp_orchestrator::release::{History, configuration_digest};
+use textnlp_provider::units::counted;
 use tokio_util::sync::CancellationToken;
 
 use crate::gate::growth::{self, ScaleUp};
@@ -306,8 +307,13 @@ impl LoadTarget {
         let mut say = |standing: &SessionProgress| {
             progress.event(&json!({ "event": "sessions", "standing": standing }));
             progress.doing(&format!(
-                "second {}, {} of {count} sessions open, {} lost, {} requests, {} failed",
-                standing.second, standing.open, standing.lost, standing.requests, standing.errors
+                "second {}, {} of {} open, {} lost, {}, {} failed",
+                standing.second,
+                standing.open,
+                counted(count, "session"),
+                standing.lost,
+                counted(standing.requests, "request"),
+                standing.errors
             ));
         };
         let held = load::hold(wire, self.key.as_ref(), &wanted, clock, stop, &mut say);

@@ -41,6 +41,11 @@ impl Scope {
         self.again.command(verb, &self.name)
     }
 
+    /// A provider's hint, whose commands about this environment get its flags.
+    pub fn complete(&self, hint: &str) -> String {
+        self.again.complete(hint, &self.name)
+    }
+
     /// The same with the values that this session changed.
     pub fn same(&self, verb: &str) -> String {
         self.again.same(verb, &self.name)

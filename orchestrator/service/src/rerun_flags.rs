@@ -4,6 +4,9 @@ use std::fmt::Display;
 
 use serde::{Deserialize, Serialize};
 
+/// The commands that hints of providers name without the flags of an environment.
+const ABOUT_AN_ENVIRONMENT: &[&str] = &["plan --policy", "logs", "state import"];
+
 /// The flags that a suggested command needs as well. The default has none.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RerunFlags {
@@ -45,6 +48,16 @@ impl RerunFlags {
     /// A command about this environment.
     pub fn command(&self, verb: &str, environment: impl Display) -> String {
         format!("{} {verb}{}", self.program(), self.flags(environment))
+    }
+
+    /// A hint of a provider, which knows no flags: its commands about an environment, between backquotes, get those of this
+    /// one.
+    pub fn complete(&self, hint: &str, environment: impl Display) -> String {
+        let complete = |(n, part): (usize, &str)| match part.strip_prefix("textnlp-deploy ") {
+            Some(verb) if n % 2 == 1 && ABOUT_AN_ENVIRONMENT.contains(&verb) => self.command(verb, &environment),
+            _ => part.to_owned(),
+        };
+        hint.split('`').enumerate().map(complete).collect::<Vec<_>>().join("`")
     }
 
     /// The flags after the verb that select this environment and its state.

@@ -137,7 +137,7 @@ pub fn incomplete(ended: &RunOutcome, verb: &str, scope: &Scope) -> Failure {
     let lines: Vec<_> = failed.iter().map(textnlp_orchestrator::apply::StepFailure::line).collect();
     let many = if failed.len() == 1 { "a step".to_owned() } else { format!("{} steps", failed.len()) };
     let error = anyhow::anyhow!("{}", lines.join("\n")).context(format!("{verb} {name}: {many} failed"));
-    let hint = first.hint.clone().map_or_else(
+    let hint = first.hint.as_deref().map(|hint| scope.complete(hint)).map_or_else(
         || format!("fix the cause and run again: {again}"),
         |hint| format!("{hint}\nthen run again: {again}"),
     );
@@ -175,7 +175,10 @@ fn away(plan: &Plan) -> (BTreeSet<&str>, BTreeSet<&str>) {
 pub fn run_failed(error: RunError, purpose: Purpose, scope: &Scope) -> Failure {
     let plan = || scope.same(if purpose == Purpose::Down { "plan --down" } else { "plan" });
     match error {
-        RunError::Preflight(Problems(problems)) => preflight_failure("preflight", "preflight", Exit::Failed, &problems),
+        RunError::Preflight(Problems(mut problems)) => {
+            problems.iter_mut().for_each(|problem| problem.fix = scope.complete(&problem.fix));
+            preflight_failure("preflight", "preflight", Exit::Failed, &problems)
+        }
         RunError::Wanted(Problems(problems)) => preflight_failure("plan", "plan", Exit::Failed, &problems),
         RunError::Refused(refused) => match refused {
             PlanRefusal::Undecided(Problems(problems)) => {

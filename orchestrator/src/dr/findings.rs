@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+use textnlp_provider::units::counted;
 
 use super::ledger::{LedgerEvent, Mark, RequestStatus, key, request_id};
 
@@ -174,7 +175,8 @@ impl Baseline {
             (failed, None) => format!("{failed} failed"),
             (failed, Some(why)) => format!("{failed} failed ({why})"),
         };
-        format!("{} requests answered, {} writes acknowledged, {failed}", self.answered, self.acknowledged)
+        let (requests, writes) = (counted(self.answered, "request"), counted(self.acknowledged, "write"));
+        format!("{requests} answered, {writes} acknowledged, {failed}")
     }
 }
 
@@ -543,10 +545,10 @@ mod tests {
         let events = ledger("r 1 3001 timeout\nw 2 3 failed\nr 100 3100 ok\nw 101 102 ok 1\nr 103");
         let first = Baseline::of(&events, 0.0);
         assert_eq!((first.answered, first.acknowledged, first.failed, first.is_good()), (1, 1, 2, false));
-        assert_eq!(first.describe(), "1 requests answered, 1 writes acknowledged, 2 failed (timeout)");
+        assert_eq!(first.describe(), "1 request answered, 1 write acknowledged, 2 failed (timeout)");
         let second = Baseline::of(&events, 50.0);
         assert!(second.is_good(), "{second:?}");
-        assert_eq!(second.describe(), "1 requests answered, 1 writes acknowledged, none failed");
+        assert_eq!(second.describe(), "1 request answered, 1 write acknowledged, none failed");
         assert!(!Baseline::of(&events, 102.5).is_good(), "nothing was answered");
     }
 }

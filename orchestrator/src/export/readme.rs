@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use textnlp_provider::operations::ExportFile;
+use textnlp_provider::units::counted;
 use textnlp_provider::{ResourceId, SUBSCRIPTION_SCOPE, Tool};
 
 use super::{Declared, Entry, cloudformation};
@@ -13,8 +14,8 @@ pub(super) fn text(declared: &Declared<'_>, tool: Tool, files: &[ExportFile], se
     let (new, existing) =
         (resources(declared, |entry| entry.is_planned), resources(declared, |entry| !entry.is_planned));
     let what = match (new.len(), existing.len()) {
-        (0, count) => format!("{count} resources. Every object exists: {}", if_imported(tool)),
-        (count, 0) => format!("{count} resources. No object exists: the files create it."),
+        (0, count) => format!("{}. Every object exists: {}", counted(count, "resource"), if_imported(tool)),
+        (count, 0) => format!("{}. No object exists: the files create it.", counted(count, "resource")),
         (new, existing) => {
             format!(
                 "{existing} resources that exist, and {new} that the files create. Of those that exist, {}",

@@ -103,8 +103,8 @@ impl Load {
 /// The most requests of one run: a service that answers in microseconds must not exhaust memory.
 const MOST_REQUESTS: u64 = 2_000_000;
 
-/// Runs the load and measures. `each_second` receives each finished second; `stop` ends the run early, with the
-/// measurements so far.
+/// Runs the load and measures. `each_second` receives each finished second until the load ends; `stop` ends the run early,
+/// with the measurements so far.
 pub async fn run(
     wire: &dyn Wire,
     key: Option<&Key>,

@@ -203,14 +203,18 @@ impl Tally {
         self.tell(at, each_second);
     }
 
-    /// Reports finished seconds. A response counts in the second in which it ended, so finished seconds never change.
+    /// Reports finished seconds of the load. A response counts in the second in which it ended, so finished seconds never
+    /// change. The seconds after the load, in which the last responses end, would look like a collapse.
     fn tell(&mut self, until: usize, each_second: &mut (dyn FnMut(&Second) + Send)) {
+        let end = self.ramp + self.load.hold;
         while self.reported < until.min(self.seconds.len()) {
             let (second, latencies) = &mut self.seconds[self.reported];
             latencies.sort_by(f32::total_cmp);
             second.p50_ms = quantile(latencies, 0.50);
             second.p95_ms = quantile(latencies, 0.95);
-            each_second(second);
+            if Duration::from_secs(u64::from(second.second)) < end {
+                each_second(second);
+            }
             self.reported += 1;
         }
     }

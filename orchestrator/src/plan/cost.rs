@@ -7,6 +7,7 @@ use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
 use serde::Serialize;
 use serde_json::{Value, json};
+use textnlp_provider::units::counted;
 use textnlp_provider::{Charge, CostLine, KindName, Ownership, Problem, Provider, ResourceId, SiteName, Spec};
 
 use super::{Facts, Plan, Purpose};
@@ -60,12 +61,18 @@ impl Cost {
     fn of<'a>(objects: impl IntoIterator<Item = PricedObject<'a>>, budget: &Budget) -> Self {
         let (mut lines, mut unknown, mut known_micros) = (Vec::new(), BTreeSet::new(), 0_u64);
         let mut machines = BTreeMap::new();
+        let objects: Vec<PricedObject<'_>> = objects.into_iter().collect();
+        let mut by_site: BTreeMap<&str, Vec<(&KindName, &Spec)>> = BTreeMap::new();
+        for (_, kind, id, spec) in &objects {
+            by_site.entry(id.site()).or_default().push((*kind, *spec));
+        }
         for (provider, kind, id, spec) in objects {
             let priced = budget.machines.get(id.site());
             if let Some(machine) = priced {
                 machines.insert(id.site().to_owned(), machine.monthly_micros());
             }
-            for line in provider.costs(kind, spec) {
+            let among = provider.costs_among(kind, spec, &by_site[id.site()]);
+            for line in among.unwrap_or_else(|| provider.costs(kind, spec)) {
                 // What uses a machine with a price costs nothing extra.
                 if priced.is_some() && line.charge == Charge::Included {
                     continue;
@@ -172,11 +179,23 @@ impl Cost {
     pub fn unknown_reasons(&self) -> BTreeMap<String, usize> {
         let mut reasons = BTreeMap::new();
         for (_, line) in &self.lines {
-            if let Charge::Unknown(why) = &line.charge {
+            if let Charge::Unknown(why) | Charge::Unpriced(why) = &line.charge {
                 *reasons.entry(format!("{}: {why}", line.service)).or_default() += 1;
             }
         }
         reasons
+    }
+
+    /// What the plan has in a known quantity, and no price of it is recorded: each with its service.
+    pub fn unpriced(&self) -> BTreeSet<String> {
+        let lines = self.lines.iter().filter(|(_, line)| matches!(line.charge, Charge::Unpriced(_)));
+        lines.map(|(_, line)| format!("{} ({})", line.what, line.service)).collect()
+    }
+
+    /// Whether this cost can be ranked beside others: only what is charged by use is not known.
+    pub fn is_comparable(&self) -> bool {
+        let is_of_nothing = self.known_micros == 0 && !self.unknown.is_empty();
+        !is_of_nothing && self.unpriced().is_empty() && self.unpriced_hosts().is_empty()
     }
 
     /// The sites with resources that use a machine, or the nodes of a cluster, without a price.
@@ -190,7 +209,7 @@ impl Cost {
         let today = now.to_zoned(TimeZone::UTC).date();
         let oldest = self.lines.iter().filter_map(|(_, line)| match &line.charge {
             Charge::Priced { price, .. } => Some((price.date, price.source)),
-            Charge::Included | Charge::Unknown(_) => None,
+            Charge::Included | Charge::Unpriced(_) | Charge::Unknown(_) => None,
         });
         let (date, source) = oldest.min()?;
         let is_outdated = date.saturating_add(Span::new().days(OUTDATED_DAYS)) < today;
@@ -235,9 +254,10 @@ impl Cost {
         let (known, currency) = (amount(self.known_micros), &self.currency);
         match (self.unknown.len(), self.known_micros) {
             (0, _) => format!("{known:.2} {currency} a month{change}"),
-            (count, 0) => format!("unknown: there are no prices for {count} resources"),
+            (count, 0) => format!("unknown: there are no prices for {}", counted(count, "resource")),
             (count, _) => {
-                format!("{at_least} {known:.2} {currency} a month{change}; there are no prices for {count} resources")
+                let resources = counted(count, "resource");
+                format!("{at_least} {known:.2} {currency} a month{change}; there are no prices for {resources}")
             }
         }
     }
@@ -290,7 +310,7 @@ fn line_document(id: &ResourceId, line: &CostLine) -> Value {
             document["source"] = json!(price.source);
             document["date"] = json!(price.date);
         }
-        Charge::Included | Charge::Unknown(_) => {
+        Charge::Included | Charge::Unpriced(_) | Charge::Unknown(_) => {
             document["monthly"] = Value::Null;
             document["why"] = json!(unknown_reason(&line.charge));
         }
@@ -303,7 +323,7 @@ pub fn unknown_reason(charge: &Charge) -> Option<&str> {
     match charge {
         Charge::Priced { .. } => None,
         Charge::Included => Some("the price of the machine or cluster that it uses is not known"),
-        Charge::Unknown(why) => Some(why),
+        Charge::Unpriced(why) | Charge::Unknown(why) => Some(why),
     }
 }
 
@@ -311,7 +331,7 @@ pub fn unknown_reason(charge: &Charge) -> Option<&str> {
 fn monthly_micros(line: &CostLine) -> Option<u64> {
     match &line.charge {
         Charge::Priced { quantity, price } => Some(price.monthly_micros(*quantity)),
-        Charge::Included | Charge::Unknown(_) => None,
+        Charge::Included | Charge::Unpriced(_) | Charge::Unknown(_) => None,
     }
 }
 
@@ -320,7 +340,7 @@ fn in_currency(line: CostLine, currency: &str) -> CostLine {
     match line.charge {
         Charge::Priced { price, .. } if price.currency != currency => {
             let why = format!("its price is in {}, and `budget.currency` is {currency}", price.currency);
-            CostLine { charge: Charge::Unknown(why), ..line }
+            CostLine { charge: Charge::Unpriced(why), ..line }
         }
         _ => line,
     }

@@ -802,6 +802,19 @@ fn small_load(users: u32) -> Load {
 }
 
 #[test]
+fn seconds_after_the_load_are_measured_and_not_reported() {
+    // Answers take so long that the last ones end after the load.
+    let service = Service::new(2500, Some(Fault::TakesAnyKey));
+    let (load, stop, mut reported) = (small_load(10), CancellationToken::new(), Vec::new());
+    let mut each = |second: &textnlp_orchestrator::load::Second| reported.push(second.second);
+    let measured = service.clock.run(load::run(&service, None, &load, &service.clock, &stop, &mut each)).unwrap();
+    let end = (load.ramp_time() + load.hold).as_secs_f64();
+    assert!(measured.series.iter().any(|second| f64::from(second.second) >= end), "{:?}", measured.series);
+    let within = measured.series.iter().map(|second| second.second).filter(|second| f64::from(*second) < end);
+    assert_eq!(reported, within.collect::<Vec<_>>());
+}
+
+#[test]
 fn load_run_is_deterministic_for_a_seed() {
     let measure = |seed: u64| {
         let service = Service::new(120, Some(Fault::TakesAnyKey));

@@ -2,10 +2,14 @@
 //! one.
 
 use textnlp_cloud::region_of;
+use textnlp_provider::units::counted;
 use textnlp_provider::{CostLine, KindName, SPOT_AT_MOST, Spec};
 
 use crate::tables::prices::{by_use, cache, database, endpoint, machine, priced};
 use crate::tables::{Service, machines};
+
+/// The tag of subnets for load balancers that the internet reaches.
+const PUBLIC_SUBNET: &str = "kubernetes.io/role/elb";
 
 /// The lines of an object in a region; `None` for a kind whose cost does not depend on its spec.
 pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<CostLine>> {
@@ -29,7 +33,7 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
             // An interface has an address in each subnet, and each is in another zone.
             let zones =
                 spec.get("subnets").and_then(|subnets| subnets.as_array()).map_or(1, |subnets| subnets.len().max(1));
-            let what = format!("{zones} addresses of an endpoint for {}", text("service"));
+            let what = format!("{} of an endpoint for {}", counted(zones, "address"), text("service"));
             vec![
                 priced(Service::Ec2, "vpc/interface-endpoint", region, what, u64::try_from(zones).unwrap_or(1)),
                 by_use(Service::Ec2, "vpc/interface-endpoint", region, "data through the endpoint"),
@@ -65,7 +69,13 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
         "aws.alarm" => {
             let metrics = spec.get("metrics").and_then(|all| all.as_object()).map_or(1, |all| all.len().max(1));
             let count = u64::try_from(metrics).unwrap_or(1);
-            vec![priced(Service::CloudWatch, "cloudwatch/alarm", region, format!("an alarm, metrics: {count}"), count)]
+            vec![priced(
+                Service::CloudWatch,
+                "cloudwatch/alarm",
+                region,
+                format!("an alarm of {}", counted(count, "metric")),
+                count,
+            )]
         }
         "aws.dashboard" => vec![one(Service::CloudWatch, "cloudwatch/dashboard", "a dashboard")],
         "aws.budget" => vec![one(Service::Budgets, "budgets/budget", "a budget that takes no action")],
@@ -76,9 +86,9 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
         "aws.endpoint-config" => variants(spec, region),
         "aws.scaling-target" => {
             let what = format!(
-                "{} to {} instances of `{}`, and two alarms for each policy",
+                "{} to {} of `{}`, and two alarms for each policy",
                 number("min"),
-                number("max"),
+                counted(number("max"), "instance"),
                 text("variant")
             );
             vec![CostLine::unknown(
@@ -124,7 +134,7 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
                 "" => one(Service::Route53, "route53/health-check", "a health check of an endpoint in AWS"),
                 _ => one(Service::Route53, "route53/health-check/outside", "a health check of an endpoint elsewhere"),
             },
-            CostLine::unknown(
+            CostLine::unpriced(
                 Service::Route53.title(),
                 "HTTPS and a short interval",
                 "the price of options is not known",
@@ -147,7 +157,40 @@ pub(crate) fn inside(kind: &KindName, spec: &Spec, region: &str) -> Vec<CostLine
     ]
 }
 
-/// The machines of a node group at their first number, and their disks. The autoscaler changes that number.
+/// The lines of an object that other objects of its site decide: the disks of machines, which the launch template of a node group
+/// has, and the addresses of a load balancer, one in each public subnet. `None` where there are none of them.
+pub(crate) fn among(
+    kind: &KindName,
+    spec: &Spec,
+    others: &[(&KindName, &Spec)],
+    region: &str,
+) -> Option<Vec<CostLine>> {
+    let of = |kind: &'static str| others.iter().filter(move |(other, _)| other.as_str() == kind).map(|(_, spec)| *spec);
+    match kind.as_str() {
+        "aws.launch-template" => {
+            // A node group has the name of its template.
+            let groups = of("aws.eks-node-group").filter(|group| group.get("name") == spec.get("name"));
+            let counts = groups.filter_map(|group| group.get("scaling")?["desired"].as_u64());
+            let machines = counts.reduce(u64::saturating_add)?;
+            let gib = spec.get("root_gib")?.as_u64()?.saturating_mul(machines);
+            let what = format!("{gib} GiB gp3 on {}", counted(machines, "machine"));
+            Some(vec![priced(Service::Ec2, "ebs/gp3", region, what, gib)])
+        }
+        "kubernetes.service" => {
+            let is_public = |subnet: &&Spec| subnet.get("tags").is_some_and(|tags| !tags[PUBLIC_SUBNET].is_null());
+            let count = u64::try_from(of("aws.subnet").filter(is_public).count()).ok().filter(|count| *count > 0)?;
+            let mut lines = inside(kind, spec, region);
+            // The last line is that of the addresses.
+            lines.pop()?;
+            let what = format!("{} of the load balancer", counted(count, "public IPv4 address"));
+            lines.push(priced(Service::Ec2, "vpc/public-ipv4", region, what, count));
+            Some(lines)
+        }
+        _ => None,
+    }
+}
+
+/// The machines of a node group at their first number. The autoscaler changes that number.
 fn nodes(spec: &Spec, region: &str) -> Vec<CostLine> {
     let list = |field: &str| -> Vec<&str> {
         let items = spec.get(field).and_then(|value| value.as_array()).into_iter().flatten();
@@ -180,10 +223,10 @@ fn variants(spec: &Spec, region: &str) -> Vec<CostLine> {
     let lines = variants.iter().flat_map(|variant| {
         let text = |field: &str| variant[field].as_str().unwrap_or_default();
         let (kind, count) = (text("instance_type"), variant["count"].as_u64().unwrap_or_default());
-        let disks = format!("{} GB on each of {count} instances", variant["volume_gb"]);
+        let disks = format!("{} GB of disk on {}", variant["volume_gb"], counted(count, "instance"));
         [
             priced(Service::SageMaker, &endpoint(kind), region, format!("{count} × {kind}, `{}`", text("name")), count),
-            CostLine::unknown(Service::SageMaker.title(), disks, "the price of a volume is not recorded"),
+            CostLine::unpriced(Service::SageMaker.title(), disks, "the price of a volume is not recorded"),
         ]
     });
     let lines: Vec<_> = lines.collect();
@@ -204,7 +247,7 @@ mod tests {
         let lines = costs(&kind.parse().unwrap(), &Spec::of(&spec), "us-east-1").unwrap();
         let known = lines.iter().filter_map(|line| match &line.charge {
             Charge::Priced { quantity, price } => Some(price.monthly_micros(*quantity)),
-            Charge::Included | Charge::Unknown(_) => None,
+            Charge::Included | Charge::Unpriced(_) | Charge::Unknown(_) => None,
         });
         (known.clone().sum(), lines.len() - known.count())
     }
@@ -229,6 +272,8 @@ mod tests {
             inside(&"kubernetes.service".parse().unwrap(), &spec, "us-east-1").len()
         };
         assert_eq!((service("LoadBalancer"), service("ClusterIP")), (3, 0));
+        // A budget without actions is free.
+        assert_eq!(monthly("aws.budget", json!({})), (0, 0));
         let check = |name: serde_json::Value| monthly("aws.health-check", json!({ "name": name }));
         assert_eq!((check(json!(null)), check(json!("text.example.com"))), ((500_000, 1), (750_000, 1)));
         assert_eq!(monthly("aws.dns-record", json!({ "alias": { "name": { "$output": "a/b#address" } } })), (0, 1));
@@ -238,6 +283,41 @@ mod tests {
         let mut remote = server.clone();
         remote["region"] = json!("us-east-1");
         assert_eq!(monthly("aws.db-instance", remote).1, monthly("aws.db-instance", server).1 + 1);
+    }
+
+    #[test]
+    fn costs_that_other_objects_decide_are_counted_by_them() {
+        let object = |kind: &str, spec: serde_json::Value| (kind.parse::<KindName>().unwrap(), Spec::of(&spec));
+        let template = |name: &str| object("aws.launch-template", json!({ "name": name, "root_gib": 100 }));
+        let group = |name: &str, desired: u64| {
+            object("aws.eks-node-group", json!({ "name": name, "scaling": { "min": 1, "max": 4, "desired": desired } }))
+        };
+        let subnet = |tag: &str| object("aws.subnet", json!({ "tags": { tag: "1" } }));
+        let service = |of: &str| object("kubernetes.service", json!({ "spec": { "type": of } }));
+        let all = [
+            group("a", 3),
+            group("b", 1),
+            subnet(PUBLIC_SUBNET),
+            subnet(PUBLIC_SUBNET),
+            subnet("kubernetes.io/role/internal-elb"),
+        ];
+        let others: Vec<(&KindName, &Spec)> = all.iter().map(|(kind, spec)| (kind, spec)).collect();
+        let lines = |(kind, spec): &(KindName, Spec)| among(kind, spec, &others, "us-east-1");
+        let shown = |object: &(KindName, Spec)| {
+            let line = lines(object).unwrap().pop().unwrap();
+            let Charge::Priced { quantity, price } = line.charge else { panic!("{line:?}") };
+            (line.what, price.monthly_micros(quantity))
+        };
+        // 300 GiB × 0.08 USD.
+        assert_eq!(shown(&template("a")), ("300 GiB gp3 on 3 machines".to_owned(), 24_000_000));
+        assert_eq!(shown(&template("b")), ("100 GiB gp3 on 1 machine".to_owned(), 8_000_000));
+        let addresses = "2 public IPv4 addresses of the load balancer".to_owned();
+        // 2 × 0.005 USD × 730 h.
+        assert_eq!(shown(&service("LoadBalancer")), (addresses, 7_300_000));
+        assert_eq!(lines(&service("LoadBalancer")).unwrap().len(), 3);
+        assert!(lines(&service("ClusterIP")).is_none() && lines(&template("c")).is_none());
+        let (kind, spec) = service("LoadBalancer");
+        assert!(among(&kind, &spec, &[], "us-east-1").is_none(), "the subnets of an existing network are not known");
     }
 
     #[test]

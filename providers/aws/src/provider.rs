@@ -121,6 +121,10 @@ impl Provider for Aws {
         })
     }
 
+    fn costs_among(&self, kind: &KindName, spec: &Spec, others: &[(&KindName, &Spec)]) -> Option<Vec<CostLine>> {
+        costs::among(kind, spec, others, &self.access.region)
+    }
+
     fn costs_inside(&self, kind: &KindName, spec: &Spec) -> Vec<CostLine> {
         costs::inside(kind, spec, &self.access.region)
     }

@@ -40,12 +40,12 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
         ],
         "azure.address" => vec![priced("Virtual Network", "address/static", region, "a public address", 1)],
         "azure.dns-record" => vec![CostLine::unknown("Azure DNS", "DNS queries", "by use")],
-        "azure.dns-zone" => vec![CostLine::unknown("Azure DNS", "a zone and its queries", UNRECORDED)],
+        "azure.dns-zone" => vec![CostLine::unpriced("Azure DNS", "a zone and its queries", UNRECORDED)],
         "azure.storage" => vec![
             CostLine::unknown(STORAGE, "stored models", "by use"),
             CostLine::unknown(STORAGE, "requests", "by use"),
         ],
-        "azure.registry" => vec![CostLine::unknown("Container Registry", "a registry and its images", UNRECORDED)],
+        "azure.registry" => vec![CostLine::unpriced("Container Registry", "a registry and its images", UNRECORDED)],
         "azure.key" => vec![CostLine::unknown("Key Vault", "operations with the key", "by use")],
         "azure.database-server" => {
             let standby = if text("standby") == "Disabled" { "" } else { ", with a standby" };
@@ -54,8 +54,8 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
             let (size, disk) = (text("sku"), number("disk_gb"));
             let title = "Azure Database for PostgreSQL";
             let mut lines = vec![
-                CostLine::unknown(title, format!("{size}{standby}{of_replica}"), UNRECORDED),
-                CostLine::unknown(title, format!("{disk} GiB of disk{standby}{of_replica}"), UNRECORDED),
+                CostLine::unpriced(title, format!("{size}{standby}{of_replica}"), UNRECORDED),
+                CostLine::unpriced(title, format!("{disk} GiB of disk{standby}{of_replica}"), UNRECORDED),
             ];
             if !is_replica {
                 lines.push(CostLine::unknown(title, "backups", "by use"));
@@ -72,7 +72,7 @@ pub(crate) fn inside(kind: &KindName, spec: &Spec) -> Vec<CostLine> {
     if kind.as_str() != "kubernetes.service" || !is_balanced {
         return Vec::new();
     }
-    vec![CostLine::unknown("Load Balancer", "a rule and an address of the load balancer", UNRECORDED)]
+    vec![CostLine::unpriced("Load Balancer", "a rule and an address of the load balancer", UNRECORDED)]
 }
 
 /// The machines of a pool at their first number, and their disks. The autoscaler changes that number.
@@ -82,7 +82,7 @@ fn pool(spec: &Spec, region: &str) -> Vec<CostLine> {
     let name = spec.get("machine").and_then(Value::as_str).unwrap_or_default();
     let Some(machine) = machines::named(name) else {
         let what = if name.is_empty() { "machines".to_owned() } else { format!("{least} × {name}") };
-        return vec![CostLine::unknown(MACHINES, what, "no price of this machine is recorded")];
+        return vec![CostLine::unpriced(MACHINES, what, "no price of this machine is recorded")];
     };
     let more = if most > least { format!(", up to {most}") } else { String::new() };
     let is_spot = spec.get("markets").and_then(|markets| markets[0].as_str()) == Some(SPOT);
@@ -107,7 +107,7 @@ mod tests {
         let lines = costs(&kind.parse().unwrap(), &Spec::of(&spec), region).unwrap();
         let known = lines.iter().filter_map(|line| match &line.charge {
             Charge::Priced { quantity, price } => Some(price.monthly_micros(*quantity)),
-            Charge::Included | Charge::Unknown(_) => None,
+            Charge::Included | Charge::Unpriced(_) | Charge::Unknown(_) => None,
         });
         (known.clone().sum(), lines.len() - known.count())
     }

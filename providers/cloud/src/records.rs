@@ -62,6 +62,10 @@ impl<P: ZoneProvider> Provider for Records<P> {
         self.0.costs(kind, spec)
     }
 
+    fn costs_among(&self, kind: &KindName, spec: &Spec, others: &[(&KindName, &Spec)]) -> Option<Vec<CostLine>> {
+        self.0.costs_among(kind, spec, others)
+    }
+
     fn declare(&self, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
         self.0.declare(request)
     }

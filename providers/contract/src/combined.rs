@@ -62,6 +62,12 @@ impl Provider for Combined {
         lines
     }
 
+    fn costs_among(&self, kind: &KindName, spec: &Spec, others: &[(&KindName, &Spec)]) -> Option<Vec<CostLine>> {
+        let mut lines = self.of(kind).costs_among(kind, spec, others)?;
+        lines.retain(|line| !self.is_second(kind) || line.charge != Charge::Included);
+        Some(lines)
+    }
+
     fn declare(&self, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
         self.of(&request.object.kind).declare(request)
     }

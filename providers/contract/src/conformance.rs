@@ -407,11 +407,13 @@ fn priced(provider: &dyn Provider, name: &str, spec: &Spec) -> Result<(), Violat
         }
         match charge {
             Charge::Included => {}
-            Charge::Unknown(why) if why.is_empty() => return broken("an unknown cost has a reason"),
+            Charge::Unknown(why) | Charge::Unpriced(why) if why.is_empty() => {
+                return broken("an unknown cost has a reason");
+            }
             Charge::Unknown(why) if why == NOT_PRICED => {
                 return broken("a kind that is priced by its spec has a cost function");
             }
-            Charge::Unknown(_) => {}
+            Charge::Unknown(_) | Charge::Unpriced(_) => {}
             Charge::Priced { price, .. } => {
                 if price.source.is_empty() || price.currency.len() != 3 {
                     return broken("a price has a source, a date and a currency");

@@ -2,6 +2,7 @@
 //!
 //! Amounts are integers: millionths of a currency's unit. A month has 730 hours.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use jiff::civil::Date;
@@ -47,6 +48,11 @@ impl fmt::Display for Price {
         let (cents, more) = rest.split_at(2);
         write!(f, "{whole}.{cents}{} {} {}", more.trim_end_matches('0'), self.currency, self.unit)
     }
+}
+
+/// The regions of which prices are recorded.
+pub fn priced_regions(prices: &[Price]) -> BTreeSet<&'static str> {
+    prices.iter().filter_map(|price| price.region).collect()
 }
 
 /// The unit of a price.
@@ -113,7 +119,9 @@ pub enum Charge {
     },
     /// A part of the host's cost: see [`Pricing::Included`].
     Included,
-    /// Not known, and why: `by the transferred data`.
+    /// The quantity is known, and no price of it is recorded: `no price of ec2/g5.xlarge in eu-west-3 is recorded`.
+    Unpriced(String),
+    /// The quantity is not known, and why: `by the transferred data`.
     Unknown(String),
 }
 
@@ -121,6 +129,11 @@ impl CostLine {
     /// A line without a known amount.
     pub fn unknown(service: impl Into<String>, what: impl Into<String>, why: impl Into<String>) -> Self {
         Self { service: service.into(), what: what.into(), charge: Charge::Unknown(why.into()) }
+    }
+
+    /// A line of a known quantity without a recorded price.
+    pub fn unpriced(service: impl Into<String>, what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self { service: service.into(), what: what.into(), charge: Charge::Unpriced(why.into()) }
     }
 
     /// The line of an object that costs nothing extra where its host has a price.
@@ -140,7 +153,7 @@ impl CostLine {
         let find = |region: Option<&str>| prices.iter().find(|price| price.key == key && price.region == region);
         let charge = match find(Some(region)).or_else(|| find(None)) {
             Some(price) => Charge::Priced { quantity, price: *price },
-            None => Charge::Unknown(format!("no price of `{key}` in `{region}` is recorded")),
+            None => Charge::Unpriced(format!("no price of `{key}` in `{region}` is recorded")),
         };
         Self { service: service.into(), what: what.into(), charge }
     }

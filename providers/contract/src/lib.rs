@@ -46,7 +46,7 @@ pub use bill::{Bill, BillLine, Billed, BilledAmount, BilledRequest, BillingExpor
 pub use capabilities::{Capabilities, Capability, RuntimeSupport, SiteRecords};
 pub use combined::{Combined, SecondPart};
 pub use component::{Component, Site};
-pub use cost::{Charge, CostLine, HOURS_PER_MONTH, Price, PriceUnit, Pricing, SPOT_AT_MOST};
+pub use cost::{Charge, CostLine, HOURS_PER_MONTH, Price, PriceUnit, Pricing, SPOT_AT_MOST, priced_regions};
 pub use declare::{Declaration, Declare, Placeholder, PlannedObject, Plugin, SUBSCRIPTION_SCOPE, Tool, Within};
 pub use delivery::{Controller, Delivery, GitFolder};
 pub use error::{ContestedField, Error, ErrorKind, Result, error_chain};

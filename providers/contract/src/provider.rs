@@ -37,6 +37,13 @@ pub trait Provider: Send + Sync {
         }
     }
 
+    /// What an object costs where other objects of its site decide that, such as the disks of machines by their number:
+    /// instead of [`Provider::costs`]. Pure. `None` where none of them does.
+    fn costs_among(&self, kind: &KindName, spec: &Spec, others: &[(&KindName, &Spec)]) -> Option<Vec<CostLine>> {
+        let _ = (kind, spec, others);
+        None
+    }
+
     /// What this provider's cloud charges for an object of another provider in its cluster, such as the load balancer
     /// of a Service. Pure. Empty where the other provider knows the cost.
     fn costs_inside(&self, kind: &KindName, spec: &Spec) -> Vec<CostLine> {

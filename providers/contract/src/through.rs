@@ -308,6 +308,12 @@ impl Provider for Through {
         lines
     }
 
+    fn costs_among(&self, kind: &KindName, spec: &Spec, others: &[(&KindName, &Spec)]) -> Option<Vec<CostLine>> {
+        let mut lines = self.outer.costs_among(kind, spec, others)?;
+        lines.retain(|line| !self.is_inner(kind) || line.charge != Charge::Included);
+        Some(lines)
+    }
+
     fn policies(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {
         let mut documents = self.outer.policies(&request.of_kinds(|kind| !self.is_inner(kind)));
         documents.extend(self.inner.policies(&request.of_kinds(|kind| self.is_inner(kind))));

@@ -22,6 +22,18 @@ fn misread<T>(cause: impl Into<String>, fix: impl Into<String>) -> Result<T, Par
     Err(ParseError { cause: cause.into(), fix: fix.into() })
 }
 
+/// A count with its noun: `1 site`, `3 sites`, `2 addresses`, `2 queries`.
+pub fn counted<N: fmt::Display + From<u8> + PartialEq>(count: N, noun: &str) -> String {
+    if count == N::from(1) {
+        return format!("{count} {noun}");
+    }
+    match noun.strip_suffix('y').filter(|stem| !stem.ends_with(['a', 'e', 'o', 'u'])) {
+        Some(stem) => format!("{count} {stem}ies"),
+        None if noun.ends_with(['s', 'x']) || noun.ends_with("ch") => format!("{count} {noun}es"),
+        None => format!("{count} {noun}s"),
+    }
+}
+
 /// Splits off the leading number: `1.5GB` gives 1.5 and `GB`.
 fn number_and_unit(text: &str) -> Option<(f64, &str)> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -476,6 +488,14 @@ mod tests {
             assert_eq!(SecretSource::File(file.to_str().unwrap().to_owned()).read().as_deref(), expected);
         }
         std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn nouns_follow_their_count() {
+        let all = [(1, "site"), (0, "site"), (2, "site"), (2, "address"), (3, "log entry"), (2, "day"), (2, "match")];
+        let words = all.map(|(count, noun)| counted(count, noun));
+        assert_eq!(words, ["1 site", "0 sites", "2 sites", "2 addresses", "3 log entries", "2 days", "2 matches"]);
+        assert_eq!(counted(1_usize, "address"), "1 address");
     }
 
     #[test]

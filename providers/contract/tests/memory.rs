@@ -461,7 +461,7 @@ fn cost_depends_on_the_spec_and_names_its_source() {
     assert!(monthly("memory.vault", json!({})).is_empty());
     let registry = cloud.costs(&name("memory.registry"), &Spec::default());
     assert!(
-        matches!(&registry[0].charge, Charge::Unknown(why) if why.contains("no price of `registry`")),
+        matches!(&registry[0].charge, Charge::Unpriced(why) if why.contains("no price of `registry`")),
         "{registry:?}"
     );
     // The row of a region comes before the one of all regions.

@@ -2,6 +2,7 @@
 //! one.
 
 use serde_json::Value;
+use textnlp_provider::units::counted;
 use textnlp_provider::{CostLine, KindName, SPOT_AT_MOST, Spec};
 
 use crate::kinds::container::SPOT;
@@ -45,9 +46,10 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
             lines.map(|what| CostLine::unknown(Service::Storage.title(), what, "by use")).collect()
         }
         SERVICE => {
-            let what = ["CPU, memory and GPUs of instances", "requests"];
-            let lines = what.into_iter().map(|what| CostLine::unknown(Service::Run.title(), what, "by use"));
-            lines.chain([CostLine::unknown(LOGGING, "logs of the service", "by use")]).collect()
+            let mut lines = instances(spec);
+            lines.push(CostLine::unknown(Service::Run.title(), "requests", "by use"));
+            lines.push(CostLine::unknown(LOGGING, "logs of the service", "by use"));
+            lines
         }
         "gcp.dns-record" => vec![CostLine::unknown(Service::Dns.title(), "DNS queries", "by use")],
         "gcp.repository" => vec![CostLine::unknown(Service::ArtifactRegistry.title(), "stored images", "by use")],
@@ -89,6 +91,25 @@ pub(crate) fn inside(kind: &KindName, spec: &Spec, region: &str) -> Vec<CostLine
     ]
 }
 
+/// The instances of a service of Cloud Run: those that always run, and those that requests start.
+fn instances(spec: &Spec) -> Vec<CostLine> {
+    let template = spec.get("template").cloned().unwrap_or_default();
+    let number = |field: &str| template[field].as_u64().unwrap_or_default();
+    let text = |field: &str| template[field].as_str().unwrap_or("?").to_owned();
+    let (title, least) = (Service::Run.title(), number("min"));
+    let gpu = template["gpu"].as_str().map(|gpu| format!(" and 1 × {gpu}")).unwrap_or_default();
+    let each = format!("{} vCPUs, {} of memory{gpu} each", text("cpu"), text("memory"));
+    let always = (least > 0).then(|| {
+        let what = format!("{} always running, {each}", counted(least, "instance"));
+        CostLine::unpriced(title, what, "no price of instances is recorded")
+    });
+    let more = (least == 0 || number("max") > least).then(|| {
+        let which = if least > 0 { "more instances" } else { "instances" };
+        CostLine::unknown(title, format!("{which}, {each}"), "by use")
+    });
+    always.into_iter().chain(more).collect()
+}
+
 /// The vCPUs and the memory, in GiB, of a tier: `db-custom-2-7680`.
 fn tier(name: &str) -> Option<(u64, u64)> {
     let (vcpus, memory) = name.strip_prefix("db-custom-")?.split_once('-')?;
@@ -103,7 +124,7 @@ fn pool(spec: &Spec, region: &str) -> Vec<CostLine> {
     let accelerator = spec.get("accelerator").and_then(|one| one["type"].as_str());
     let Some(machine) = machines::machine(name, accelerator) else {
         let what = if name.is_empty() { "machines".to_owned() } else { format!("{least} × {name}") };
-        return vec![CostLine::unknown(Service::Compute.title(), what, "no price of this machine is recorded")];
+        return vec![CostLine::unpriced(Service::Compute.title(), what, "no price of this machine is recorded")];
     };
     let more = if most > least { format!(", up to {most}") } else { String::new() };
     let first = spec.get("markets").and_then(|markets| markets[0].as_str());
@@ -119,10 +140,11 @@ fn pool(spec: &Spec, region: &str) -> Vec<CostLine> {
     }
     let disk = spec.get("disk_gb").and_then(Value::as_u64).unwrap_or_default() * least;
     let kind = spec.get("disk_type").and_then(Value::as_str).unwrap_or("pd-balanced");
-    let what = format!("{disk} GiB {kind} on {least} machines");
+    let what = format!("{disk} GiB {kind} on {}", counted(least, "machine"));
     lines.push(priced(Service::Compute, &format!("compute/{kind}"), region, what, disk));
-    let counted = least.min(MOST_OF_NAT);
-    lines.push(priced(Service::Compute, "nat/machine", region, format!("Cloud NAT for {counted} machines"), counted));
+    let behind = least.min(MOST_OF_NAT);
+    let what = format!("Cloud NAT for {}", counted(behind, "machine"));
+    lines.push(priced(Service::Compute, "nat/machine", region, what, behind));
     lines
 }
 
@@ -137,7 +159,7 @@ mod tests {
         let lines = costs(&kind.parse().unwrap(), &Spec::of(&spec), region).unwrap();
         let known = lines.iter().filter_map(|line| match &line.charge {
             Charge::Priced { quantity, price } => Some(price.monthly_micros(*quantity)),
-            Charge::Included | Charge::Unknown(_) => None,
+            Charge::Included | Charge::Unpriced(_) | Charge::Unknown(_) => None,
         });
         (known.clone().sum(), lines.len() - known.count())
     }
@@ -193,6 +215,31 @@ mod tests {
         assert_eq!(tier("db-custom-2-7680"), Some((2, 8)));
         assert_eq!(monthly("gcp.bucket", json!({ "rpo": null }), "us-central1"), (0, 2));
         assert_eq!(monthly("gcp.bucket", json!({ "rpo": "ASYNC_TURBO" }), "us-central1"), (0, 3));
+    }
+
+    #[test]
+    fn instances_that_always_run_are_told_from_those_that_requests_start() {
+        let shown = |min: u64, max: u64, gpu: Option<&str>| -> Vec<String> {
+            let template = json!({ "min": min, "max": max, "cpu": "4", "memory": "16384Mi", "gpu": gpu });
+            let lines = costs(&SERVICE.parse().unwrap(), &Spec::of(&json!({ "template": template })), "us-central1");
+            let of_instances = lines.unwrap().into_iter().filter(|line| line.what.contains("instance"));
+            of_instances
+                .map(|line| {
+                    format!(
+                        "{} ({})",
+                        line.what,
+                        if matches!(line.charge, Charge::Unpriced(_)) { "always" } else { "by use" }
+                    )
+                })
+                .collect()
+        };
+        let each = "4 vCPUs, 16384Mi of memory each";
+        let always = format!("1 instance always running, {each} (always)");
+        assert_eq!(shown(1, 1, None), [always.clone()]);
+        assert_eq!(shown(1, 3, None), [always, format!("more instances, {each} (by use)")]);
+        assert_eq!(shown(0, 1, None), [format!("instances, {each} (by use)")]);
+        let gpu = &shown(2, 2, Some("nvidia-l4"))[0];
+        assert_eq!(gpu, "2 instances always running, 4 vCPUs, 16384Mi of memory and 1 × nvidia-l4 each (always)");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use textnlp_cloud::document::{get, last};
 use textnlp_cloud::preflight::{
     Check, LIMIT, Need, PoolNeed, PoolSettings, by_zone, is_new, names, outside, run, unknown,
 };
+use textnlp_provider::units::counted;
 use textnlp_provider::{
     EnvironmentName, Error, ErrorKind, Ownership, PolicyRequest, PolicyResource, Problem, Spec, Verb, Wanted,
 };
@@ -460,7 +461,8 @@ async fn run_gpus(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let Some(limit) = run_limit(&metrics, &api.region) else { return Vec::new() };
     let problem = |(place, most): (String, u64)| {
         let cause = format!(
-            "the quota `{RUN_GPUS}` allows {limit} instances with a GPU in {}, and the service may have {most}",
+            "the quota `{RUN_GPUS}` allows {} with a GPU in {}, and the service may have {most}",
+            counted(limit, "instance"),
             api.region
         );
         Problem::new(
@@ -668,8 +670,8 @@ async fn existing_network(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let has = range(pods).and_then(|one| one["ipCidrRange"].as_str()).and_then(Range::read);
     if let Some(has) = has.filter(|has| has.addresses() / ADDRESSES_OF_NODE < nodes) {
         let cause = format!(
-            "the range `{pods}` of `{name}` is {has} and has room for the pods of {} nodes; the cluster may have {nodes}, with those that upgrades add",
-            has.addresses() / ADDRESSES_OF_NODE
+            "the range `{pods}` of `{name}` is {has} and has room for the pods of {}; the cluster may have {nodes}, with those that upgrades add",
+            counted(has.addresses() / ADDRESSES_OF_NODE, "node")
         );
         let fix = format!("name a larger range, {others}, or lower `cluster.max_nodes` or `gpu.max`");
         problems.push(Problem::new(place, cause, fix));

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
 use textnlp_provider::cluster::{ClusterGpus, GPU, GPU_POOL, POOL};
+use textnlp_provider::units::counted;
 use textnlp_provider::{ErrorKind, Ownership, Problem, Result, Wanted, error_chain};
 
 use crate::api::Api;
@@ -106,7 +107,7 @@ async fn nodes(api: &Api, least: u32) -> Result<Option<Problem>> {
         Call { action: "count the nodes of", verb: "list", row: table::namespaces(), namespace: None, name: None };
     let cause = match api.metadata(&call, "/api/v1/nodes").await {
         Ok(nodes) if nodes.len() >= least as usize => return Ok(None),
-        Ok(nodes) => format!("it has {} nodes, and `cluster.min_nodes` is {least}", nodes.len()),
+        Ok(nodes) => format!("it has {}, and `cluster.min_nodes` is {least}", counted(nodes.len(), "node")),
         Err(error) if error.kind == ErrorKind::Denied => {
             format!("the {least} nodes of `cluster.min_nodes` could not be checked: you are not allowed to list nodes")
         }

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use textnlp_provider::operations::{AuditedAspect, SecurityAspect};
+use textnlp_provider::units::counted;
 use textnlp_provider::{Lineage, Result};
 
 use crate::api::Api;
@@ -33,12 +34,12 @@ impl Kubernetes {
             SecurityAspect::Roles => {
                 let found = list(&ROLES).await?;
                 let findings = found.iter().flat_map(|role| rights(role).map(|why| named("role", role, &why)));
-                AuditedAspect { read: format!("{} roles", found.len()), findings: findings.collect() }
+                AuditedAspect { read: counted(found.len(), "role"), findings: findings.collect() }
             }
             SecurityAspect::Ports => {
                 let found = list(&["kubernetes.service"]).await?;
                 let findings = found.iter().filter_map(|service| exposed(service, clients));
-                AuditedAspect { read: format!("{} services", found.len()), findings: findings.collect() }
+                AuditedAspect { read: counted(found.len(), "service"), findings: findings.collect() }
             }
             SecurityAspect::Backups => {
                 let row = table::named("kubernetes.cron-job");

@@ -177,7 +177,8 @@ fn broken(text: &str, error: &serde_json::Error) -> ApiError {
         text.lines().take(error.line().saturating_sub(1)).map(|line| line.len() + 1).sum::<usize>() + error.column();
     let before = text.get(..at.min(text.len())).unwrap_or(text);
     let mut answer = ApiError::invalid(format!("the body is not valid JSON: {reason}"));
-    if let Some(field) = field_before(before) {
+    // A text that ends too early is no mistake of its last field.
+    if let Some(field) = field_before(before).filter(|_| !error.is_eof()) {
         answer = answer.param(field);
     }
     let start = before.rfind([':', ',', '[']).map_or(0, |index| index + 1);
@@ -194,9 +195,13 @@ fn broken(text: &str, error: &serde_json::Error) -> ApiError {
     }
 }
 
-/// The key whose value was being read at the end of a text.
+/// The key whose value was being read at the end of a text; nothing after a whole value.
 fn field_before(text: &str) -> Option<String> {
     let colon = text.rfind("\":")?;
+    let mut values = serde_json::Deserializer::from_str(&text[colon + 2..]).into_iter::<Value>();
+    if matches!(values.next(), Some(Ok(_))) {
+        return None;
+    }
     let name = &text[..colon];
     let start = name.rfind('"')? + 1;
     let name = &name[start..];
@@ -224,7 +229,21 @@ mod tests {
         check(r#"{"prompt":"a","temperature": -Infinity}"#, Some("temperature"), Some("NaN"));
         check(r#"{"prompt":"a","max_tokens":1e999}"#, Some("max_tokens"), Some("1.8e308"));
         check("{\"prompt\":\"a\",\n\"max_tokens\":}", Some("max_tokens"), None);
+        check(r#"{"prompt":"a","temperature":0.5x}"#, Some("temperature"), None);
         check("nonsense", None, None);
         check(&"[".repeat(200), None, Some("127 levels"));
+    }
+
+    #[test]
+    fn invalid_json_error_names_no_field_whose_value_is_whole_or_cut_off() {
+        for text in [
+            r#"{"prompt":"a","max_tokens":"#,
+            r#"{"prompt":"a"#,
+            r#"{"prompt":"a""#,
+            r#"{"prompt":"a",}"#,
+            r#"{"messages":[{"role":"user"},,]}"#,
+        ] {
+            check(text, None, None);
+        }
     }
 }

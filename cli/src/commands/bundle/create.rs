@@ -78,8 +78,12 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
     };
 
     let files: Vec<_> = packed.paths.iter().map(ToString::to_string).collect();
-    let mut text =
-        format!("{}: {} in {} files of content", files.join(", "), size(packed.bytes), packed.manifest.files.len());
+    let mut text = format!(
+        "{}: {} in {} of content",
+        files.join(", "),
+        size(packed.bytes),
+        counted(packed.manifest.files.len(), "file")
+    );
     text.push_str(&inspect::items_text(&packed.manifest));
     text.push_str(&format!("\n  content    {}", packed.content));
     match &signed {

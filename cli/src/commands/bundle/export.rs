@@ -24,7 +24,8 @@ pub fn export(args: &Export, console: Console) -> Result<Success, Failure> {
         let hint = error.hint();
         Failure::new(Exit::Failed, "export", error).hint(hint)
     })?;
-    let mut text = format!("{}: {} images, {} models", made.folder, made.images.len(), made.models.len());
+    let (images, models) = (counted(made.images.len(), "image"), counted(made.models.len(), "model"));
+    let mut text = format!("{}: {images}, {models}", made.folder);
     if let Some(archive) = &made.archive {
         text.push_str(&format!(
             "\n{archive}: the same in one file\nOn the target machine: tar -xzf {} && cd offline_bundle && ./install.sh",

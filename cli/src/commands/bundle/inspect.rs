@@ -108,7 +108,7 @@ pub fn inspect(args: &Inspect) -> Result<Success, Failure> {
                 write!(text, "\n  {word:<9}  {}", digest.map_or("any site".to_owned(), |digest| digest.to_string()));
         }
         let carried: u64 = delta.carries.iter().map(|c| u64::from(c.size)).sum();
-        let _ = write!(text, "\n  content    {} in {} chunks", size(carried), delta.carries.len());
+        let _ = write!(text, "\n  content    {} in {}", size(carried), counted(delta.carries.len(), "chunk"));
         for path in &delta.removes {
             let _ = write!(text, "\n  removes    {path}");
         }

@@ -65,10 +65,27 @@ pub fn scan(session: &Session, args: &Scan, console: Console) -> Result<Success,
         return Ok(Success::new(text.trim_start().to_owned(), document));
     }
     console.stream(&format!("{}\n", text.trim_start()));
-    let error = anyhow::anyhow!("{}", blockers.join("\n")).context("the scan found problems");
-    Err(Failure::new(Exit::GateShut, "scan", error)
-        .hint("fix the findings, or accept them with --allow FILE (id, path, reason, until)")
-        .document(document))
+    let (what, hint) = refusal(&reports, fail_on);
+    let error = anyhow::anyhow!("{}", blockers.join("\n")).context(what);
+    Err(Failure::new(Exit::GateShut, "scan", error).hint(hint).document(document))
+}
+
+/// Why the gate of these reports is not open, and what opens it.
+fn refusal(reports: &[Report], fail_on: Severity) -> (&'static str, String) {
+    let is_bad = reports.iter().any(|report| report.findings.iter().any(|finding| finding.severity >= fail_on));
+    let missed: Vec<_> =
+        reports.iter().filter(|report| report.not_looked_at.iter().any(|missed| missed.required)).collect();
+    let mut hints = Vec::new();
+    if is_bad {
+        hints.push("fix the findings, or accept them with --allow FILE (id, path, reason, until)");
+    }
+    if missed.iter().any(|report| report.databases.is_empty()) {
+        hints.push("give a copy of the RustSec advisory database with --advisories DIR");
+    } else if !missed.is_empty() {
+        hints.push("provide what `NOT scanned` names, such as more advisories with --advisories DIR");
+    }
+    let what = if is_bad { "the scan found problems" } else { "the scan is not complete" };
+    (what, hints.join("\n"))
 }
 
 fn scanner(session: &Session, args: &Scan) -> Result<scan::Scan, Failure> {
@@ -174,10 +191,11 @@ fn text_of(found: &Report) -> String {
         }
     }
     if found.findings.is_empty() {
-        text.push_str(", nothing found");
+        let is_whole = !found.not_looked_at.iter().any(|missed| missed.required);
+        text.push_str(if is_whole { ", nothing found" } else { ", nothing found in what was scanned" });
     }
     for listed in &found.listed {
-        text.push_str(&format!("\n  scanned {} {}", listed.count, listed.what));
+        text.push_str(&format!("\n  {}: {}, {}", listed.what, listed.count, listed.how));
     }
     for missed in &found.not_looked_at {
         text.push_str(&format!("\n  NOT scanned: {}: {}", missed.what, missed.why));
@@ -192,4 +210,20 @@ fn text_of(found: &Report) -> String {
         text.push_str(&format!("\n  and {} more, in the reports of --out DIR", found.findings.len() - SHOWN));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scan_without_advisories_is_not_complete_and_found_nothing() {
+        let scan = scan::Scan::new(Settings::at(Timestamp::now()));
+        let report = scan.of_packages("this program", &audit::linked(Linked.build().features));
+        let text = text_of(&report);
+        assert!(text.contains(": no advisories, nothing found in what was scanned"), "{text}");
+        let (what, hint) = refusal(&[report], Severity::Critical);
+        assert_eq!(what, "the scan is not complete");
+        assert!(hint.contains("--advisories DIR") && !hint.contains("--allow"), "{hint}");
+    }
 }

@@ -150,7 +150,13 @@ async fn rollback(
     let root = absolute(session, &root.root);
     let (installation, before) = site::installed(&root)?;
     site::wanted_state(&root, requested_state(session).as_deref())?;
-    installation.rollback().map_err(failed)?;
+    installation.rollback().map_err(|error| {
+        let mut failure = failed(error);
+        let hint =
+            || "install another bundle, or apply an update: what runs before it is kept for a rollback".to_owned();
+        failure.hint.get_or_insert_with(hint);
+        failure
+    })?;
     let (_, now) = site::installed(&root)?;
     let mut document = json!({ "root": root, "before": before.content, "digest": now.content });
     let rolled = roll(session, &installation, &now, no_up, no_gate, console).await;

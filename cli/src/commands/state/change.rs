@@ -316,5 +316,5 @@ pub async fn remove(session: &Session, resources: &[String], console: Console) -
         forget(&mut locked, site, resource, "removed by the operator").await.map_err(failed)?;
     }
     locked.close().await.map_err(failed)?;
-    Ok(Success::new(format!("{} records removed", removed.len()), document))
+    Ok(Success::new(format!("{} removed", counted(removed.len(), "record")), document))
 }

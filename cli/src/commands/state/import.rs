@@ -79,7 +79,10 @@ pub async fn import(session: &Session, args: &Import, console: Console) -> Resul
     if proposals.is_empty() {
         let text = match &file {
             Some(file) => {
-                format!("{name}: none of the {} objects in the file can be imported{left_text}", file.objects.len())
+                format!(
+                    "{name}: none of {} in the file can be imported{left_text}",
+                    counted(file.objects.len(), "object")
+                )
             }
             None if left.is_empty() => format!("{name}: all objects at the providers are already recorded"),
             None => format!("{name}: nothing can be imported without being named{left_text}"),

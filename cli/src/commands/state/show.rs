@@ -127,7 +127,13 @@ pub async fn list(session: &Session, console: Console) -> Result<Success, Failur
     if let Some(hold) = &held {
         let _ = writeln!(text, "frozen by {} since {:.0}: {}", hold.by, hold.since, hold.why);
     }
-    let _ = write!(text, "{} resources in {} (lineage {})", rows.len(), looked.state.place(), looked.state.lineage());
+    let _ = write!(
+        text,
+        "{} in {} (lineage {})",
+        counted(rows.len(), "resource"),
+        looked.state.place(),
+        looked.state.lineage()
+    );
     let document = json!({
         "environment": looked.deployment.chosen.scope.name, "lineage": looked.state.lineage(), "store": looked.state.place(),
         "places": looked.state.places(), "resources": rows, "open": open, "hold": held,
@@ -192,7 +198,7 @@ pub async fn at(session: &Session, moment: &str, resource: Option<&str>, console
             "resource": id, "kind": recorded.kind, "site": recorded.site, "cloud_id": recorded.cloud_id, "since": holding.since,
         }));
     }
-    let _ = write!(text, "{} resources", rows.len());
+    let _ = write!(text, "{}", counted(rows.len(), "resource"));
     Ok(Success::new(text, json!({ "environment": name, "resources": rows })))
 }
 
@@ -321,7 +327,8 @@ fn private_characters(error: export::PrivateCharacters) -> Failure {
 }
 
 fn nothing(name: &EnvironmentName, tool: Tool, left: &[export::LeftOut]) -> Failure {
-    let reasons = reasons(left).into_iter().map(|(because, count)| format!("; {count} resources: {because}"));
+    let reasons =
+        reasons(left).into_iter().map(|(because, count)| format!("; {}: {because}", counted(count, "resource")));
     let error = anyhow::anyhow!("{name} has no objects that {tool} can declare{}", reasons.collect::<String>());
     Failure::usage("not_available", error)
         .hint("cloudformation is for sites on AWS, bicep for sites on Azure; `export terraform` is for each cloud")
@@ -361,13 +368,16 @@ fn write_declared(
     (folder, before): (&Utf8Path, &[String]),
 ) -> Result<Success, Failure> {
     let removed = folders::write_folder(folder, tool, before, &exported.files)?;
-    let mut text =
-        format!("wrote {} resources into {} files in {folder}", exported.declared.len(), exported.files.len());
+    let mut text = format!(
+        "wrote {} into {} in {folder}",
+        counted(exported.declared.len(), "resource"),
+        counted(exported.files.len(), "file")
+    );
     if !removed.is_empty() {
         let _ = write!(text, "\nremoved outdated files: {}", removed.join(", "));
     }
     for (because, count) in reasons(&exported.left) {
-        let _ = write!(text, "\nnot declared: {count} resources: {because}");
+        let _ = write!(text, "\nnot declared: {}: {because}", counted(count, "resource"));
     }
     if !exported.variables.is_empty() {
         let all: Vec<&str> = exported.variables.iter().map(String::as_str).collect();

@@ -15,6 +15,7 @@ use textnlp_orchestrator::dr::report::{own_key, signing_key};
 use textnlp_orchestrator::state::{LineageFile, Operator};
 use textnlp_provider::component::Backup as Order;
 use textnlp_provider::operations::SiteBackups;
+use textnlp_provider::units::counted;
 use textnlp_provider::{EnvironmentName, Lineage, Secret, SiteName};
 
 use super::backup_status::{self, LastRun};
@@ -237,7 +238,8 @@ async fn scheduled(
     }
     let gone = clear(&shelf, lineage, Duration::from_secs(order.keep_seconds))?;
     if !gone.dumps.is_empty() || gone.parts > 0 {
-        text.push_str(&format!(", {} old backups and {} log files removed", gone.dumps.len(), gone.parts));
+        let (old, logs) = (counted(gone.dumps.len(), "old backup"), counted(gone.parts, "log file"));
+        text.push_str(&format!(", {old} and {logs} removed"));
     }
     for why in gone.kept {
         text.push_str(&format!("; {why}"));

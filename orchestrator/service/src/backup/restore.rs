@@ -11,6 +11,7 @@ use textnlp_models::{FetchOptions, Source, Store};
 use textnlp_orchestrator::backup::{Decryptor, Manifest};
 use textnlp_orchestrator::state::audit::AUDIT;
 use textnlp_orchestrator::state::{Folder, Holder, LineageFile, Operator, SiteLocation, State, StateError, Store as _};
+use textnlp_provider::units::counted;
 use textnlp_provider::{EnvironmentName, Lineage, SiteName};
 
 use super::gather::STATE;
@@ -218,7 +219,7 @@ fn content(state: &State) -> Result<String, StateError> {
     }
     Ok(match changed {
         None => "no resources are recorded".to_owned(),
-        Some(changed) => format!("{count} resources, last changed at {changed:.0}"),
+        Some(changed) => format!("{}, last changed at {changed:.0}", counted(count, "resource")),
     })
 }
 

@@ -9,6 +9,7 @@ use textnlp_orchestrator::environment::Library;
 use textnlp_orchestrator::gate::phases::{CONTENT, VULNERABILITIES};
 use textnlp_orchestrator::gate::{Check, EntryBasis};
 use textnlp_orchestrator::release::Lock;
+use textnlp_provider::units::counted;
 
 use super::signed;
 use crate::audit::{Audit, aged, how_to_accept, max_age_days, within_age};
@@ -83,7 +84,8 @@ fn content(root: &Utf8Path) -> Check {
     match site.altered(&name, &record, true, &Drive::default()) {
         Ok(altered) => {
             let who = signer(&record);
-            let mut note = format!("version {}, {} files, {who}", record.version, record.contents.files.len());
+            let mut note =
+                format!("version {}, {}, {who}", record.version, counted(record.contents.files.len(), "file"));
             if let Some(first) = altered.first() {
                 note = format!("{first}; {note}");
             }
@@ -147,7 +149,7 @@ fn vulnerable(root: &Utf8Path, audit: &Audit<'_>, refresh: &str) -> Check {
     };
     let of: Vec<String> =
         report.databases.iter().map(|d| format!("{} advisories, {}", d.advisories, aged(d.date, d.age_days))).collect();
-    let note = format!("{}; {} findings in all", of.join("; "), report.findings.len());
+    let note = format!("{}; {} in all", of.join("; "), counted(report.findings.len(), "finding"));
     let check = match scan::gate(&report, Severity::Critical) {
         Gate::Open => Check::new(VULNERABILITIES, critical, 0, "critical", true).note(note),
         Gate::Shut { blockers } => {

@@ -4,6 +4,7 @@ use textnlp_bundle::scan::Database;
 use textnlp_orchestrator::environment::{Environment, Library};
 use textnlp_orchestrator::gate::Check;
 use textnlp_orchestrator::gate::phases::{COMPLIANCE, CheckDefinition, PhaseDefinition, SECURITY_AUDIT};
+use textnlp_provider::units::counted;
 
 use crate::bundle::advisories::AdvisorySources;
 use crate::checks::{CheckLine, CheckResult};
@@ -47,8 +48,8 @@ fn audit_check(definition: &CheckDefinition, environment: &Environment, lines: &
     }
     let note = match (failed.is_empty(), warnings.is_empty()) {
         (false, _) => named(&failed),
-        (true, false) => format!("{} warnings: {}", warnings.len(), named(&warnings)),
-        (true, true) => format!("{} lines", lines.len()),
+        (true, false) => format!("{}: {}", counted(warnings.len(), "warning"), named(&warnings)),
+        (true, true) => counted(lines.len(), "line"),
     };
     definition.measured(environment, failed.len(), failed.is_empty()).note(note)
 }
@@ -65,14 +66,14 @@ fn compliance_check(definition: &CheckDefinition, environment: &Environment, lin
     let (not_met, unknown) = (of(ControlState::NotMet), of(ControlState::Unknown));
     match (not_met.is_empty(), unknown.is_empty()) {
         (false, _) => {
-            let measured = format!("{} controls not met", not_met.len());
+            let measured = format!("{} not met", counted(not_met.len(), "control"));
             definition.measured(environment, measured, false).note(named(&not_met))
         }
         (true, false) => definition.unknown(environment, format!("not measured: {}", named(&unknown))),
         (true, true) => {
             let note = match environment.gates.compliance.as_slice() {
                 [] => "`gates.compliance` names no framework".to_owned(),
-                _ => format!("{} controls met", of(ControlState::Met).len()),
+                _ => format!("{} met", counted(of(ControlState::Met).len(), "control")),
             };
             definition.measured(environment, "complete", true).note(note)
         }

@@ -8,6 +8,7 @@ use textnlp_orchestrator::environment::model::SiteSettings;
 use textnlp_orchestrator::state::State;
 use textnlp_provider::Lineage;
 use textnlp_provider::operations::SecurityAspect;
+use textnlp_provider::units::counted;
 
 use super::{NAMED, Rule, day, set};
 use crate::backup::backup_status::BackupWarning;
@@ -164,7 +165,7 @@ pub(super) async fn audit_log(report: &mut Checks, deployment: &Deployment, runn
     match count {
         // Reading it is recorded itself, so an empty one does not record.
         0 => report.problem(NAME, "it has no record of the last 30 days", export),
-        count => report.well(NAME, format!("{sign}{count} records of the last 30 days")),
+        count => report.well(NAME, format!("{sign}{} of the last 30 days", counted(count, "record"))),
     }
 }
 
@@ -262,7 +263,10 @@ pub(super) fn changes(report: &mut Checks, deployment: &Deployment, state: &Stat
     let torn = state.torn().count();
     let show = deployment.chosen.scope.command("state history");
     match torn {
-        0 => report.well("journal", format!("{records} records of {} sites, chained by digest", heads.len())),
-        _ => report.warning("journal", format!("the last record of {torn} sites is incomplete"), show),
+        0 => report.well(
+            "journal",
+            format!("{} of {}, chained by digest", counted(records, "record"), counted(heads.len(), "site")),
+        ),
+        _ => report.warning("journal", format!("the last record of {} is incomplete", counted(torn, "site")), show),
     }
 }

@@ -24,6 +24,7 @@ fn plan_cost_covers_all_resources_after_the_apply() {
         Cost::after(planned.plan(), &facts, &Budget::default())
     };
     assert_eq!(cost(UP, &whole).monthly(), Some(WHOLE));
+    assert!(cost(UP, &whole).is_comparable());
     world.up(&whole);
     // Nothing to do costs as much as before, and a server less costs less.
     assert_eq!(cost(UP, &whole).monthly(), Some(WHOLE));
@@ -51,8 +52,10 @@ fn unknown_price_makes_the_total_unknown() {
     assert_eq!((cost.monthly(), cost.unknown.clone()), (None, [id("here/images")].into()));
     let mut document = serde_json::to_value(&cost).unwrap();
     let mut member = |name: &str| document.as_object_mut().unwrap().remove(name).unwrap();
-    assert_eq!(member("note"), "at least 164.00 USD a month; there are no prices for 1 resources");
-    assert_eq!(cost.to_string(), "≥ 164.00 USD a month (+164.00); there are no prices for 1 resources");
+    assert_eq!(member("note"), "at least 164.00 USD a month; there are no prices for 1 resource");
+    assert_eq!(cost.to_string(), "≥ 164.00 USD a month (+164.00); there are no prices for 1 resource");
+    assert_eq!(cost.unpriced().len(), 1, "{:?}", cost.unpriced());
+    assert!(!cost.is_comparable());
     let lines = member("lines");
     let of = |name: &str| lines.as_array().unwrap().iter().find(|line| line["resource"] == name).unwrap();
     assert_eq!(

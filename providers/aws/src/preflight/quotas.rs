@@ -263,7 +263,7 @@ pub(super) async fn endpoints(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
             problems.push(Problem::new(place, cause, fix));
         } else if limit < both {
             let cause = format!(
-                "`{name}` ({code}) allows {limit}: up to {most} instances run, and a new release starts as many beside them"
+                "`{name}` ({code}) allows {limit}, and up to {most} run: a new release starts as many instances beside them"
             );
             problems.push(Problem::warning(place, cause, fix));
         }

@@ -16,7 +16,7 @@ pub fn priced(service: Service, key: &str, region: &str, what: impl Into<String>
         Some(found) if found.partition().name == "aws" => {
             CostLine::priced(&PRICES, key, region, service.title(), what, quantity)
         }
-        _ => CostLine::unknown(service.title(), what, format!("no prices of the region `{region}` are recorded")),
+        _ => CostLine::unpriced(service.title(), what, format!("no prices of the region `{region}` are recorded")),
     }
 }
 
@@ -276,6 +276,13 @@ const FRANKFURT: Source = (
     date(2026, 8, 26),
 );
 
+/// A copy of AWS's price list; usage type `BudgetsUsage`, the same in all regions. Budgets that take actions have a usage type
+/// of their own.
+const BUDGETS: Source = (
+    "https://huggingface.co/datasets/labofsahil/aws-pricing-dataset/raw/50682afacb9d2327050bddd0adff74df2c503ca9/AWSBudgets.csv",
+    date(2026, 11, 29),
+);
+
 const GB_MONTH: PriceUnit = PriceUnit::MonthOf("GB");
 const LCU_HOUR: PriceUnit = PriceUnit::HourOf("LCU");
 
@@ -305,6 +312,7 @@ const ROWS: &[Row] = &[
     anywhere("route53/health-check/outside", 750_000, Month, HEALTH_CHECKS),
     // To S3 and DynamoDB.
     anywhere("vpc/gateway-endpoint", 0, Hour, GATEWAY_ENDPOINTS),
+    anywhere("budgets/budget", 0, Month, BUDGETS),
     virginia("vpc/nat-gateway", 45_000, Hour, NAT),
     row("vpc/nat-gateway", "ap-northeast-1", 62_000, Hour, TOKYO),
     // For each zone.
@@ -420,7 +428,7 @@ mod tests {
             assert!(
                 price.source.starts_with("https://")
                     && price.currency == "USD"
-                    && (price.micros > 0 || price.key == "vpc/gateway-endpoint"),
+                    && (price.micros > 0 || ["vpc/gateway-endpoint", "budgets/budget"].contains(&price.key)),
                 "{}",
                 price.key
             );
@@ -500,7 +508,7 @@ mod tests {
         assert_eq!(price.date, date(2026, 2, 17));
 
         let unknown = |region| match priced(Service::Eks, "eks/cluster", region, "1 cluster", 1).charge {
-            Charge::Unknown(why) => why,
+            Charge::Unpriced(why) => why,
             other => panic!("{other:?}"),
         };
         // China has a list in another currency.

@@ -252,11 +252,11 @@ fn the_quota_of_an_endpoint_has_room_for_two_fleets_of_the_most_instances() {
     };
     let scaled = served().autoscaling;
     let found = said(scaled, 7.0).unwrap();
-    assert!(found.warning && found.cause.contains("allows 7: up to 4 instances run"), "{found:?}");
+    assert!(found.warning && found.cause.contains("allows 7, and up to 4 run"), "{found:?}");
     assert!(found.fix.contains("--desired-value 8"), "{found:?}");
     assert!(said(scaled, 8.0).is_none());
     let found = said(None, 3.0).unwrap();
-    assert!(found.warning && found.cause.contains("allows 3: up to 2 instances run"), "{found:?}");
+    assert!(found.warning && found.cause.contains("allows 3, and up to 2 run"), "{found:?}");
     assert!(said(None, 4.0).is_none());
     assert!(!said(scaled, 1.0).unwrap().warning);
 }

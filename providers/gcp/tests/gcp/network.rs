@@ -94,7 +94,7 @@ fn an_existing_network_must_be_fit_for_the_site() {
             (vec![(0, "/peerings", json!([]))], "no private services access", false),
             (vec![(1, "/network", other)], "is in the network `other`, not in `company`", false),
             (vec![(1, "/secondaryIpRanges", pods)], "--add-secondary-ranges services=RANGE", false),
-            (vec![(1, "/secondaryIpRanges", small)], "room for the pods of 1 nodes", false),
+            (vec![(1, "/secondaryIpRanges", small)], "room for the pods of 1 node", false),
             (vec![(1, "/secondaryIpRanges", json!([]))], "--add-secondary-ranges pods=RANGE,services=RANGE", false),
             (vec![(2, "/nats", json!([]))], "images and models from outside of Google", true),
             (

@@ -163,7 +163,7 @@ fn preflight_compares_the_most_instances_with_the_quota_of_gpus() {
         bench.cloud.world().quotas.insert(limit, 1.0);
         let found = bench.provider.preflight(&with(2)).await.unwrap();
         let [cause]: [String; 1] = refused(&found).try_into().unwrap_or_else(|other: Vec<String>| panic!("{other:?}"));
-        assert!(cause.contains("allows 1 instances") && cause.ends_with("the service may have 2"), "{cause}");
+        assert!(cause.contains("allows 1 instance") && cause.ends_with("the service may have 2"), "{cause}");
     });
 }
 
