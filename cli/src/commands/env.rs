@@ -2,11 +2,12 @@
 
 use std::fmt::Write as _;
 
-use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_files::Replace;
 use textnlp_orchestrator::environment::{self, BASE, Severity, Source};
 use textnlp_orchestrator::gate::phases;
 use textnlp_provider::EnvironmentName;
+use textnlp_service::output;
 
 use super::prelude::*;
 use crate::args::{Env, Init};
@@ -182,11 +183,12 @@ fn migrate(session: &Session, from: &Utf8Path, out: Option<&Utf8Path>, console: 
     }
     let document = json!({ "yaml": migrated.text, "warnings": migrated.warnings, "out": out });
     let Some(out) = out else { return Ok(Success::new(migrated.text, document)) };
-    // A link to a file that does not exist is a file, too.
-    if out.symlink_metadata().is_ok() {
+    // A link to a file that does not exist is a file, too; a pipe or a device takes any text.
+    let is_taken = |there: std::fs::Metadata| there.is_file() || there.is_dir();
+    if out.symlink_metadata().is_ok() && out.metadata().map_or(true, is_taken) {
         let error = anyhow::anyhow!("{out} already exists");
         return Err(Failure::new(Exit::Refused, "exists", error).hint("choose another file, or remove it first"));
     }
-    std::fs::write(out, &migrated.text).with_context(|| format!("write {out}"))?;
+    output::write(out, Replace::umask(), migrated.text.as_bytes())?;
     Ok(Success::new(format!("wrote {out}"), document))
 }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
+use textnlp_files::Replace;
 use textnlp_orchestrator::plan::{
     Call, Cost, Deletion, Estimate, Facts, Impact, ImpactKind, Node, Plan as Steps, Policy, Purpose, Saved, estimate,
     impact, policies, swept,
@@ -15,7 +16,7 @@ use textnlp_service::backup::{key, put_file};
 use textnlp_service::bundle::installed;
 use textnlp_service::gate::order;
 use textnlp_service::up::confirmed;
-use textnlp_service::{Scope, gate};
+use textnlp_service::{Scope, gate, output};
 
 use super::compare;
 use super::prelude::*;
@@ -256,10 +257,8 @@ fn save(session: &Session, file: &Utf8Path, plan: &Steps) -> Result<(), Failure>
     let operator = operator(session);
     let flags = flags(&session.global);
     let saved = Saved { tool: operator.tool, by: operator.by, at: Timestamp::now(), flags, plan: plan.clone() };
-    put_file(file, &saved.to_bytes()).map_err(|error| {
-        Failure::new(Exit::Failed, "unwritable_plan", anyhow::Error::new(error).context(format!("write plan {file}")))
-            .hint("give a file in a writable folder")
-    })
+    output::write(file, Replace::private(), &saved.to_bytes())
+        .map_err(|failure| Failure { code: "unwritable_plan", ..failure })
 }
 
 /// The planning flags of the command line with their values.
