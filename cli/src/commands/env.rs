@@ -34,7 +34,7 @@ pub fn env(session: &Session, command: &Env, console: Console) -> Result<Success
         Env::List => list(session),
         Env::Show { name, explain } => show(session, name.as_deref(), *explain, console),
         Env::Diff { left, right } => diff(session, left, right),
-        Env::Check { names } => check(session, names),
+        Env::Check { names } => check(session, names, console),
         Env::New { name, from } => new(session, name, from),
         Env::Migrate { from, out } => migrate(session, from, out.as_deref(), console),
         Env::Schema => {
@@ -47,7 +47,7 @@ pub fn env(session: &Session, command: &Env, console: Console) -> Result<Success
 fn list(session: &Session) -> Result<Success, Failure> {
     let (mut text, mut rows) = (String::new(), Vec::new());
     for listed in session.library.list() {
-        let loaded = session.library.load(&listed.name, &session.overrides(), &clouds::catalogue());
+        let loaded = session.load_named(&listed.name);
         let (phase, about) = match &loaded {
             Ok(loaded) => {
                 (loaded.environment.phase.to_string(), loaded.environment.description.clone().unwrap_or_default())
@@ -98,7 +98,7 @@ fn diff(session: &Session, left: &str, right: &str) -> Result<Success, Failure> 
     Ok(Success::new(text, json!({ "left": left, "right": right, "changes": changes })))
 }
 
-fn check(session: &Session, names: &[String]) -> Result<Success, Failure> {
+fn check(session: &Session, names: &[String], console: Console) -> Result<Success, Failure> {
     let names: Vec<String> = match (names, &session.global.env, &session.global.file) {
         ([], _, Some(_)) | ([], Some(_), _) => {
             let loaded = match &session.global.file {
@@ -119,7 +119,7 @@ fn check(session: &Session, names: &[String]) -> Result<Success, Failure> {
         }
         (names, _, _) => names.to_vec(),
     };
-    let (mut text, mut rows, mut bad) = (String::new(), Vec::new(), 0);
+    let (mut text, mut wrong, mut rows, mut bad) = (String::new(), String::new(), Vec::new(), 0);
     for name in &names {
         match session.load_named(name) {
             Ok(loaded) => {
@@ -129,16 +129,19 @@ fn check(session: &Session, names: &[String]) -> Result<Success, Failure> {
             }
             Err(environment::LoadError::Invalid(report)) => {
                 bad += 1;
-                text.push_str(&verdict(name, &report.0));
+                wrong.push_str(&verdict(name, &report.0));
                 rows.push(json!({ "name": name, "ok": false, "problems": report.0 }));
             }
             Err(error) => return Err(invalid(error, &session.again())),
         }
     }
     if bad > 0 {
-        let error = anyhow::anyhow!("{}", text.trim_end())
+        text.lines().for_each(|line| console.say(line));
+        let error = anyhow::anyhow!("{}", wrong.trim_end())
             .context(format!("{bad} of {} environments are invalid", names.len()));
-        return Err(Failure::usage("invalid_environment", error).document(json!({ "environments": rows })));
+        return Err(Failure::usage("invalid_environment", error)
+            .hint(format!("fix them, then check again: {}", session.again().check("")))
+            .document(json!({ "environments": rows })));
     }
     Ok(Success::new(text, json!({ "environments": rows })))
 }
