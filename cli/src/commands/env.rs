@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_files::Replace;
-use textnlp_orchestrator::environment::{self, BASE, Severity, Source};
+use textnlp_orchestrator::environment::{self, BASE, Loaded, Origin, Severity, Source};
 use textnlp_orchestrator::gate::phases;
-use textnlp_provider::EnvironmentName;
-use textnlp_service::output;
+use textnlp_provider::{EnvironmentName, SiteName};
+use textnlp_service::{compare, output};
 
 use super::prelude::*;
 use crate::args::{Env, Init};
@@ -47,7 +47,7 @@ pub fn env(session: &Session, command: &Env, console: Console) -> Result<Success
 fn list(session: &Session) -> Result<Success, Failure> {
     let (mut text, mut rows) = (String::new(), Vec::new());
     for listed in session.library.list() {
-        let loaded = session.load_named(&listed.name);
+        let loaded = session.load_named(&listed.name).map(|loaded| refused(session, loaded));
         let (phase, about) = match &loaded {
             Ok(loaded) => {
                 (loaded.environment.phase.to_string(), loaded.environment.description.clone().unwrap_or_default())
@@ -105,7 +105,7 @@ fn check(session: &Session, names: &[String], console: Console) -> Result<Succes
                 Some(file) => session.library.load_file(file, &session.overrides(), &clouds::catalogue()),
                 None => session.load_named(session.global.env.as_deref().unwrap_or(BASE)),
             };
-            let loaded = loaded.map_err(|e| invalid(e, &session.again()))?;
+            let loaded = refused(session, loaded.map_err(|e| invalid(e, &session.again()))?);
             known_models(&loaded, &session.again())?;
             let text = verdict(loaded.environment.environment.as_str(), &loaded.report.0);
             return Ok(Success::new(text, json!({ "problems": loaded.report.0 })));
@@ -123,6 +123,7 @@ fn check(session: &Session, names: &[String], console: Console) -> Result<Succes
     for name in &names {
         match session.load_named(name) {
             Ok(loaded) => {
+                let loaded = refused(session, loaded);
                 known_models(&loaded, &session.again())?;
                 text.push_str(&verdict(name, &loaded.report.0));
                 rows.push(json!({ "name": name, "ok": true, "problems": loaded.report.0 }));
@@ -146,12 +147,35 @@ fn check(session: &Session, names: &[String], console: Console) -> Result<Succes
     Ok(Success::new(text, json!({ "environments": rows })))
 }
 
+/// The environment with what its providers refuse, as `plan` reports it, but without a sign-in.
+fn refused(session: &Session, mut loaded: Loaded) -> Loaded {
+    // Settings that a provider does not support are reported alone, as by `plan`.
+    let has_refusals = loaded.report.refusals().next().is_some();
+    let Ok(scope) = session.scope(loaded.environment.environment.clone()) else { return loaded };
+    let mut environment = loaded.environment.clone();
+    let assumed = clouds::assume_accounts(&mut environment);
+    // These are compared with the account, which is known only after a sign-in.
+    let is_of_account = |place: &str| {
+        let of_site = |site: &SiteName| place.starts_with(&format!("{site}/"));
+        assumed.iter().any(of_site) && [" access", " existing"].iter().any(|field| place.ends_with(field))
+    };
+    let found = if has_refusals { Vec::new() } else { compare::refused(&scope, &environment) };
+    let file = loaded.files.first().map_or("", String::as_str);
+    let origin = Origin::File { file: file.into(), line: 1, column: 1 };
+    let found = found.into_iter().filter(|problem| !is_of_account(&problem.place)).map(|problem| {
+        let refusal = environment::Problem::error(origin.clone(), problem.place, problem.cause, problem.fix);
+        refusal.at(Severity::Refusal)
+    });
+    loaded.report.0.extend(found);
+    loaded
+}
+
 fn verdict(name: &str, problems: &[environment::Problem]) -> String {
     let word = |severity| problems.iter().any(|p| p.severity == severity);
     let sum = if word(Severity::Error) {
         "mistakes"
     } else if word(Severity::Refusal) {
-        "valid; not runnable with this program"
+        "valid; cannot be deployed as it is"
     } else {
         "valid"
     };
