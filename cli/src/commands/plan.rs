@@ -110,11 +110,22 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
             (false, true) => "up",
             (false, false) => "up --no-gate",
         };
+        let is_refused = !plan.refusals.is_empty() || found.iter().any(|problem| !problem.warning);
         let does = match &args.out {
+            // What is changed for it is not in the saved plan.
+            Some(_) if is_refused => deployment.chosen.scope.same(if args.down { "plan --down" } else { "plan" }),
             Some(file) => session.again().bare(&format!("apply {}", quoted(file.as_str()))),
             None => deployment.chosen.scope.same(verb) + &typed + if args.gated { " --gated" } else { "" },
         };
-        let _ = write!(text, "\nTo apply: {does}");
+        let first = [
+            is_refused.then_some("change what is refused above"),
+            not_entered.is_some().then_some("promote a release, or add `--from-scratch --reason TEXT`"),
+        ];
+        let first: Vec<&str> = first.into_iter().flatten().collect();
+        let _ = match first.is_empty() {
+            true => write!(text, "\nTo apply: {does}"),
+            false => write!(text, "\nBefore it can be applied: {}\nThen: {does}", first.join("; ")),
+        };
     }
     if let Some(file) = &args.out {
         save(session, file, plan)?;
