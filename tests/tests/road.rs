@@ -270,6 +270,11 @@ fn changed_unsigned_and_earlier_evidence_is_refused_by_name() {
     std::fs::write(&file, &earlier[0]).unwrap();
     std::fs::write(&signature, &earlier[1]).unwrap();
     refused("the journal names another file");
+    // A key that was replaced is no sign of a forgery.
+    sandbox.run(&["secret", "rotate", "report", "--env", "development", "--yes"]).expect(0);
+    let status = sandbox.run(&["status", "--env", "development"]).out;
+    assert!(status.contains("measure again: `textnlp-deploy gate --env development"), "{status}");
+    refused("another key signed it than the current one");
 
     // Anybody verifies it without this deployment.
     let public = sandbox.state("development").join("dr/drill-report.pub");
