@@ -89,6 +89,11 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     assert_eq!((&proof["verified"], &proof["proof"]["level"]), (&json!(true), &json!("answered")), "{proof:#}");
     assert!(Utf8PathBuf::from(format!("{file}.verified.json")).is_file());
     assert_eq!(listed(&sandbox)[0]["verified"], true);
+    // By its name, as `backup list` prints it.
+    let proof = run(&sandbox, &["backup", "verify", name, "--light"]).expect(0).json();
+    assert_eq!(proof["file"], file.as_str(), "{proof:#}");
+    let replaced = run(&sandbox, &["restore", name]);
+    assert!(replaced.exit != 0 && !replaced.out.contains("No such file"), "{}", replaced.out);
     let status = run(&sandbox, &["status", "--set", "data=protected"]).expect(0).json();
     assert_eq!(status["backup"]["warnings"], json!([]), "{status:#}");
 
