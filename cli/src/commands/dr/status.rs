@@ -6,6 +6,7 @@ use std::io::IsTerminal;
 use textnlp_orchestrator::dr::control_status::SiteLine;
 use textnlp_service::dr::Sites;
 use textnlp_service::dr::status::{self, SitesStatus};
+use textnlp_service::running;
 
 use super::sites;
 use crate::commands::prelude::*;
@@ -13,16 +14,28 @@ use crate::signals;
 
 /// `dr status`: exits with 1 if something is unhealthy.
 pub async fn status(session: &Session, console: Console) -> Result<Success, Failure> {
-    let sites = sites(session)?;
+    let sites = deployed(session).await?;
     let now = status::status(&sites).await;
     let (text, document) = view(&sites, &now, console);
     let success = Success::new(text, document);
     Ok(if now.warnings.is_empty() { success } else { success.exit(Exit::Failed) })
 }
 
+/// The sites of an environment that is deployed: those of another one would all be reported as lost.
+async fn deployed(session: &Session) -> Result<Sites, Failure> {
+    let sites = sites(session)?;
+    let scope = &sites.chosen.scope;
+    // A state that cannot be read says nothing about the sites, which are asked.
+    if running::state(scope).await.is_ok_and(|state| state.is_new()) {
+        let error = anyhow::anyhow!("environment {} is not deployed from this folder", scope.name);
+        return Err(Failure::usage("not_up", error).hint(scope.last_up()));
+    }
+    Ok(sites)
+}
+
 /// `dr watch`.
 pub async fn watch(session: &Session, console: Console) -> Result<Success, Failure> {
-    let sites = sites(session)?;
+    let sites = deployed(session).await?;
     let stop = signals::stop(console);
     let on_terminal = console.is_text() && std::io::stdout().is_terminal();
     let mut shown = String::new();
