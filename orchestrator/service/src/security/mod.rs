@@ -365,7 +365,7 @@ fn backups(report: &mut Checks, deployment: &Deployment, lineage: Lineage) {
         Ok(Some(_)) => return,
         Err(error) => return report.unknown(NAME, format!("{error:#}"), list),
     }
-    let settings::Settings { protected, backup } = settings::settings(&scope.folder, environment);
+    let backup = settings::settings(&scope.folder, environment).backup;
     if let Some(url) = backup.destination.as_deref().filter(|target| target.contains("://")) {
         return report.unknown(NAME, format!("the backups are in {url}, which is not read"), list);
     }
@@ -385,10 +385,11 @@ fn backups(report: &mut Checks, deployment: &Deployment, lineage: Lineage) {
             let fix = format!("{create}\nrm {}", quoted(first));
             report.problem(NAME, format!("{} not encrypted: {named}", plain.len()), fix);
         }
-        (None, 0) if protected && !backup.enabled => {
+        (None, 0) if environment.is_endpoint() => report.well(NAME, "an inference endpoint has no data to back up"),
+        // As of their age: what does not exist is no evidence of a control.
+        (None, 0) if !backup.enabled => {
             report.warning(NAME, "no backups are taken", set(scope, "backup.enabled: true"));
         }
-        // Nothing was encrypted, so no control is met by it.
         (None, 0) => report.unknown(NAME, "there is no backup yet", create),
         (None, _) if untold > 0 => {
             report.unknown(NAME, format!("{untold} files have no metadata: they were copied here"), list);
