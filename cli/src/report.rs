@@ -199,10 +199,9 @@ impl Console {
 
     /// Prints a failure: error, causes and hint.
     pub fn fail(&self, failure: &Failure) -> Exit {
-        let hint = failure.hint.clone().or_else(|| hint_of(&failure.error));
         if self.output == Output::Text {
             complain(&format!("{} {}", self.paint("31;1", "error:"), failure.error));
-            lines(failure, hint).into_iter().for_each(|(word, text)| match word {
+            lines(failure).into_iter().for_each(|(word, text)| match word {
                 "hint:" => complain(&indented(&format!("{} ", self.paint("36", word)), &text)),
                 _ => complain(&indented(&format!("  {word} "), &text)),
             });
@@ -214,7 +213,7 @@ impl Console {
                     "code": failure.code,
                     "message": failure.error.to_string(),
                     "causes": failure.causes(),
-                    "hint": hint,
+                    "hint": failure.hint,
                     "resource": failure.resource,
                 }),
             );
@@ -235,26 +234,9 @@ impl Console {
     }
 }
 
-/// The hint of an error of the operating system that has no other.
-fn hint_of(error: &anyhow::Error) -> Option<String> {
-    use std::io::ErrorKind;
-    let kind = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>())?.kind();
-    let hint = match kind {
-        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
-            "choose a path that this user has access to, or change its owner or its permissions"
-        }
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free some space on that disk, and run the command again",
-        ErrorKind::NotFound => "check the path: it or a folder above it does not exist",
-        ErrorKind::NotADirectory => "choose another path: a part of it is a file, not a folder",
-        ErrorKind::IsADirectory => "give the path of a file: this is a folder",
-        _ => return None,
-    };
-    Some(hint.to_owned())
-}
-
 /// The causes and hints of a failure: each fix below its causes where there are several.
-fn lines(failure: &Failure, mut hint: Option<String>) -> Vec<(&'static str, String)> {
-    let mut causes = failure.causes();
+fn lines(failure: &Failure) -> Vec<(&'static str, String)> {
+    let (mut causes, mut hint) = (failure.causes(), failure.hint.clone());
     if !failure.fixes.is_empty() {
         // The last cause lists all of them, and the hint all fixes.
         causes.pop();
@@ -360,20 +342,12 @@ mod tests {
     }
 
     #[test]
-    fn error_of_the_operating_system_has_a_hint() {
-        let denied = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
-        let error = anyhow::Error::new(denied).context("write a").context("init");
-        assert!(hint_of(&error).unwrap().contains("permissions"));
-        assert_eq!(hint_of(&anyhow::anyhow!("no such thing")), None);
-    }
-
-    #[test]
     fn each_fix_is_below_its_causes() {
         let problem = |place: &str, fix: &str| Problem::new(place, "wrong", fix);
         let problems = [problem("a", "one"), problem("b", "two"), problem("c", "one")];
         let failure = |problems: &[Problem]| preflight_failure("plan", "plan", Exit::Failed, problems);
         let shown = |failure: &Failure| {
-            let lines = lines(failure, failure.hint.clone()).into_iter().map(|(word, text)| format!("{word} {text}"));
+            let lines = lines(failure).into_iter().map(|(word, text)| format!("{word} {text}"));
             lines.collect::<Vec<_>>().join("\n")
         };
         let several = failure(&problems);

@@ -276,8 +276,6 @@ fn invalid_arguments_are_refused_before_any_change() {
         wrong(&["logs", "--env", "staging"], 2, "no_logs", &["status --env staging"]),
         wrong(&["generate", "hi", "--env", "staging"], 2, "not_up", &["up --env staging"]),
         wrong(&["key", "list", "--env", "staging"], 2, "not_up", &["up --env staging"]),
-        wrong(&["man", "--dir", "/bin/false/pages"], 1, "failed", &["/bin/false/pages", "a part of it is a file"]),
-        wrong(&["init", "/bin/false/new"], 1, "failed", &["/bin/false/new", "a part of it is a file"]),
         wrong(&["dr", "status", "--env", "multi-region"], 2, "not_up", &["is not deployed", "up --env multi-region"]),
         wrong(&["dr", "watch", "--env", "multi-region"], 2, "not_up", &["is not deployed", "up --env multi-region"]),
         wrong(

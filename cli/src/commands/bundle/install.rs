@@ -118,12 +118,7 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
     if args.no_up {
         text.push_str(&format!("\nTo start it: cd {root} && bin/textnlp-deploy up --env {name} --yes"));
     } else {
-        text.push_str(&format!(
-            "\n  settings   {root}/environments/{name}.yaml\n  program    {root}/bin/textnlp-deploy"
-        ));
-        if installation.installed().map_err(failed)?.is_some_and(|record| record.previous.is_some()) {
-            text.push_str(&format!("\n  rollback   textnlp-deploy bundle update rollback --root {root}"));
-        }
+        text.push_str(&format!("\n  settings   {root}/environments/{name}.yaml\n  program    {root}/bin/textnlp-deploy\n  rollback   textnlp-deploy bundle update rollback --root {root}"));
     }
     Ok(Success::new(text, document))
 }

@@ -150,12 +150,7 @@ async fn rollback(
     let root = absolute(session, &root.root);
     let (installation, before) = site::installed(&root)?;
     site::wanted_state(&root, requested_state(session).as_deref())?;
-    installation.rollback().map_err(|error| {
-        let failure = failed(error);
-        let hint = failure.hint.clone();
-        let next = || format!("there is a rollback after `textnlp-deploy bundle update apply FILE --root {root}`");
-        failure.hint(hint.unwrap_or_else(next))
-    })?;
+    installation.rollback().map_err(failed)?;
     let (_, now) = site::installed(&root)?;
     let mut document = json!({ "root": root, "before": before.content, "digest": now.content });
     let rolled = roll(session, &installation, &now, no_up, no_gate, console).await;
