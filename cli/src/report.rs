@@ -122,7 +122,10 @@ impl Console {
             return false;
         }
         complain(&format!("{question} [y/N]"));
-        if !wait_for_input(std::io::stdin(), signals::is_stopped) {
+        signals::set_asking(true);
+        let has_answer = wait_for_input(std::io::stdin(), signals::is_stopped);
+        signals::set_asking(false);
+        if !has_answer {
             return false;
         }
         let mut answer = String::new();
