@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 
-use textnlp_orchestrator::dr::control_status::SiteLine;
+use textnlp_orchestrator::dr::control_status::{ControlStatus, SiteLine};
 use textnlp_service::dr::Sites;
 use textnlp_service::dr::status::{self, SitesStatus};
 use textnlp_service::running;
@@ -14,34 +14,36 @@ use crate::signals;
 
 /// `dr status`: exits with 1 if something is unhealthy.
 pub async fn status(session: &Session, console: Console) -> Result<Success, Failure> {
-    let sites = deployed(session).await?;
-    let now = status::status(&sites).await;
+    let sites = sites(session)?;
+    let now = take(&sites).await?;
     let (text, document) = view(&sites, &now, console);
     let success = Success::new(text, document);
     Ok(if now.warnings.is_empty() { success } else { success.exit(Exit::Failed) })
 }
 
-/// The sites of an environment that is deployed: those of another one would all be reported as lost.
-async fn deployed(session: &Session) -> Result<Sites, Failure> {
-    let sites = sites(session)?;
+/// The status of the sites. Those of an environment that is not deployed would all be reported as lost.
+async fn take(sites: &Sites) -> Result<SitesStatus, Failure> {
+    let now = status::status(sites).await;
+    let ControlStatus { witness, sites: answers } = &now.control_status;
     let scope = &sites.chosen.scope;
-    // A state that cannot be read says nothing about the sites, which are asked.
-    if running::state(scope).await.is_ok_and(|state| state.is_new()) {
+    // Where something answers, a state store that does not is not waited for.
+    let is_silent = witness.is_err() && answers.iter().all(|(_, answer)| answer.is_err());
+    if is_silent && running::state(scope).await.is_ok_and(|state| state.is_new()) {
         let error = anyhow::anyhow!("environment {} is not deployed from this folder", scope.name);
         return Err(Failure::usage("not_up", error).hint(scope.last_up()));
     }
-    Ok(sites)
+    Ok(now)
 }
 
 /// `dr watch`.
 pub async fn watch(session: &Session, console: Console) -> Result<Success, Failure> {
-    let sites = deployed(session).await?;
+    let sites = sites(session)?;
     let stop = signals::stop(console);
     let on_terminal = console.is_text() && std::io::stdout().is_terminal();
     let mut shown = String::new();
     let mut last;
     loop {
-        let now = status::status(&sites).await;
+        let now = take(&sites).await?;
         let (text, document) = view(&sites, &now, console);
         console.event(&json!({ "event": "dr", "status": document }));
         // The part of the status without values that change permanently.
