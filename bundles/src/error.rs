@@ -194,6 +194,16 @@ pub enum Error {
         /// The newest one that was accepted.
         newest: String,
     },
+    /// A file is signed by another key.
+    #[error("{file} is signed by key {found}, not by key {expected}")]
+    OtherKey {
+        /// The file.
+        file: Utf8PathBuf,
+        /// The key of its signature.
+        found: String,
+        /// The key that was to verify it.
+        expected: String,
+    },
     /// A file does not match its signature file.
     #[error("{why}")]
     FileSignature {

@@ -57,6 +57,14 @@ pub(crate) fn stale(path: &Utf8Path, total: u64, volume_size: Option<u64>) -> Re
     Ok(stale)
 }
 
+/// Refuses a device, a pipe or a link of the new bundle's name: the rename at the end would replace it.
+fn replaceable(path: &Utf8Path) -> Result<()> {
+    match path.symlink_metadata() {
+        Ok(found) if !found.is_file() => Err(Error::NotReplaceable { path: path.to_owned() }),
+        _ => Ok(()),
+    }
+}
+
 impl Volumes {
     /// Opens a file, or volumes by the first one's name or by the name without number.
     pub(crate) fn open(path: &Utf8Path, write: bool) -> Result<Volumes> {
@@ -107,6 +115,7 @@ impl Volumes {
             Ok(part)
         };
         let Some(size) = volume_size else {
+            replaceable(path)?;
             return Ok(Volumes { parts: vec![part(partial_name(path))?], size: u64::MAX });
         };
         if size < LEAST_VOLUME || total.div_ceil(size) > MOST_VOLUMES {
@@ -115,7 +124,10 @@ impl Volumes {
                 problems: vec![format!("volumes of {size} bytes are too small; at least {least}")],
             });
         }
-        let parts = (0..total.div_ceil(size)).map(|n| part(partial_name(&numbered(path, n))));
+        let parts = (0..total.div_ceil(size)).map(|n| numbered(path, n)).map(|name| {
+            replaceable(&name)?;
+            part(partial_name(&name))
+        });
         Ok(Volumes { parts: parts.collect::<Result<_>>()?, size })
     }
 

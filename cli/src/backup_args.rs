@@ -75,7 +75,7 @@ pub struct Opening {
 /// See [`Backup::Verify`].
 #[derive(Debug, Args)]
 pub struct Verify {
-    /// Backup file [default: the newest]
+    /// Backup file or its name [default: the newest]
     pub backup: Option<Utf8PathBuf>,
     #[command(flatten)]
     pub opening: Opening,
@@ -166,7 +166,7 @@ pub struct Decrypt {
 /// See `Command::Restore`.
 #[derive(Debug, Args)]
 pub struct Restore {
-    /// Backup file, or with --at a backup folder [default with --at: the environment's own folder]
+    /// Backup file or its name, or with --at a backup folder [default with --at: the environment's own folder]
     #[arg(required_unless_present = "at")]
     pub backup: Option<Utf8PathBuf>,
     #[command(flatten)]

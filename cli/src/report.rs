@@ -122,7 +122,10 @@ impl Console {
             return false;
         }
         complain(&format!("{question} [y/N]"));
-        if !wait_for_input(std::io::stdin(), signals::is_stopped) {
+        signals::set_asking(true);
+        let has_answer = wait_for_input(std::io::stdin(), signals::is_stopped);
+        signals::set_asking(false);
+        if !has_answer {
             return false;
         }
         let mut answer = String::new();
@@ -201,12 +204,10 @@ impl Console {
     pub fn fail(&self, failure: &Failure) -> Exit {
         if self.output == Output::Text {
             complain(&format!("{} {}", self.paint("31;1", "error:"), failure.error));
-            for cause in failure.causes() {
-                complain(&indented("  cause: ", &cause));
-            }
-            if let Some(hint) = &failure.hint {
-                complain(&indented(&format!("{} ", self.paint("36", "hint:")), hint));
-            }
+            lines(failure).into_iter().for_each(|(word, text)| match word {
+                "hint:" => complain(&indented(&format!("{} ", self.paint("36", word)), &text)),
+                _ => complain(&indented(&format!("  {word} "), &text)),
+            });
         } else {
             let mut document = head(false, failure.exit);
             document.insert(
@@ -234,6 +235,24 @@ impl Console {
         let document = Value::Object(document);
         if self.is_jsonl() { format!("{document}\n") } else { format!("{document:#}\n") }
     }
+}
+
+/// The causes and hints of a failure: each fix below its causes where there are several.
+fn lines(failure: &Failure) -> Vec<(&'static str, String)> {
+    let (mut causes, mut hint) = (failure.causes(), failure.hint.clone());
+    if !failure.fixes.is_empty() {
+        // The last cause lists all of them, and the hint all fixes.
+        causes.pop();
+        let fixes: Vec<&str> = failure.fixes.iter().map(|(fix, _)| fix.as_str()).collect();
+        hint = hint.filter(|hint| *hint != fixes.join("\n"));
+    }
+    let mut lines: Vec<_> = causes.into_iter().map(|cause| ("cause:", cause)).collect();
+    for (fix, causes) in &failure.fixes {
+        lines.extend(causes.iter().map(|cause| ("cause:", cause.clone())));
+        lines.push(("hint:", fix.clone()));
+    }
+    lines.extend(hint.map(|hint| ("hint:", hint)));
+    lines
 }
 
 fn head(ok: bool, exit: Exit) -> Map<String, Value> {
@@ -306,6 +325,9 @@ fn complain(line: &str) {
 
 #[cfg(test)]
 mod tests {
+    use textnlp_provider::Problem;
+    use textnlp_service::failure::preflight_failure;
+
     use super::*;
 
     #[test]
@@ -320,6 +342,24 @@ mod tests {
         assert!(!wait_for_input(&reader, || true), "an answer after a signal does not count");
         drop(writer);
         assert!(wait_for_input(&reader, || false));
+    }
+
+    #[test]
+    fn each_fix_is_below_its_causes() {
+        let problem = |place: &str, fix: &str| Problem::new(place, "wrong", fix);
+        let problems = [problem("a", "one"), problem("b", "two"), problem("c", "one")];
+        let failure = |problems: &[Problem]| preflight_failure("plan", "plan", Exit::Failed, problems);
+        let shown = |failure: &Failure| {
+            let lines = lines(failure).into_iter().map(|(word, text)| format!("{word} {text}"));
+            lines.collect::<Vec<_>>().join("\n")
+        };
+        let several = failure(&problems);
+        assert_eq!(shown(&several), "cause: a: wrong\ncause: c: wrong\nhint: one\ncause: b: wrong\nhint: two");
+        assert_eq!(several.hint.as_deref(), Some("one\ntwo"));
+        assert_eq!(shown(&failure(&problems[..1])), "cause: a: wrong\nhint: one");
+        let other = Failure { error: several.error.context("more"), ..several }.hint("three");
+        assert!(shown(&other).starts_with("cause: plan failed: 3 problems\ncause: a: wrong"), "{}", shown(&other));
+        assert!(shown(&other).ends_with("hint: two\nhint: three"), "{}", shown(&other));
     }
 
     #[test]

@@ -115,7 +115,8 @@ impl Session {
         }
     }
 
-    fn scope(&self, name: EnvironmentName) -> Result<Scope, Failure> {
+    /// An environment with its state folder.
+    pub fn scope(&self, name: EnvironmentName) -> Result<Scope, Failure> {
         let folder = self.state_folder(&name)?;
         Ok(Scope { platform: &clouds::Linked, again: self.again(), name, folder })
     }

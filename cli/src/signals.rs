@@ -1,7 +1,9 @@
 //! Signals: the first one stops new steps and records those in progress. A second one exits immediately. Both are safe.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -10,6 +12,14 @@ use crate::report::{Console, Exit, Failure};
 
 /// The token of this command, once a part of it wants one.
 static STOP: OnceLock<CancellationToken> = OnceLock::new();
+
+/// Whether this command runs steps that are recorded.
+static HAS_STEPS: AtomicBool = AtomicBool::new(false);
+/// Whether it waits for an answer, and thus runs none.
+static IS_ASKING: AtomicBool = AtomicBool::new(false);
+
+/// The time that a command without steps has to end before it is said how it ends at once.
+const GRACE_PERIOD: Duration = Duration::from_secs(1);
 
 /// SIGINT, SIGTERM and SIGHUP.
 struct Signals {
@@ -40,6 +50,24 @@ pub fn stop(console: Console) -> CancellationToken {
     STOP.get_or_init(|| listen(console)).clone()
 }
 
+/// The same for a command that runs steps and records them.
+pub fn stop_steps(console: Console) -> CancellationToken {
+    HAS_STEPS.store(true, Ordering::Relaxed);
+    stop(console)
+}
+
+/// Says whether the command waits for an answer.
+pub fn set_asking(is_asking: bool) {
+    IS_ASKING.store(is_asking, Ordering::Relaxed);
+}
+
+/// What the first signal says at once.
+fn notice(has_steps: bool, is_asking: bool) -> Option<&'static str> {
+    const STEPS: &str =
+        "stopping: no new step starts, and steps in progress are recorded; press Ctrl-C again to exit immediately";
+    (has_steps && !is_asking).then_some(STEPS)
+}
+
 /// Whether a signal has asked this command to stop.
 pub fn is_stopped() -> bool {
     STOP.get().is_some_and(CancellationToken::is_cancelled)
@@ -60,17 +88,19 @@ fn listen(console: Console) -> CancellationToken {
     let handler_token = token.clone();
     // The task lives as long as the runtime, and thus as the command.
     tokio::spawn(async move {
-        for first in [true, false] {
-            signals.next().await;
-            if first {
-                console
-                    .warn("stopping: no new step starts, and steps in progress are recorded; press Ctrl-C again to exit immediately");
-                handler_token.cancel();
-            } else {
-                // Started operations are in the journal, and the next run finishes them.
-                std::process::exit(Exit::Stopped as i32);
+        signals.next().await;
+        let notice = notice(HAS_STEPS.load(Ordering::Relaxed), IS_ASKING.load(Ordering::Relaxed));
+        notice.iter().for_each(|notice| console.warn(notice));
+        handler_token.cancel();
+        if notice.is_none() {
+            tokio::select! {
+                () = tokio::time::sleep(GRACE_PERIOD) => console.warn("stopping; press Ctrl-C again to exit immediately"),
+                () = signals.next() => std::process::exit(Exit::Stopped as i32),
             }
         }
+        signals.next().await;
+        // Started operations are in the journal, and the next run finishes them.
+        std::process::exit(Exit::Stopped as i32);
     });
     token
 }
@@ -113,4 +143,15 @@ pub fn ignores_hangup() -> bool {
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     // The lowest bit is signal 1.
     ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_mentioned_only_while_they_run() {
+        assert!(notice(true, false).is_some_and(|notice| notice.contains("steps in progress are recorded")));
+        assert_eq!([notice(true, true), notice(false, false), notice(false, true)], [None; 3]);
+    }
 }

@@ -89,6 +89,11 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     assert_eq!((&proof["verified"], &proof["proof"]["level"]), (&json!(true), &json!("answered")), "{proof:#}");
     assert!(Utf8PathBuf::from(format!("{file}.verified.json")).is_file());
     assert_eq!(listed(&sandbox)[0]["verified"], true);
+    // By its name, as `backup list` prints it.
+    let proof = run(&sandbox, &["backup", "verify", name, "--light"]).expect(0).json();
+    assert_eq!(proof["file"], file.as_str(), "{proof:#}");
+    let replaced = run(&sandbox, &["restore", name]);
+    assert!(replaced.exit != 0 && !replaced.out.contains("No such file"), "{}", replaced.out);
     let status = run(&sandbox, &["status", "--set", "data=protected"]).expect(0).json();
     assert_eq!(status["backup"]["warnings"], json!([]), "{status:#}");
 
@@ -117,8 +122,11 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     refused(run(&sandbox, &["secret", "rotate", "backup", "--immediately", "--yes"]), 2, "no_such_option");
     // The holder of a signing key can have made any report that it signed.
     let rotated = run(&sandbox, &["secret", "rotate", "report", "--yes"]).expect(0).json();
-    refused(run(&sandbox, &["backup", "verify", file.as_str()]), 4, "other_signer");
+    let unread = run(&sandbox, &["backup", "verify", file.as_str()]);
     let old = ["--signed-by", rotated["old"].as_str().unwrap()];
+    let hint = unread.json()["error"]["hint"].to_string();
+    assert!(hint.contains(&old.join(" ")) && !hint.contains("--signed-by any"), "{hint}");
+    refused(unread, 4, "other_signer");
     run(&sandbox, &[&["backup", "verify", file.as_str()][..], &old].concat()).expect(0);
     std::fs::remove_file(next["file"].as_str().unwrap()).unwrap();
 

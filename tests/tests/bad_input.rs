@@ -96,7 +96,12 @@ fn invalid_environment_files_are_reported_with_their_location() {
     for (_, _, says) in files {
         assert!(all.err.contains(says[0]), "one look shows every file: {}", all.err);
     }
+    let (valid, causes) = all.err.split_once("error: ").unwrap();
+    assert!(valid.contains("staging: valid") && !causes.contains(": valid"), "{}", all.err);
+    assert!(causes.contains("hint: fix them, then check again: "), "{causes}");
     std::fs::write(folder.join("renamed.yaml"), "environment: other\nextends: staging\n").unwrap();
+    let listed = sandbox.run(&["env", "list"]).expect(0).out;
+    assert!(listed.lines().any(|line| line.starts_with("· renamed")), "{listed}");
     let says = ["renamed.yaml:1:14", "it is `other`", "set `environment: renamed` there"];
     refused(&sandbox, &wrong(&["env", "check", "--env", "renamed"], 2, "invalid_environment", &says));
     refused(&sandbox, &wrong(&["plan", "--env", "renamed"], 2, "other_environment", &says));
@@ -237,7 +242,12 @@ fn invalid_arguments_are_refused_before_any_change() {
             "invalid_environment",
             &["did you mean `users`?"],
         ),
-        wrong(&["up", "--env", "staging", "--yes", "--set", "nonsense"], 2, "invalid_environment", &["no `=`"]),
+        wrong(
+            &["up", "--env", "staging", "--yes", "--set", "nonsense"],
+            2,
+            "invalid_environment",
+            &["no `=`", "correct the option --set nonsense, then run the command again"],
+        ),
         wrong(
             &["up", "--env", "staging", "--yes", "--set", "scaling.min=-1"],
             2,
@@ -266,6 +276,14 @@ fn invalid_arguments_are_refused_before_any_change() {
         wrong(&["logs", "--env", "staging"], 2, "no_logs", &["status --env staging"]),
         wrong(&["generate", "hi", "--env", "staging"], 2, "not_up", &["up --env staging"]),
         wrong(&["key", "list", "--env", "staging"], 2, "not_up", &["up --env staging"]),
+        wrong(&["dr", "status", "--env", "multi-region"], 2, "not_up", &["is not deployed", "up --env multi-region"]),
+        wrong(&["dr", "watch", "--env", "multi-region"], 2, "not_up", &["is not deployed", "up --env multi-region"]),
+        wrong(
+            &["secret", "rotate", "database", "--env", "development"],
+            2,
+            "nothing_to_rotate",
+            &["uses SQLite, which has no password", "`jwt`, `ca`, `backup` and `report`"],
+        ),
         wrong(
             &["down", "--env", "staging", "--yes", "--delete-data", "stagging"],
             4,

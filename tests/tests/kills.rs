@@ -337,6 +337,27 @@ fn signal_during_the_gate_is_handled_once() {
 }
 
 #[test]
+fn signal_ends_a_command_that_runs_no_step_without_a_word_about_steps() {
+    let sandbox = Sandbox::new("follows");
+    sandbox.up("development");
+    let log = sandbox.site("development").join("log/stray.log");
+    std::fs::write(&log, "one\n").unwrap();
+    let mut child = sandbox.start(&["logs", "stray", "--follow", "--env", "development"]);
+    let mut out = BufReader::new(child.stdout.take().expect("its output"));
+    let mut line = String::new();
+    assert!(out.read_line(&mut line).expect("read") > 0);
+    // Once it has printed a new line, it handles signals.
+    std::fs::write(&log, "one\ntwo\n").unwrap();
+    while !line.contains("two") {
+        assert!(out.read_line(&mut line).expect("read") > 0, "{line}");
+    }
+    signal(child.id(), Signal::INT);
+    let stopped = said(child.wait_with_output().expect("wait")).expect(0);
+    assert!(!stopped.err.contains("stop"), "{}", stopped.err);
+    sandbox.run(&DOWN).expect(0);
+}
+
+#[test]
 fn concurrent_runs_are_refused() {
     let sandbox = Sandbox::new("both");
     // It is at work for as long as this takes.

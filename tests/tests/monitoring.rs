@@ -122,6 +122,10 @@ fn every_metric_of_the_rules_and_dashboards_is_scraped() {
     for name in ["state files", "secrets", "open ports", "secret jwt-signing-key", "waivers", "bundle signature"] {
         assert_eq!(state(&audit, "lines", name), "ok", "{name}: {audit}");
     }
+    // What does not exist is not encrypted either.
+    for name in ["backup encryption", "backup age"] {
+        assert_eq!(state(&audit, "lines", name), "warning", "{name}: {audit}");
+    }
 
     // Somebody else reads the scrape too.
     let mut child = match Command::new("promtool")

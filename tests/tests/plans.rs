@@ -78,6 +78,14 @@ fn plan_shows_its_cost_as_far_as_it_is_known() {
     }
     let said = plan(&sandbox, &["--set", "budget.monthly=100"]);
     assert!(said.out.contains("the budget of 100.00 USD is not checked"), "{}", said.out);
+    assert!(said.out.contains("\nTo apply: textnlp-deploy up"), "{}", said.out);
+    // A command that would be refused is not the next one.
+    let machine =
+        "budget.machines.here={ watts: 200, price_per_kwh: 0.3, purchase_price: 900, depreciation_months: 36 }";
+    let said = plan(&sandbox, &["--set", "budget.monthly=1", "--set", machine]);
+    assert!(said.out.contains("  refused: budget.monthly: "), "{}", said.out);
+    assert!(said.out.contains("\nBefore it can be applied: change what is refused above\nThen: "), "{}", said.out);
+    assert!(!said.out.contains("To apply:"), "{}", said.out);
 }
 
 /// An environment of AWS whose database has this many standbys, in a file; `None` where the program has no clouds.

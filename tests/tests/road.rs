@@ -46,10 +46,27 @@ fn every_shipped_environment_passes_its_check() {
         "staging",
     ];
     assert_eq!(names, expect);
+    // What every cluster needs of its operator is said before any sign-in.
     for one in checked {
-        let refused = one["problems"].as_array().unwrap().iter().find(|problem| problem["severity"] == "refusal");
-        assert!(refused.is_none(), "{}: {refused:#?}", one["name"]);
+        let problems = one["problems"].as_array().unwrap().iter();
+        let refused = problems.filter(|problem| problem["severity"] == "refusal");
+        let mut refused: Vec<&str> = refused.map(|problem| problem["path"].as_str().unwrap()).collect();
+        refused.sort_unstable();
+        match one["name"].as_str().unwrap() {
+            "multi-region-clouds" => assert!(refused.iter().any(|path| path.ends_with("server image")), "{refused:?}"),
+            "pilot" | "scale-up" | "enterprise" | "optimized" => {
+                assert_eq!(refused, ["main/gateway address", "main/server image"], "{}", one["name"]);
+            }
+            name => assert!(refused.is_empty(), "{name}: {refused:?}"),
+        }
     }
+    let listed = sandbox.run(&["env", "list"]).expect(0).out;
+    let is_marked = |name: &str| listed.contains(&format!("\n· {name} "));
+    assert!(is_marked("pilot") && !is_marked("staging"), "{listed}");
+    let image = format!("sites[0].cluster.image=registry.example.com/textnlp:1@sha256:{}", "a".repeat(64));
+    let pilot = ["env", "check", "--env", "pilot", "--set", "traffic.domain=text.example.com", "--set", image.as_str()];
+    let complete = sandbox.run(&pilot).expect(0).out;
+    assert!(complete.contains("pilot: valid\n"), "{complete}");
     assert!(sandbox.files(&sandbox.folder().join("state")).is_empty(), "a check writes nothing");
 }
 
@@ -253,6 +270,11 @@ fn changed_unsigned_and_earlier_evidence_is_refused_by_name() {
     std::fs::write(&file, &earlier[0]).unwrap();
     std::fs::write(&signature, &earlier[1]).unwrap();
     refused("the journal names another file");
+    // A key that was replaced is no sign of a forgery.
+    sandbox.run(&["secret", "rotate", "report", "--env", "development", "--yes"]).expect(0);
+    let status = sandbox.run(&["status", "--env", "development"]).out;
+    assert!(status.contains("measure again: `textnlp-deploy gate --env development"), "{status}");
+    refused("another key signed it than the current one");
 
     // Anybody verifies it without this deployment.
     let public = sandbox.state("development").join("dr/drill-report.pub");

@@ -7,6 +7,7 @@ mod digest;
 mod error;
 mod filesystem;
 mod lock;
+mod output;
 mod ownership;
 mod replace;
 

@@ -3,12 +3,13 @@ use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
+use crate::output::Destination;
 
 /// The ending of temporary files. Code that lists a folder passes over them by it.
 const TEMPORARY: &str = "new";
@@ -16,7 +17,7 @@ const TEMPORARY: &str = "new";
 /// Writes a file whole: after a crash at any point the path holds the old content or the new one, never a part.
 ///
 /// The content goes to a temporary file in the same folder, is synced, and is renamed onto the path; then the folder is synced. A symbolic
-/// link at the path is replaced, never followed.
+/// link at the path is replaced, never followed. A device, a pipe or a socket is never replaced.
 #[derive(Debug, Clone, Copy)]
 #[must_use]
 pub struct Replace {
@@ -61,6 +62,27 @@ impl Replace {
         self.with(path, |file| file.write_all(bytes).map_err(Error::at("write", path)))
     }
 
+    /// Writes the file that an operator named for a result, such as that of `--out`: see [`output_with`](Self::output_with).
+    pub fn output(self, path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
+        let path = path.as_ref();
+        self.output_with(path, |file| file.write_all(bytes).map_err(Error::at("write", path)))
+    }
+
+    /// Writes what `fill` writes to the file that an operator named for a result. The file that links lead to is replaced. Pipes and
+    /// character devices, such as `/dev/stdout`, are written to as streams. Links of other users and everything else that is no regular
+    /// file are refused.
+    pub fn output_with<T, E: From<Error>>(
+        self,
+        path: impl AsRef<Path>,
+        fill: impl FnOnce(&mut File) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let path = path.as_ref();
+        match Destination::of(path).map_err(Error::at("write", path))? {
+            Destination::File(file) => self.with(file, fill),
+            Destination::Stream(mut stream) => fill(&mut stream),
+        }
+    }
+
     /// Replaces the file by what `fill` writes. When `fill` fails, its error is returned, the path is as before and the temporary file is
     /// gone. Errors name the path, never the temporary file, which the caller did not choose.
     pub fn with<T, E: From<Error>>(
@@ -70,6 +92,10 @@ impl Replace {
     ) -> Result<T, E> {
         let path = path.as_ref();
         let (folder, temporary) = self.temporary(path).map_err(Error::at("write", path))?;
+        if fs::symlink_metadata(path).is_ok_and(|there| is_special(there.file_type())) {
+            let why = "it is a device, a pipe or a socket, and only files are replaced";
+            return Err(Error::at("write", path)(io::Error::new(io::ErrorKind::InvalidInput, why)).into());
+        }
         if self.sole_writer {
             remove(&temporary).map_err(Error::at("write", path))?;
         }
@@ -117,6 +143,11 @@ impl Replace {
         });
         Ok((folder, folder.join(temporary)))
     }
+}
+
+/// Whether it is a device, a pipe or a socket.
+fn is_special(kind: fs::FileType) -> bool {
+    kind.is_fifo() || kind.is_char_device() || kind.is_block_device() || kind.is_socket()
 }
 
 /// Makes created, renamed and removed names in a folder durable. An empty path is the working directory.
@@ -203,6 +234,20 @@ mod tests {
         assert!(fs::symlink_metadata(&path).unwrap().is_file());
         assert_eq!((fs::read(&path).unwrap(), fs::read(&target).unwrap()), (b"new".to_vec(), b"untouched".to_vec()));
         assert_eq!(names(folder.path()), ["a", "target"]);
+    }
+
+    #[test]
+    fn replace_never_replaces_a_pipe_or_a_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let (pipe, socket) = (folder.path().join("pipe"), folder.path().join("socket"));
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+        let _bound = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for path in [&pipe, &socket] {
+            let error = Replace::private().write(path, b"new").unwrap_err();
+            assert!(error.source.to_string().contains("only files are replaced"), "{error}");
+        }
+        assert_eq!(names(folder.path()), ["pipe", "socket"]);
+        assert!(fs::symlink_metadata(&pipe).unwrap().file_type().is_fifo());
     }
 
     #[test]

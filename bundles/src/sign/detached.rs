@@ -5,7 +5,7 @@ use std::io::Cursor;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_files::Replace;
 
-use super::keys::{PublicKey, SecretKey, read_key};
+use super::keys::{PublicKey, SecretKey, id, read_key};
 use crate::error::{Error, Result};
 
 /// Far above the size of a signed report.
@@ -52,6 +52,11 @@ pub fn verify_file(file: &Utf8Path, key: &PublicKey) -> Result<String> {
     let signature = signature_of(file);
     let text = read_key(&signature)?;
     let invalid = |why| Error::FileSignature { why: format!("{signature} does not fit {file}: {why}") };
+    // The number is not signed: it tells which key is missing, and verifies nothing.
+    let signer = minisign::SignatureBox::from_string(&text).ok().map(|signature| id(signature.keynum()));
+    if let Some(found) = signer.filter(|found| *found != key.id()) {
+        return Err(Error::OtherKey { file: file.to_owned(), found, expected: key.id() });
+    }
     verify_bytes(&read_whole(file)?, &text, key).map_err(invalid)
 }
 
@@ -83,7 +88,8 @@ mod tests {
         let text = sign_bytes(b"{}", &key, "drill d1\nof x").unwrap();
         std::fs::write(signature_of(&file), &text).unwrap();
         assert_eq!(verify_file(&file, &public).unwrap(), "drill d1of x");
-        assert!(verify_file(&file, &other).is_err());
+        let error = verify_file(&file, &other).unwrap_err();
+        assert!(matches!(&error, Error::OtherKey { found, .. } if *found == public.id()), "{error}");
         std::fs::write(&file, "{ }").unwrap();
         assert!(verify_file(&file, &public).is_err());
         std::fs::write(&file, "{}").unwrap();

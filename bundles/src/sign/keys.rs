@@ -175,7 +175,7 @@ fn without_checksum(text: &str) -> Option<minisign::SecretKey> {
 }
 
 /// minisign shows the number as a little-endian integer.
-fn id(number: &[u8]) -> String {
+pub(super) fn id(number: &[u8]) -> String {
     number.iter().rev().map(|byte| format!("{byte:02X}")).collect()
 }
 

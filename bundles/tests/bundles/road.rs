@@ -94,6 +94,13 @@ fn new_bundle_replaces_all_files_of_an_earlier_one_of_its_name() {
     let error = pack(&inputs, &shop.path("v.tar"), &PackOptions::default()).unwrap_err();
     assert!(matches!(&error, Error::NotReplaceable { path } if *path == other), "{error}");
     assert!(other.is_dir() && std::fs::read(shop.path("v.tar")).unwrap() == before);
+
+    // A link stands for a device, too: a bundle never replaces it.
+    let link = shop.path("link.tar");
+    std::os::unix::fs::symlink(shop.path("v.tar"), &link).unwrap();
+    let error = pack(&inputs, &link, &PackOptions::default()).unwrap_err();
+    assert!(matches!(&error, Error::NotReplaceable { path } if *path == link), "{error}");
+    assert!(link.is_symlink() && std::fs::read(shop.path("v.tar")).unwrap() == before);
 }
 
 #[test]

@@ -338,11 +338,20 @@ async fn prune(session: &Session, keep: Option<&str>, console: Console) -> Resul
     Ok(Success::new(text, document))
 }
 
+/// The backup at this path, else the one of this name in the environment's backup folder: `backup list` prints names.
+fn named(session: &Session, typed: &Utf8Path, folder: impl FnOnce() -> Option<Utf8PathBuf>) -> Utf8PathBuf {
+    let here = session.here.join(typed);
+    if here.exists() || typed.file_name() != Some(typed.as_str()) {
+        return here;
+    }
+    folder().map(|folder| folder.join(typed)).filter(|file| file.is_file()).unwrap_or(here)
+}
+
 /// `backup verify`.
 async fn verify(session: &Session, args: &Verify, console: Console) -> Result<Success, Failure> {
     let (chosen, shelf, _) = its_shelf(session, console)?;
     let file = match &args.backup {
-        Some(file) => session.here.join(file),
+        Some(file) => named(session, file, || Some(shelf.folder().to_owned())),
         None => backup::newest(&chosen.scope, &shelf)?.file,
     };
     let key = key_file(&args.opening, session)?;
@@ -529,7 +538,8 @@ fn words(session: &Session, args: &Restore) -> String {
     let Restore { backup, opening, signed_by, up, at, .. } = args;
     let path = |path: &Option<Utf8PathBuf>| path.as_ref().map(ToString::to_string);
     // The environment says where its backups are.
-    let of_its_own = |value: Option<String>| value.filter(|_| backup.is_none());
+    let is_elsewhere = backup.as_ref().is_none_or(|backup| !session.here.join(backup).exists());
+    let of_its_own = |value: Option<String>| value.filter(|_| is_elsewhere);
     let flags = [
         ("--env", of_its_own(session.global.env.clone())),
         ("--file", of_its_own(path(&session.global.file))),
@@ -548,7 +558,12 @@ fn words(session: &Session, args: &Restore) -> String {
 
 /// The backup from the command line, or the one that covers the point in time.
 fn chosen(session: &Session, args: &Restore, at: Option<Timestamp>, console: Console) -> Result<Utf8PathBuf, Failure> {
-    let named = args.backup.as_ref().map(|backup| session.here.join(backup));
+    let is_known = session.global.env.is_some() || session.global.file.is_some();
+    let folder = || {
+        let (_, shelf, _) = is_known.then(|| its_shelf(session, console).ok())??;
+        Some(shelf.folder().to_owned())
+    };
+    let named = args.backup.as_ref().map(|backup| named(session, backup, folder));
     let root = session.state_root()?;
     let there = |name: &EnvironmentName| restoring::lineage_in(&root.join(name.as_str()));
     match (named, at) {

@@ -10,7 +10,7 @@ use textnlp_provider::{Problem, Problems, priced_regions};
 use textnlp_service::compare::cost;
 
 use super::prelude::*;
-use crate::clouds::{PROVIDERS, Row};
+use crate::clouds::{self, PROVIDERS, Row};
 use crate::session::invalid;
 use crate::{plan_view, table_view};
 
@@ -145,9 +145,7 @@ fn flags(base: &Environment, row: &Row, region: Option<&str>) -> Vec<FlagValue> 
 /// use.
 fn complete(environment: &mut Environment, row: &Row) {
     let Some(assumed) = &row.assumed else { return };
-    for site in &mut environment.sites {
-        site.account.get_or_insert_with(|| assumed.account.to_owned());
-    }
+    clouds::assume_accounts(environment);
     if environment.sites.iter().any(|site| site.runs_image() && site.cluster.image.is_none()) {
         let home = environment.primary().map(|home| (home.account.as_deref().unwrap_or_default(), &*home.region));
         let registry = home.map(|(account, region)| (assumed.registry)(account, region));

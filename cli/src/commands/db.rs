@@ -246,7 +246,7 @@ async fn failover(session: &Session, console: Console) -> Result<Success, Failur
     }
     // `up` migrates databases, and a backup on this machine copies them: both take this lock.
     let mut locked = deployment.locked().await?;
-    let stop = signals::stop(console);
+    let stop = signals::stop_steps(console);
     let measured = rehearsal.run(deployment.operator.clone(), &mut locked, &SystemClock, &progress, &stop).await;
     progress.finish();
     // What was measured is kept, also if the lock cannot be given back.
@@ -293,7 +293,7 @@ async fn promote(session: &Session, args: &DbPromote, console: Console) -> Resul
     let deployment = deployment::recorded(session, chosen).await?;
     let (scope, region) = (&deployment.chosen.scope, args.region.as_str());
     let failed = |error| replica::failed(error, scope, region);
-    let (stop, progress) = (signals::stop(console), Progress::new(console));
+    let (stop, progress) = (signals::stop_steps(console), Progress::new(console));
     let run = deployment.run(&progress);
     progress.doing("reading the replica and its source");
     let found = find(&run, region).await.map_err(failed)?;

@@ -2,11 +2,12 @@
 
 use std::fmt::Write as _;
 
-use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
-use textnlp_orchestrator::environment::{self, BASE, Severity, Source};
+use textnlp_files::Replace;
+use textnlp_orchestrator::environment::{self, BASE, Loaded, Origin, Severity, Source};
 use textnlp_orchestrator::gate::phases;
-use textnlp_provider::EnvironmentName;
+use textnlp_provider::{EnvironmentName, SiteName};
+use textnlp_service::{compare, output};
 
 use super::prelude::*;
 use crate::args::{Env, Init};
@@ -33,7 +34,7 @@ pub fn env(session: &Session, command: &Env, console: Console) -> Result<Success
         Env::List => list(session),
         Env::Show { name, explain } => show(session, name.as_deref(), *explain, console),
         Env::Diff { left, right } => diff(session, left, right),
-        Env::Check { names } => check(session, names),
+        Env::Check { names } => check(session, names, console),
         Env::New { name, from } => new(session, name, from),
         Env::Migrate { from, out } => migrate(session, from, out.as_deref(), console),
         Env::Schema => {
@@ -46,7 +47,7 @@ pub fn env(session: &Session, command: &Env, console: Console) -> Result<Success
 fn list(session: &Session) -> Result<Success, Failure> {
     let (mut text, mut rows) = (String::new(), Vec::new());
     for listed in session.library.list() {
-        let loaded = session.library.load(&listed.name, &session.overrides(), &clouds::catalogue());
+        let loaded = session.load_named(&listed.name).map(|loaded| refused(session, loaded));
         let (phase, about) = match &loaded {
             Ok(loaded) => {
                 (loaded.environment.phase.to_string(), loaded.environment.description.clone().unwrap_or_default())
@@ -97,14 +98,14 @@ fn diff(session: &Session, left: &str, right: &str) -> Result<Success, Failure> 
     Ok(Success::new(text, json!({ "left": left, "right": right, "changes": changes })))
 }
 
-fn check(session: &Session, names: &[String]) -> Result<Success, Failure> {
+fn check(session: &Session, names: &[String], console: Console) -> Result<Success, Failure> {
     let names: Vec<String> = match (names, &session.global.env, &session.global.file) {
         ([], _, Some(_)) | ([], Some(_), _) => {
             let loaded = match &session.global.file {
                 Some(file) => session.library.load_file(file, &session.overrides(), &clouds::catalogue()),
                 None => session.load_named(session.global.env.as_deref().unwrap_or(BASE)),
             };
-            let loaded = loaded.map_err(|e| invalid(e, &session.again()))?;
+            let loaded = refused(session, loaded.map_err(|e| invalid(e, &session.again()))?);
             known_models(&loaded, &session.again())?;
             let text = verdict(loaded.environment.environment.as_str(), &loaded.report.0);
             return Ok(Success::new(text, json!({ "problems": loaded.report.0 })));
@@ -118,28 +119,55 @@ fn check(session: &Session, names: &[String]) -> Result<Success, Failure> {
         }
         (names, _, _) => names.to_vec(),
     };
-    let (mut text, mut rows, mut bad) = (String::new(), Vec::new(), 0);
+    let (mut text, mut wrong, mut rows, mut bad) = (String::new(), String::new(), Vec::new(), 0);
     for name in &names {
         match session.load_named(name) {
             Ok(loaded) => {
+                let loaded = refused(session, loaded);
                 known_models(&loaded, &session.again())?;
                 text.push_str(&verdict(name, &loaded.report.0));
                 rows.push(json!({ "name": name, "ok": true, "problems": loaded.report.0 }));
             }
             Err(environment::LoadError::Invalid(report)) => {
                 bad += 1;
-                text.push_str(&verdict(name, &report.0));
+                wrong.push_str(&verdict(name, &report.0));
                 rows.push(json!({ "name": name, "ok": false, "problems": report.0 }));
             }
             Err(error) => return Err(invalid(error, &session.again())),
         }
     }
     if bad > 0 {
-        let error = anyhow::anyhow!("{}", text.trim_end())
+        text.lines().for_each(|line| console.say(line));
+        let error = anyhow::anyhow!("{}", wrong.trim_end())
             .context(format!("{bad} of {} invalid", counted(names.len(), "environment")));
-        return Err(Failure::usage("invalid_environment", error).document(json!({ "environments": rows })));
+        return Err(Failure::usage("invalid_environment", error)
+            .hint(format!("fix them, then check again: {}", session.again().check("")))
+            .document(json!({ "environments": rows })));
     }
     Ok(Success::new(text, json!({ "environments": rows })))
+}
+
+/// The environment with what its providers refuse, as `plan` reports it, but without a sign-in.
+fn refused(session: &Session, mut loaded: Loaded) -> Loaded {
+    // Settings that a provider does not support are reported alone, as by `plan`.
+    let has_refusals = loaded.report.refusals().next().is_some();
+    let Ok(scope) = session.scope(loaded.environment.environment.clone()) else { return loaded };
+    let mut environment = loaded.environment.clone();
+    let assumed = clouds::assume_accounts(&mut environment);
+    // These are compared with the account, which is known only after a sign-in.
+    let is_of_account = |place: &str| {
+        let of_site = |site: &SiteName| place.starts_with(&format!("{site}/"));
+        assumed.iter().any(of_site) && [" access", " existing"].iter().any(|field| place.ends_with(field))
+    };
+    let found = if has_refusals { Vec::new() } else { compare::refused(&scope, &environment) };
+    let file = loaded.files.first().map_or("", String::as_str);
+    let origin = Origin::File { file: file.into(), line: 1, column: 1 };
+    let found = found.into_iter().filter(|problem| !is_of_account(&problem.place)).map(|problem| {
+        let refusal = environment::Problem::error(origin.clone(), problem.place, problem.cause, problem.fix);
+        refusal.at(Severity::Refusal)
+    });
+    loaded.report.0.extend(found);
+    loaded
 }
 
 fn verdict(name: &str, problems: &[environment::Problem]) -> String {
@@ -147,7 +175,7 @@ fn verdict(name: &str, problems: &[environment::Problem]) -> String {
     let sum = if word(Severity::Error) {
         "mistakes"
     } else if word(Severity::Refusal) {
-        "valid; not runnable with this program"
+        "valid; cannot be deployed as it is"
     } else {
         "valid"
     };
@@ -182,11 +210,12 @@ fn migrate(session: &Session, from: &Utf8Path, out: Option<&Utf8Path>, console: 
     }
     let document = json!({ "yaml": migrated.text, "warnings": migrated.warnings, "out": out });
     let Some(out) = out else { return Ok(Success::new(migrated.text, document)) };
-    // A link to a file that does not exist is a file, too.
-    if out.symlink_metadata().is_ok() {
+    // A link to a file that does not exist is a file, too; a pipe or a device takes any text.
+    let is_taken = |there: std::fs::Metadata| there.is_file() || there.is_dir();
+    if out.symlink_metadata().is_ok() && out.metadata().map_or(true, is_taken) {
         let error = anyhow::anyhow!("{out} already exists");
         return Err(Failure::new(Exit::Refused, "exists", error).hint("choose another file, or remove it first"));
     }
-    std::fs::write(out, &migrated.text).with_context(|| format!("write {out}"))?;
+    output::write(out, Replace::umask(), migrated.text.as_bytes())?;
     Ok(Success::new(format!("wrote {out}"), document))
 }

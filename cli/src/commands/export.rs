@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use camino::Utf8Path;
+use textnlp_files::Replace;
 use textnlp_provider::operations::{Export as Exported, ExportFormat, NeededSecret};
 use textnlp_provider::{Controller, Delivery, Problems, SiteName, Tool};
-use textnlp_service::export;
+use textnlp_service::{export, output};
 
 use super::prelude::*;
 use super::state;
@@ -103,7 +104,7 @@ fn stream(
         return Ok(Success::new(text.trim_end(), document));
     };
     let path = session.here.join(out);
-    export::write(&path, &text)?;
+    output::write(&path, Replace::private(), text.as_bytes())?;
     document["file"] = json!(path);
     Ok(Success::new(format!("wrote {path}{secrets}\nits first lines explain how to create them"), document))
 }

@@ -2,13 +2,13 @@
 
 use std::fmt::Write as _;
 
-use anyhow::Context as _;
 use jiff::Timestamp;
+use textnlp_files::Replace;
 use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::metrics::{Quantiles, Summary};
 use textnlp_provider::dashboard;
-use textnlp_service::backup::put_file;
 use textnlp_service::metrics::{self, SiteSummary, Source};
+use textnlp_service::output;
 
 use super::prelude::*;
 use crate::operations_args::{Metrics, MetricsDashboard, MetricsSummary};
@@ -31,7 +31,7 @@ fn write_dashboard(session: &Session, args: &MetricsDashboard, console: Console)
         return Ok(Success::new(text, json!({ "environment": name, "dashboard": made })));
     };
     let file = session.here.join(out);
-    put_file(&file, text.as_bytes()).with_context(|| format!("write {file}"))?;
+    output::write(&file, Replace::private(), text.as_bytes())?;
     Ok(Success::new(format!("wrote {file}"), json!({ "environment": name, "file": file })))
 }
 

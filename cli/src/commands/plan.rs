@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
+use textnlp_files::Replace;
 use textnlp_orchestrator::plan::{
     Call, Cost, Deletion, Estimate, Facts, Impact, ImpactKind, Node, Plan as Steps, Policy, Purpose, Saved, estimate,
     impact, policies, swept,
@@ -15,7 +16,7 @@ use textnlp_service::backup::{key, put_file};
 use textnlp_service::bundle::installed;
 use textnlp_service::gate::order;
 use textnlp_service::up::confirmed;
-use textnlp_service::{Scope, gate};
+use textnlp_service::{Scope, gate, output};
 
 use super::compare;
 use super::prelude::*;
@@ -109,11 +110,22 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
             (false, true) => "up",
             (false, false) => "up --no-gate",
         };
+        let is_refused = !plan.refusals.is_empty() || found.iter().any(|problem| !problem.warning);
         let does = match &args.out {
+            // What is changed for it is not in the saved plan.
+            Some(_) if is_refused => deployment.chosen.scope.same(if args.down { "plan --down" } else { "plan" }),
             Some(file) => session.again().bare(&format!("apply {}", quoted(file.as_str()))),
             None => deployment.chosen.scope.same(verb) + &typed + if args.gated { " --gated" } else { "" },
         };
-        let _ = write!(text, "\nTo apply: {does}");
+        let first = [
+            is_refused.then_some("change what is refused above"),
+            not_entered.is_some().then_some("promote a release, or add `--from-scratch --reason TEXT`"),
+        ];
+        let first: Vec<&str> = first.into_iter().flatten().collect();
+        let _ = match first.is_empty() {
+            true => write!(text, "\nTo apply: {does}"),
+            false => write!(text, "\nBefore it can be applied: {}\nThen: {does}", first.join("; ")),
+        };
     }
     if let Some(file) = &args.out {
         save(session, file, plan)?;
@@ -255,10 +267,8 @@ fn save(session: &Session, file: &Utf8Path, plan: &Steps) -> Result<(), Failure>
     let operator = operator(session);
     let flags = flags(&session.global);
     let saved = Saved { tool: operator.tool, by: operator.by, at: Timestamp::now(), flags, plan: plan.clone() };
-    put_file(file, &saved.to_bytes()).map_err(|error| {
-        Failure::new(Exit::Failed, "unwritable_plan", anyhow::Error::new(error).context(format!("write plan {file}")))
-            .hint("give a file in a writable folder")
-    })
+    output::write(file, Replace::private(), &saved.to_bytes())
+        .map_err(|failure| Failure { code: "unwritable_plan", ..failure })
 }
 
 /// The planning flags of the command line with their values.

@@ -3,6 +3,7 @@
 use anyhow::Context;
 use jiff::Timestamp;
 use textnlp_orchestrator::dr::report;
+use textnlp_orchestrator::environment::model::DatabaseKind;
 use textnlp_orchestrator::environment::{DATABASE_PASSWORD, REPLICATION_PASSWORD, SIGNING_KEY, names};
 use textnlp_orchestrator::rotation::{self, RotationTarget};
 use textnlp_provider::{Recorded, Rotation};
@@ -28,6 +29,11 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
     let signing_key = part(SIGNING_KEY);
     let passwords = [DATABASE_PASSWORD, REPLICATION_PASSWORD].map(part);
     let chosen = session.load(session.quiet())?;
+    if what == RotatedSecret::Database && chosen.loaded.environment.database.kind == DatabaseKind::Sqlite {
+        let error = anyhow::anyhow!("environment {} uses SQLite, which has no password", chosen.scope.name);
+        let hint = "its file is protected by its owner and permissions; the other credentials are `jwt`, `ca`, `backup` and `report`";
+        return Err(Failure::usage("nothing_to_rotate", error).hint(hint));
+    }
     let is_wanted = |recorded: &Recorded| match what {
         RotatedSecret::Jwt => is_part(recorded, &signing_key),
         RotatedSecret::Ca => chosen.scope.platform.is_authority(recorded),

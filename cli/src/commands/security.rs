@@ -1,12 +1,11 @@
 //! `security audit`: what is known of the security of a running environment, with evidence and the command that fixes it.
 
-use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use textnlp_files::Replace;
 use textnlp_service::checks::CheckLine;
-use textnlp_service::running;
 use textnlp_service::security::{self, sarif};
+use textnlp_service::{output, running};
 
 use super::prelude::*;
 use crate::check_view;
@@ -27,7 +26,7 @@ pub async fn security(session: &Session, command: &Security, console: Console) -
             at: Timestamp::now(),
         };
         let document = serde_json::to_vec_pretty(&sarif::document(&subject, &lines))?;
-        Replace::umask().write(file, &document).with_context(|| format!("write {file}"))?;
+        output::write(file, Replace::umask(), &document)?;
     }
     let rows: Vec<Value> = lines.iter().map(CheckLine::document).collect();
     let document = json!({ "environment": name, "full": full, "sarif": file, "lines": rows });

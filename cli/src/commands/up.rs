@@ -135,7 +135,7 @@ pub async fn go(
             progress.warn(&format!("later commands will take the state for a copy: {:#}", failure.error));
         }
     };
-    let stop = signals::stop(console);
+    let stop = signals::stop_steps(console);
     let purpose = saved.map_or(options.purpose, |plan| plan.purpose);
     let stopped = || signals::stopped_at_question(scope.same(if purpose == Purpose::Down { "down" } else { "up" }));
     // A run finishes open operations before it plans, and the author of the state decided what they do.

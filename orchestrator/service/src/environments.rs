@@ -1,7 +1,7 @@
 //! Why an environment file cannot be used.
 
 use textnlp_models::Source;
-use textnlp_orchestrator::environment::{LoadError, Loaded, Severity};
+use textnlp_orchestrator::environment::{LoadError, Loaded, Origin, Problem, Severity};
 
 use crate::{Failure, RerunFlags};
 
@@ -42,8 +42,14 @@ pub fn invalid(error: LoadError, again: &RerunFlags) -> Failure {
                 1 => "the environment has a mistake".to_owned(),
                 _ => format!("the environment has {count} mistakes"),
             });
+            // A check would repeat the wrong option.
+            let is_typed = |problem: &Problem| matches!(problem.origin, Origin::Set { .. } | Origin::Flag { .. });
+            let hint = match report.0.iter().find(|problem| problem.severity == Severity::Error && is_typed(problem)) {
+                Some(problem) => format!("correct the option {}, then run the command again", problem.origin),
+                None => format!("fix it, then check again: {}", again.check("")),
+            };
             Failure::usage("invalid_environment", error)
-                .hint(format!("fix it, then check again: {}", again.check("")))
+                .hint(hint)
                 .document(serde_json::json!({ "problems": problems }))
         }
         other => Failure::usage("unreadable_environment", other)

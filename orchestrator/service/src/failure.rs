@@ -41,6 +41,8 @@ pub struct Failure {
     pub hint: Option<String>,
     /// The resource that failed.
     pub resource: Option<String>,
+    /// Each fix with its causes, where there are several: a text shows them together.
+    pub fixes: Vec<(String, Vec<String>)>,
     /// Additional members of the JSON document.
     pub document: Map<String, Value>,
 }
@@ -50,7 +52,7 @@ impl Failure {
     pub fn new(exit: Exit, code: &'static str, error: impl Into<anyhow::Error>) -> Self {
         let error = error.into();
         let hint = file_hint(&error).map(str::to_owned);
-        Self { exit, code, error, hint, resource: None, document: Map::new() }
+        Self { exit, code, error, hint, resource: None, fixes: Vec::new(), document: Map::new() }
     }
 
     /// A wrong argument, name or file.
@@ -192,19 +194,25 @@ pub fn state_failed(error: StateError, again: &RerunFlags, environment: &Environ
     Failure::new(exit, code, error).hint(hint)
 }
 
-/// One failure with all problems, their locations and causes. The fixes are the hint.
+/// One failure with all problems, their locations and causes. The hint is all fixes.
 pub fn preflight_failure(action: &str, code: &'static str, exit: Exit, problems: &[Problem]) -> Failure {
     let lines: Vec<String> = problems.iter().map(|p| format!("{}: {}", p.place, p.cause)).collect();
-    let mut fixes: Vec<&str> = Vec::new();
-    for problem in problems {
-        if !fixes.contains(&problem.fix.as_str()) {
-            fixes.push(&problem.fix);
+    let mut fixes: Vec<(String, Vec<String>)> = Vec::new();
+    for (problem, line) in problems.iter().zip(&lines) {
+        match fixes.iter_mut().find(|(fix, _)| *fix == problem.fix) {
+            Some((_, causes)) => causes.push(line.clone()),
+            None => fixes.push((problem.fix.clone(), vec![line.clone()])),
         }
     }
+    let hint: Vec<&str> = fixes.iter().map(|(fix, _)| fix.as_str()).collect();
+    let hint = hint.join("\n");
+    if fixes.len() == 1 {
+        fixes.clear();
+    }
     let many = counted(problems.len(), "problem");
-    Failure::new(exit, code, anyhow::anyhow!("{}", lines.join("\n")).context(format!("{action} failed: {many}")))
-        .hint(fixes.join("\n"))
-        .document(json!({ "problems": problems_document(problems) }))
+    let error = anyhow::anyhow!("{}", lines.join("\n")).context(format!("{action} failed: {many}"));
+    let failure = Failure::new(exit, code, error).hint(hint);
+    Failure { fixes, ..failure }.document(json!({ "problems": problems_document(problems) }))
 }
 
 /// Problems as JSON.

@@ -37,6 +37,7 @@ pub mod metrics;
 pub mod models;
 pub mod monthly;
 pub mod origin;
+pub mod output;
 pub mod platform;
 pub mod rehearsal;
 pub mod release;

@@ -6,7 +6,7 @@ use textnlp_bundle::report::{TableDocument, tables_to_pdf};
 use textnlp_files::Replace;
 use textnlp_orchestrator::report::table::TableReport;
 
-use crate::{Failure, Scope};
+use crate::{Failure, Scope, output};
 
 /// The format of a report's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,14 +46,13 @@ pub fn write(
         ReportFormat::Html => report.to_html().into_bytes(),
         ReportFormat::Pdf => to_pdf(report),
     };
-    Replace::umask().write(&file, &bytes).with_context(|| format!("write {file}"))?;
+    output::write(&file, Replace::umask(), &bytes)?;
     Ok(file)
 }
 
 /// Writes a report as a PDF.
 pub fn write_pdf(report: &TableReport, file: &Utf8Path) -> Result<(), Failure> {
-    Replace::umask().write(file, &to_pdf(report)).with_context(|| format!("write {file}"))?;
-    Ok(())
+    output::write(file, Replace::umask(), &to_pdf(report))
 }
 
 fn to_pdf(report: &TableReport) -> Vec<u8> {

@@ -9,12 +9,11 @@ use std::fs::File;
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
-use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
 use textnlp_files::Replace;
 use textnlp_orchestrator::environment::model::SecretSource;
 
-use crate::{ChosenEnvironment, Failure, size};
+use crate::{ChosenEnvironment, Failure, output, size};
 
 /// The replacement of a line with a secret.
 const LEFT_OUT: &str = "[a line that holds a secret was left out]";
@@ -59,7 +58,7 @@ pub fn write(
          It contains no secrets: the program never writes values of secrets, and every line was checked against those of this machine.\n\n{listed}",
         chosen.scope.name
     )));
-    put(path, &pieces, now)?;
+    output::fill(path, Replace::private(), |file| pack(file, path, &pieces, now))?;
     let bytes = std::fs::metadata(path).with_context(|| format!("check {path}"))?.len();
     Ok(SupportFile { bytes, names: pieces.into_iter().map(|(name, _)| name).collect(), listed, left_out })
 }
@@ -128,18 +127,6 @@ fn is_plain(word: &[u8]) -> bool {
 
 fn holds(line: &[u8], secret: &[u8]) -> bool {
     line.windows(secret.len()).any(|window| window == secret)
-}
-
-fn put(path: &Utf8Path, pieces: &[(String, String)], now: Timestamp) -> Result<(), Failure> {
-    // A pipe or a device such as /dev/stdout is written to; a file or a link is replaced.
-    let is_stream = std::fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir());
-    if is_stream {
-        let opened = rustix::fs::open(path.as_std_path(), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
-        let mut stream = File::from(opened.with_context(|| format!("open {path}"))?);
-        return Ok(pack(&mut stream, path, pieces, now)?);
-    }
-    Replace::private().with(path, |file| pack(file, path, pieces, now))?;
-    Ok(())
 }
 
 fn pack(file: &mut File, path: &Utf8Path, pieces: &[(String, String)], now: Timestamp) -> anyhow::Result<()> {

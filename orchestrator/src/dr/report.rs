@@ -155,6 +155,9 @@ pub enum ReportError {
     /// The key or a signature is invalid.
     #[error(transparent)]
     Signature(#[from] textnlp_bundle::Error),
+    /// A file of this environment is not signed by its current key.
+    #[error("another key signed it than the current one of the environment, which `secret rotate report` replaces")]
+    Replaced,
     /// There is no such report.
     #[error("there is no report of a drill `{0}`")]
     NoSuch(String),
@@ -461,7 +464,10 @@ pub fn verify(file: &Utf8Path, key: &PublicKey) -> Result<String, ReportError> {
 /// Returns the signed comment of a file if its signature by this environment's own key is valid. The public key beside
 /// the drills is not asked: it lies where reports do, and the secret one among the secrets.
 pub fn verify_own(state: &Utf8Path, file: &Utf8Path) -> Result<String, ReportError> {
-    verify(file, &own_key(state)?)
+    match verify_file(file, &own_key(state)?) {
+        Err(textnlp_bundle::Error::OtherKey { .. }) => Err(ReportError::Replaced),
+        verified => Ok(verified?),
+    }
 }
 
 /// The public half of this environment's own key.

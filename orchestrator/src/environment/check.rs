@@ -123,8 +123,8 @@ impl Schema {
                     self.value(item, &schema["items"], &format!("{path}[{i}]"), reading, problems);
                 }
             }
-            NodeKind::Map(_) => error(format!("found a mapping, expected {wanted}"), fix_for(schema, &wanted)),
-            NodeKind::List(_) => error(format!("found a list, expected {wanted}"), fix_for(schema, &wanted)),
+            NodeKind::Map(_) => error("found a mapping".to_owned(), fix_for(schema, &wanted)),
+            NodeKind::List(_) => error("found a list".to_owned(), fix_for(schema, &wanted)),
             NodeKind::Scalar { value, written } => {
                 // Unexpanded values are checked after expansion; failed expansions were reported.
                 let unfilled = value.as_str().is_some_and(|text| text.contains("${"));
@@ -379,7 +379,7 @@ fn scalar(
     words: &[&str],
     wanted: &str,
 ) -> Result<(), (String, String)> {
-    let wrong = || Err((format!("found {}, expected {wanted}", shown(value, schema)), fix_for(schema, wanted)));
+    let wrong = || Err((format!("found {}", shown(value, schema)), fix_for(schema, wanted)));
     if !words.is_empty() {
         let Some(text) = value.as_str() else { return wrong() };
         if words.contains(&text) {
@@ -409,7 +409,7 @@ fn scalar(
         // 1.2.
         if let (true, Some(written)) = (types.contains(&"string") && (value.is_number() || value.is_boolean()), written)
         {
-            let cause = format!("`{}` is a number or a boolean; expected text", cut(written));
+            let cause = format!("`{}` is a number or a boolean in YAML", cut(written));
             return Err((cause, format!("put quotes around it: \"{}\"", cut(written))));
         }
         if types.contains(&"boolean") && matches!(value.as_str(), Some("yes" | "no" | "on" | "off" | "True" | "False"))

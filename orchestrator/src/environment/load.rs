@@ -117,6 +117,7 @@ impl Library {
         let Layers { mut tree, files, all_read } = self.layers(source, &schema, &mut problems)?;
         if !all_read {
             // The content of an unreadable file is unknown, so neither missing values nor contradictions are reported.
+            problems.push(more_checks(&tree));
             return Err(LoadError::Invalid(Report::tidy(problems)));
         }
         for flag in overrides.flags.iter().filter(|flag| flag.path == ALL_PROVIDERS) {
@@ -221,6 +222,9 @@ impl Library {
                 let is_own = |name: &str| files.iter().any(|file| Utf8Path::new(file).file_stem() == Some(name));
                 let no = no.without(is_own);
                 refuse(no.to_string(), no.fix());
+                // Of a misspelled name, the environment that is meant.
+                let meant = no.near.and_then(|near| self.find(&near).ok());
+                return Ok(meant.filter(|source| files.len() < MOST_LAYERS && !files.contains(&source.label)));
             }
             Err(other) => return Err(other),
             Ok(source) if files.contains(&source.label) => {

@@ -240,10 +240,14 @@ impl Cost {
             return Some(Problem::warning("budget.warn_at", cause, "plan fewer resources, or raise `budget.monthly`"));
         }
         (!self.unknown.is_empty()).then(|| {
-            let cause = format!(
-                "the budget of {limit:.2} {currency} is not checked: the cost of {} resources is unknown",
-                self.unknown.len()
-            );
+            let unknown = match self.unknown.len() {
+                1 => "the amount of 1 resource is unknown".to_owned(),
+                count => format!("the amounts of {count} resources are unknown"),
+            };
+            let cause = match self.known_micros {
+                0 => format!("the budget of {limit:.2} {currency} is not checked: {unknown}"),
+                _ => format!("the plan costs at least {known:.2} of {limit:.2} {currency} a month; {unknown}"),
+            };
             Problem::warning("budget.monthly", cause, "check the provider's bill, or remove `budget`")
         })
     }

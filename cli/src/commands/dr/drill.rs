@@ -30,7 +30,7 @@ pub async fn drill(session: &Session, args: &Drill, console: Console) -> Result<
         operator: operator(session),
         clones: &Clones(session),
         progress: &progress,
-        stop: signals::stop(console),
+        stop: signals::stop_steps(console),
     };
     let (report, page) = drill::drill(&sites, &request).await?;
     progress.finish();

@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 
-use textnlp_orchestrator::dr::control_status::SiteLine;
+use textnlp_orchestrator::dr::control_status::{ControlStatus, SiteLine};
 use textnlp_service::dr::Sites;
 use textnlp_service::dr::status::{self, SitesStatus};
+use textnlp_service::running;
 
 use super::sites;
 use crate::commands::prelude::*;
@@ -14,10 +15,24 @@ use crate::signals;
 /// `dr status`: exits with 1 if something is unhealthy.
 pub async fn status(session: &Session, console: Console) -> Result<Success, Failure> {
     let sites = sites(session)?;
-    let now = status::status(&sites).await;
+    let now = take(&sites).await?;
     let (text, document) = view(&sites, &now, console);
     let success = Success::new(text, document);
     Ok(if now.warnings.is_empty() { success } else { success.exit(Exit::Failed) })
+}
+
+/// The status of the sites. Those of an environment that is not deployed would all be reported as lost.
+async fn take(sites: &Sites) -> Result<SitesStatus, Failure> {
+    let now = status::status(sites).await;
+    let ControlStatus { witness, sites: answers } = &now.control_status;
+    let scope = &sites.chosen.scope;
+    // Where something answers, a state store that does not is not waited for.
+    let is_silent = witness.is_err() && answers.iter().all(|(_, answer)| answer.is_err());
+    if is_silent && running::state(scope).await.is_ok_and(|state| state.is_new()) {
+        let error = anyhow::anyhow!("environment {} is not deployed from this folder", scope.name);
+        return Err(Failure::usage("not_up", error).hint(scope.last_up()));
+    }
+    Ok(now)
 }
 
 /// `dr watch`.
@@ -28,7 +43,7 @@ pub async fn watch(session: &Session, console: Console) -> Result<Success, Failu
     let mut shown = String::new();
     let mut last;
     loop {
-        let now = status::status(&sites).await;
+        let now = take(&sites).await?;
         let (text, document) = view(&sites, &now, console);
         console.event(&json!({ "event": "dr", "status": document }));
         // The part of the status without values that change permanently.

@@ -6,12 +6,12 @@ use std::fmt::Write as _;
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::{SignedDuration, Timestamp};
+use textnlp_files::Replace;
 use textnlp_orchestrator::export;
 use textnlp_orchestrator::state::{Changed, PointInTime, RecordedObjects, State, differences};
 use textnlp_orchestrator::status::{self, Line};
 use textnlp_provider::{Declare, EnvironmentName, Recorded, ResourceId, SiteName, Tool};
-use textnlp_service::backup::put_file;
-use textnlp_service::export as folders;
+use textnlp_service::{export as folders, output};
 
 use super::{no_such, resource_id};
 use crate::commands::prelude::*;
@@ -402,7 +402,7 @@ fn print_or_write(
     let text = serde_json::to_string_pretty(&document).context("write the document")?;
     let Some(out) = out else { return Ok(Success::new(text, document)) };
     let path = session.here.join(out);
-    put_file(&path, (text + "\n").as_bytes()).with_context(|| format!("write {path}"))?;
+    output::write(&path, Replace::private(), (text + "\n").as_bytes())?;
     let document = json!({ "environment": looked.deployment.chosen.scope.name, "file": path });
     Ok(Success::new(format!("wrote {path}"), document))
 }

@@ -94,10 +94,27 @@ pub fn last_flags(state: &Utf8Path) -> RerunFlags {
 
 /// Replaces a private file durably. A file with the same content is not written.
 pub fn put(path: &Utf8Path, bytes: &[u8]) -> std::io::Result<()> {
-    if std::fs::read(path).is_ok_and(|there| there == bytes) {
+    // Only a file of that length is read: a pipe has no end, and some devices have none either.
+    let may_be_same = |there: std::fs::Metadata| there.is_file() && there.len() == bytes.len() as u64;
+    if path.metadata().is_ok_and(may_be_same) && std::fs::read(path).is_ok_and(|there| there == bytes) {
         return Ok(());
     }
     let folder = path.parent().filter(|folder| !folder.as_str().is_empty()).unwrap_or(Utf8Path::new("."));
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     Ok(Replace::private().write(path, bytes)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pipe_in_the_place_of_a_file_is_neither_read_nor_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = Utf8Path::from_path(folder.path()).unwrap().join("pipe");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, pipe.as_std_path(), mode).unwrap();
+        put(&pipe, b"new").unwrap_err();
+        assert!(!pipe.is_file() && pipe.exists());
+    }
 }

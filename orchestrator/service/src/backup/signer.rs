@@ -40,12 +40,20 @@ pub(super) fn of_verification(
 /// Checks whether a backup has the required signature.
 pub(super) fn check(file: &Utf8Path, manifest: &Manifest, required: Option<&RequiredSigner>) -> Result<(), Failure> {
     let Some(RequiredSigner::Key(key)) = required else { return Ok(()) };
-    let error = match &manifest.signer {
+    let key_text = key.to_base64();
+    let (error, hint) = match &manifest.signer {
         Some(signer) if signer == key => return Ok(()),
-        Some(other) => anyhow::anyhow!("{file} is signed by {}, not by {}", other.to_base64(), key.to_base64()),
-        None => anyhow::anyhow!("{file} is not signed, and {} has to sign it", key.to_base64()),
+        Some(other) => {
+            let other = other.to_base64();
+            let hint = format!(
+                "if `secret rotate report` printed {other} as the old key, and you know that the file is yours: --signed-by {other}. Else use another copy of the backup: this one may be forged"
+            );
+            (anyhow::anyhow!("{file} is signed by {other}, not by {key_text}"), hint)
+        }
+        None => {
+            let hint = "use another copy of the backup: this one may be forged. If an earlier version of this program made it and you trust its origin: --signed-by any";
+            (anyhow::anyhow!("{file} is not signed, and {key_text} has to sign it"), hint.to_owned())
+        }
     };
-    Err(Failure::refused("other_signer", error).hint(
-        "use another copy of the backup: this one may be forged. If an earlier version of this program made it and you trust its origin: --signed-by any",
-    ))
+    Err(Failure::refused("other_signer", error).hint(hint))
 }

@@ -27,7 +27,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use textnlp_files::sync_folder;
 use textnlp_orchestrator::clock::SystemClock;
-use textnlp_orchestrator::dr::report as signed;
+use textnlp_orchestrator::dr::report::{self as signed, ReportError};
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::environment::model::{AdvisoryPolicy, Gates, ModelSettings, Phase};
 use textnlp_orchestrator::gate::phases::{self, CheckSource, PhaseDefinition, Probe};
@@ -454,7 +454,10 @@ pub fn stored(chosen: &ChosenEnvironment, state: &State) -> Result<Option<Stored
     let file = evidence(folder);
     let unverified = |why: String| format!("{file} is not verified: {why}");
     let Some(bytes) = read(&file).map_err(|error| unverified(error.to_string()))? else { return Ok(None) };
-    signed::verify_own(folder, &file).map_err(|error| unverified(error_chain(&error)))?;
+    signed::verify_own(folder, &file).map_err(|error| match error {
+        ReportError::Replaced => unverified(format!("{error}; measure again: `{}`", chosen.scope.command("gate"))),
+        error => unverified(error_chain(&error)),
+    })?;
     let mut kept: StoredEvidence = serde_json::from_slice(&bytes).map_err(|error| unverified(error.to_string()))?;
     if kept.lineage != Some(state.lineage()) {
         return Err(unverified("it is of another deployment".to_owned()));

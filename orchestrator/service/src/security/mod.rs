@@ -274,7 +274,9 @@ async fn advisories(
 /// A check of a gate as a line of the report.
 fn of_check(report: &mut Checks, check: &Check, fix: &str) {
     let evidence = check.to_string();
-    let evidence = evidence.strip_prefix(&format!("{}: ", check.name)).unwrap_or(&evidence).to_owned();
+    let evidence = evidence.strip_prefix(&format!("{}: ", check.name)).unwrap_or(&evidence);
+    // The command is the fix, on a line of its own.
+    let evidence = evidence.replace(&format!("; newer ones: {fix}"), "");
     match check {
         check if check.is_unknown() || check.waits => report.unknown(&check.name, evidence, fix),
         Check { ok: false, .. } => report.problem(&check.name, evidence, fix),
@@ -363,7 +365,7 @@ fn backups(report: &mut Checks, deployment: &Deployment, lineage: Lineage) {
         Ok(Some(_)) => return,
         Err(error) => return report.unknown(NAME, format!("{error:#}"), list),
     }
-    let settings::Settings { protected, backup } = settings::settings(&scope.folder, environment);
+    let backup = settings::settings(&scope.folder, environment).backup;
     if let Some(url) = backup.destination.as_deref().filter(|target| target.contains("://")) {
         return report.unknown(NAME, format!("the backups are in {url}, which is not read"), list);
     }
@@ -383,11 +385,12 @@ fn backups(report: &mut Checks, deployment: &Deployment, lineage: Lineage) {
             let fix = format!("{create}\nrm {}", quoted(first));
             report.problem(NAME, format!("{} not encrypted: {named}", plain.len()), fix);
         }
-        (None, 0) if protected && !backup.enabled => {
+        (None, 0) if environment.is_endpoint() => report.well(NAME, "an inference endpoint has no data to back up"),
+        // As of their age: what does not exist is no evidence of a control.
+        (None, 0) if !backup.enabled => {
             report.warning(NAME, "no backups are taken", set(scope, "backup.enabled: true"));
         }
-        (None, 0) if backup.enabled => report.unknown(NAME, "there is no backup yet", create),
-        (None, 0) => report.well(NAME, "no backups are required"),
+        (None, 0) => report.unknown(NAME, "there is no backup yet", create),
         (None, _) if untold > 0 => {
             report.unknown(NAME, format!("{untold} files have no metadata: they were copied here"), list);
         }
@@ -430,13 +433,28 @@ fn day(at: Timestamp) -> String {
 
 #[cfg(test)]
 mod tests {
+    use textnlp_orchestrator::environment::model::AdvisoryPolicy;
+
     use super::*;
+    use crate::checks::CheckResult;
 
     #[test]
     fn setting_is_written_as_a_file_has_it() {
         assert_eq!(nested("data: protected"), "data: protected");
         let text = nested("server.security.api_keys_enabled: true");
         assert_eq!(text, "server: { security: { api_keys_enabled: true } }");
+    }
+
+    #[test]
+    fn command_of_a_check_is_shown_once() {
+        let fix = "textnlp-deploy security audit --advisories URL";
+        let check = Check::new("known vulnerabilities", 0, 0, "found", true);
+        let why = format!("the advisories are 31 days old; newer ones: {fix}; to accept it: --reason TEXT");
+        let mut report = Checks::default();
+        of_check(&mut report, &check.falls_short(why, AdvisoryPolicy::Warn), fix);
+        let line = &report.lines[0];
+        assert_eq!((line.mark, line.fix.as_deref()), (CheckResult::Warning, Some(fix)));
+        assert!(line.says.contains("31 days old; to accept it") && !line.says.contains(fix), "{}", line.says);
     }
 
     #[test]

@@ -458,7 +458,7 @@ impl Checker<'_> {
         {
             self.error(
                 "scaling.max",
-                format!("at most {max} is less than at least {}", e.scaling.min),
+                format!("the maximum, {max}, is less than `min`, which is {}", e.scaling.min),
                 format!("write {} or more", e.scaling.min),
             );
         }
@@ -488,7 +488,7 @@ impl Checker<'_> {
         {
             self.error(
                 "cluster.max_nodes",
-                format!("at most {max} is less than at least {}", e.cluster.min_nodes),
+                format!("the maximum, {max}, is less than `min_nodes`, which is {}", e.cluster.min_nodes),
                 format!("write {} or more", e.cluster.min_nodes),
             );
         }
@@ -521,7 +521,7 @@ impl Checker<'_> {
         let (path, path_of_max) = (format!("{section}.count"), format!("{section}.max"));
         match gpu.max {
             Some(max) if max < gpu.count => {
-                let cause = format!("at most {max} is less than `count`, which is {}", gpu.count);
+                let cause = format!("the maximum, {max}, is less than `count`, which is {}", gpu.count);
                 self.error(&path_of_max, cause, format!("write {} or more", gpu.count));
             }
             Some(_) if gpus.existing => {

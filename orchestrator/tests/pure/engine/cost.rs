@@ -111,7 +111,10 @@ fn budget_warns_refuses_and_reports_when_it_was_not_checked() {
     let mut more = service();
     more.push(want("images", "registry", json!({})));
     let (word, says) = against(&more, &budget(300.0)).unwrap();
-    assert!(word == "warning" && says.contains("is not checked: the cost of 1 resources is unknown"), "{word}: {says}");
+    let known = "costs at least 164.00 of 300.00 USD a month; the amount of 1 resource is unknown";
+    assert!(word == "warning" && says.contains(known), "{word}: {says}");
+    let (word, says) = against(&[want("images", "registry", json!({}))], &budget(300.0)).unwrap();
+    assert!(word == "warning" && says.contains("the budget of 300.00 USD is not checked"), "{word}: {says}");
     let (word, says) = against(&more, &budget(180.0)).unwrap();
     assert!(word == "warning" && says.contains("at least 164.00 USD a month, 91 %"), "{word}: {says}");
     let (word, says) = against(&more, &budget(100.0)).unwrap();

@@ -119,19 +119,19 @@ port: 1
             mine.yaml:3:8: error: `phase`: `stagign` is not one of `development`, `staging`, `pilot`, `scale-up`, `enterprise`, `multi-region`, `air-gapped`, `optimized`; did you mean `staging`?
             mine.yaml:5:37: error: `sites[0].regoin`: `regoin` is not a key of `sites[0]`; did you mean `region`?
             mine.yaml:6:43: error: `sites[1].port`: 70000 is out of range; write a number from 1 to 65535
-            mine.yaml:7:17: error: `scaling.min`: found the text `three`, expected a whole number; write a whole number
+            mine.yaml:7:17: error: `scaling.min`: found the text `three`; write a whole number
             mine.yaml:7:29: error: `scaling.max`: 0 is out of range; write a number from 1 to 1000
             mine.yaml:8:1: error: `scalling`: `scalling` is not a key of an environment; did you mean `scaling`?
             mine.yaml:10:19: error: `server.api.timeout`: `MB` is not a unit of time; write seconds as a number, or a number and one of ms, s, m, h, d, such as `5m`
             mine.yaml:10:43: error: `server.api.max_request_size`: the size `10` has no unit; write a number and one of B, KB, MB, GB, TB, KiB, MiB, GiB, TiB, such as `10MB`
-            mine.yaml:10:53: error: `server.api.port`: found the text `8443`, expected a whole number; write a whole number
-            mine.yaml:11:27: error: `server.security.rate_limit`: found `1000`, expected a rate such as `1000/hour`; write a rate such as `1000/hour`
+            mine.yaml:10:53: error: `server.api.port`: found the text `8443`; write a whole number
+            mine.yaml:11:27: error: `server.security.rate_limit`: found `1000`; write a rate such as `1000/hour`
             mine.yaml:11:45: error: `server.security.jwt_expiry`: `soon` is not a length of time; write seconds as a number, or a number and one of ms, s, m, h, d, such as `5m`
             mine.yaml:12:3: error: the key `api` is duplicated, first at mine.yaml:10:3; keep one of them
             mine.yaml:13:37: error: `database.password`: this is a secret in plain text; write `secret:env:NAME` or `secret:file:PATH`, and keep the value there
-            mine.yaml:14:9: error: `models`: found the text `textnlp-tiny`, expected a list; begin each entry with `- `, or write `[a, b]`
+            mine.yaml:14:9: error: `models`: found the text `textnlp-tiny`; begin each entry with `- `, or write `[a, b]`
             mine.yaml:15:20: error: `backup.enabled`: `yes` is a text in YAML 1.2; write `true` or `false`
-            mine.yaml:16:21: error: `cluster.version`: `1.30` is a number or a boolean; expected text; put quotes around it: "1.30"
+            mine.yaml:16:21: error: `cluster.version`: `1.30` is a number or a boolean in YAML; put quotes around it: "1.30"
             mine.yaml:17:22: error: `gates.error_rate`: 2 is out of range; write a number from 0 to 1
             mine.yaml:18:1: error: `replicas`: `replicas` is not a key of an environment; did you mean `database.replicas`?
             mine.yaml:19:1: error: `port`: `port` is not a key of an environment; remove it; its keys are `extends`, `environment`, `description`, `phase`, `state`, `sites`, `models`, `server`, `data`, `database`, `cache`, `tls`, `scaling`, `gpu`, `cluster`, `network`, `storage`, `registry`, `monitoring`, `backup`, `traffic`, `dns`, `replication`, `dr`, `rollout`, `maintenance`, `tags`, `budget`, `gates`, `account`, `prerequisites`, `features`"#]],
@@ -155,10 +155,10 @@ gates: { users: many, tokens_min: 100, tokens_max: 50 }
         expect![[r#"
             mine.yaml:3:8: error: `phase`: `stagng` is not one of `development`, `staging`, `pilot`, `scale-up`, `enterprise`, `multi-region`, `air-gapped`, `optimized`; did you mean `staging`?
             mine.yaml:5:14: error: `tls.mode`: API keys would be sent without TLS; use `local-ca`, `acme` or `existing` from staging on
-            mine.yaml:6:25: error: `scaling.max`: at most 2 is less than at least 4; write 4 or more
+            mine.yaml:6:25: error: `scaling.max`: the maximum, 2, is less than `min`, which is 4; write 4 or more
             mine.yaml:7:36: error: `database.hosting`: `manged` is not one of `managed`, `cluster`, `external`; did you mean `managed`?
             mine.yaml:8:7: error: `tags`: `textnlp-lineage` is a built-in tag; choose another name
-            mine.yaml:9:17: error: `gates.users`: found the text `many`, expected a whole number; write a whole number
+            mine.yaml:9:17: error: `gates.users`: found the text `many`; write a whole number
             mine.yaml:9:52: error: `gates.tokens_max`: it is less than `tokens_min`; swap them"#]],
     );
     // The rest of a section may fit the word that was meant.
@@ -168,7 +168,7 @@ scaling: { min: 4, max: 2 }
 database: { kind: mysql, hosting: managed, url: \"secret:env:DATABASE_URL\" }
 ",
         expect![[r#"
-            mine.yaml:5:25: error: `scaling.max`: at most 2 is less than at least 4; write 4 or more
+            mine.yaml:5:25: error: `scaling.max`: the maximum, 2, is less than `min`, which is 4; write 4 or more
             mine.yaml:6:19: error: `database.kind`: `mysql` is not one of `sqlite`, `postgres`; write one of `sqlite`, `postgres`"#]],
     );
     // Other settings refer to a site by the name that is missing.
@@ -198,7 +198,7 @@ models:
         expect![[r#"
             mine.yaml:1:1: error: `replication.database.mode`: after a failover the database would be gone; write `mode: streaming`
             mine.yaml:5:14: error: `tls.mode`: API keys would be sent without TLS; use `local-ca`, `acme` or `existing` from staging on
-            mine.yaml:6:25: error: `scaling.max`: at most 2 is less than at least 4; write 4 or more
+            mine.yaml:6:25: error: `scaling.max`: the maximum, 2, is less than `min`, which is 4; write 4 or more
             mine.yaml:6:37: error: `scaling.adapter`: it gives the request rate to an autoscaler, and this environment has none; add `max` above `min` and `requests_per_second: 1000`, or remove it
             mine.yaml:7:36: error: `database.hosting`: SQLite is a file and has no hosting (managed); remove it, or use `kind: postgres`
             mine.yaml:8:8: error: `cache.hosting`: the hosting of Redis is not set; write `hosting: managed`, `cluster` or `external`
@@ -252,7 +252,7 @@ fn overridden_layers_are_validated_too() {
     };
     let said = said(Library::from_folder(folder).load("upper", &overrides, &Catalogue::default()));
     expect![[r#"
-        FOLDER/lower.yaml:2:17: error: `scaling.min`: found the text `none`, expected a whole number; write a whole number
+        FOLDER/lower.yaml:2:17: error: `scaling.min`: found the text `none`; write a whole number
         FOLDER/lower.yaml:3:18: error: `server.api.prot`: `prot` is not a key of `server.api`; did you mean `port`?
         FOLDER/upper.yaml:1:1: note: whether the settings fit together was not checked; fix these errors first; more checks follow
         FOLDER/upper.yaml:4:8: error: `sites`: the list has 0 entries; at least 1 must be there
@@ -781,6 +781,9 @@ fn extends_cycles_and_missing_parents_are_reported() {
     std::fs::write(folder.join("a.yaml"), "extends: b\nenvironment: a\n").unwrap();
     std::fs::write(folder.join("b.yaml"), "extends: a\n").unwrap();
     std::fs::write(folder.join("c.yaml"), "extends: bse\nenvironment: c\nsites: []\n").unwrap();
+    std::fs::write(folder.join("d.yaml"), "extends: stagin\nenvironment: d\nscaling: { min: 5, max: 2 }\n").unwrap();
+    std::fs::write(folder.join("e.yaml"), "extends: nothing-like-it\nenvironment: e\nscaling: { min: 5, max: 2 }\n")
+        .unwrap();
     let library = Library::from_folder(folder);
     let a = said(library.load("a", &Overrides::default(), &Catalogue::default()));
     assert!(
@@ -791,6 +794,14 @@ fn extends_cycles_and_missing_parents_are_reported() {
     );
     let c = said(library.load("c", &Overrides::default(), &Catalogue::default()));
     assert!(c.contains("there is no environment `bse`; did you mean `base`?"), "{c}");
+    // The settings are checked with the environment that is meant, or a note says that they were not.
+    let d = said(library.load("d", &Overrides::default(), &Catalogue::default()));
+    assert!(d.contains("did you mean `staging`?") && d.contains("the maximum, 2, is less than `min`"), "{d}");
+    let e = said(library.load("e", &Overrides::default(), &Catalogue::default()));
+    assert!(e.contains("there is no environment `nothing-like-it`"), "{e}");
+    for said in [&a, &e] {
+        assert!(said.contains("whether the settings fit together was not checked"), "{said}");
+    }
 }
 
 #[test]
@@ -991,7 +1002,7 @@ fn each_validation_rule_has_its_own_message() {
         (plus("tls: { names: [\"-x\"] }"), "neither a DNS name nor an address"),
         (plus("scaling: { max: 3 }"), "nothing says when to add a replica"),
         (plus("scaling: { cpu: 70 }"), "the number of replicas is fixed"),
-        (plus("cluster: { min_nodes: 3, max_nodes: 2 }"), "at most 2 is less than at least 3"),
+        (plus("cluster: { min_nodes: 3, max_nodes: 2 }"), "the maximum, 2, is less than `min_nodes`, which is 3"),
         (plus("gpu: { count: 2 }"), "no GPU machines are configured"),
         (plus("traffic: { weights: { here: 0 } }"), "no site gets any traffic"),
         (plus("traffic: { weights: { here: 1001 } }"), "1001 is out of range"),
@@ -1236,7 +1247,10 @@ fn each_replica_in_a_cluster_needs_a_gpu_of_its_own() {
             "gpu: { size: small, count: 3, max: 6 }\nscaling: { min: 3, max: 20, requests_per_second: 5 }\n",
             "warning: `gpu.max`: site `here` has 6 GPUs, one for each pod: not enough for 20 replicas, so the autoscaler stops at 6",
         ),
-        ("gpu: { size: small, count: 3, max: 2 }\n", "error: `gpu.max`: at most 2 is less than `count`, which is 3"),
+        (
+            "gpu: { size: small, count: 3, max: 2 }\n",
+            "error: `gpu.max`: the maximum, 2, is less than `count`, which is 3",
+        ),
         (
             "gpu: { size: small, count: 3, max: 6 }\ncluster: { existing: theirs }\n",
             "error: `gpu.max`: the machines of the existing cluster of site `here` are its operator's",
