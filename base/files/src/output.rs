@@ -38,10 +38,9 @@ impl Destination {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::File(target)),
                 there => {
                     let there = there?;
-                    if there.is_file() {
-                        return Ok(Self::File(target));
+                    if !there.is_file() {
+                        target = path.to_owned();
                     }
-                    target = path.to_owned();
                     there
                 }
             },
