@@ -203,14 +203,14 @@ pub fn catalogue() -> Catalogue {
     }
 }
 
-/// Gives each site without an account the one that its provider's row assumes. Returns those sites.
-pub fn assume_accounts(environment: &mut Environment) -> Vec<SiteName> {
+/// Gives each site without an account the one that its provider's row assumes. Returns those sites with their accounts.
+pub fn assume_accounts(environment: &mut Environment) -> Vec<(SiteName, &'static str)> {
     let without = environment.sites.iter_mut().filter(|site| site.account.is_none());
     without
         .filter_map(|site| {
             let assumed = row(&site.provider).ok()?.assumed.as_ref()?;
             site.account = Some(assumed.account.to_owned());
-            Some(site.name.clone())
+            Some((site.name.clone(), assumed.account))
         })
         .collect()
 }

@@ -96,6 +96,8 @@ fn invalid_environment_files_are_reported_with_their_location() {
     for (_, _, says) in files {
         assert!(all.err.contains(says[0]), "one look shows every file: {}", all.err);
     }
+    let document = sandbox.run(&["env", "check", "-o", "json"]).expect(2);
+    assert!(!document.err.contains("staging: valid"), "{}", document.err);
     let (valid, causes) = all.err.split_once("error: ").unwrap();
     assert!(valid.contains("staging: valid") && !causes.contains(": valid"), "{}", all.err);
     assert!(causes.contains("hint: fix them, then check again: "), "{causes}");

@@ -353,7 +353,8 @@ fn signal_ends_a_command_that_runs_no_step_without_a_word_about_steps() {
     }
     signal(child.id(), Signal::INT);
     let stopped = said(child.wait_with_output().expect("wait")).expect(0);
-    assert!(!stopped.err.contains("stop"), "{}", stopped.err);
+    // On a busy machine it may report that it stops.
+    assert!(!stopped.err.contains("steps"), "{}", stopped.err);
     sandbox.run(&DOWN).expect(0);
 }
 

@@ -86,6 +86,24 @@ fn plan_shows_its_cost_as_far_as_it_is_known() {
     assert!(said.out.contains("  refused: budget.monthly: "), "{}", said.out);
     assert!(said.out.contains("\nBefore it can be applied: change what is refused above\nThen: "), "{}", said.out);
     assert!(!said.out.contains("To apply:"), "{}", said.out);
+    let file = sandbox.folder().join("refused.plan");
+    let said = plan(&sandbox, &["--set", "budget.monthly=1", "--set", machine, "--out", file.as_str()]);
+    let then = said.out.lines().find(|line| line.starts_with("Then: textnlp-deploy plan "));
+    assert!(then.is_some_and(|then| then.ends_with(&format!(" --out {file}"))), "{}", said.out);
+}
+
+#[test]
+fn plan_for_the_standard_output_comes_before_its_text_in_a_file_too() {
+    let sandbox = Sandbox::new("redirected");
+    let file = sandbox.folder().join("redirected");
+    let redirected = std::fs::File::create(&file).unwrap();
+    let mut command = sandbox.command(&["plan", "--env", "development", "--out", "/dev/stdout"]);
+    textnlp_tests::said(command.stdout(redirected).output().unwrap()).expect(0);
+    let written = std::fs::read_to_string(&file).unwrap();
+    let (saved, text) = written.split_once('\n').unwrap();
+    let saved: serde_json::Value = serde_json::from_str(saved).unwrap();
+    assert!(saved["textnlp_plan"].is_u64(), "{saved:#}");
+    assert!(text.contains("Saved as /dev/stdout"), "{text}");
 }
 
 /// An environment of AWS whose database has this many standbys, in a file; `None` where the program has no clouds.
@@ -104,6 +122,25 @@ fn of_aws(sandbox: &Sandbox, replicas: u32) -> Option<String> {
     );
     std::fs::write(&file, text).unwrap();
     Some(file.into_string())
+}
+
+#[test]
+fn check_of_a_site_without_an_account_refuses_only_what_is_refused_for_every_account() {
+    let sandbox = Sandbox::new("unsigned");
+    let Some(file) = of_aws(&sandbox, 1) else { return };
+    let text = std::fs::read_to_string(&file).unwrap();
+    let without = text.replace(", account: \"123456789012\"", "").replace("123456789012", "210987654321");
+    assert!(!without.contains("123456789012") && without.contains("210987654321.dkr"), "{without}");
+    std::fs::write(&file, without).unwrap();
+    let check = ["env", "check", "--file", file.as_str()];
+    let said = sandbox.run(&check).expect(0);
+    assert!(said.out.contains("shop: valid\n"), "{}", said.out);
+    // One is of the account, perhaps; the other is no identity in any account. No fix names an account that was assumed.
+    let access = "cluster.access=[{ identity: 'arn:aws:iam::210987654321:role/admins', level: view }, { identity: admins, level: view }]";
+    let said = sandbox.run(&[&check[..], &["--set", access]].concat()).expect(0);
+    assert!(said.out.contains("shop: valid; cannot be deployed as it is\n"), "{}", said.out);
+    assert!(said.out.contains("`admins` is neither a role nor a user of IAM"), "{}", said.out);
+    assert!(said.out.contains("iam::ACCOUNT:role") && !said.out.contains("another account"), "{}", said.out);
 }
 
 #[test]

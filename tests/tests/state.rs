@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::io::Read;
+use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -383,6 +384,26 @@ impl InBucket<'_> {
     fn run(&self, args: &[&str]) -> Said {
         said(self.command(args).output().unwrap())
     }
+}
+
+#[test]
+fn status_of_sites_does_not_wait_for_a_bucket_that_was_lost_with_them() {
+    let sandbox = Sandbox::new("lost");
+    // Its connections are accepted by the kernel, and no request is answered.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let folder = sandbox.state("multi-region");
+    std::fs::create_dir_all(&folder).unwrap();
+    let state = json!({ "store": "s3://states/company", "endpoint": endpoint, "region": "us-east-1" });
+    let pointer = json!({ "environment": "multi-region", "state": state, "private_ca": null });
+    std::fs::write(folder.join("store.json"), pointer.to_string()).unwrap();
+    let mut command = sandbox.command(&["dr", "status", "--env", "multi-region"]);
+    command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
+    let began = Instant::now();
+    let status = said(command.output().unwrap()).expect(1);
+    assert!(status.out.contains("no site of multi-region answers"), "{}", status.out);
+    // A request of the store may take a minute.
+    assert!(began.elapsed() < Duration::from_secs(40), "it took {:?}", began.elapsed());
 }
 
 #[test]

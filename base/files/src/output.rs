@@ -13,6 +13,7 @@ use crate::ownership::{caller, user};
 
 /// As many links as Linux follows (path_resolution(7)).
 const MAX_LINKS: usize = 40;
+const NO_DESTINATION: &str = "it is no file, no pipe and no character device";
 
 /// What the path of a result leads to.
 pub(crate) enum Destination {
@@ -24,9 +25,25 @@ pub(crate) enum Destination {
 
 impl Destination {
     pub(crate) fn of(path: &Path) -> io::Result<Self> {
-        let target = follow(path)?;
-        let there = match fs::metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::File(target)),
+        Self::of_owners(path, &[0, caller(), rustix::process::getuid().as_raw()])
+    }
+
+    /// The same for the users whose links and pipes are trusted. Each step uses what an earlier one checked: a link that is put at the
+    /// path meanwhile is not followed.
+    fn of_owners(path: &Path, trusted: &[u32]) -> io::Result<Self> {
+        let mut target = follow(path, trusted)?;
+        let there = match fs::symlink_metadata(&target) {
+            // A link of `/proc` to a pipe has no path at its end, but it can be opened.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match fs::metadata(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::File(target)),
+                there => {
+                    let there = there?;
+                    if !there.is_file() {
+                        target = path.to_owned();
+                    }
+                    there
+                }
+            },
             there => there?,
         };
         // Text that follows on the standard output would overwrite what another open of the same file wrote.
@@ -35,16 +52,16 @@ impl Destination {
         }
         let kind = there.file_type();
         match (kind.is_file(), kind.is_fifo() || kind.is_char_device()) {
-            (true, _) => Ok(Self::File(fs::canonicalize(path)?)),
-            (false, true) => open(path).map(Self::Stream),
+            (true, _) => Ok(Self::File(target)),
+            (false, true) => open(&target, trusted).map(Self::Stream),
             (false, false) if kind.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
-            (false, false) => Err(invalid("it is no file, no pipe and no character device".to_owned())),
+            (false, false) => Err(invalid(NO_DESTINATION.to_owned())),
         }
     }
 }
 
 /// The path at the end of a chain of links. A link of another user would let that user choose what is replaced.
-fn follow(path: &Path) -> io::Result<PathBuf> {
+fn follow(path: &Path, trusted: &[u32]) -> io::Result<PathBuf> {
     let mut target = path.to_owned();
     for _ in 0..MAX_LINKS {
         let there = match fs::symlink_metadata(&target) {
@@ -54,7 +71,7 @@ fn follow(path: &Path) -> io::Result<PathBuf> {
         if !there.is_symlink() {
             return Ok(target);
         }
-        if ![0, caller(), rustix::process::getuid().as_raw()].contains(&there.uid()) {
+        if !trusted.contains(&there.uid()) {
             let (link, owner) = (target.display(), user(there.uid()));
             return Err(invalid(format!("{link} is a link of {owner}, which is not followed")));
         }
@@ -81,8 +98,8 @@ fn duplicate(stream: BorrowedFd<'_>) -> io::Result<File> {
     stream.try_clone_to_owned().map(File::from)
 }
 
-/// Opens a pipe or a device without waiting for a reader.
-fn open(path: &Path) -> io::Result<File> {
+/// Opens a pipe or a device without waiting for a reader. A pipe of another user would give that user the result.
+fn open(path: &Path, trusted: &[u32]) -> io::Result<File> {
     let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
     let file = OpenOptions::new().write(true).custom_flags(flags).open(path).map_err(|error| {
         match error.raw_os_error() == Some(Errno::NXIO.raw_os_error()) {
@@ -90,6 +107,14 @@ fn open(path: &Path) -> io::Result<File> {
             false => error,
         }
     })?;
+    let opened = file.metadata()?;
+    let kind = opened.file_type();
+    if !kind.is_fifo() && !kind.is_char_device() {
+        return Err(invalid(NO_DESTINATION.to_owned()));
+    }
+    if kind.is_fifo() && !trusted.contains(&opened.uid()) {
+        return Err(invalid(format!("it is a pipe of {}, who could read the result", user(opened.uid()))));
+    }
     fcntl_setfl(&file, fcntl_getfl(&file)?.difference(OFlags::NONBLOCK))?;
     Ok(file)
 }
@@ -150,6 +175,41 @@ mod tests {
         reader.read_to_string(&mut text).unwrap();
         assert_eq!(text, "a stream");
         assert!(fs::symlink_metadata(&pipe).unwrap().file_type().is_fifo());
+    }
+
+    #[test]
+    fn links_and_pipes_of_other_users_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("file"), "old").unwrap();
+        symlink("file", at("link")).unwrap();
+        mkfifoat(CWD, at("pipe"), Mode::RUSR | Mode::WUSR).unwrap();
+        let _reader =
+            OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(at("pipe")).unwrap();
+        let others = [caller() + 1];
+        for (name, says) in [("link", "is a link of"), ("pipe", "is a pipe of")] {
+            assert!(Destination::of(&at(name)).is_ok(), "{name} of this user");
+            let Err(error) = Destination::of_owners(&at(name), &others) else { panic!("{name} of another user") };
+            assert!(error.to_string().contains(says), "{error}");
+        }
+        assert!(Destination::of_owners(&at("file"), &others).is_ok(), "files are replaced, not written to");
+    }
+
+    #[test]
+    fn file_output_is_never_a_stream() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        symlink("file", at("link")).unwrap();
+        let fill = |file: &mut File| file.write_all(b"zip").map_err(Error::at("write", Path::new("zip")));
+        Replace::private().file_output_with(at("link"), fill).unwrap();
+        assert_eq!(fs::read(at("file")).unwrap(), b"zip");
+        mkfifoat(CWD, at("pipe"), Mode::RUSR | Mode::WUSR).unwrap();
+        let mut reader =
+            OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(at("pipe")).unwrap();
+        let error = Replace::private().file_output_with(at("pipe"), fill).unwrap_err();
+        assert!(error.source.to_string().contains("only a file"), "{}", error.source);
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0, "nothing was written");
+        assert!(fs::symlink_metadata(at("pipe")).unwrap().file_type().is_fifo());
     }
 
     #[test]

@@ -69,8 +69,8 @@ impl Replace {
     }
 
     /// Writes what `fill` writes to the file that an operator named for a result. The file that links lead to is replaced. Pipes and
-    /// character devices, such as `/dev/stdout`, are written to as streams. Links of other users and everything else that is no regular
-    /// file are refused.
+    /// character devices, such as `/dev/stdout`, are written to as streams. Links and pipes of other users and everything else that is
+    /// no regular file are refused.
     pub fn output_with<T, E: From<Error>>(
         self,
         path: impl AsRef<Path>,
@@ -80,6 +80,22 @@ impl Replace {
         match Destination::of(path).map_err(Error::at("write", path))? {
             Destination::File(file) => self.with(file, fill),
             Destination::Stream(mut stream) => fill(&mut stream),
+        }
+    }
+
+    /// The same for a format that is written with seeks, such as that of zip files: streams are refused.
+    pub fn file_output_with<T, E: From<Error>>(
+        self,
+        path: impl AsRef<Path>,
+        fill: impl FnOnce(&mut File) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let path = path.as_ref();
+        match Destination::of(path).map_err(Error::at("write", path))? {
+            Destination::File(file) => self.with(file, fill),
+            Destination::Stream(_) => {
+                let why = "it is a pipe, a device or the standard output, and only a file can hold this format";
+                Err(Error::at("write", path)(io::Error::new(io::ErrorKind::InvalidInput, why)).into())
+            }
         }
     }
 

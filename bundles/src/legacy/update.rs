@@ -56,7 +56,9 @@ pub fn create(folder: &Utf8Path, names: &[String], output: &Utf8Path, version: &
         return Err(Error::Missing { what: format!("any of the models {} in {folder}", names.join(", ")) });
     }
 
-    Replace::umask().sole_writer().output_with(output, |file| write(file, folder, &present, &mut manifest, output))?;
+    Replace::umask()
+        .sole_writer()
+        .file_output_with(output, |file| write(file, folder, &present, &mut manifest, output))?;
     Ok(Created { manifest, skipped })
 }
 

@@ -113,7 +113,10 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
         let is_refused = !plan.refusals.is_empty() || found.iter().any(|problem| !problem.warning);
         let does = match &args.out {
             // What is changed for it is not in the saved plan.
-            Some(_) if is_refused => deployment.chosen.scope.same(if args.down { "plan --down" } else { "plan" }),
+            Some(file) if is_refused => {
+                let plan = deployment.chosen.scope.same(if args.down { "plan --down" } else { "plan" });
+                format!("{plan} --out {}", quoted(file.as_str()))
+            }
             Some(file) => session.again().bare(&format!("apply {}", quoted(file.as_str()))),
             None => deployment.chosen.scope.same(verb) + &typed + if args.gated { " --gated" } else { "" },
         };

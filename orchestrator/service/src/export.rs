@@ -119,7 +119,7 @@ fn no_links<'a>(folder: &Utf8Path, paths: impl Iterator<Item = &'a str>) -> Resu
 }
 
 /// Writes a file, with the folders above it.
-pub fn write(path: &Utf8Path, text: &str) -> Result<(), Failure> {
+fn write(path: &Utf8Path, text: &str) -> Result<(), Failure> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).with_context(|| format!("make {parent}"))?;
     }

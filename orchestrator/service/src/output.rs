@@ -1,6 +1,7 @@
 //! The files that an operator names for results: `--out`, `--html`, `--pdf`, `--sarif`.
 
 use std::fs::File;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt as _;
 
 use anyhow::Context as _;
@@ -31,9 +32,21 @@ fn write_with(path: &Utf8Path, write: impl FnOnce() -> anyhow::Result<()>) -> Re
         .create(folder)
         .with_context(|| format!("create {folder}"))
         .and_then(|()| write())
-        .map_err(|error| {
-            Failure::new(Exit::Failed, "failed", error).hint("give another file, in a folder in which you may write")
-        })
+        .map_err(unwritten)
+}
+
+fn unwritten(error: anyhow::Error) -> Failure {
+    use ErrorKind::{IsADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem};
+    let kind = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
+    let failure = Failure::new(Exit::Failed, "failed", error);
+    match kind {
+        Some(PermissionDenied | NotFound | ReadOnlyFilesystem | IsADirectory) => {
+            failure.hint("give another file, in a folder in which you may write")
+        }
+        // Such as that of a full disk.
+        _ if failure.hint.is_some() => failure,
+        _ => failure.hint("give another file"),
+    }
 }
 
 #[cfg(test)]
@@ -51,5 +64,17 @@ mod tests {
         write(&root.join("new/folder/file"), Replace::umask(), b"two").unwrap();
         let failure = write(&root.join("new"), Replace::private(), b"three").unwrap_err();
         assert!(failure.hint.is_some() && format!("{:#}", failure.error).contains("/new"), "{:#}", failure.error);
+    }
+
+    #[test]
+    fn hint_names_the_folder_only_where_another_one_helps() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(folder.path()).unwrap();
+        let hint = |path: &Utf8Path| write(path, Replace::private(), b"one").unwrap_err().hint;
+        assert_eq!(hint(root).as_deref(), Some("give another file, in a folder in which you may write"));
+        let _bound = std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap();
+        assert_eq!(hint(&root.join("socket")).as_deref(), Some("give another file"));
+        let full = hint(Utf8Path::new("/dev/full"));
+        assert!(full.is_some_and(|hint| hint.contains("space")), "a device is written to as a stream");
     }
 }

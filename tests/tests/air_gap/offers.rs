@@ -139,6 +139,10 @@ fn models_are_exchanged_as_legacy_zip_files() {
     let zip = ["bundle", "update", "zip", "textnlp-tiny", "nobody", "--models", "there", "--out", "models.zip"];
     let made = stage.json(0, &zip);
     assert_eq!(made["skipped"], json!(["nobody"]), "{made:#}");
+    // The standard output is a pipe here, and a zip file is written with seeks.
+    let stream = ["bundle", "update", "zip", "textnlp-tiny", "--models", "there", "--out", "/dev/stdout"];
+    let refused = stage.run(&stream).expect(1);
+    names(&refused.err, &["/dev/stdout", "only a file can hold this format"]);
     let unzip = || stage.json(0, &["bundle", "update", "unzip", "models.zip", "--models", old.as_str()]);
     assert_eq!(unzip()["added"], json!(["textnlp-tiny"]));
     assert_eq!(unzip()["unchanged"], json!(["textnlp-tiny"]));

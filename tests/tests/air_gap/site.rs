@@ -168,7 +168,10 @@ fn custom_state_directory_is_used_by_later_commands() {
     // All of the site's environments, without the bundle's part of one.
     let checked = stage.there(&["env", "check"]).expect(0);
     names(&checked.out, &[&format!("{NAME}: valid")]);
-    assert!(!checked.out.contains(&format!("bundle-{NAME}")), "{}", checked.out);
+    let listed = stage.there(&["env", "list"]).expect(0);
+    for said in [checked, listed] {
+        assert!(said.out.contains(NAME) && !said.out.contains(&format!("bundle-{NAME}")), "{}", said.out);
+    }
     // An update finds it without the flag, and nobody makes a second deployment by naming another folder.
     stage.install(&goods.second, &trust).expect(0);
     let other = stage.sandbox.folder().join("other");

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::IsTerminal;
+use std::time::Duration;
 
 use textnlp_orchestrator::dr::control_status::{ControlStatus, SiteLine};
 use textnlp_service::dr::Sites;
@@ -12,6 +13,9 @@ use super::sites;
 use crate::commands::prelude::*;
 use crate::signals;
 
+/// The most that the state is waited for where nothing answers: a bucket may be lost with the region of its sites.
+const STATE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// `dr status`: exits with 1 if something is unhealthy.
 pub async fn status(session: &Session, console: Console) -> Result<Success, Failure> {
     let sites = sites(session)?;
@@ -21,14 +25,16 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     Ok(if now.warnings.is_empty() { success } else { success.exit(Exit::Failed) })
 }
 
-/// The status of the sites. Those of an environment that is not deployed would all be reported as lost.
+/// The status of the sites. Those of an environment that is not deployed would all be reported as lost. If its state cannot be read
+/// in time, it counts as deployed.
 async fn take(sites: &Sites) -> Result<SitesStatus, Failure> {
     let now = status::status(sites).await;
     let ControlStatus { witness, sites: answers } = &now.control_status;
     let scope = &sites.chosen.scope;
     // Where something answers, a state store that does not is not waited for.
     let is_silent = witness.is_err() && answers.iter().all(|(_, answer)| answer.is_err());
-    if is_silent && running::state(scope).await.is_ok_and(|state| state.is_new()) {
+    let is_new = async || running::state(scope).await.is_ok_and(|state| state.is_new());
+    if is_silent && tokio::time::timeout(STATE_TIMEOUT, is_new()).await.unwrap_or(false) {
         let error = anyhow::anyhow!("environment {} is not deployed from this folder", scope.name);
         return Err(Failure::usage("not_up", error).hint(scope.last_up()));
     }
@@ -42,8 +48,8 @@ pub async fn watch(session: &Session, console: Console) -> Result<Success, Failu
     let on_terminal = console.is_text() && std::io::stdout().is_terminal();
     let mut shown = String::new();
     let mut last;
+    let mut now = take(&sites).await?;
     loop {
-        let now = take(&sites).await?;
         let (text, document) = view(&sites, &now, console);
         console.event(&json!({ "event": "dr", "status": document }));
         // The part of the status without values that change permanently.
@@ -63,6 +69,8 @@ pub async fn watch(session: &Session, console: Console) -> Result<Success, Failu
             () = tokio::time::sleep(sites.chosen.loaded.environment.dr.watch_every.0) => {}
             () = stop.cancelled() => break,
         }
+        // Whether it is deployed is asked once.
+        now = status::status(&sites).await;
     }
     Ok(Success::new("", last))
 }
