@@ -83,7 +83,7 @@ pub fn costs(cost: &Cost, purpose: Purpose) -> String {
     let mut text = format!("\nCost: {cost}");
     let unpriced: Vec<String> = cost.unpriced().into_iter().collect();
     if !unpriced.is_empty() {
-        let _ = write!(text, "\n  not in it, without a recorded price: {}", first(&unpriced, UNPRICED));
+        let _ = write!(text, "\n  not in it, without a price in {}: {}", cost.currency, first(&unpriced, UNPRICED));
     }
     if cost.known_micros == 0 {
         return text;
@@ -347,7 +347,7 @@ mod tests {
             recorded_micros: None,
         };
         let unpriced = || CostLine::unpriced("SageMaker", "1 × ml.m5.xlarge, `main`", "no price is recorded");
-        let missing = "\n  not in it, without a recorded price: 1 × ml.m5.xlarge, `main` (SageMaker)";
+        let missing = "\n  not in it, without a price in USD: 1 × ml.m5.xlarge, `main` (SageMaker)";
         for known in [0, 1_200_000] {
             let text = costs(&cost(unpriced(), known), Purpose::Up);
             assert!(text.contains(missing), "{text}");
