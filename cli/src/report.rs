@@ -216,7 +216,7 @@ impl Console {
                     "code": failure.code,
                     "message": failure.error.to_string(),
                     "causes": failure.causes(),
-                    "hint": failure.advice(),
+                    "hint": failure.hint,
                     "resource": failure.resource,
                 }),
             );
@@ -239,7 +239,7 @@ impl Console {
 
 /// The causes and hints of a failure: each fix below its causes where there are several.
 fn lines(failure: &Failure) -> Vec<(&'static str, String)> {
-    let (mut causes, mut hint) = (failure.causes(), failure.advice());
+    let (mut causes, mut hint) = (failure.causes(), failure.hint.clone());
     if !failure.fixes.is_empty() {
         // The last cause lists all of them, and the hint all fixes.
         causes.pop();

@@ -529,7 +529,7 @@ fn with_states(failure: Failure, root: &Utf8Path) -> Failure {
     const NAMED: usize = 3;
     let states = states(root).into_iter().take(NAMED);
     let named = states.map(|name| format!("{name} has a state here: if the backup is of it, add --replace {name}"));
-    let hints: Vec<String> = failure.advice().into_iter().chain(named).collect();
+    let hints: Vec<String> = failure.hint.iter().cloned().chain(named).collect();
     if hints.is_empty() { failure } else { failure.hint(hints.join("\n")) }
 }
 

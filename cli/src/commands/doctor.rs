@@ -23,7 +23,7 @@ pub async fn doctor(session: &Session, console: Console) -> Result<Success, Fail
                 checks.well("environment", "none is up here; to check one: --env NAME");
             } else {
                 let causes: Vec<String> = failure.error.chain().map(ToString::to_string).collect();
-                checks.problem("environment", causes.join(": "), failure.advice().unwrap_or_default());
+                checks.problem("environment", causes.join(": "), failure.hint.unwrap_or_default());
             }
             if let Ok(root) = session.state_root() {
                 checks.disk(&root);

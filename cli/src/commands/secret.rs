@@ -58,7 +58,7 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
     rotated.map_err(|failure| match (failure.exit, immediately) {
         // A server that still signs with the old key vouches for it again.
         (Exit::Failed | Exit::Stopped, true) => {
-            let first = failure.advice().map_or(String::new(), |hint| format!("{hint}\n"));
+            let first = failure.hint.as_ref().map_or(String::new(), |hint| format!("{hint}\n"));
             let again = chosen.scope.command(&format!("secret rotate {} --immediately", name_of(what)));
             failure.hint(format!("{first}then again, or the old one may still be accepted: {again}"))
         }
@@ -187,9 +187,12 @@ pub async fn rotate(
 /// The failure of a rotation, whose hint says what finishes it.
 fn finished_by(up: &str, failure: Failure) -> Failure {
     let finishes = format!("the next `up` finishes the rotation: {up}");
-    match failure.advice() {
+    match &failure.hint {
         Some(hint) if hint.contains(up) => failure,
-        Some(hint) => failure.hint(format!("{hint}\n{finishes}")),
+        Some(hint) => {
+            let both = format!("{hint}\n{finishes}");
+            failure.hint(both)
+        }
         None => failure.hint(finishes),
     }
 }

@@ -24,7 +24,7 @@ pub async fn support_bundle(session: &Session, args: &SupportBundle, console: Co
     let mut pieces = vec![("environment.yaml".to_owned(), chosen.loaded.to_yaml(false))];
     let document_of = |result: Result<Success, Failure>| match result {
         Ok(success) => Value::Object(success.document),
-        Err(failure) => json!({ "error": format!("{:#}", failure.error), "hint": failure.advice() }),
+        Err(failure) => json!({ "error": format!("{:#}", failure.error), "hint": failure.hint }),
     };
     let documents = [
         ("doctor.json", document_of(doctor::doctor(session, quiet).await)),

@@ -122,7 +122,7 @@ impl Checks {
 
     /// Adds one that failed with an error.
     pub fn failed(&mut self, name: &str, failure: Failure) {
-        self.problem(name, format!("{:#}", failure.error), failure.advice().unwrap_or_default());
+        self.problem(name, format!("{:#}", failure.error), failure.hint.unwrap_or_default());
     }
 
     /// Adds each warning about backups with its own command, else what there is.

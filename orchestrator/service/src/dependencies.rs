@@ -110,7 +110,7 @@ pub async fn dependencies(
         Ok(deployment) => sites(&mut found, &deployment, progress).await,
         Err(failure) => {
             let (address, cause) = (scope.folder.to_string(), reason(&failure));
-            let fix = failure.advice().unwrap_or_default();
+            let fix = failure.hint.unwrap_or_default();
             found.add(("state store", address), Some(began.elapsed()), Err(Fault::failed(cause)), fix);
         }
     }
@@ -195,7 +195,7 @@ async fn database(
     let running = match running::running(scope).await {
         Ok(running) => running,
         Err(failure) => {
-            let fix = failure.advice().unwrap_or_default();
+            let fix = failure.hint.clone().unwrap_or_default();
             return found.add(("database", address), None, Err(Fault::unknown(reason(&failure))), fix);
         }
     };

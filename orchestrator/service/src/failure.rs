@@ -37,7 +37,7 @@ pub struct Failure {
     pub code: &'static str,
     /// The error with its causes.
     pub error: anyhow::Error,
-    /// The exact command to run next, or what to change. [`Failure::advice`] has what is shown.
+    /// The exact command to run next, or what to change.
     pub hint: Option<String>,
     /// The resource that failed.
     pub resource: Option<String>,
@@ -48,9 +48,11 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Creates a failure.
+    /// Creates a failure. One of a file operation has a hint already.
     pub fn new(exit: Exit, code: &'static str, error: impl Into<anyhow::Error>) -> Self {
-        Self { exit, code, error: error.into(), hint: None, resource: None, fixes: Vec::new(), document: Map::new() }
+        let error = error.into();
+        let hint = file_hint(&error).map(str::to_owned);
+        Self { exit, code, error, hint, resource: None, fixes: Vec::new(), document: Map::new() }
     }
 
     /// A wrong argument, name or file.
@@ -76,6 +78,18 @@ impl Failure {
         Self { hint: hint.or(self.hint), ..self }
     }
 
+    /// Sets the hint, unless the failed operation did. That of an error of the file system follows it.
+    #[must_use]
+    pub fn or_hint(self, hint: impl Into<String>) -> Self {
+        let (hint, of_file) = (hint.into(), file_hint(&self.error));
+        let hint = match self.hint.as_deref() {
+            None => hint,
+            Some(own) if Some(own) == of_file => format!("{hint}\n{own}"),
+            Some(_) => return self,
+        };
+        self.hint(hint)
+    }
+
     /// Sets the resource.
     #[must_use]
     pub fn resource(mut self, resource: impl Into<String>) -> Self {
@@ -90,11 +104,6 @@ impl Failure {
             self.document.extend(members);
         }
         self
-    }
-
-    /// The hint, else what to do about an error of the file system.
-    pub fn advice(&self) -> Option<String> {
-        self.hint.clone().or_else(|| file_hint(&self.error).map(str::to_owned))
     }
 
     /// The causes below the error, outermost first, without duplicates.
@@ -235,7 +244,7 @@ mod tests {
     fn errors_of_files_have_a_hint_and_others_keep_theirs() {
         let of = |kind: ErrorKind| {
             let failed: anyhow::Result<()> = Err(io::Error::from(kind)).context("create the folder out");
-            Failure::from(failed.unwrap_err()).advice()
+            Failure::from(failed.unwrap_err()).hint
         };
         for (kind, says) in [
             (ErrorKind::PermissionDenied, "that you may read and write"),
@@ -249,10 +258,13 @@ mod tests {
         }
         assert_eq!(of(ErrorKind::ConnectionRefused), None);
         let denied = || Failure::new(Exit::Failed, "failed", io::Error::from(ErrorKind::PermissionDenied));
-        assert_eq!(denied().hint("sign in").advice().as_deref(), Some("sign in"));
-        assert_eq!(denied().hinted(Some("sign in".to_owned())).advice().as_deref(), Some("sign in"));
-        assert_eq!(denied().hinted(None).advice(), denied().advice());
-        // A command that has a hint for every error without one, such as `status`, keeps it.
-        assert_eq!(denied().hint, None);
+        assert_eq!(denied().hint("sign in").hint.as_deref(), Some("sign in"));
+        assert_eq!(denied().hinted(Some("sign in".to_owned())).hint.as_deref(), Some("sign in"));
+        assert_eq!(denied().hinted(None).hint, denied().hint);
+        let status = "textnlp-deploy status --env shop";
+        assert_eq!(denied().or_hint(status).hint, denied().hint.map(|file| format!("{status}\n{file}")));
+        assert_eq!(denied().hint("sign in").or_hint(status).hint.as_deref(), Some("sign in"));
+        let other = Failure::new(Exit::Failed, "failed", io::Error::from(ErrorKind::ConnectionRefused));
+        assert_eq!(other.or_hint(status).hint.as_deref(), Some(status));
     }
 }

@@ -73,9 +73,8 @@ pub async fn checklist(
     if let Some((step, failure)) = failed {
         console.stream(&format!("{}\n\n", success.text));
         let mut document = success.document;
-        let advice = failure.advice();
         document.insert("failure".to_owned(), Value::Object(failure.document));
-        let hint = advice.into_iter().chain([format!("then continue: {again}")]).collect::<Vec<_>>().join("\n");
+        let hint = failure.hint.into_iter().chain([format!("then continue: {again}")]).collect::<Vec<_>>().join("\n");
         let error = failure.error.context(format!("step `{step}` of the release failed"));
         return Err(Failure { error, document, hint: Some(hint), ..failure });
     }

@@ -103,7 +103,7 @@ async fn may_be_restored(request: &Request<'_>, opener: &Decryptor) -> Result<()
     let listed = tokio::task::block_in_place(|| verify_backup::list(file, opener));
     let mut obstacles = Vec::new();
     if let Some(at) = at {
-        let why = |failure: &Failure| match failure.advice() {
+        let why = |failure: &Failure| match &failure.hint {
             Some(hint) => format!("{:#}: {hint}", failure.error),
             None => format!("{:#}", failure.error),
         };
@@ -134,7 +134,7 @@ fn one_report(file: &Utf8Path, mut failures: Vec<Failure>) -> Result<(), Failure
         return failures.pop().map_or(Ok(()), Err);
     }
     let causes: Vec<String> = failures.iter().map(|failure| format!("{:#}", failure.error)).collect();
-    let hints: Vec<String> = failures.iter().filter_map(Failure::advice).collect();
+    let hints: Vec<String> = failures.iter().filter_map(|failure| failure.hint.clone()).collect();
     let error = anyhow::anyhow!("{}", causes.join("; ")).context(format!("{file} cannot be restored here"));
     let mut all = Failure::new(failures[0].exit, failures[0].code, error).hint(hints.join("; "));
     failures.into_iter().for_each(|failure| all.document.extend(failure.document));
