@@ -108,3 +108,14 @@ fn own(program: &Utf8Path, session: &Session, run: &Run<'_>) -> Command {
     unsafe { command.pre_exec(die_together) };
     command
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn program_that_is_missing_is_not_a_path_to_check() {
+        let missing = not_started("/srv/site/bin".into(), std::io::ErrorKind::NotFound.into());
+        assert!(missing.hint.is_some_and(|hint| hint.starts_with("install the bundle again")));
+    }
+}
