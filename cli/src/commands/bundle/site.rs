@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn program_that_is_missing_is_not_a_path_to_check() {
-        let missing = not_started("/srv/site/bin".into(), std::io::ErrorKind::NotFound.into());
+        let missing = not_started(Utf8Path::new("/srv/site/bin"), std::io::ErrorKind::NotFound.into());
         assert!(missing.hint.is_some_and(|hint| hint.starts_with("install the bundle again")));
     }
 }
