@@ -5,11 +5,12 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 use textnlp_orchestrator::plan::{
-    Branch, Call, Cost, Facts, Node, Note, Plan, Purpose, ServiceCost, Step, TAKEN_DOWN, amount, permissions,
+    Blocked, Branch, Call, Cost, Facts, Node, Note, Plan, Purpose, ServiceCost, Step, TAKEN_DOWN, amount, permissions,
     unknown_reason,
 };
 use textnlp_provider::units::counted;
 use textnlp_provider::{Charge, CostLine, Effect, FieldChange};
+use textnlp_service::Scope;
 pub use textnlp_service::failure::problems_document as problems;
 use textnlp_service::up::blocked;
 
@@ -26,7 +27,7 @@ const PARTS: usize = 8;
 const OUTPUT: &str = "$output";
 
 /// The plan as text: a sign for the action, the resource, its kind and the reason, followed by the changed fields.
-pub fn text(plan: &Plan) -> String {
+pub fn text(plan: &Plan, scope: &Scope) -> String {
     let mut out = String::new();
     let retained = plan.retained.iter().map(|kept| kept.resource.as_str());
     let names = width(plan.steps.iter().map(|step| step.resource.as_str()).chain(retained), NAME);
@@ -43,7 +44,7 @@ pub fn text(plan: &Plan) -> String {
             }
         }
     }
-    for (resources, because) in blocked(plan) {
+    for (resources, because) in blocked(plan, scope) {
         let _ = writeln!(out, "  ! {resources:<names$} cannot be planned: {because}");
     }
     for kept in &plan.retained {
@@ -83,7 +84,7 @@ pub fn costs(cost: &Cost, purpose: Purpose) -> String {
     let mut text = format!("\nCost: {cost}");
     let unpriced: Vec<String> = cost.unpriced().into_iter().collect();
     if !unpriced.is_empty() {
-        let _ = write!(text, "\n  not in it, without a recorded price: {}", first(&unpriced, UNPRICED));
+        let _ = write!(text, "\n  not in it, without a price in {}: {}", cost.currency, first(&unpriced, UNPRICED));
     }
     if cost.known_micros == 0 {
         return text;
@@ -180,7 +181,7 @@ pub fn counts(plan: &Plan) -> Value {
 }
 
 /// The whole plan as JSON.
-pub fn document(plan: &Plan, facts: &Facts, cost: &Cost) -> Value {
+pub fn document(plan: &Plan, facts: &Facts, cost: &Cost, scope: &Scope) -> Value {
     let steps: Vec<_> = plan
         .steps
         .iter()
@@ -205,13 +206,18 @@ pub fn document(plan: &Plan, facts: &Facts, cost: &Cost) -> Value {
         "digest": plan.digest(),
         "steps": steps,
         "plan": counts(plan),
-        "blocked": plan.blocked,
+        "blocked": blocked_document(plan, scope),
         "retained": plan.retained,
         "refusals": problems(&plan.refusals),
         "warnings": problems(&plan.warnings),
         "cost": cost,
         "permissions": permissions(plan, facts),
     })
+}
+
+fn blocked_document(plan: &Plan, scope: &Scope) -> Vec<Value> {
+    let one = |one: &Blocked| json!({ "resource": one.resource, "because": scope.complete(&one.because) });
+    plan.blocked.iter().map(one).collect()
 }
 
 /// The action of a step in one word.
@@ -313,9 +319,12 @@ fn cut(text: &str, skipped: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use textnlp_orchestrator::plan::Summary;
     use textnlp_provider::ResourceId;
+    use textnlp_service::RerunFlags;
 
     use super::*;
+    use crate::clouds;
 
     fn lines(before: Value, after: Value) -> String {
         let (before, after) = (Some(before), Some(after));
@@ -327,6 +336,32 @@ mod tests {
         let long = "main/cluster/addon-eks-pod-identity-agent";
         assert_eq!(width(["here/server", long].into_iter(), NAME), long.len());
         assert_eq!((width(["here/server"].into_iter(), NAME), width([].into_iter(), KIND)), (NAME, KIND));
+    }
+
+    #[test]
+    fn hints_of_resources_that_cannot_be_planned_name_the_environment() {
+        let because = "it could not be observed: denied: `textnlp-deploy plan --policy` prints the role".to_owned();
+        let plan = Plan {
+            format: 1,
+            environment: "shop".parse().unwrap(),
+            purpose: Purpose::Up,
+            lineage: None,
+            delete_data: false,
+            steps: Vec::new(),
+            unchanged: Vec::new(),
+            blocked: vec![Blocked { resource: "main/db".parse().unwrap(), because }],
+            retained: Vec::new(),
+            refusals: Vec::new(),
+            warnings: Vec::new(),
+            summary: Summary::default(),
+            reads: BTreeMap::new(),
+        };
+        let (again, name) = (RerunFlags::default(), plan.environment.clone());
+        let scope = Scope { platform: &clouds::Linked, again, name, folder: "/srv/shop".into() };
+        let says = "denied: `textnlp-deploy plan --policy --env shop` prints the role";
+        assert!(text(&plan, &scope).contains(says), "{}", text(&plan, &scope));
+        let document = &blocked_document(&plan, &scope)[0];
+        assert!(document["resource"] == "main/db" && document["because"].as_str().unwrap().ends_with(says));
     }
 
     #[test]
@@ -347,7 +382,7 @@ mod tests {
             recorded_micros: None,
         };
         let unpriced = || CostLine::unpriced("SageMaker", "1 × ml.m5.xlarge, `main`", "no price is recorded");
-        let missing = "\n  not in it, without a recorded price: 1 × ml.m5.xlarge, `main` (SageMaker)";
+        let missing = "\n  not in it, without a price in USD: 1 × ml.m5.xlarge, `main` (SageMaker)";
         for known in [0, 1_200_000] {
             let text = costs(&cost(unpriced(), known), Purpose::Up);
             assert!(text.contains(missing), "{text}");

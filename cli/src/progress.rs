@@ -8,6 +8,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 use textnlp_orchestrator::event::{Event, EventKind, Events};
+use textnlp_service::Scope;
 
 use crate::report::{Console, printable};
 
@@ -107,6 +108,16 @@ impl Drop for Progress {
     }
 }
 
+/// Passes events on. The commands in hints of providers get the flags of this environment.
+pub fn completed_hints(events: &dyn Events, scope: &Scope) -> impl Fn(Event) + Send + Sync {
+    move |mut event: Event| {
+        if let EventKind::Failed { hint: Some(hint), .. } = &mut event.what {
+            *hint = scope.complete(hint);
+        }
+        events.tell(event);
+    }
+}
+
 impl Events for Progress {
     fn tell(&self, event: Event) {
         if let Ok(value) = serde_json::to_value(&event) {
@@ -157,5 +168,31 @@ impl Events for Progress {
             }
             EventKind::Note { text } => self.line(format!("  {text}")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use textnlp_provider::Verb;
+
+    use super::*;
+    use crate::clouds;
+    use crate::rerun_flags::RerunFlags;
+
+    #[test]
+    fn hints_of_failed_steps_name_the_environment() {
+        let again = RerunFlags { file: Some("shop.yaml".to_owned()), ..RerunFlags::default() };
+        let scope =
+            Scope { platform: &clouds::Linked, again, name: "shop".parse().unwrap(), folder: "/srv/shop".into() };
+        let told = Mutex::new(Vec::new());
+        let keep = |event: Event| told.lock().unwrap().push(event.what);
+        let hint = Some("`textnlp-deploy plan --policy` prints the role".to_owned());
+        let resource = "main/db".parse().unwrap();
+        let what = EventKind::Failed { resource, verb: Verb::Create, because: "denied".to_owned(), hint };
+        completed_hints(&keep, &scope)(Event { at: Timestamp::UNIX_EPOCH, what });
+        let told = told.into_inner().unwrap();
+        let [EventKind::Failed { hint: Some(hint), .. }] = told.as_slice() else { panic!("{told:?}") };
+        assert_eq!(hint, "`textnlp-deploy plan --policy --file shop.yaml` prints the role");
     }
 }

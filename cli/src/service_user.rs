@@ -108,7 +108,8 @@ pub fn switch(session: &Session, name: &str, loaded: &Loaded, state: &Utf8Path) 
         command.env("TEXTNLP_STATE_DIR", root);
     }
     let Err(error) = run_in_own_session(command);
-    Err(anyhow::Error::new(error).context(format!("start again as the user `{name}`")).into())
+    let failure = Failure::from(anyhow::Error::new(error).context(format!("start again as the user `{name}`")));
+    Err(failure.hint(format!("run the command as `{name}`, in a folder that this user can enter")))
 }
 
 /// The variables of root that the command of the user gets: the user can read them in `/proc`. Beside those that this

@@ -14,10 +14,7 @@ use crate::table_view;
 /// `analytics …`.
 pub async fn analytics(session: &Session, command: &Analytics) -> Result<Success, Failure> {
     let (chosen, running) = session.load_running("usage analytics", session.quiet()).await?;
-    let failed = |failure: Failure| {
-        let hint = failure.hint.clone().or_else(|| Some(chosen.scope.command("status")));
-        Failure { code: "analytics", hint, ..failure }
-    };
+    let failed = |failure: Failure| Failure { code: "analytics", ..failure.or_hint(chosen.scope.command("status")) };
     let admin = Admin::of(&chosen, &running);
     let request = request(command);
     let mut answers = Vec::new();

@@ -30,6 +30,17 @@ struct Offer {
     cost: Result<Cost, Vec<Problem>>,
 }
 
+impl Offer {
+    /// Only those are ranked of which no price is missing: a missing one looks cheap. A refusal is no offer.
+    fn rank(&self) -> (u8, u64) {
+        match &self.cost {
+            Ok(cost) if cost.is_comparable() => (0, cost.known_micros),
+            Ok(_) => (1, 0),
+            Err(_) => (2, 0),
+        }
+    }
+}
+
 /// `plan --compare`.
 pub fn compare(session: &Session, typed: &[String], console: Console) -> Result<Success, Failure> {
     let global = &session.global;
@@ -47,12 +58,7 @@ pub fn compare(session: &Session, typed: &[String], console: Console) -> Result<
     let chosen = session.load(console)?;
     let offers = compared.iter().map(|compared| offer(session, &chosen, compared));
     let mut offers = offers.collect::<Result<Vec<_>, _>>()?;
-    // Only those are ranked of which no price is missing: a missing one looks cheap. A refusal is no offer.
-    offers.sort_by_key(|offer| match &offer.cost {
-        Ok(cost) if cost.is_comparable() => (0, cost.known_micros),
-        Ok(_) => (1, 0),
-        Err(_) => (2, 0),
-    });
+    offers.sort_by_key(Offer::rank);
     let budget = &chosen.loaded.environment.budget;
     let text = text(&offers, chosen.scope.name.as_str(), &budget.currency);
     let document = json!({
@@ -163,7 +169,7 @@ fn as_problem(problem: &environment::Problem) -> Problem {
 fn text(offers: &[Offer], name: &str, currency: &str) -> String {
     let mut rows = Vec::new();
     let (mut unpriced, mut refused, mut changed) = (String::new(), String::new(), String::new());
-    let mut unranked: Vec<&str> = Vec::new();
+    let mut unranked: Vec<String> = Vec::new();
     for Offer { provider, regions, changes, cost } in offers {
         let head =
             |what: &str, amount: String| vec![(*provider).to_owned(), regions.join(", "), what.to_owned(), amount];
@@ -176,10 +182,10 @@ fn text(offers: &[Offer], name: &str, currency: &str) -> String {
                     vec![String::new(), String::new(), service.to_owned(), plan_view::amount_text(part)]
                 }));
                 if !cost.is_comparable() {
-                    unranked.push(*provider);
+                    unranked.push(format!("{provider} ({})", regions.join(", ")));
                 }
                 for (reason, count) in cost.unknown_reasons() {
-                    let times = if count > 1 { format!(", {}", counted(count, "resource")) } else { String::new() };
+                    let times = if count > 1 { format!(", {}", counted(count, "amount")) } else { String::new() };
                     let _ = write!(unpriced, "\n  {provider}: {reason}{times}");
                 }
                 for site in cost.unpriced_hosts() {
@@ -203,9 +209,12 @@ fn text(offers: &[Offer], name: &str, currency: &str) -> String {
     let columns = ["provider", "region", "service", &format!("{currency} a month")].map(str::to_owned).to_vec();
     let mut text = format!(
         "Cost of {name} by list prices, {}",
-        match unranked.as_slice() {
-            [] => "the cheapest first".to_owned(),
-            all => format!("not ranked where prices are missing: {}", all.join(", ")),
+        match (unranked.is_empty(), offers.iter().any(|offer| offer.rank().0 == 0)) {
+            (true, _) => "the cheapest first".to_owned(),
+            (false, true) => {
+                format!("the cheapest first; not ranked where prices are missing: {}", unranked.join(", "))
+            }
+            (false, false) => format!("not ranked where prices are missing: {}", unranked.join(", ")),
         }
     );
     text += &table_view::lines(&Table { title: "", columns, rows });
@@ -225,4 +234,54 @@ fn document(offer: &Offer) -> Value {
         "ranked": cost.as_ref().is_ok_and(Cost::is_comparable),
         "refused": plan_view::problems(refused),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use textnlp_provider::{CostLine, ResourceId};
+
+    use super::*;
+
+    fn offer(provider: &'static str, region: &str, known_micros: u64, lines: &[CostLine]) -> Offer {
+        let id: ResourceId = "main/server".parse().unwrap();
+        let cost = Cost {
+            lines: lines.iter().map(|line| (id.clone(), line.clone())).collect(),
+            currency: "USD".to_owned(),
+            known_micros,
+            machines: BTreeMap::new(),
+            unknown: if lines.is_empty() { BTreeSet::new() } else { [id.clone()].into() },
+            recorded_micros: None,
+        };
+        Offer { provider, regions: vec![region.to_owned()], changes: Vec::new(), cost: Ok(cost) }
+    }
+
+    #[test]
+    fn cheapest_is_first_and_what_lacks_a_price_is_not_ranked() {
+        let unpriced = CostLine::unpriced("VMs", "3 machines", "no price is recorded");
+        let refused = Offer { cost: Err(Vec::new()), ..offer("local", "local", 0, &[]) };
+        let mut offers = vec![
+            refused,
+            offer("aws", "us-east-1", 1_000_000, std::slice::from_ref(&unpriced)),
+            offer("gcp", "us-central1", 9_000_000, &[]),
+            offer("azure", "eastus", 5_000_000, &[]),
+            offer("aws", "sa-east-1", 2_000_000, &[unpriced]),
+        ];
+        offers.sort_by_key(Offer::rank);
+        let order: Vec<&str> = offers.iter().map(|offer| offer.provider).collect();
+        assert_eq!(order, ["azure", "gcp", "aws", "aws", "local"]);
+        let first = |offers: &[Offer]| text(offers, "shop", "USD").lines().next().unwrap_or_default().to_owned();
+        let missing = "not ranked where prices are missing: aws (us-east-1), aws (sa-east-1)";
+        assert_eq!(first(&offers), format!("Cost of shop by list prices, the cheapest first; {missing}"));
+        assert_eq!(first(&offers[2..4]), format!("Cost of shop by list prices, {missing}"));
+        assert_eq!(first(&offers[..2]), "Cost of shop by list prices, the cheapest first");
+    }
+
+    #[test]
+    fn amounts_of_one_resource_with_the_same_reason_are_counted_as_amounts() {
+        let stored = || CostLine::unknown("Storage", "stored models", "by use");
+        let said = text(&[offer("gcp", "us-central1", 1_000_000, &[stored(), stored()])], "shop", "USD");
+        assert!(said.contains("gcp: Storage: by use, 2 amounts") && !said.contains("resource"), "{said}");
+    }
 }

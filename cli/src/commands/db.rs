@@ -144,8 +144,7 @@ async fn run(
     let mut row = done.map_err(|failure| {
         // The server program refuses it; the command itself is right.
         let exit = if failure.exit == Exit::Usage { Exit::Refused } else { failure.exit };
-        let hint = failure.hint.or_else(|| Some(deployment.chosen.scope.command("status")));
-        Failure { exit, code: "database", hint, ..failure }
+        Failure { exit, code: "database", ..failure.or_hint(deployment.chosen.scope.command("status")) }
     })?;
     if let Some(process) = place {
         row["site"] = json!(process.site);

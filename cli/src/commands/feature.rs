@@ -12,10 +12,7 @@ use crate::args::{Feature, FeatureState};
 /// `feature …`.
 pub async fn feature(session: &Session, command: &Feature, console: Console) -> Result<Success, Failure> {
     let (chosen, running) = session.load_running("feature flags", session.quiet()).await?;
-    let failed = |failure: Failure| {
-        let hint = failure.hint.clone().or_else(|| Some(chosen.scope.command("status")));
-        Failure { code: "feature", hint, ..failure }
-    };
+    let failed = |failure: Failure| Failure { code: "feature", ..failure.or_hint(chosen.scope.command("status")) };
     let admin = Admin::of(&chosen, &running);
     let mut request = request(command);
     request["operator"] = json!(admin.operator());

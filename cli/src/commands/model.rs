@@ -295,8 +295,8 @@ async fn bench(
     // More threads than cores wait for one another, many of them for minutes.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if threads as usize > cores {
-        let error =
-            anyhow::anyhow!("this process may use {cores} CPU cores, and {threads} compute threads need as many");
+        let may_use = counted(cores, "CPU core");
+        let error = anyhow::anyhow!("this process may use {may_use}, and {threads} compute threads need as many");
         return Err(Failure::usage("too_many_threads", error).hint(format!("set --threads to {cores} or less")));
     }
     let summary = look(session, source, format).await?;

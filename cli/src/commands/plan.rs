@@ -64,7 +64,7 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
         })
         .map_err(|e| run_failed(e, purpose, &deployment.chosen.scope))?;
     let plan = audited.plan();
-    unreadable_models(plan, &facts).await?;
+    unreadable_models(plan, &facts, &deployment.chosen.scope).await?;
     let reaches = impact(plan, &facts);
     let (estimate, swept) = (estimate(plan, &facts), swept(plan, &facts));
     let cost = Cost::after(plan, &facts, &environment.budget);
@@ -74,13 +74,13 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     };
     let policies = policies(plan, &facts);
     if args.policy {
-        let document = plan_view::document(plan, &facts, &cost);
+        let document = plan_view::document(plan, &facts, &cost, &deployment.chosen.scope);
         for Policy { site, document } in &policies {
             document.notes.iter().for_each(|note| console.warn(format!("policy of site {site}: {note}")));
         }
         return policy(&policies, args.policy_folder.as_deref(), document, &deployment.chosen.scope);
     }
-    let mut text = plan_view::text(plan);
+    let mut text = plan_view::text(plan, &deployment.chosen.scope);
     if args.no_refresh {
         text.push_str("\nThe sites were not read (--no-refresh): changes since the last `up` are not in this plan");
     }
@@ -134,7 +134,7 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
         save(session, file, plan)?;
         let _ = write!(text, "\nSaved as {file}");
     }
-    let mut document = plan_view::document(plan, &facts, &cost);
+    let mut document = plan_view::document(plan, &facts, &cost, &deployment.chosen.scope);
     let (refused, warned): (Vec<_>, Vec<_>) = found.into_iter().partition(|problem| !problem.warning);
     for (member, more) in [("refusals", refused), ("warnings", warned)] {
         if let Some(all) = document[member].as_array_mut() {
@@ -199,7 +199,7 @@ fn policy_file(folder: &Utf8Path, policy: &Policy) -> Result<Utf8PathBuf, Failur
 }
 
 /// Rejects a model file that is missing or invalid, as `up` does.
-async fn unreadable_models(plan: &Steps, facts: &Facts) -> Result<(), Failure> {
+async fn unreadable_models(plan: &Steps, facts: &Facts, scope: &Scope) -> Result<(), Failure> {
     let mut problems = Vec::new();
     for step in &plan.steps {
         let Node::Call(Call::Create { wanted, .. } | Call::Update { wanted, .. }) = &step.node else { continue };
@@ -210,6 +210,7 @@ async fn unreadable_models(plan: &Steps, facts: &Facts) -> Result<(), Failure> {
         let found = site.provider.preflight(&[(**wanted).clone()]).await?;
         problems.extend(found.into_iter().filter(|problem| !problem.warning && problem.place == wanted.id.as_str()));
     }
+    problems.iter_mut().for_each(|problem| problem.fix = scope.complete(&problem.fix));
     match problems.is_empty() {
         true => Ok(()),
         false => Err(preflight_failure("plan", "preflight", Exit::Failed, &problems)),

@@ -164,10 +164,8 @@ pub async fn rotate(
         .map_err(|failure| failure.hint("add --no-gate"))?;
     let (deployment, targets) = request(session, is_wanted, says, rotation, first, console).await?;
     let args = Up { no_gate, ..Up::default() };
-    let went_up = up::up(session, &args, console).await.map_err(|failure| match failure.hint {
-        Some(_) => failure,
-        None => failure.hint(format!("the next `up` finishes the rotation: {}", deployment.chosen.scope.command("up"))),
-    });
+    let went_up = up::up(session, &args, console).await;
+    let went_up = went_up.map_err(|failure| finished_by(&deployment.chosen.scope.command("up"), failure));
     let left = match deployment.state().await {
         Ok(state) => rotation::pending(&state, &targets),
         Err(failure) => return Err(went_up.err().unwrap_or(failure)),
@@ -184,6 +182,19 @@ pub async fn rotate(
     done.text = format!("Replaced {says}: {}\n{}", rotated.join(", "), done.text);
     done.document.insert("rotated".to_owned(), json!(rotated));
     Ok(done)
+}
+
+/// The failure of a rotation, whose hint says what finishes it.
+fn finished_by(up: &str, failure: Failure) -> Failure {
+    let finishes = format!("the next `up` finishes the rotation: {up}");
+    match &failure.hint {
+        Some(hint) if hint.contains(up) => failure,
+        Some(hint) => {
+            let both = format!("{hint}\n{finishes}");
+            failure.hint(both)
+        }
+        None => failure.hint(finishes),
+    }
 }
 
 /// Records in the journal that the next `up` replaces these resources.
@@ -249,4 +260,24 @@ async fn record(session: &Session, what: RotatedSecret, immediately: bool) -> Re
     let running = running::running(&chosen.scope).await?;
     let admin = Admin::of(&chosen, &running);
     admin.rotated(name_of(what), immediately).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error, ErrorKind};
+
+    use super::*;
+
+    #[test]
+    fn rotation_that_failed_says_what_finishes_it() {
+        const UP: &str = "textnlp-deploy up --env shop";
+        let failure = |kind: ErrorKind| Failure::from(anyhow::Error::new(Error::from(kind)));
+        let finishes = format!("the next `up` finishes the rotation: {UP}");
+        assert_eq!(finished_by(UP, failure(ErrorKind::ConnectionRefused)).hint.as_deref(), Some(finishes.as_str()));
+        let full = finished_by(UP, failure(ErrorKind::StorageFull)).hint.unwrap();
+        assert!(full.starts_with("free some space") && full.ends_with(&finishes), "{full}");
+        let again = format!("then run again: {UP} --set scaling.min=2");
+        let named = finished_by(UP, failure(ErrorKind::StorageFull).hint(again.clone()));
+        assert_eq!(named.hint, Some(again), "it is named once");
+    }
 }

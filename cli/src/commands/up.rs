@@ -19,6 +19,7 @@ use super::{gate, reach};
 use crate::args::Up;
 use crate::deployment::{self, Deployment, run_failed};
 use crate::plan_view;
+use crate::progress::completed_hints;
 use crate::rerun_flags;
 use crate::signals;
 use crate::stores;
@@ -159,7 +160,7 @@ pub async fn go(
     }
     let mut agree = |plan: &Plan, facts: &Facts| {
         let cost = Cost::after(plan, facts, &loaded.environment.budget);
-        progress.line(plan_view::text(plan) + &plan_view::costs(&cost, plan.purpose));
+        progress.line(plan_view::text(plan, scope) + &plan_view::costs(&cost, plan.purpose));
         let agreed = yes || progress.paused(|| console.confirm("Make these changes?"));
         if agreed {
             remember(plan.purpose);
@@ -167,7 +168,8 @@ pub async fn go(
         agreed
     };
     stores::remember(&stores::StateLocation::of(&loaded.environment)?, &scope.folder)?;
-    let road = Run { gates, ..deployment.run(&progress) };
+    let events = completed_hints(&progress, scope);
+    let road = Run { gates, ..deployment.run(&events) };
     let arrived = match saved {
         Some(plan) => {
             remember(plan.purpose);
@@ -183,7 +185,7 @@ pub async fn go(
     // A plan without changes needs no approval, so it was not printed yet.
     if let Some(plan) = arrival.plan.as_ref().filter(|p| !p.has_changes()) {
         remember_flags(plan.purpose);
-        console.say(plan_view::text(plan));
+        console.say(plan_view::text(plan, scope));
     }
     Ok(arrival)
 }

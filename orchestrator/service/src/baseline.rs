@@ -251,13 +251,21 @@ fn comparable(cost: &Cost) -> Result<Comparable, String> {
 }
 
 /// By how many percent the cost is below the baseline, rounded down, and what was compared. What is not known must not
-/// have been known before.
+/// have been known before, and what is known now must not count against a baseline that lacks it.
 pub fn reduction(before: &RecordedCost, now: &Comparable) -> Result<(f64, String), String> {
     if before.currency != now.currency {
         return Err(format!("the baseline is in {}, and `budget.currency` is {}", before.currency, now.currency));
     }
     if let Some(new) = now.unknown.difference(&before.unknown).next() {
         return Err(format!("an amount is not known that the baseline does not lack: {new}"));
+    }
+    // What was removed is in neither sum, and its service does not cost more.
+    let is_known_now = |lacked: &&String| {
+        let service = lacked.split_once(": ").map_or(lacked.as_str(), |(service, _)| service);
+        now.services.get(service) > before.services.get(service)
+    };
+    if let Some(old) = before.unknown.difference(&now.unknown).find(is_known_now) {
+        return Err(format!("an amount was not known in the baseline, record it again: {old}"));
     }
     if before.known_micros == 0 {
         return Err("the baseline has no known amount".to_owned());
@@ -462,6 +470,10 @@ mod tests {
         assert!(percent == 50.0 && note.contains("not compared: S3: by the stored data"), "{note}");
         let why = reduction(&before, &cost(500, &["EC2: no price"])).unwrap_err();
         assert!(why.ends_with("EC2: no price"), "{why}");
+        let with_s3 = |known: u64| Comparable { services: [("S3".to_owned(), known)].into(), ..cost(500, &[]) };
+        let why = reduction(&before, &with_s3(100)).unwrap_err();
+        assert!(why.contains("record it again") && why.ends_with("S3: by the stored data"), "{why}");
+        assert_eq!(reduction(&before, &cost(500, &[])).unwrap().0, 50.0, "the bucket was removed");
         let euros = Comparable { currency: "EUR".to_owned(), ..cost(1, &[]) };
         assert!(reduction(&before, &euros).unwrap_err().contains("the baseline is in USD"));
         assert!(reduction(&cost(0, &[]).record(origin()), &cost(0, &[])).is_err());

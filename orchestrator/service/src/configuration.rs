@@ -156,7 +156,10 @@ pub(crate) async fn git(folder: &Utf8Path, arguments: &[&str]) -> Result<(ExitSt
     git.args(["-c", "log.showSignature=false", "-C", folder.as_str()]).args(arguments);
     git.env("GIT_TERMINAL_PROMPT", "0").env("LC_ALL", "C");
     git.env("GIT_ALLOW_PROTOCOL", "none").env("GIT_NO_LAZY_FETCH", "1");
-    let ended = finished(git, GIT_TIMEOUT).await.context("start git, which has to be installed")?;
+    let ended = finished(git, GIT_TIMEOUT).await.map_err(|error| {
+        Failure::from(anyhow::Error::new(error).context("start git"))
+            .hint("install git, and run the same command again")
+    })?;
     Ok(ended.with_context(|| format!("git took longer than {} s", GIT_TIMEOUT.as_secs()))?)
 }
 

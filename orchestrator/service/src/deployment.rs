@@ -228,7 +228,8 @@ impl Selection {
         let account = self.chosen.scope.platform.account_of(&self.chosen.loaded.environment, site, provider).await;
         account.map_err(|error| {
             // A missing file is reported before any request.
-            let hint = error.downcast_ref::<textnlp_provider::Error>().and_then(|error| error.hint.clone());
+            let hint = error.downcast_ref::<textnlp_provider::Error>().and_then(|error| error.hint.as_deref());
+            let hint = hint.map(|hint| self.chosen.scope.complete(hint));
             let failure = Failure::usage("no_way_in", error.context(format!("site {} cannot be reached", site.name)));
             failure.hinted(hint)
         })

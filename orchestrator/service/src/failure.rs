@@ -78,6 +78,18 @@ impl Failure {
         Self { hint: hint.or(self.hint), ..self }
     }
 
+    /// Sets the hint, unless the failed operation did. That of an error of the file system follows it.
+    #[must_use]
+    pub fn or_hint(self, hint: impl Into<String>) -> Self {
+        let (hint, of_file) = (hint.into(), file_hint(&self.error));
+        let hint = match self.hint.as_deref() {
+            None => hint,
+            Some(own) if Some(own) == of_file => format!("{hint}\n{own}"),
+            Some(_) => return self,
+        };
+        self.hint(hint)
+    }
+
     /// Sets the resource.
     #[must_use]
     pub fn resource(mut self, resource: impl Into<String>) -> Self {
@@ -249,5 +261,10 @@ mod tests {
         assert_eq!(denied().hint("sign in").hint.as_deref(), Some("sign in"));
         assert_eq!(denied().hinted(Some("sign in".to_owned())).hint.as_deref(), Some("sign in"));
         assert_eq!(denied().hinted(None).hint, denied().hint);
+        let status = "textnlp-deploy status --env shop";
+        assert_eq!(denied().or_hint(status).hint, denied().hint.map(|file| format!("{status}\n{file}")));
+        assert_eq!(denied().hint("sign in").or_hint(status).hint.as_deref(), Some("sign in"));
+        let other = Failure::new(Exit::Failed, "failed", io::Error::from(ErrorKind::ConnectionRefused));
+        assert_eq!(other.or_hint(status).hint.as_deref(), Some(status));
     }
 }

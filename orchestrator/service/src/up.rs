@@ -119,7 +119,7 @@ pub fn incomplete(ended: &RunOutcome, verb: &str, scope: &Scope) -> Failure {
     }
     let Some(first) = failed.first() else {
         let waiting: Vec<_> = open.iter().map(|o| format!("{}: {}", o.resource, o.because)).collect();
-        let blocked = ended.plan.iter().flat_map(blocked);
+        let blocked = ended.plan.iter().flat_map(|plan| blocked(plan, scope));
         let blocked = blocked.map(|(names, because)| format!("{names}: {because}"));
         let lines: Vec<_> = waiting.into_iter().chain(blocked).collect();
         let error =
@@ -145,8 +145,8 @@ pub fn incomplete(ended: &RunOutcome, verb: &str, scope: &Scope) -> Failure {
 }
 
 /// The blocked resources and the reasons. Many resources of one site with the same reason, such as an unreachable site,
-/// are listed together.
-pub fn blocked(plan: &Plan) -> Vec<(String, &str)> {
+/// are listed together. A reason may have a provider's hint.
+pub fn blocked(plan: &Plan, scope: &Scope) -> Vec<(String, String)> {
     const TOGETHER: usize = 4;
     let mut reasons: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
     for blocked in &plan.blocked {
@@ -155,9 +155,10 @@ pub fn blocked(plan: &Plan) -> Vec<(String, &str)> {
     }
     let mut lines = Vec::new();
     for ((site, because), names) in reasons {
+        let because = scope.complete(because);
         match names.len() {
             count if count >= TOGETHER => lines.push((format!("{count} resources of site {site}"), because)),
-            _ => lines.extend(names.into_iter().map(|name| (name.to_owned(), because))),
+            _ => lines.extend(names.into_iter().map(|name| (name.to_owned(), because.clone()))),
         }
     }
     lines

@@ -212,7 +212,7 @@ impl Tally {
             latencies.sort_by(f32::total_cmp);
             second.p50_ms = quantile(latencies, 0.50);
             second.p95_ms = quantile(latencies, 0.95);
-            if Duration::from_secs(u64::from(second.second)) < end {
+            if Duration::from_secs(u64::from(second.second) + 1) <= end {
                 each_second(second);
             }
             self.reported += 1;

@@ -186,7 +186,7 @@ impl Cost {
         reasons
     }
 
-    /// What the plan has in a known quantity, and no price of it is recorded: each with its service.
+    /// What the plan has in a known quantity, without a price in the currency of the sums: each with its service.
     pub fn unpriced(&self) -> BTreeSet<String> {
         let lines = self.lines.iter().filter(|(_, line)| matches!(line.charge, Charge::Unpriced(_)));
         lines.map(|(_, line)| format!("{} ({})", line.what, line.service)).collect()

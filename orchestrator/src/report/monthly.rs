@@ -377,7 +377,7 @@ pub fn cost(inputs: &CostInputs<'_>) -> TableReport {
     });
     let unknown = Table {
         title: "Unknown amounts",
-        columns: names(&["service and reason", "resources"]),
+        columns: names(&["service and reason", "amounts"]),
         rows: cost.unknown_reasons().into_iter().map(|(why, count)| vec![why, count.to_string()]).collect(),
     };
     let mut tables = vec![

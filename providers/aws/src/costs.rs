@@ -82,7 +82,6 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
         "aws.topic" => vec![by_use(Service::Sns, "sns/messages", region, "messages to receivers")],
         "aws.flow-log" => vec![by_use(Service::Logs, "logs/vended", region, "entries of the flow log")],
         "aws.log-group" => vec![by_use(Service::Logs, "logs/ingestion", region, "log entries")],
-        "aws.endpoint" => vec![CostLine::included(Service::SageMaker.title(), "the instances of its configuration")],
         "aws.endpoint-config" => variants(spec, region),
         "aws.scaling-target" => {
             let what = format!(
@@ -124,7 +123,7 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
             vec![priced(Service::ElastiCache, &cache(text("engine"), class), region, what, nodes)]
         }
         "aws.dns-record" if spec.get("alias").is_some_and(|alias| alias.is_object()) => {
-            vec![CostLine::included(Service::Route53.title(), "queries for an alias of a load balancer")]
+            vec![one(Service::Route53, "route53/alias-queries", "queries for an alias of a load balancer")]
         }
         "aws.dns-record" => vec![by_use(Service::Route53, "route53/queries", region, "DNS queries")],
         // Each option costs more: HTTPS, and an interval of ten seconds.
@@ -200,7 +199,7 @@ fn nodes(spec: &Spec, region: &str) -> Vec<CostLine> {
     let (desired, most) = (count("desired"), count("max"));
     let types = list("instance_types");
     let Some(first) = types.first() else {
-        return vec![CostLine::unknown(Service::Ec2.title(), "machines", "the plan names no instance type")];
+        return vec![CostLine::unpriced(Service::Ec2.title(), "machines", "the plan names no instance type")];
     };
     let more = if most > desired { format!(", up to {most}") } else { String::new() };
     let gpus = machines::machine(first).map(|machine| machine.gpus).filter(|gpus| *gpus > 0);
@@ -231,7 +230,7 @@ fn variants(spec: &Spec, region: &str) -> Vec<CostLine> {
     });
     let lines: Vec<_> = lines.collect();
     if lines.is_empty() {
-        return vec![CostLine::unknown(Service::SageMaker.title(), "instances", "the plan names no variant")];
+        return vec![CostLine::unpriced(Service::SageMaker.title(), "instances", "the plan names no variant")];
     }
     lines
 }
@@ -276,7 +275,7 @@ mod tests {
         assert_eq!(monthly("aws.budget", json!({})), (0, 0));
         let check = |name: serde_json::Value| monthly("aws.health-check", json!({ "name": name }));
         assert_eq!((check(json!(null)), check(json!("text.example.com"))), ((500_000, 1), (750_000, 1)));
-        assert_eq!(monthly("aws.dns-record", json!({ "alias": { "name": { "$output": "a/b#address" } } })), (0, 1));
+        assert_eq!(monthly("aws.dns-record", json!({ "alias": { "name": { "$output": "a/b#address" } } })), (0, 0));
         assert_eq!(monthly("aws.bucket", json!({ "replication": null })), (0, 3));
         assert_eq!(monthly("aws.bucket", json!({ "replication": { "metrics": true } })), (0, 4));
         let server = json!({ "class": "db.t4g.medium", "storage_type": "gp3", "storage_gb": 20 });
@@ -321,7 +320,23 @@ mod tests {
     }
 
     #[test]
+    fn no_object_of_aws_is_priced_by_a_machine_of_the_site() {
+        // The price of a machine is a setting of the environment, which AWS's objects do not need.
+        let alias = json!({ "alias": { "name": { "$output": "a/b#address" } } });
+        let lines = costs(&"aws.dns-record".parse().unwrap(), &Spec::of(&alias), "sa-east-1").unwrap();
+        assert!(lines.iter().all(|line| matches!(line.charge, Charge::Priced { .. })), "{lines:?}");
+        let kinds = crate::table::rows().map(|row| &row.kind);
+        let included = kinds.filter(|kind| kind.pricing == textnlp_provider::Pricing::Included);
+        assert_eq!(included.map(|kind| kind.name).collect::<Vec<_>>(), [""; 0]);
+    }
+
+    #[test]
     fn unknown_prices_are_unknown() {
+        // What is in the plan without a type must not look cheap.
+        for (kind, spec) in [("aws.eks-node-group", json!({})), ("aws.endpoint-config", json!({ "variants": [] }))] {
+            let lines = costs(&kind.parse().unwrap(), &Spec::of(&spec), "us-east-1").unwrap();
+            assert!(matches!(&lines[..], [CostLine { charge: Charge::Unpriced(_), .. }]), "{lines:?}");
+        }
         let (known, unknown) =
             monthly("aws.db-instance", json!({ "class": "db.x99.huge", "storage_type": "gp9", "storage_gb": 10 }));
         assert_eq!((known, unknown), (0, 3));

@@ -119,7 +119,8 @@ pub enum Charge {
     },
     /// A part of the host's cost: see [`Pricing::Included`].
     Included,
-    /// The quantity is known, and no price of it is recorded: `no price of ec2/g5.xlarge in eu-west-3 is recorded`.
+    /// The quantity is known, and no price of it in the wanted currency is recorded: `no price of ec2/g5.xlarge in eu-west-3 is
+    /// recorded`.
     Unpriced(String),
     /// The quantity is not known, and why: `by the transferred data`.
     Unknown(String),
@@ -131,7 +132,7 @@ impl CostLine {
         Self { service: service.into(), what: what.into(), charge: Charge::Unknown(why.into()) }
     }
 
-    /// A line of a known quantity without a recorded price.
+    /// A line of a known quantity without a price.
     pub fn unpriced(service: impl Into<String>, what: impl Into<String>, why: impl Into<String>) -> Self {
         Self { service: service.into(), what: what.into(), charge: Charge::Unpriced(why.into()) }
     }

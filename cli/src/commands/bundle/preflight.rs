@@ -79,6 +79,8 @@ async fn of_environment(
     if of_root {
         problems.iter_mut().for_each(|problem| problem.fix = problem.fix.replace("--state-dir", "--root"));
     }
+    // After it: these commands have a `--state-dir` and no `--root`.
+    problems.iter_mut().for_each(|problem| problem.fix = deployment.chosen.scope.complete(&problem.fix));
     Ok(problems)
 }
 

@@ -23,12 +23,18 @@ pub struct Run<'a> {
     pub no_gate: bool,
 }
 
+/// The program is a part of the installed content.
+fn not_started(program: &Utf8Path, error: std::io::Error) -> Failure {
+    let hint = "install the bundle again, which repairs the content, in a folder whose programs may be run";
+    Failure::from(anyhow::Error::new(error).context(format!("start {program}"))).hint(hint)
+}
+
 /// Locks the installed release and rolls it out, with the installed program, which knows its own formats. Returns the
 /// document of `up`.
 pub async fn up(session: &Session, run: &Run<'_>, console: Console) -> Result<Value, Failure> {
     let program = run.root.join("current").join(recipe::program_path(&platform()));
     let released = own(&program, session, run).args(["release", "set", "--quiet", "--output", "json"]).output().await;
-    let released = released.with_context(|| format!("start {program}"))?;
+    let released = released.map_err(|error| not_started(&program, error))?;
     if !released.status.success() {
         return Err(passed_on(released.status.code(), &released.stdout, "release"));
     }
@@ -46,7 +52,7 @@ pub async fn up(session: &Session, run: &Run<'_>, console: Console) -> Result<Va
     let text = session.global.output == Output::Text;
     command.args(["--output", if text { "text" } else { "json" }]);
     command.stdin(Stdio::inherit()).stdout(if text { Stdio::inherit() } else { Stdio::piped() });
-    let child = command.spawn().with_context(|| format!("start {program}"))?;
+    let child = command.spawn().map_err(|error| not_started(&program, error))?;
     let pid = child.id();
     let stop = signals::stop(console);
     let ended = child.wait_with_output();
@@ -101,4 +107,15 @@ fn own(program: &Utf8Path, session: &Session, run: &Run<'_>) -> Command {
     // exits.
     unsafe { command.pre_exec(die_together) };
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn program_that_is_missing_is_not_a_path_to_check() {
+        let missing = not_started(Utf8Path::new("/srv/site/bin"), std::io::ErrorKind::NotFound.into());
+        assert!(missing.hint.is_some_and(|hint| hint.starts_with("install the bundle again")));
+    }
 }

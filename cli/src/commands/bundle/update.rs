@@ -150,13 +150,7 @@ async fn rollback(
     let root = absolute(session, &root.root);
     let (installation, before) = site::installed(&root)?;
     site::wanted_state(&root, requested_state(session).as_deref())?;
-    installation.rollback().map_err(|error| {
-        let mut failure = failed(error);
-        let hint =
-            || "install another bundle, or apply an update: what runs before it is kept for a rollback".to_owned();
-        failure.hint.get_or_insert_with(hint);
-        failure
-    })?;
+    installation.rollback().map_err(not_rolled_back)?;
     let (_, now) = site::installed(&root)?;
     let mut document = json!({ "root": root, "before": before.content, "digest": now.content });
     let rolled = roll(session, &installation, &now, no_up, no_gate, console).await;
@@ -169,6 +163,16 @@ async fn rollback(
         ),
         document,
     ))
+}
+
+/// Why an installed site is not rolled back. Where it has no earlier version, another bundle is the next step.
+fn not_rolled_back(error: textnlp_bundle::Error) -> Failure {
+    let is_first = matches!(error, textnlp_bundle::Error::Site { .. });
+    let failure = failed(error);
+    match is_first {
+        true => failure.hint("install another bundle, or apply an update: what runs before it is kept for a rollback"),
+        false => failure,
+    }
 }
 
 /// Sets up the current content and rolls it out to all of its environments that run here.
@@ -223,4 +227,23 @@ fn unzip(file: &Utf8Path, models: &Utf8Path) -> Result<Success, Failure> {
 fn older(error: legacy::Error) -> Failure {
     let hint = error.hint();
     Failure::new(Exit::Failed, "update", error).hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error as IoError, ErrorKind};
+
+    use textnlp_bundle::Error;
+
+    use super::*;
+
+    #[test]
+    fn only_a_site_without_an_earlier_version_needs_another_bundle() {
+        let root = Utf8PathBuf::from("/srv/site");
+        let first = not_rolled_back(Error::Site { root: root.clone(), why: "nothing was installed before".to_owned() });
+        assert!(first.hint.is_some_and(|hint| hint.starts_with("install another bundle")));
+        let source = IoError::from(ErrorKind::PermissionDenied);
+        let denied = not_rolled_back(Error::Io { action: "link", path: root, source });
+        assert!(denied.hint.is_some_and(|hint| hint.contains("that you may read and write")));
+    }
 }

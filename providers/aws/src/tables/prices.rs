@@ -237,6 +237,10 @@ const ALARMS: Source = (infracost!("cloudwatch_metric_alarm"), DAY_2024_07);
 const DASHBOARDS: Source = (infracost!("cloudwatch_dashboard"), DAY_2024_07);
 const LOGS: Source = (infracost!("cloudwatch_log_group"), DAY_2024_07);
 const ZONES: Source = (infracost!("route53_zone"), DAY_2024_07);
+const ALIASES: Source = (
+    "https://docs.aws.amazon.com/Route53/latest/DeveloperGuide/resource-record-sets-choosing-alias-non-alias.html",
+    date(2026, 11, 29),
+);
 const HEALTH_CHECKS: Source = (infracost!("route53_health_check"), DAY_2024_07);
 const DATABASES: Source = (infracost!("db_instance"), date(2026, 5, 3));
 /// The same in all regions.
@@ -307,6 +311,8 @@ const ROWS: &[Row] = &[
     anywhere("eks/cluster/extended-support", 600_000, Hour, EKS),
     // Route 53 has no regions. The price is that of the first 25 zones.
     anywhere("route53/zone", 500_000, Month, ZONES),
+    // For load balancers and other objects in AWS.
+    anywhere("route53/alias-queries", 0, Month, ALIASES),
     // Endpoints in AWS, and others. Each option, such as HTTPS, costs more.
     anywhere("route53/health-check", 500_000, Month, HEALTH_CHECKS),
     anywhere("route53/health-check/outside", 750_000, Month, HEALTH_CHECKS),
@@ -428,7 +434,8 @@ mod tests {
             assert!(
                 price.source.starts_with("https://")
                     && price.currency == "USD"
-                    && (price.micros > 0 || ["vpc/gateway-endpoint", "budgets/budget"].contains(&price.key)),
+                    && (price.micros > 0
+                        || ["vpc/gateway-endpoint", "budgets/budget", "route53/alias-queries"].contains(&price.key)),
                 "{}",
                 price.key
             );

@@ -83,7 +83,6 @@ pub(crate) static ROWS: &[Row] = &[
                 only(Permission::on(PUT, "sagemaker:UpdateEndpoint"), ANY_CONFIG),
                 only(Permission::on(PUT, "sagemaker:UpdateEndpointWeightsAndCapacities"), ENDPOINT),
             ],
-            pricing: Pricing::Included,
             terraform: &[("aws_sagemaker_endpoint", "name")],
             typical: Some(MINUTE.saturating_mul(8)),
             ..kind("aws.endpoint", "an endpoint of SageMaker, which clients invoke", Identity::Named)
