@@ -235,7 +235,7 @@ mod tests {
         };
         let each = "4 vCPUs, 16384Mi of memory each";
         let always = format!("1 instance always running, {each} (always)");
-        assert_eq!(shown(1, 1, None), [always.clone()]);
+        assert_eq!(shown(1, 1, None), std::slice::from_ref(&always));
         assert_eq!(shown(1, 3, None), [always, format!("more instances, {each} (by use)")]);
         assert_eq!(shown(0, 1, None), [format!("instances, {each} (by use)")]);
         let gpu = &shown(2, 2, Some("nvidia-l4"))[0];
