@@ -15,7 +15,7 @@ const CHAT: &str = "/v1/chat/completions";
 /// A conversation of this name, at its n-th question.
 fn chat(name: &str, questions: usize) -> String {
     let message = |at: usize| {
-        let role = if at % 2 == 0 { "user" } else { "assistant" };
+        let role = if at.is_multiple_of(2) { "user" } else { "assistant" };
         json!({ "role": role, "content": format!("{name} {at}") })
     };
     let messages: Vec<_> = (0..2 * questions - 1).map(message).collect();
