@@ -38,6 +38,7 @@ const UPLOAD_MAX_SECONDS: i64 = 7 * 86_400;
 
 const DENIED: &str = "grant them permission to list, read, write and delete objects under this prefix, or correct the file of `backup.credentials`";
 const NO_BUCKET: &str = "create the bucket or container first, or correct its name in `backup.destination`";
+const NOT_THERE: &str = "give the address of a backup that `backup list` prints";
 const NO_CREDENTIALS: &str = "write the variables with credentials into a file, and `backup.credentials: secret:file:/PATH`; or run on a machine with a role";
 const NO_CONDITIONS: &str = "use a store with conditional writes, or a folder as `backup.destination`";
 const UNREACHABLE: &str =
@@ -157,6 +158,7 @@ impl Bucket {
             // A list that is denied has no error of its own.
             _ if has(&["401 Unauthorized", "403 Forbidden"]) => DENIED,
             E::NotFound { .. } if name.is_empty() => NO_BUCKET,
+            E::NotFound { .. } => NOT_THERE,
             _ => UNREACHABLE,
         };
         let path = if name.is_empty() { self.at.clone() } else { self.at.join(name) };
