@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
@@ -196,7 +196,7 @@ impl Place for Bucket {
         if bytes > part {
             wait(self.upload(&mut file, part, whole, name))?;
         } else if !wait(self.create(name, next(&mut file, part, whole)?))? {
-            return Err(Error::Taken { path: self.at.join(name) });
+            return Err(Error::io("name", self.at.join(name))(io::ErrorKind::AlreadyExists.into()));
         }
         remove(whole)
     }

@@ -82,7 +82,7 @@ pub enum Error {
         /// The file.
         member: String,
     },
-    /// A log segment or a backup exists with other content.
+    /// A log segment exists with other content.
     #[error("{path} already exists with other content")]
     Taken {
         /// Its path.

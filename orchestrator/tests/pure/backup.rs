@@ -1,17 +1,22 @@
 //! Copies: what comes out is what went in, and what is damaged, cut, foreign, hostile or sealed for somebody else is refused by name.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
-use futures::TryStreamExt;
+use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 use jiff::{SignedDuration, Timestamp};
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult,
+};
 use textnlp_orchestrator::backup::{
     BackupDirectory, BackupFacts, Bucket, Content, Decryptor, EncryptionKind, EncryptionMode, Error, Item, Key,
     Manifest, Recipient, StoredBackup, VerificationResult, opened, removable, unpack, write,
@@ -528,6 +533,78 @@ async fn pruning_a_bucket_removes_nothing_that_is_not_a_listed_backup() {
         assert!(all.iter().any(|one| one == other), "{other}: {all:?}");
     }
     assert_eq!(all.len(), 4 + 2, "the newest backup with its metadata stays: {all:?}");
+}
+
+/// A bucket whose retention keeps everything, and that takes no upload in parts.
+#[derive(Debug)]
+struct Retaining(InMemory);
+
+impl fmt::Display for Retaining {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Retaining")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Retaining {
+    async fn put_opts(&self, at: &Path, payload: PutPayload, opts: PutOptions) -> object_store::Result<PutResult> {
+        self.0.put_opts(at, payload, opts).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        _: &Path,
+        _: PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn MultipartUpload>> {
+        Err(object_store::Error::Generic { store: "test", source: "connection reset".into() })
+    }
+
+    async fn get_opts(&self, at: &Path, options: GetOptions) -> object_store::Result<GetResult> {
+        self.0.get_opts(at, options).await
+    }
+
+    fn delete_stream(
+        &self,
+        paths: BoxStream<'static, object_store::Result<Path>>,
+    ) -> BoxStream<'static, object_store::Result<Path>> {
+        let refused = |path: Path| {
+            let source = "retentionPolicyNotMet".into();
+            Err(object_store::Error::PermissionDenied { path: path.to_string(), source })
+        };
+        paths.map(move |path| path.and_then(refused)).boxed()
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        self.0.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<ListResult> {
+        self.0.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> object_store::Result<()> {
+        self.0.copy_opts(from, to, options).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retention_of_a_bucket_is_reported_and_a_failed_upload_is_no_backup() {
+    let (_dir, folder) = folder();
+    let store = Arc::new(Retaining(InMemory::new()));
+    let shelf = Bucket::new(store, "", "s3://backups", "a test").folder("staging").directory(&folder);
+    let at: Timestamp = "2026-11-20T12:00:00Z".parse().unwrap();
+    let kept = put(&shelf, at, b"kept").unwrap();
+    let retained = shelf.remove(std::slice::from_ref(&kept)).unwrap();
+    assert!(retained[&kept.file].contains("retentionPolicyNotMet"), "{retained:?}");
+    assert_eq!(shelf.list().unwrap(), std::slice::from_ref(&kept), "with its metadata");
+
+    let failed = put(&shelf, at, &vec![7; 17 << 20]).unwrap_err();
+    let said = format!("{failed}: {}", std::error::Error::source(&failed).unwrap());
+    assert!(said.contains("s3://backups/staging/backup_20261120-2.dump, signed in with a test"), "{said}");
+    assert!(said.contains("connection reset"), "{said}");
+    assert_eq!(shelf.list().unwrap(), [kept]);
+    let left: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, [".lock"]);
 }
 
 #[test]
