@@ -185,8 +185,23 @@ impl Place for Bucket {
         put.map(drop).map_err(|error| self.failed("write", name, error))
     }
 
+    /// Written twice: a store that ignores conditions would let one writer replace the backup of another.
     fn claim(&self, record: &str, bytes: &[u8]) -> Result<bool, Error> {
-        wait(self.create(record, bytes.to_vec()))
+        use object_store::Error as E;
+        wait(async {
+            if !self.create(record, bytes.to_vec()).await? {
+                return Ok(false);
+            }
+            let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+            match self.store.put_opts(&self.path(record), PutPayload::from(bytes.to_vec()), options).await {
+                Err(E::AlreadyExists { .. } | E::Precondition { .. }) => Ok(true),
+                Err(error) => Err(self.failed("write", record, error)),
+                Ok(_) => {
+                    let source = "it replaces an object that must not exist yet".into();
+                    Err(self.failed("write", record, E::NotSupported { source }))
+                }
+            }
+        })
     }
 
     fn publish(&self, whole: &Utf8Path, name: &str) -> Result<(), Error> {

@@ -14,7 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt,
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
     PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 use textnlp_orchestrator::backup::{
@@ -535,9 +535,12 @@ async fn pruning_a_bucket_removes_nothing_that_is_not_a_listed_backup() {
     assert_eq!(all.len(), 4 + 2, "the newest backup with its metadata stays: {all:?}");
 }
 
-/// A bucket whose retention keeps everything, and that takes no upload in parts.
+/// A bucket whose retention keeps everything, and that takes no upload in parts; a lax one ignores conditions.
 #[derive(Debug)]
-struct Retaining(InMemory);
+struct Retaining {
+    objects: InMemory,
+    lax: bool,
+}
 
 impl fmt::Display for Retaining {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -548,7 +551,8 @@ impl fmt::Display for Retaining {
 #[async_trait]
 impl ObjectStore for Retaining {
     async fn put_opts(&self, at: &Path, payload: PutPayload, opts: PutOptions) -> object_store::Result<PutResult> {
-        self.0.put_opts(at, payload, opts).await
+        let opts = if self.lax { PutOptions { mode: PutMode::Overwrite, ..opts } } else { opts };
+        self.objects.put_opts(at, payload, opts).await
     }
 
     async fn put_multipart_opts(
@@ -560,7 +564,7 @@ impl ObjectStore for Retaining {
     }
 
     async fn get_opts(&self, at: &Path, options: GetOptions) -> object_store::Result<GetResult> {
-        self.0.get_opts(at, options).await
+        self.objects.get_opts(at, options).await
     }
 
     fn delete_stream(
@@ -575,22 +579,22 @@ impl ObjectStore for Retaining {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
-        self.0.list(prefix)
+        self.objects.list(prefix)
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<ListResult> {
-        self.0.list_with_delimiter(prefix).await
+        self.objects.list_with_delimiter(prefix).await
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> object_store::Result<()> {
-        self.0.copy_opts(from, to, options).await
+        self.objects.copy_opts(from, to, options).await
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn retention_of_a_bucket_is_reported_and_a_failed_upload_is_no_backup() {
     let (_dir, folder) = folder();
-    let store = Arc::new(Retaining(InMemory::new()));
+    let store = Arc::new(Retaining { objects: InMemory::new(), lax: false });
     let shelf = Bucket::new(store, "", "s3://backups", "a test").folder("staging").directory(&folder);
     let at: Timestamp = "2026-11-20T12:00:00Z".parse().unwrap();
     let kept = put(&shelf, at, b"kept").unwrap();
@@ -603,6 +607,10 @@ async fn retention_of_a_bucket_is_reported_and_a_failed_upload_is_no_backup() {
     assert!(said.contains("s3://backups/staging/backup_20261120-2.dump, signed in with a test"), "{said}");
     assert!(said.contains("connection reset"), "{said}");
     assert_eq!(shelf.list().unwrap(), [kept]);
+
+    let lax = Arc::new(Retaining { objects: InMemory::new(), lax: true });
+    let refused = put(&Bucket::new(lax, "", "s3://lax", "a test").directory(&folder), at, b"x").unwrap_err();
+    assert!(refused.hint().contains("conditional writes"), "{refused:?}");
     let left: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, [".lock"]);
 }

@@ -46,8 +46,9 @@ pub fn newest(scope: &Scope, shelf: &BackupDirectory) -> Result<StoredBackup, Fa
     })
 }
 
-/// Verifies a backup and writes the result beside it, also after a failure. One in a bucket is first copied. Returns an error if the backup cannot be
-/// decrypted or this machine cannot run the verification. `signer` is by default the state's own key.
+/// Verifies a backup and writes the result beside it, also after a failure. One in a bucket is copied first. Returns an
+/// error if the backup cannot be decrypted or this machine cannot run the verification. `signer` is by default the state's
+/// own key.
 pub async fn verify_backup(
     platform: &'static dyn Platform,
     shelf: &BackupDirectory,
