@@ -354,7 +354,7 @@ fn backups_in_a_bucket_restore_a_deployment_and_are_pruned_there() {
     assert_eq!(restored["signer_verified"], true);
     let left = std::fs::read_dir(&other).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert_eq!(
-        left.filter(|name| name.starts_with('.')).collect::<Vec<_>>(),
+        left.filter(|name| name.starts_with(".fetch-")).collect::<Vec<_>>(),
         [""; 0],
         "the copy of the backup is removed"
     );
