@@ -133,7 +133,7 @@ impl Error {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Io { .. } => "fix the problem above, then run the command again; no incomplete backup is left",
-            Self::Bucket { hint, .. } => *hint,
+            Self::Bucket { hint, .. } => hint,
             Self::Foreign { .. } => "give a file that `backup create` made: backup_YYYYMMDD.dump",
             Self::Newer { .. } => "restore it with the version of this program that made it, or a later one",
             Self::Truncated { .. } | Self::Damaged { .. } => {
