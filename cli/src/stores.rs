@@ -39,8 +39,12 @@ const REQUEST: Duration = Duration::from_secs(60);
 
 /// Timeout of a request about a backup: a part of 16 MiB at 450 kbit/s.
 const TRANSFER: Duration = Duration::from_secs(300);
-/// Retries of such a request, and the longest time in which it is repeated.
-const RETRIES: (usize, Duration) = (4, Duration::from_secs(60));
+/// Retries of such a request.
+const RETRIES_MAX: usize = 4;
+/// The longest time in which it is repeated.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
+/// The variable with the checksum of each upload.
+const CHECKSUM: &str = "AWS_CHECKSUM_ALGORITHM";
 /// The variables with which a bucket is signed in to.
 const SIGNS_IN: [(Scheme, &[&str]); 3] = [
     (
@@ -66,9 +70,14 @@ const SIGNS_IN: [(Scheme, &[&str]); 3] = [
         Scheme::Az,
         &[
             "AZURE_STORAGE_ACCOUNT_KEY",
+            "AZURE_STORAGE_ACCESS_KEY",
+            "AZURE_STORAGE_MASTER_KEY",
             "AZURE_STORAGE_SAS_TOKEN",
             "AZURE_STORAGE_SAS_KEY",
+            "AZURE_STORAGE_TOKEN",
             "AZURE_CLIENT_ID",
+            "AZURE_STORAGE_CLIENT_ID",
+            "AZURE_FEDERATED_TOKEN_FILE",
             "AZURE_USE_AZURE_CLI",
         ],
     ),
@@ -231,10 +240,12 @@ fn open_backups(url: &str, variables: &Variables, whose: &str, network: &Network
     let private_ca = network.private_ca.as_ref().map(Utf8PathBuf::from);
     let of_host = route_of_file(scheme, endpoint, variables, (private_ca.as_ref(), &network.proxy))?;
     let connector = Connector { own: own_route()?, of_host, timeout: Some(TRANSFER), idle_timeout: None };
-    let (max_retries, retry_timeout) = RETRIES;
-    let retry = RetryConfig { backoff: BackoffConfig::default(), max_retries, retry_timeout };
+    let retry =
+        RetryConfig { backoff: BackoffConfig::default(), max_retries: RETRIES_MAX, retry_timeout: RETRY_TIMEOUT };
     let options = BucketOptions { endpoint, region: None, connector, retry };
-    let store = textnlp_buckets::open(scheme, bucket, variables, options)?;
+    // S3 requires one in a bucket with object lock (report apache/arrow-rs-object-store#190).
+    let checksum = variables.get(CHECKSUM).is_none().then_some((CHECKSUM, "sha256"));
+    let store = textnlp_buckets::open(scheme, bucket, &variables.clone().with(checksum), options)?;
     Ok(Bucket::new(store, prefix, url, signed_in(scheme, variables, whose)))
 }
 
@@ -265,6 +276,9 @@ fn variables_of(file: &Utf8Path) -> Result<Variables, Failure> {
         }
         let line = line.strip_prefix("export ").unwrap_or(line);
         let (name, value) = line.split_once('=').ok_or_else(|| wrong(number, "has no `=`"))?;
+        if name != name.trim() || value != value.trim() || value.starts_with(['"', '\'']) {
+            return Err(wrong(number, "has a space or a quotation mark around its name or value"));
+        }
         variables = variables.with([(name, value)]);
         // The line may be a part of a secret, so it is not shown.
         variables.get(name).ok_or_else(|| wrong(number, "is no variable of a cloud"))?;

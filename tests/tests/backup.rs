@@ -326,13 +326,12 @@ fn backups_in_a_bucket_restore_a_deployment_and_are_pruned_there() {
         assert!(keys.contains(&format!("copies/development/{name}{ending}")), "{keys:?}");
     }
     let workplace = sandbox.folder().join("state/development.backups");
-    let dumps = sandbox.files(&workplace).into_iter().filter(|file| file.contains(".dump"));
-    assert_eq!(dumps.count(), 0, "nothing of an upload stays on this disk");
     let proof = run(&sandbox, &["backup", "verify", name, "--light"]).expect(0).json();
     assert_eq!(proof["file"], file, "{proof:#}");
     assert!(bucket.keys("copies/development/").contains(&format!("copies/development/{name}.verified.json")));
     let status = run(&sandbox, &["status"]).expect(0).json();
     assert!(status["backup"]["newest_verified"].is_string(), "{status:#}");
+    assert_eq!(sandbox.files(&workplace), [".lock"], "nothing of an upload stays on this disk");
 
     let key = sandbox.folder().join("carried-away.key");
     sandbox.run(&["backup", "key", "show", "--out", key.as_str(), "--env", "development"]).expect(0);
@@ -359,6 +358,14 @@ fn backups_in_a_bucket_restore_a_deployment_and_are_pruned_there() {
         "the copy of the backup is removed"
     );
     let whole = restored["environment_file"].as_str().unwrap();
+    // That file is on the first machine only.
+    let credentials = sandbox.folder().join("bucket.env");
+    let on_first = std::fs::read_to_string(&credentials).unwrap();
+    std::fs::remove_file(&credentials).unwrap();
+    let without = elsewhere(&sandbox, &["up", "--file", whole, "--yes", "--no-gate"]);
+    assert_eq!(without.exit, 2, "{}{}", without.out, without.err);
+    assert!(format!("{}{}", without.out, without.err).contains("backup.credentials"), "{}", without.err);
+    write_secret(&credentials, &on_first);
     elsewhere(&sandbox, &["up", "--file", whole, "--yes", "--no-gate"]).expect(0);
     assert_eq!(answers(&sandbox, &first), 200);
     // It goes on in the same bucket, and retention applies to what is there.
@@ -366,6 +373,7 @@ fn backups_in_a_bucket_restore_a_deployment_and_are_pruned_there() {
         let said = elsewhere(&sandbox, &["backup", "prune", "--keep", "1s", "--env", "development"]);
         (said.exit == 0).then(|| said.json())
     });
+    assert!(!pruned["removed"].as_array().unwrap().is_empty(), "{pruned:#}");
     let keys = bucket.keys("copies/development/");
     for gone in pruned["removed"].as_array().unwrap() {
         let gone = Utf8Path::new(gone.as_str().unwrap()).file_name().unwrap().to_owned();
@@ -375,7 +383,7 @@ fn backups_in_a_bucket_restore_a_deployment_and_are_pruned_there() {
     elsewhere(&sandbox, &["down", "--yes", "--env", "development"]).expect(0);
 }
 
-/// An S3 server that knows nobody.
+/// An S3 server that refuses all credentials.
 fn denying() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -406,6 +414,10 @@ fn missing_bucket_and_wrong_credentials_are_named() {
     }
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
     refused(run(&sandbox, &with(&["backup", "list"], &sets)), 4, "secret_exposed");
+    write_secret(&file, "AWS_ACCESS_KEY_ID=\"test\"\n");
+    let planned = run(&sandbox, &with(&["plan", "--set", "backup.enabled=true"], &sets));
+    let quoted = refused(planned, 2, "not_available").to_string();
+    assert!(quoted.contains("line 1") && quoted.contains("quotation mark"), "{quoted}");
     let Some(bucket) = Bucket::start() else { return };
     let sets = in_bucket(&sandbox, "s3://no-such-bucket/copies", &bucket.credentials());
     let missing = refused(run(&sandbox, &with(&["backup", "list"], &sets)), 1, "bucket").to_string();

@@ -458,6 +458,7 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         root: &root,
         model_cache: &model_cache,
         file: &fetched.file,
+        shown: &file,
         at,
         environment: session.global.env.as_deref(),
         replace: args.replace.as_deref(),
@@ -470,6 +471,7 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
             let is_without_key = failure.code == "sealed" && here == root && matches!(*opener, Decryptor::Nothing);
             if is_without_key { with_states(failure, &root) } else { failure }
         })?;
+    drop(fetched);
     let name = &manifest.environment;
     if !is_verified {
         let origin = manifest.signer.as_ref().map_or("it is not signed".to_owned(), |signer| {

@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -17,11 +18,12 @@ use object_store::path::Path;
 use object_store::{
     GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload,
 };
+use textnlp_files::Replace;
 use textnlp_net::error_chain;
 use tokio::runtime::Handle;
 
 use super::Error;
-use super::directory::{BESIDE_MAX, BackupDirectory, BackupFacts, Place, backup_of, remove};
+use super::directory::{BESIDE_MAX, BackupDirectory, BackupFacts, FACTS, PROOF, Place, backup_of, remove};
 
 /// The bytes of a part in memory. A longer backup than [`PARTS_MAX`] of them has longer parts.
 const PART: u64 = 16 << 20;
@@ -33,7 +35,11 @@ const LISTED_MAX: usize = 100_000;
 const PARALLEL: usize = 16;
 /// The most characters of a store's answer that are shown.
 const SHOWN_MAX: usize = 600;
-/// How long an upload may last: as long as S3 keeps the parts of one by the rule that the guide recommends.
+/// The most time for a list or the records of backups: `status` waits for it.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// The most time for an upload. It has to end before its reserved name is given up.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(86_400);
+/// How long a reserved name without a backup is kept: as long as S3 keeps the parts of one by the rule that the guide recommends.
 const UPLOAD_MAX_SECONDS: i64 = 7 * 86_400;
 
 const DENIED: &str = "grant them permission to list, read, write and delete objects under this prefix, or correct the file of `backup.credentials`";
@@ -84,13 +90,22 @@ impl Bucket {
         self.root.clone().join(name)
     }
 
+    /// Waits for an answer that is shown.
+    fn soon<T>(&self, action: &'static str, request: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let within = async { tokio::time::timeout(READ_TIMEOUT, request).await };
+        wait(within).unwrap_or_else(|_| {
+            Err(self.failed(action, "", unusual(format!("no complete answer in {} s", READ_TIMEOUT.as_secs()))))
+        })
+    }
+
     /// The objects directly in the folder, with their names.
     fn objects(&self) -> Result<Vec<(String, ObjectMeta)>, Error> {
-        let listed = wait(self.store.list(Some(&self.root)).take(LISTED_MAX + 1).try_collect::<Vec<ObjectMeta>>());
-        let listed = listed.map_err(|error| self.failed("list", "", error))?;
+        let listed = self.soon("list", async {
+            let listed = self.store.list_with_delimiter(Some(&self.root)).await;
+            listed.map(|listed| listed.objects).map_err(|error| self.failed("list", "", error))
+        })?;
         if listed.len() > LISTED_MAX {
-            let source = format!("it has more than {LISTED_MAX} objects").into();
-            return Err(self.failed("list", "", object_store::Error::Generic { store: "store", source }));
+            return Err(self.failed("list", "", unusual(format!("it has more than {LISTED_MAX} objects"))));
         }
         let name = |object: &ObjectMeta| {
             let mut parts = object.location.prefix_match(&self.root)?;
@@ -127,10 +142,14 @@ impl Bucket {
     /// Uploads a file in parts, one at a time in memory.
     async fn upload(&self, file: &mut File, part: u64, whole: &Utf8Path, name: &str) -> Result<(), Error> {
         let fails = |error| self.failed("upload", name, error);
+        let began = Instant::now();
         let started = self.store.put_multipart_opts(&self.path(name), PutMultipartOptions::default()).await;
         let mut upload = started.map_err(fails)?;
         let sent = async {
             loop {
+                if began.elapsed() > UPLOAD_TIMEOUT {
+                    return Err(fails(unusual("it took longer than a day".to_owned())));
+                }
                 let bytes = next(file, part, whole)?;
                 if bytes.is_empty() {
                     return upload.complete().await.map(drop).map_err(fails);
@@ -177,7 +196,7 @@ impl Place for Bucket {
 
     fn documents(&self, names: &[String]) -> Result<Vec<Option<Vec<u8>>>, Error> {
         let reads = stream::iter(names.iter().map(|name| self.read(name, BESIDE_MAX)));
-        wait(reads.buffered(PARALLEL).try_collect())
+        self.soon("read", reads.buffered(PARALLEL).try_collect())
     }
 
     fn put_document(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
@@ -197,6 +216,8 @@ impl Place for Bucket {
                 Err(E::AlreadyExists { .. } | E::Precondition { .. }) => Ok(true),
                 Err(error) => Err(self.failed("write", record, error)),
                 Ok(_) => {
+                    // These are our own bytes.
+                    let _ = self.store.delete(&self.path(record)).await;
                     let source = "it replaces an object that must not exist yet".into();
                     Err(self.failed("write", record, E::NotSupported { source }))
                 }
@@ -228,9 +249,20 @@ impl Place for Bucket {
         }
     }
 
-    fn fetch(&self, name: &str, to: &Utf8Path) -> Result<(), Error> {
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(Error::io("make", to))?;
+    fn fetch(&self, name: &str, folder: &Utf8Path) -> Result<Utf8PathBuf, Error> {
+        let records = [FACTS, PROOF].map(|ending| format!("{name}.{ending}"));
+        for (record, bytes) in records.iter().zip(self.documents(&records)?) {
+            if let Some(bytes) = bytes {
+                Replace::private().write(folder.join(record), &bytes)?;
+            }
+        }
+        let to = folder.join(name);
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&to)
+            .map_err(Error::io("make", to.as_path()))?;
         wait(async {
             let fails = |error| self.failed("read", name, error);
             let path = self.path(name);
@@ -249,11 +281,12 @@ impl Place for Bucket {
                 if bytes.len() as u64 != end - done {
                     return Err(Error::Truncated { path: self.at.join(name), what: format!("after byte {done}") });
                 }
-                file.write_all(&bytes).map_err(Error::io("write", to))?;
+                file.write_all(&bytes).map_err(Error::io("write", to.as_path()))?;
                 done = end;
             }
             Ok(())
-        })
+        })?;
+        Ok(to)
     }
 
     /// Removes the metadata of uploads that did not end, a week after they began.
@@ -262,15 +295,20 @@ impl Place for Bucket {
         let is_old = |object: &ObjectMeta| now.as_second() - object.last_modified.timestamp() > UPLOAD_MAX_SECONDS;
         let has = |backup: &str| objects.iter().any(|(name, _)| name == backup);
         for (name, object) in &objects {
-            if backup_of(name).is_some_and(|backup| !has(backup)) && is_old(object) {
-                let document = wait(self.read(name, BESIDE_MAX))?;
-                if document.is_some_and(|text| serde_json::from_slice::<BackupFacts>(&text).is_ok()) {
-                    self.remove(name)?;
-                }
+            let Some(backup) = backup_of(name).filter(|backup| !has(backup) && is_old(object)) else { continue };
+            let document = wait(self.read(name, BESIDE_MAX))?;
+            if document.is_some_and(|text| serde_json::from_slice::<BackupFacts>(&text).is_ok()) {
+                self.remove(&format!("{backup}.{PROOF}"))?;
+                self.remove(name)?;
             }
         }
         Ok(())
     }
+}
+
+/// A problem that the store does not report as an error.
+fn unusual(text: String) -> object_store::Error {
+    object_store::Error::Generic { store: "store", source: text.into() }
 }
 
 /// The next part of a file; empty at its end.
@@ -284,10 +322,13 @@ fn next(file: &mut File, part: u64, path: &Utf8Path) -> Result<Vec<u8>, Error> {
 fn is_refusal(error: &object_store::Error) -> bool {
     use object_store::Error as E;
     match error {
-        // Google Cloud Storage answers 403, and Azure 409.
         E::PermissionDenied { .. } | E::AlreadyExists { .. } | E::Precondition { .. } => true,
-        // An answer of S3 to a request that removes several.
-        _ => error_text(error).contains("AccessDenied"),
+        // S3 and Azure are asked to remove several at once: the code of each is in the text.
+        E::Generic { .. } => {
+            let text = error_text(error);
+            ["AccessDenied", "(code: 403)", "(code: 409)", "(code: 412)"].iter().any(|code| text.contains(code))
+        }
+        _ => false,
     }
 }
 
@@ -305,7 +346,11 @@ pub(crate) fn error_text(error: &object_store::Error) -> String {
         }
         None => text,
     };
-    plain.chars().map(|c| if c.is_control() { ' ' } else { c }).take(SHOWN_MAX).collect()
+    let mut shown: String = plain.chars().map(|c| if c.is_control() { ' ' } else { c }).take(SHOWN_MAX).collect();
+    if plain.chars().nth(SHOWN_MAX).is_some() {
+        shown.push('…');
+    }
+    shown
 }
 
 /// Waits for the bucket. Backups are written and read by code that blocks; the runtime's other thread goes on.

@@ -123,8 +123,8 @@ pub(super) trait Place: fmt::Debug + Send + Sync {
     /// Removes a file. Returns why it is retained, if the place refuses to remove it.
     fn remove(&self, name: &str) -> Result<Option<String>, Error>;
 
-    /// Copies a backup into a new file of this machine.
-    fn fetch(&self, name: &str, to: &Utf8Path) -> Result<(), Error>;
+    /// A backup as a file of this machine: itself, or a copy with its metadata in `folder`.
+    fn fetch(&self, name: &str, folder: &Utf8Path) -> Result<Utf8PathBuf, Error>;
 
     /// Removes what killed runs left there.
     fn tidy(&self, now: Timestamp) -> Result<(), Error>;
@@ -169,9 +169,8 @@ impl Place for LocalFolder {
         remove(&self.0.join(name)).map(|()| None)
     }
 
-    fn fetch(&self, name: &str, to: &Utf8Path) -> Result<(), Error> {
-        let file = self.0.join(name);
-        std::fs::copy(&file, to).map(drop).map_err(Error::io("copy", file.as_path()))
+    fn fetch(&self, name: &str, _folder: &Utf8Path) -> Result<Utf8PathBuf, Error> {
+        Ok(self.0.join(name))
     }
 
     fn tidy(&self, _now: Timestamp) -> Result<(), Error> {
@@ -185,18 +184,19 @@ pub struct BackupDirectory {
     /// The folder of this machine in which a backup is written before it gets its name.
     workplace: Utf8PathBuf,
     place: Arc<dyn Place>,
+    is_folder: bool,
 }
 
 impl BackupDirectory {
     /// The backup directory at this path; the first backup creates it.
     pub fn at(folder: impl Into<Utf8PathBuf>) -> Self {
         let workplace = folder.into();
-        Self { place: Arc::new(LocalFolder(workplace.clone())), workplace }
+        Self { place: Arc::new(LocalFolder(workplace.clone())), workplace, is_folder: true }
     }
 
     /// A backup directory elsewhere. Backups are written to `workplace`, a folder of this machine, before they are published.
     pub(super) fn elsewhere(place: Arc<dyn Place>, workplace: Utf8PathBuf) -> Self {
-        Self { workplace, place }
+        Self { workplace, place, is_folder: false }
     }
 
     /// Its path, or its address in a bucket.
@@ -204,13 +204,9 @@ impl BackupDirectory {
         self.place.at()
     }
 
-    fn is_folder(&self) -> bool {
-        self.place.at() == self.workplace.as_path()
-    }
-
     /// The archived logs in the directory. A bucket has none.
     pub fn logs(&self) -> Result<Vec<Log>, Error> {
-        if self.is_folder() { Log::all(&self.workplace) } else { Ok(Vec::new()) }
+        if self.is_folder { Log::all(&self.workplace) } else { Ok(Vec::new()) }
     }
 
     /// Creates a backup that `fill` writes. A killed run leaves no partial file under a backup's name.
@@ -262,7 +258,9 @@ impl BackupDirectory {
                 1 => format!("backup_{day}.dump"),
                 _ => format!("backup_{day}-{number}.dump"),
             };
-            if !taken.contains(&name) && self.place.claim(&format!("{name}.{FACTS}"), &record)? {
+            // In a bucket, metadata alone is an upload that did not end; in a folder, what a killed run left.
+            let is_taken = taken.contains(&name) || !self.is_folder && taken.contains(&format!("{name}.{FACTS}"));
+            if !is_taken && self.place.claim(&format!("{name}.{FACTS}"), &record)? {
                 return Ok(name);
             }
         }
@@ -293,20 +291,23 @@ impl BackupDirectory {
 
     /// Every backup, newest first.
     pub fn list(&self) -> Result<Vec<StoredBackup>, Error> {
-        let found: Vec<(String, u32, String, u64)> = self
-            .place
-            .names()?
-            .into_iter()
+        let names = self.place.names()?;
+        let there: BTreeSet<&str> = names.iter().map(|(name, _)| name.as_str()).collect();
+        let found: Vec<(String, u32, &str, u64)> = names
+            .iter()
             .filter_map(|(name, bytes)| {
-                let (day, number) = day_of(&name)?;
-                Some((day, number, name, bytes?))
+                let (day, number) = day_of(name)?;
+                Some((day, number, name.as_str(), (*bytes)?))
             })
             .collect();
-        let beside = |(_, _, name, _): &(String, u32, String, u64)| [FACTS, PROOF].map(|end| format!("{name}.{end}"));
-        let documents = self.place.documents(&found.iter().flat_map(beside).collect::<Vec<_>>())?;
+        let beside = |(_, _, name, _): &(String, u32, &str, u64)| [FACTS, PROOF].map(|end| format!("{name}.{end}"));
+        let mut records: Vec<String> = found.iter().flat_map(beside).collect();
+        records.retain(|record| there.contains(record.as_str()));
+        let read = self.place.documents(&records)?;
+        let mut documents: BTreeMap<String, Option<Vec<u8>>> = records.into_iter().zip(read).collect();
         let mut dumps: Vec<(String, u32, StoredBackup)> = Vec::new();
-        for ((day, number, name, bytes), beside) in found.into_iter().zip(documents.chunks(2)) {
-            let (facts, proof) = (beside.first().cloned().flatten(), beside.last().cloned().flatten());
+        for (day, number, name, bytes) in found {
+            let [facts, proof] = [FACTS, PROOF].map(|end| documents.remove(&format!("{name}.{end}")).flatten());
             dumps.push((day, number, described(self.place.at().join(name), bytes, facts, proof)));
         }
         let when = |dump: &StoredBackup| dump.facts.as_ref().map(|facts| facts.at);
@@ -324,43 +325,46 @@ impl BackupDirectory {
     /// the folder.
     pub fn named(&self, name: &str) -> Option<Utf8PathBuf> {
         let file = self.place.at().join(name);
-        match self.is_folder() {
+        match self.is_folder {
             true => file.is_file().then_some(file),
             false => day_of(name).map(|_| file),
         }
     }
 
-    /// The name of a backup that is in this directory and not on this machine.
-    fn name_elsewhere<'f>(&self, file: &'f Utf8Path) -> Option<&'f str> {
+    /// The name of a backup in this directory.
+    fn name_of<'f>(&self, file: &'f Utf8Path) -> Option<&'f str> {
         let name = file.as_str().strip_prefix(self.place.at().as_str())?.strip_prefix('/')?;
-        (!self.is_folder() && day_of(name).is_some()).then_some(name)
+        day_of(name).map(|_| name)
     }
 
     /// Whether a backup is in this directory and not on this machine.
     pub fn is_elsewhere(&self, file: &Utf8Path) -> bool {
-        self.name_elsewhere(file).is_some()
+        !self.is_folder && self.name_of(file).is_some()
     }
 
     /// A backup as a file of this machine: itself, or a copy with its metadata in `folder`.
     pub fn fetch(&self, file: &Utf8Path, folder: &Utf8Path) -> Result<Utf8PathBuf, Error> {
-        let Some(name) = self.name_elsewhere(file) else { return Ok(file.to_owned()) };
-        let beside = [FACTS, PROOF].map(|ending| format!("{name}.{ending}"));
-        for (name, bytes) in beside.iter().zip(self.place.documents(&beside)?) {
-            if let Some(bytes) = bytes {
-                Replace::private().write(folder.join(name), &bytes)?;
-            }
+        match self.name_of(file) {
+            Some(name) => self.place.fetch(name, folder),
+            None => Ok(file.to_owned()),
         }
-        let copy = folder.join(name);
-        self.place.fetch(name, &copy)?;
-        Ok(copy)
     }
 
     /// Writes the result of a verification beside its backup.
     pub fn prove(&self, file: &Utf8Path, proof: &VerificationResult) -> Result<(), Error> {
-        match self.name_elsewhere(file) {
-            Some(name) => self.place.put_document(&format!("{name}.{PROOF}"), &document_bytes(proof)),
-            None => put_document(&sibling_file(file, PROOF), proof),
-        }
+        let Some(name) = self.name_of(file) else {
+            return put_document(&sibling_file(file, PROOF), proof);
+        };
+        let record = format!("{name}.{PROOF}");
+        let says_the_same = || {
+            let there = self.place.documents(std::slice::from_ref(&record)).ok()?.pop().flatten()?;
+            let there: VerificationResult = serde_json::from_slice(&there).ok()?;
+            Some(there.ok && proof.ok && there.sha256 == proof.sha256)
+        };
+        self.place.put_document(&record, &document_bytes(proof)).or_else(|error| {
+            // A bucket may retain the earlier result: the same one has nothing to add.
+            if says_the_same() == Some(true) { Ok(()) } else { Err(error) }
+        })
     }
 
     /// Removes backups of this directory with their metadata. Returns those that the place retains, with the reason.
@@ -374,7 +378,8 @@ impl BackupDirectory {
                 kept.insert(dump.file.clone(), why);
                 continue;
             }
-            for ending in [FACTS, PROOF] {
+            // What a killed run leaves is found by its metadata, so that goes last.
+            for ending in [PROOF, FACTS] {
                 self.place.remove(&format!("{name}.{ending}"))?;
             }
         }
@@ -383,8 +388,8 @@ impl BackupDirectory {
     }
 }
 
-const FACTS: &str = "json";
-const PROOF: &str = "verified.json";
+pub(super) const FACTS: &str = "json";
+pub(super) const PROOF: &str = "verified.json";
 const UNFINISHED: &str = ".unfinished-";
 
 /// The backups that may be pruned: older than `keep`, of this lineage, taken by this program, and neither the newest

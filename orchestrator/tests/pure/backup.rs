@@ -351,6 +351,10 @@ fn put(shelf: &BackupDirectory, at: Timestamp, content: &[u8]) -> Result<StoredB
 }
 
 fn proven(shelf: &BackupDirectory, dump: &StoredBackup, ok: bool) {
+    prove(shelf, dump, ok).unwrap();
+}
+
+fn prove(shelf: &BackupDirectory, dump: &StoredBackup, ok: bool) -> Result<(), Error> {
     let proof = VerificationResult {
         format: 1,
         at: Timestamp::now(),
@@ -361,7 +365,7 @@ fn proven(shelf: &BackupDirectory, dump: &StoredBackup, ok: bool) {
         tool: "test".into(),
         milliseconds: 1,
     };
-    shelf.prove(&dump.file, &proof).unwrap();
+    shelf.prove(&dump.file, &proof)
 }
 
 #[test]
@@ -540,6 +544,8 @@ async fn pruning_a_bucket_removes_nothing_that_is_not_a_listed_backup() {
 struct Retaining {
     objects: InMemory,
     lax: bool,
+    /// Whether it removes in batches, as Azure does.
+    batches: bool,
 }
 
 impl fmt::Display for Retaining {
@@ -551,6 +557,10 @@ impl fmt::Display for Retaining {
 #[async_trait]
 impl ObjectStore for Retaining {
     async fn put_opts(&self, at: &Path, payload: PutPayload, opts: PutOptions) -> object_store::Result<PutResult> {
+        if at.filename().is_some_and(|name| name.ends_with(".verified.json")) && self.objects.head(at).await.is_ok() {
+            let source = "BlobImmutableDueToPolicy".into();
+            return Err(object_store::Error::AlreadyExists { path: at.to_string(), source });
+        }
         let opts = if self.lax { PutOptions { mode: PutMode::Overwrite, ..opts } } else { opts };
         self.objects.put_opts(at, payload, opts).await
     }
@@ -571,7 +581,12 @@ impl ObjectStore for Retaining {
         &self,
         paths: BoxStream<'static, object_store::Result<Path>>,
     ) -> BoxStream<'static, object_store::Result<Path>> {
-        let refused = |path: Path| {
+        let batches = self.batches;
+        let refused = move |path: Path| {
+            if batches {
+                let source = format!("Bulk delete request failed for key {path}: immutable (code: 409)").into();
+                return Err(object_store::Error::Generic { store: "MicrosoftAzure", source });
+            }
             let source = "retentionPolicyNotMet".into();
             Err(object_store::Error::PermissionDenied { path: path.to_string(), source })
         };
@@ -594,13 +609,24 @@ impl ObjectStore for Retaining {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn retention_of_a_bucket_is_reported_and_a_failed_upload_is_no_backup() {
     let (_dir, folder) = folder();
-    let store = Arc::new(Retaining { objects: InMemory::new(), lax: false });
+    let store = Arc::new(Retaining { objects: InMemory::new(), lax: false, batches: false });
     let shelf = Bucket::new(store, "", "s3://backups", "a test").folder("staging").directory(&folder);
     let at: Timestamp = "2026-11-20T12:00:00Z".parse().unwrap();
     let kept = put(&shelf, at, b"kept").unwrap();
     let retained = shelf.remove(std::slice::from_ref(&kept)).unwrap();
     assert!(retained[&kept.file].contains("retentionPolicyNotMet"), "{retained:?}");
     assert_eq!(shelf.list().unwrap(), std::slice::from_ref(&kept), "with its metadata");
+    let azure = Arc::new(Retaining { objects: InMemory::new(), lax: false, batches: true });
+    let azure = Bucket::new(azure, "", "az://backups", "a test").directory(&folder);
+    let held = put(&azure, at, b"held").unwrap();
+    let retained = azure.remove(std::slice::from_ref(&held)).unwrap();
+    assert!(retained[&held.file].contains("immutable"), "{retained:?}");
+
+    // A result that the bucket retains is not replaced; the same one need not be.
+    prove(&azure, &held, true).unwrap();
+    prove(&azure, &held, true).unwrap();
+    let refused = prove(&azure, &held, false).unwrap_err();
+    assert!(matches!(refused, Error::Bucket { .. }), "{refused:?}");
 
     let failed = put(&shelf, at, &vec![7; 17 << 20]).unwrap_err();
     let said = format!("{failed}: {}", std::error::Error::source(&failed).unwrap());
@@ -608,7 +634,7 @@ async fn retention_of_a_bucket_is_reported_and_a_failed_upload_is_no_backup() {
     assert!(said.contains("connection reset"), "{said}");
     assert_eq!(shelf.list().unwrap(), [kept]);
 
-    let lax = Arc::new(Retaining { objects: InMemory::new(), lax: true });
+    let lax = Arc::new(Retaining { objects: InMemory::new(), lax: true, batches: false });
     let refused = put(&Bucket::new(lax, "", "s3://lax", "a test").directory(&folder), at, b"x").unwrap_err();
     assert!(refused.hint().contains("conditional writes"), "{refused:?}");
     let left: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();

@@ -221,7 +221,20 @@ async fn scheduled(
     while !settings::provisioned_file(folder).is_file() && began.elapsed() < PATIENCE_SCHEDULED {
         tokio::time::sleep(POLL_INTERVAL).await;
     }
-    let mut settings = settings::provisioned(folder).unwrap_or_default();
+    let is_elsewhere = order.destination.as_deref().is_some_and(|to| to.contains("://"));
+    let mut settings = match settings::provisioned(folder) {
+        Some(settings) if !is_elsewhere || settings.backup.destination == order.destination => settings,
+        // The credentials of another destination would be sent to this one.
+        _ if is_elsewhere => {
+            let to = order.destination.as_deref().unwrap_or_default();
+            let file = settings::provisioned_file(folder);
+            let error = anyhow::anyhow!("{file} does not name {to} yet: the `up` that sets it has not ended");
+            return Err(
+                Failure::new(Exit::Failed, "not_ready", error).hint(format!("run it again: {}", scope.command("up")))
+            );
+        }
+        _ => settings::Settings::default(),
+    };
     settings.backup.destination.clone_from(&order.destination);
     let shelf = shelf(platform, &scope.name, folder, &settings)?;
     let making = BackupRun { scope: &scope, shelf: &shelf, seal: &seal, scheduled: true };
@@ -239,7 +252,14 @@ async fn scheduled(
         }
         text.push_str(&format!(", {}", verification.says));
     }
-    let gone = clear(&shelf, lineage, Duration::from_secs(order.keep_seconds))?;
+    let gone = match clear(&shelf, lineage, Duration::from_secs(order.keep_seconds)) {
+        Ok(gone) => gone,
+        // The backup is made. If it counted as failed, another one would be made in its place soon.
+        Err(failure) => {
+            text.push_str(&format!("; old backups were not removed: {:#}", failure.error));
+            return Ok(Scheduled { dump, says: text });
+        }
+    };
     if !gone.dumps.is_empty() || gone.parts > 0 {
         let (old, logs) = (counted(gone.dumps.len(), "old backup"), counted(gone.parts, "log file"));
         text.push_str(&format!(", {old} and {logs} removed"));

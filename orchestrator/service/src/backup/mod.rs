@@ -19,9 +19,9 @@ use textnlp_orchestrator::backup::{BackupDirectory, Decryptor, Error, Key, Publi
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::environment::model::{Backup as Settings, NetworkSettings};
 use textnlp_provider::component::Backup as Order;
-use textnlp_provider::{EnvironmentName, Secret};
+use textnlp_provider::{EnvironmentName, Problem, Secret};
 
-use crate::{Exit, Failure, Platform, Scope, workplace};
+use crate::{ChosenEnvironment, Exit, Failure, Platform, Scope, workplace};
 
 pub use gather::nothing_to_back_up;
 pub(crate) use gather::{BackupContent, gather};
@@ -44,6 +44,16 @@ pub fn shelf(
     };
     let bucket = platform.backup_bucket(url, settings.backup.credentials.as_ref(), &settings.network)?;
     Ok(bucket.folder(name.as_str()).directory(beside(folder)))
+}
+
+/// Why backups cannot be written to the bucket of an environment: what is wrong with its address or its credentials. Sends
+/// no request.
+pub fn bucket_problem(chosen: &ChosenEnvironment) -> Option<Problem> {
+    let Environment { backup, network, .. } = &chosen.loaded.environment;
+    let url = backup.destination.as_deref().filter(|url| backup.enabled && url.contains("://"))?;
+    let failure = chosen.scope.platform.backup_bucket(url, backup.credentials.as_ref(), network).err()?;
+    let fix = failure.hint.unwrap_or_default();
+    Some(Problem::new("backup.destination", format!("{:#}", failure.error), fix))
 }
 
 /// The same for a destination that is a folder, or none.

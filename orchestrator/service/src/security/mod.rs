@@ -381,8 +381,10 @@ fn backups(report: &mut Checks, deployment: &Deployment, lineage: Lineage) {
     match (plain.first(), ours.len()) {
         (Some(first), _) => {
             let named = plain.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
-            let removes = if first.contains("://") { "remove" } else { "rm" };
-            let fix = format!("{create}\n{removes} {}", quoted(first));
+            let fix = match first.contains("://") {
+                true => format!("{create}\n# then remove {first} from the bucket"),
+                false => format!("{create}\nrm {}", quoted(first)),
+            };
             report.problem(NAME, format!("{} not encrypted: {named}", plain.len()), fix);
         }
         (None, 0) if environment.is_endpoint() => report.well(NAME, "an inference endpoint has no data to back up"),
