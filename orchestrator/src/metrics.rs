@@ -58,9 +58,11 @@ const GENERATED: &str = "textnlp_tokens_generated_total";
 const PROMPT: &str = "textnlp_prompt_tokens_total";
 const QUEUE: &str = "textnlp_queue_length";
 const RUNNING: &str = "textnlp_running_requests";
-const MEMORY: &str = "process_resident_memory_bytes";
+pub(crate) const MEMORY: &str = "process_resident_memory_bytes";
+/// Not in [`KEY_METRICS`]: a server has it once a model is loaded.
+pub(crate) const MODEL_LOAD_SECONDS: &str = "textnlp_model_load_seconds";
 /// 0 for a replica whose metrics could not be read.
-const GATHERED: &str = "textnlp_gateway_backend_metrics_gathered";
+pub(crate) const GATHERED: &str = "textnlp_gateway_backend_metrics_gathered";
 const COUNTERS: [&str; 5] = [REQUESTS, LATENCY, FIRST_TOKEN, GENERATED, PROMPT];
 const GAUGES: [&str; 4] = [QUEUE, RUNNING, MEMORY, GATHERED];
 

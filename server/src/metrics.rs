@@ -112,6 +112,7 @@ pub struct Metrics {
     drafted_tokens: Count,
     accepted_tokens: Count,
     memory: Family<ByMemory, Level>,
+    model_load: Family<ByModel, Real>,
     breaker: Family<ByModel, Level>,
     model_hits: Count,
     model_misses: Count,
@@ -166,6 +167,7 @@ impl Metrics {
             drafted_tokens: Count::default(),
             accepted_tokens: Count::default(),
             memory: Family::default(),
+            model_load: Family::default(),
             breaker: Family::default(),
             model_hits: Count::default(),
             model_misses: Count::default(),
@@ -248,6 +250,7 @@ impl Metrics {
             metrics.accepted_tokens.clone(),
         );
         r.register("textnlp_model_memory_bytes", "Memory of a loaded model", metrics.memory.clone());
+        r.register("textnlp_model_load_seconds", "Time of the last load of a model", metrics.model_load.clone());
         r.register("textnlp_breaker_open", "1 while a model's circuit breaker refuses calls", metrics.breaker.clone());
         r.register("textnlp_model_cache_hits", "Requests that found their model loaded", metrics.model_hits.clone());
         r.register("textnlp_model_cache_misses", "Requests that had to load their model", metrics.model_misses.clone());
@@ -391,6 +394,11 @@ impl Metrics {
     /// Notes whether a request found its model loaded.
     pub fn model_asked(&self, loaded: bool) {
         if loaded { &self.model_hits } else { &self.model_misses }.inc();
+    }
+
+    /// Notes how long the load of a model took.
+    pub(crate) fn model_loaded(&self, model: &str, duration: Duration) {
+        self.model_load.get_or_create(&ByModel { model: model.to_owned() }).set(duration.as_secs_f64());
     }
 
     /// Notes whether a model's breaker refuses calls.

@@ -448,7 +448,9 @@ impl Models {
         if let Some(why) = problem {
             ready.refuse_chats(why);
         }
-        ready.load_ms = began.elapsed().as_millis() as u64;
+        let took = began.elapsed();
+        self.metrics.model_loaded(&entry.config.name, took);
+        ready.load_ms = took.as_millis() as u64;
         for note in &ready.notes {
             tracing::info!(model = %entry.config.name, note, "loading");
         }

@@ -75,6 +75,13 @@ pub fn assert_measured(phase: &str, gate: &Value) {
     }
 }
 
+/// Asserts that a gate measured the servers themselves, by their metrics.
+pub fn assert_servers_measured(gate: &Value) {
+    for name in ["model load time", "memory of a server"] {
+        assert!(check(gate, name)["measured"].as_f64() > Some(0.0), "{name}: {gate:#}");
+    }
+}
+
 /// Promotes a release, which must be the one that was promoted before. Returns it.
 pub fn promote(run: &dyn Fn(&[&str]) -> Said, from: &str, to: &str, before: &Value) -> Value {
     let promoted = run(&["promote", "--from", from, "--to", to, "-o", "json"]).expect(0).json();

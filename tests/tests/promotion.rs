@@ -81,6 +81,8 @@ fn one_release_is_promoted_from_development_to_optimized() {
         ("TEXTNLP_SET__gates__users", "3".to_owned()),
         ("TEXTNLP_SET__gates__hold", "1s".to_owned()),
         ("TEXTNLP_SET__gates__p95_ms", "60000".to_owned()),
+        ("TEXTNLP_SET__gates__model_load_time", "60s".to_owned()),
+        ("TEXTNLP_SET__gates__server_memory", "4GB".to_owned()),
         ("TEXTNLP_ADVISORIES", fresh),
         (SIGN_ON_SECRET.0, SIGN_ON_SECRET.1.to_owned()),
     ]);
@@ -114,6 +116,9 @@ fn one_release_is_promoted_from_development_to_optimized() {
         }
         let gate = phases::open_gate(&run_in, waived, "a test on one machine");
         phases::assert_measured(phase, &gate);
+        if phase != "development" {
+            phases::assert_servers_measured(&gate);
+        }
         // The first `up` of no phase is an exemption: each release came from the phase before.
         assert_eq!(gate["exemptions"].as_array().map_or(0, Vec::len), waived.len(), "{gate:#}");
         eprintln!("{phase}: {:.1?}", began.elapsed());

@@ -169,7 +169,6 @@ mod tests {
     fn running(key_file: &str) -> RunningEnvironment {
         RunningEnvironment {
             address: "https://127.0.0.1:8443".into(),
-            metrics_address: None,
             access: EndpointAccess::Keys,
             ca_file: Some("/a b/ca.pem".into()),
             key_file: Some(key_file.into()),

@@ -14,10 +14,13 @@ use textnlp_orchestrator::clock::{Clock, SystemClock};
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::gate::Check;
-use textnlp_orchestrator::gate::phases::{MIN_REDUCTION, MIN_SPEED_UP, PhaseDefinition, REDUCTION, SPEED_UP};
+use textnlp_orchestrator::gate::phases::{
+    CheckDefinition, GENERATION_RATE, MIN_REDUCTION, MIN_SPEED_UP, PhaseDefinition, REDUCTION, SPEED_UP,
+};
 use textnlp_orchestrator::load::{self, HttpWire, Load, Measured};
 use textnlp_orchestrator::plan::{Cost, amount};
 use textnlp_orchestrator::state::State;
+use textnlp_provider::units::counted;
 use textnlp_provider::{EnvironmentName, Lineage, SiteName};
 use tokio_util::sync::CancellationToken;
 
@@ -307,6 +310,13 @@ pub fn speed_up(before: &RecordedSpeed, now: &RecordedSpeed) -> Result<(f64, Str
     Ok((factor, note))
 }
 
+/// The tokens per second of a service that is never idle.
+fn generation_rate(check: &CheckDefinition, environment: &Environment, now: &RecordedSpeed) -> Check {
+    let is_met = environment.gates.tokens_per_second.is_none_or(|least| now.tokens_per_second >= f64::from(least));
+    let note = format!("{} at a time, p95 {:.0} ms", counted(now.users, "request"), now.p95_ms);
+    check.measured(environment, now.tokens_per_second, is_met).note(note)
+}
+
 /// Refuses a measurement that would be recorded for another release or other settings than those that run.
 pub async fn runs_these_settings(chosen: &ChosenEnvironment) -> Result<(), Failure> {
     gate::runs_the_lock(chosen).await?;
@@ -393,14 +403,24 @@ pub(crate) fn checks(
     let (record, compare) = (scope.command("baseline record"), scope.command("baseline compare"));
     let definition = PhaseDefinition::of(environment.phase);
     let mut checks = Vec::new();
+    let speeds = match (&baseline.speed, compared) {
+        (None, _) => Err(format!("{refused}no baseline is recorded: {record}")),
+        (Some(_), None) => Err(format!("this release was not compared: {compare}")),
+        (Some(before), Some(now)) => Ok((before, now)),
+    };
     if let Some(check) = definition.check(SPEED_UP) {
-        checks.push(match (&baseline.speed, compared) {
-            (None, _) => check.waiting(environment, format_args!("{refused}no baseline is recorded: {record}")),
-            (Some(_), None) => check.waiting(environment, format_args!("this release was not compared: {compare}")),
-            (Some(before), Some(now)) => speed_up(before, now).map_or_else(
+        checks.push(match &speeds {
+            Err(why) => check.waiting(environment, why),
+            Ok((before, now)) => speed_up(before, now).map_or_else(
                 |why| check.waiting(environment, format_args!("{why}: {compare}")),
                 |(factor, note)| check.measured(environment, factor, factor >= MIN_SPEED_UP).note(note),
             ),
+        });
+    }
+    if let Some(check) = definition.check(GENERATION_RATE).filter(|check| check.is_on(environment)) {
+        checks.push(match &speeds {
+            Err(why) => check.waiting(environment, why),
+            Ok((_, now)) => generation_rate(check, environment, now),
         });
     }
     if let Some(check) = definition.check(REDUCTION) {
@@ -421,6 +441,7 @@ pub(crate) fn checks(
 
 #[cfg(test)]
 mod tests {
+    use textnlp_orchestrator::environment::{Catalogue, Library, Overrides};
     use uuid::Uuid;
 
     use super::*;
@@ -488,6 +509,22 @@ mod tests {
         assert!(speed_up(&speed(0.0), &speed(1.0)).is_err());
         let elsewhere = RecordedSpeed { client: "server".to_owned(), ..speed(100.0) };
         assert!(speed_up(&speed(100.0), &elsewhere).unwrap().1.contains("measured from server"));
+    }
+
+    #[test]
+    fn generation_rate_is_that_of_the_compared_speed() {
+        let of = |sets: &[&str]| {
+            let overrides =
+                Overrides { sets: sets.iter().map(|set| (*set).to_owned()).collect(), ..Overrides::default() };
+            Library::built_in().load("optimized", &overrides, &Catalogue::default()).unwrap().environment
+        };
+        let check = PhaseDefinition::of(Phase::Optimized).check(GENERATION_RATE).unwrap();
+        let shipped = of(&[]);
+        let met = |rate| generation_rate(check, &shipped, &speed(rate)).ok;
+        assert_eq!((met(1000.0), met(999.9)), (true, false));
+        let said = generation_rate(check, &shipped, &speed(999.9)).to_string();
+        assert_eq!(said, "generation rate: 999.9 tokens/s, wanted at least 1000 (4 requests at a time, p95 200 ms)");
+        assert!(!check.is_on(&of(&["gates.tokens_per_second=null"])));
     }
 
     #[test]

@@ -74,28 +74,35 @@ enum Scraper {
 impl Scraper {
     async fn scrape(&self) -> Result<Scrape, String> {
         let mut scrape = Scrape::default();
+        for (replica, text) in self.texts().await? {
+            match (replica, text) {
+                (replica, Some(text)) => scrape.add(&text, replica.as_deref()),
+                (Some(replica), None) => scrape.add_unread(&replica),
+                (None, None) => {}
+            }
+        }
+        Ok(scrape)
+    }
+
+    /// What each replica exports now, by its name; `None` for one that did not answer. An address has the metrics of all,
+    /// with their names in them.
+    async fn texts(&self) -> Result<Vec<(Option<String>, Option<String>)>, String> {
         match self {
             Scraper::Address(wire) => {
                 let answer = wire.send(LoadRequest::get("/metrics")).await.map_err(|failure| failure.to_string())?;
                 if answer.status != 200 {
                     return Err(format!("the metrics endpoint answered with status {}", answer.status));
                 }
-                scrape.add(&String::from_utf8_lossy(&answer.body), None);
+                Ok(vec![(None, Some(String::from_utf8_lossy(&answer.body).into_owned()))])
             }
             Scraper::Site(site, lineage) => {
                 let replicas = site.scrape(*lineage).await.map_err(|error| hinted_chain(&error))?;
                 if replicas.is_empty() {
                     return Err("no replica is ready".to_owned());
                 }
-                for (name, text) in &replicas {
-                    match text {
-                        Some(text) => scrape.add(text, Some(name)),
-                        None => scrape.add_unread(name),
-                    }
-                }
+                Ok(replicas.into_iter().map(|(name, text)| (Some(name), text)).collect())
             }
         }
-        Ok(scrape)
     }
 }
 
@@ -149,24 +156,24 @@ pub fn dashboard(chosen: &ChosenEnvironment) -> Result<Value, Failure> {
     })))
 }
 
-/// The metrics of all serving sites, where no address of this machine has them: those of each ready replica.
-pub struct SiteWire {
-    sites: Vec<(SiteName, Arc<dyn SiteMetrics>)>,
-    lineage: Lineage,
-}
+/// The metrics of all servers of all serving sites.
+pub struct SiteWire(Vec<(SiteName, Scraper)>);
 
 impl SiteWire {
-    /// The sites of a running environment whose metrics their provider reads; `None` if there is none.
+    /// Those of a running environment; `None` if no address of this machine has metrics of it, and no provider reads them.
     pub async fn of(chosen: &ChosenEnvironment) -> Result<Option<Self>, Failure> {
         let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
         let (lineage, addresses) = running::metrics_addresses(scope).await?;
+        let trust = scope.platform.trust(None, Some(environment))?;
         let mut sites = Vec::new();
-        for site in addresses.into_keys() {
-            if let Some(reader) = reader(scope, environment, &site)? {
-                sites.push((site, reader));
-            }
+        for (site, address) in addresses {
+            let scraper = match address {
+                Some(address) => Some(Scraper::Address(HttpWire::new(&address, &trust)?)),
+                None => reader(scope, environment, &site)?.map(|reader| Scraper::Site(reader, lineage)),
+            };
+            sites.extend(scraper.map(|scraper| (site, scraper)));
         }
-        Ok((!sites.is_empty()).then_some(Self { sites, lineage }))
+        Ok((!sites.is_empty()).then_some(Self(sites)))
     }
 }
 
@@ -175,15 +182,11 @@ impl Wire for SiteWire {
     /// Answers every request with the metrics. Fails if a site or one of its replicas does not answer.
     async fn send(&self, _: LoadRequest) -> Result<LoadResponse, RequestFailure> {
         let mut body = Vec::new();
-        for (site, reader) in &self.sites {
+        for (site, scraper) in &self.0 {
             let failed = |why: String| RequestFailure::Connect(format!("{site}: {why}"));
-            let replicas = reader.scrape(self.lineage).await.map_err(|error| failed(hinted_chain(&error)))?;
-            if replicas.is_empty() {
-                return Err(failed("no replica is ready".to_owned()));
-            }
-            for (name, text) in replicas {
-                let text = text.ok_or_else(|| failed(format!("{name} could not be read")))?;
-                body.extend_from_slice(text.as_bytes());
+            for (replica, text) in scraper.texts().await.map_err(failed)? {
+                let unread = || failed(format!("{} could not be read", replica.unwrap_or_default()));
+                body.extend_from_slice(text.ok_or_else(unread)?.as_bytes());
             }
         }
         Ok(LoadResponse { status: 200, body })

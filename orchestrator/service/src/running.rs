@@ -22,8 +22,6 @@ use crate::{Exit, Failure, Platform, Scope};
 pub struct RunningEnvironment {
     /// The address for clients.
     pub address: String,
-    /// The address of the metrics.
-    pub metrics_address: Option<String>,
     /// The CA file, if the address is HTTPS with a certificate from the local CA.
     pub ca_file: Option<Utf8PathBuf>,
     /// The file with the first API key.
@@ -116,8 +114,6 @@ pub async fn running(scope: &Scope) -> Result<RunningEnvironment, Failure> {
     Ok(RunningEnvironment {
         address: endpoint.url.clone(),
         access: endpoint.access,
-        // The global endpoint's own metrics do not include those of the servers.
-        metrics_address: endpoints.values().find_map(|endpoint| endpoint.metrics.clone()),
         ca_file: endpoint.ca_file.as_deref().map(Utf8PathBuf::from),
         key_file,
         key_id: first_key.and_then(|outputs| text(outputs, "public_id")),
@@ -142,7 +138,7 @@ pub fn lost_state(state: &State, scope: &Scope) -> Option<Failure> {
 }
 
 /// The deployment, and its serving sites with the addresses of their metrics; `None` where no address of this machine has
-/// them.
+/// them. The global endpoint's own metrics do not include those of the servers.
 pub async fn metrics_addresses(scope: &Scope) -> Result<(Lineage, BTreeMap<SiteName, Option<String>>), Failure> {
     let state = state(scope).await?;
     let endpoints = endpoints(scope, &state)?.into_iter();

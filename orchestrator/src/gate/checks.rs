@@ -4,15 +4,16 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use textnlp_provider::{Secret, exposition};
+use textnlp_provider::Secret;
+use textnlp_provider::exposition::{self, Sample};
 use tokio_util::sync::CancellationToken;
 
-use super::phases::{CheckDefinition, EMBEDDINGS, GENERATION, PhaseDefinition, RATE, SEED, STOP};
+use super::phases::{CheckDefinition, CheckSource, EMBEDDINGS, GENERATION, Gauge, PhaseDefinition, RATE, SEED, STOP};
 use super::{Check, IssuedKey};
 use crate::clock::Clock;
 use crate::environment::Environment;
 use crate::load::{Key, LoadRequest, LoadResponse, RequestFailure, Wire};
-use crate::metrics::KEY_METRICS;
+use crate::metrics::{GATHERED, KEY_METRICS};
 
 pub(super) struct Prober<'a> {
     pub(super) wire: &'a dyn Wire,
@@ -380,21 +381,71 @@ impl Prober<'_> {
     /// A scrape must have a sample of each key metric.
     pub(super) async fn metrics(&self, check: &CheckDefinition, wire: Option<&dyn Wire>) -> Check {
         let environment = self.environment;
-        let Some(wire) = wire else {
-            return check.unknown(environment, "the address of the metrics is unknown");
+        let text = match scrape(wire).await {
+            Ok(text) => text,
+            Err(why) => return check.unknown(environment, why),
         };
-        match wire.send(LoadRequest::get("/metrics")).await {
-            Ok(answer) if answer.status == 200 => {
-                let text = String::from_utf8_lossy(&answer.body);
-                let found: BTreeSet<&str> = exposition::samples(&text).map(|sample| sample.name).collect();
-                let missing: Vec<&str> = KEY_METRICS.into_iter().filter(|name| !found.contains(name)).collect();
-                match missing.is_empty() {
-                    true => check.measured(environment, "exported", true),
-                    false => check.measured(environment, "missing", false).note(missing.join(", ")),
-                }
-            }
-            Ok(answer) => check.unknown(environment, format_args!("status {}", answer.status)),
-            Err(failure) => check.unknown(environment, failure),
+        let found: BTreeSet<&str> = exposition::samples(&text).map(|sample| sample.name).collect();
+        let missing: Vec<&str> = KEY_METRICS.into_iter().filter(|name| !found.contains(name)).collect();
+        match missing.is_empty() {
+            true => check.measured(environment, "exported", true),
+            false => check.measured(environment, "missing", false).note(missing.join(", ")),
         }
+    }
+}
+
+async fn scrape(wire: Option<&dyn Wire>) -> Result<String, String> {
+    let wire = wire.ok_or_else(|| "the address of the metrics is unknown".to_owned())?;
+    match wire.send(LoadRequest::get("/metrics")).await {
+        Ok(answer) if answer.status == 200 => Ok(String::from_utf8_lossy(&answer.body).into_owned()),
+        Ok(answer) => Err(format!("status {}", answer.status)),
+        Err(failure) => Err(failure.to_string()),
+    }
+}
+
+/// The checks of metrics that are on, by one scrape.
+pub(super) async fn gauges(
+    definition: &'static PhaseDefinition,
+    environment: &Environment,
+    wire: Option<&dyn Wire>,
+) -> Vec<Check> {
+    let on = definition.checks().filter_map(|check| match check.source {
+        CheckSource::Gauge(gauge) if check.is_on(environment) => Some((check, gauge)),
+        _ => None,
+    });
+    let on: Vec<_> = on.collect();
+    if on.is_empty() {
+        return Vec::new();
+    }
+    let text = scrape(wire).await;
+    let measured = on.into_iter().map(|(check, gauge)| match &text {
+        Ok(text) => highest(check, gauge, environment, text),
+        Err(why) => check.unknown(environment, why),
+    });
+    measured.collect()
+}
+
+/// The highest value of a metric, of all servers: one that could not be read may have a higher one.
+fn highest(check: &CheckDefinition, gauge: Gauge, environment: &Environment, text: &str) -> Check {
+    let unread = exposition::samples(text).find(|sample| sample.name == GATHERED && sample.value == 0.0);
+    if let Some(unread) = unread {
+        let replica = unread.label("replica").unwrap_or("a replica");
+        return check.unknown(environment, format_args!("the metrics of {replica} could not be read"));
+    }
+    // A server that cannot measure it exports 0.
+    let measured = |sample: &Sample<'_>| sample.name == gauge.metric && sample.value.is_finite() && sample.value > 0.0;
+    let samples: Vec<Sample<'_>> = exposition::samples(text).filter(measured).collect();
+    let Some(most) = samples.iter().max_by(|a, b| a.value.total_cmp(&b.value)) else {
+        return check.unknown(environment, format_args!("no server exports a value of `{}`", gauge.metric));
+    };
+    let value = most.value / gauge.unit as f64;
+    let is_met = check.limit(environment).as_f64().is_some_and(|limit| value <= limit);
+    // Rounded up: what is shown is not below the limit while the value is above it.
+    let check = check.measured(environment, (value * 1000.0).ceil() / 1000.0, is_met);
+    let source = ["model", "replica"].map(|label| most.label(label).map(|value| format!("{label} {value}")));
+    let source: Vec<String> = source.into_iter().flatten().collect();
+    match source.is_empty() {
+        true => check,
+        false => check.note(source.join(", ")),
     }
 }

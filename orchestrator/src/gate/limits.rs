@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::P95;
-use super::phases::{AVAILABILITY, COMPLIANCE, GROWTH, PhaseDefinition, SESSIONS, VULNERABILITIES};
+use super::phases::{
+    AVAILABILITY, COMPLIANCE, GENERATION_RATE, GROWTH, MODEL_LOAD, PhaseDefinition, SERVER_MEMORY, SESSIONS,
+    VULNERABILITIES,
+};
 use crate::environment::model::Environment;
 use crate::environment::{Catalogue, Library, Overrides};
 
@@ -26,6 +29,7 @@ pub struct ChangedLimit {
 impl fmt::Display for ChangedLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = |value: &Value| match value {
+            Value::Null => "off".to_owned(),
             Value::String(text) => text.clone(),
             Value::Array(items) if items.is_empty() => "none".to_owned(),
             Value::Array(items) => {
@@ -38,7 +42,7 @@ impl fmt::Display for ChangedLimit {
 }
 
 /// The check that each setting below `gates` belongs to. Those of a load test belong to sessions, too.
-const CHECKS: [(&str, &[&str]); 16] = [
+const CHECKS: [(&str, &[&str]); 19] = [
     ("p95_ms", &[P95, SESSIONS]),
     ("error_rate", &[P95, SESSIONS]),
     ("users", &[P95]),
@@ -52,6 +56,9 @@ const CHECKS: [(&str, &[&str]); 16] = [
     ("availability_window", &[AVAILABILITY]),
     ("sessions", &[SESSIONS]),
     ("scaling", &[GROWTH]),
+    ("model_load_time", &[MODEL_LOAD]),
+    ("server_memory", &[SERVER_MEMORY]),
+    ("tokens_per_second", &[GENERATION_RATE]),
     ("advisories", &[VULNERABILITIES]),
     ("advisories_max_age", &[VULNERABILITIES]),
     ("compliance", &[COMPLIANCE]),
@@ -125,5 +132,8 @@ mod tests {
         assert_eq!(said(Phase::Pilot, &sets), ["gates.availability_window: 5s instead of 1d"]);
         assert_eq!(said(Phase::Staging, &["gates.p95_ms=100"]), ["gates.p95_ms: 100 instead of 500"]);
         assert_eq!(said(Phase::Development, &sets), [""; 0]);
+        assert_eq!(said(Phase::Pilot, &["gates.server_memory=8GB"]), ["gates.server_memory: 8GB instead of off"]);
+        assert_eq!(said(Phase::Optimized, &["gates.server_memory=null"]), ["gates.server_memory: off instead of 4GB"]);
+        assert_eq!(said(Phase::Pilot, &["gates.tokens_per_second=10"]), [""; 0], "its gate does not measure it");
     }
 }

@@ -32,7 +32,7 @@ use crate::environment::model::{AdvisoryPolicy, Environment, Gates, Phase};
 use crate::load::{self, Key, Load, Measured, Second, Wire};
 use checks::Prober;
 use keys::TemporaryKeys;
-use phases::{CheckDefinition, CheckSource, METRICS, PhaseDefinition, Probe};
+use phases::{CheckDefinition, CheckSource, GENERATION_RATE, METRICS, PhaseDefinition, Probe};
 
 /// The verdict of a gate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +89,9 @@ const COUNTED_APART: Duration = Duration::from_secs(2);
 
 /// The check of the error rate.
 pub(crate) const SHARE_OF_ERRORS: &str = "share of errors";
+
+/// The unit of a rate of tokens.
+const TOKENS_PER_SECOND: &str = "tokens/s";
 
 /// One check of a gate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -294,8 +297,8 @@ pub struct GateInputs<'a> {
     pub lineage: Lineage,
     /// The service as clients reach it.
     pub service: &'a dyn Wire,
-    /// The metrics: of the listener of `/metrics`, or of all replicas of a cluster. Without them and without a recorded
-    /// check `metrics`, that check cannot be measured.
+    /// The metrics of all servers. Without them, the checks that need them cannot be measured, unless the check `metrics` is
+    /// recorded.
     pub metrics: Option<&'a dyn Wire>,
     /// Issues temporary keys.
     pub keys: &'a dyn KeyIssuer,
@@ -417,6 +420,12 @@ async fn probe(
     if has_load && !failed && !outside.stop.is_cancelled() {
         under_load(environment, outside, embeds == Some(true), temporary_keys, found, tell).await;
     }
+    if outside.stop.is_cancelled() {
+        return;
+    }
+    for check in checks::gauges(definition, environment, outside.metrics).await {
+        found.add(check, tell);
+    }
 }
 
 /// A check of the table that the caller should have measured and did not.
@@ -426,12 +435,13 @@ fn unmeasured(check: &CheckDefinition, environment: &Environment, found: &GateRe
         return None;
     }
     match check.source {
+        _ if !check.is_on(environment) => None,
         CheckSource::Record => Some(check.waiting(environment, format_args!("measured by {}", check.how))),
         CheckSource::With(name) if measured(name).is_some_and(|with| !with.measured.is_null()) => {
             Some(check.unknown(environment, format_args!("`{name}` was measured without it")))
         }
         CheckSource::With(name) => Some(check.waiting(environment, format_args!("measured with `{name}`"))),
-        CheckSource::Probe(_) | CheckSource::Load => None,
+        CheckSource::Probe(_) | CheckSource::Load | CheckSource::Gauge(_) => None,
     }
 }
 
@@ -627,7 +637,29 @@ pub fn judge(gates: &Gates, measured: &Measured) -> Vec<Check> {
         let kinds: Vec<_> = measured.errors_by_kind.iter().map(|(kind, n)| format!("{n}× {kind}")).collect();
         errors = errors.note(kinds.join(", "));
     }
-    vec![latency, errors]
+    [latency, errors].into_iter().chain(generation_rate(gates, measured)).collect()
+}
+
+/// The rate of generated tokens, if it has a limit. Users who think do not show what a service can do above what they ask
+/// for.
+fn generation_rate(gates: &Gates, measured: &Measured) -> Option<Check> {
+    let least = gates.tokens_per_second?;
+    let limit = format!("at least {least}");
+    let unmeasured = |why: String| Some(Check::unmeasured(GENERATION_RATE, limit.clone(), TOKENS_PER_SECOND, why));
+    if measured.load.embeds {
+        return unmeasured("the default model makes embeddings and generates no text".to_owned());
+    }
+    if measured.stopped {
+        return unmeasured("the load test was stopped before its end".to_owned());
+    }
+    let most = measured.load.tokens_per_second_needed(Duration::ZERO);
+    let is_met = measured.tokens_per_second >= f64::from(least);
+    if !is_met && most < f64::from(least) {
+        return unmeasured(format!("this load asks for at most {most:.0} tokens/s: raise `gates.users`"));
+    }
+    // Rounded down, so that what is shown is not above the limit while the value is below it.
+    let rate = (measured.tokens_per_second * 10.0).floor() / 10.0;
+    Some(Check::new(GENERATION_RATE, rate, limit, TOKENS_PER_SECOND, is_met))
 }
 
 fn rounded(ms: f64) -> Value {

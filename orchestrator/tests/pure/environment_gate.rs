@@ -14,8 +14,8 @@ use textnlp_orchestrator::clock::{Clock, VirtualClock};
 use textnlp_orchestrator::environment::model::{ModelSettings, Phase};
 use textnlp_orchestrator::environment::{Catalogue, Environment, Library, Overrides};
 use textnlp_orchestrator::gate::phases::{
-    self, COMPLIANCE, CheckSource, EMBEDDINGS, GROWTH, IndicatorSource, METRICS, PHASES, SECURITY_AUDIT, SESSIONS,
-    VULNERABILITIES,
+    self, COMPLIANCE, CheckDefinition, CheckSource, EMBEDDINGS, GENERATION_RATE, GROWTH, IndicatorSource, METRICS,
+    MODEL_LOAD, PHASES, SECURITY_AUDIT, SERVER_MEMORY, SESSIONS, VULNERABILITIES,
 };
 use textnlp_orchestrator::gate::{
     self, Check, Evidence, Gate, GateInputs, IssuedKey, KeyIssuer, KeyRequest, Progress, RecordedExemption,
@@ -89,6 +89,8 @@ struct Service {
     tenants: Mutex<HashMap<String, String>>,
     /// The recorded requests of each of these keys.
     recorded: Mutex<HashMap<String, u64>>,
+    /// What it exports besides the key metrics.
+    exports: String,
 }
 
 impl Service {
@@ -103,6 +105,7 @@ impl Service {
             keys: Mutex::new(HashMap::new()),
             tenants: Mutex::default(),
             recorded: Mutex::default(),
+            exports: "textnlp_model_load_seconds{replica=\"a\",model=\"m\"} 0.25\n".to_owned(),
         }
     }
 
@@ -157,7 +160,7 @@ impl Wire for Service {
                 let names = KEY_METRICS.into_iter().filter(|name| Some(*name) != absent);
                 // The name of a metric alone is no sample of it.
                 let text: String = names.map(|name| format!("{name}{{replica=\"a\"}} 1\n")).collect();
-                let body = format!("# HELP textnlp_queue_length Requests\n{text}").into_bytes();
+                let body = format!("# HELP textnlp_queue_length Requests\n{text}{}", self.exports).into_bytes();
                 return Ok(LoadResponse { status: 200, body });
             }
             _ => {}
@@ -284,7 +287,13 @@ impl KeyIssuer for Service {
 }
 
 fn environment(name: &str) -> Environment {
-    Library::built_in().load(name, &Overrides::default(), &Catalogue::default()).unwrap().environment
+    environment_with(name, &[])
+}
+
+fn environment_with(name: &str, sets: &[&str]) -> Environment {
+    let sets = sets.iter().map(|set| (*set).to_owned()).collect();
+    let overrides = Overrides { sets, ..Overrides::default() };
+    Library::built_in().load(name, &overrides, &Catalogue::default()).unwrap().environment
 }
 
 fn evidence_with(name: &str, service: &Service, recorded: Vec<Check>, stop: &CancellationToken) -> Evidence {
@@ -471,6 +480,61 @@ fn error_rate_above_one_percent_closes_the_gate() {
 }
 
 #[test]
+fn servers_are_measured_by_the_limits_that_are_set() {
+    let measured = |sets: &[&str], exports: &str| {
+        let service = Service { exports: exports.to_owned(), ..Service::new(20, None) };
+        let stop = CancellationToken::new();
+        let evidence = evidence_of(&environment_with("staging", sets), &service, vec![audit()], &[], &stop);
+        let of_servers = |check: &&Check| [MODEL_LOAD, SERVER_MEMORY].contains(&check.name.as_str());
+        let said: Vec<String> = evidence.checks.iter().filter(of_servers).map(ToString::to_string).collect();
+        format!("{}: {}", evidence.gate.state(), said.join("; "))
+    };
+    let exported = |seconds: &str, bytes: u64| {
+        format!(
+            "textnlp_model_load_seconds{{replica=\"a\",model=\"small\"}} 0.25\n\
+             textnlp_model_load_seconds{{replica=\"b\",model=\"large\"}} {seconds}\n\
+             process_resident_memory_bytes{{replica=\"b\"}} {bytes}\n"
+        )
+    };
+    let limits = ["gates.model_load_time=5s", "gates.server_memory=4GB"];
+    let (most, more) = (exported("5.0", 4_000_000_000), exported("5.0001", 4_000_000_001));
+    assert_eq!(measured(&[], &more), "open: ", "without limits there is no check");
+    expect![[r#"
+        open: model load time: 5.0 s, wanted at most 5.0 s (model large, replica b); memory of a server: 4.0 GB, wanted at most 4.0 GB (replica b)
+        shut: model load time: 5.001 s, wanted at most 5.0 s (model large, replica b); memory of a server: 4.001 GB, wanted at most 4.0 GB (replica b)"#]]
+    .assert_eq(&[&most, &more].map(|exports| measured(&limits, exports)).join("\n"));
+    // A server that could not be read may be above the limit, and one that measures nothing is not below it.
+    let unread = most + "textnlp_gateway_backend_metrics_gathered{replica=\"c\"} 0.0\n";
+    expect![[r#"
+        shut: model load time: could not be measured (the metrics of c could not be read); memory of a server: could not be measured (the metrics of c could not be read)
+        shut: model load time: could not be measured (no server exports a value of `textnlp_model_load_seconds`); memory of a server: 0.001 GB, wanted at most 4.0 GB (replica a)"#]]
+    .assert_eq(&[unread.as_str(), "process_resident_memory_bytes{replica=\"b\"} 0\n"].map(|exports| measured(&limits, exports)).join("\n"));
+}
+
+#[test]
+fn generation_rate_is_that_of_the_load_unless_its_users_ask_for_less() {
+    let measured = |least: u32, latency_ms: u64, fault: Option<Fault>| {
+        let limit = format!("gates.tokens_per_second={least}");
+        let environment = environment_with("staging", &[limit.as_str()]);
+        let service = Service::new(latency_ms, fault);
+        let evidence = evidence_of(&environment, &service, vec![audit()], &[], &CancellationToken::new());
+        evidence.checks.into_iter().find(|check| check.name == GENERATION_RATE).unwrap()
+    };
+    let fast = measured(1000, 20, None);
+    assert!(fast.ok && (2600.0..3500.0).contains(&fast.measured.as_f64().unwrap()), "{fast}");
+    assert_eq!((&fast.limit, fast.unit.as_str()), (&json!("at least 1000"), "tokens/s"));
+    let slow = measured(3000, 5000, None);
+    assert!(!slow.ok && !slow.is_unknown(), "{slow}");
+    // 100 users who think 2 s on average, nine of ten generating 75 tokens.
+    let idle = measured(10_000, 20, None);
+    assert!(idle.is_unknown(), "{idle}");
+    assert_eq!(idle.note.as_deref(), Some("this load asks for at most 3375 tokens/s: raise `gates.users`"));
+    let encoder = measured(1000, 20, Some(Fault::Embeds));
+    assert!(encoder.is_unknown() && encoder.note.unwrap().contains("generates no text"));
+    assert!(evidence("staging", &Service::new(20, None)).checks.iter().all(|check| check.name != GENERATION_RATE));
+}
+
+#[test]
 fn recorded_release_checks_are_part_of_the_gate() {
     let audit = Check::new(VULNERABILITIES, 2, 0, "found", false);
     let evidence = evidence_with("staging", &Service::new(100, None), vec![audit], &CancellationToken::new());
@@ -534,7 +598,8 @@ fn gates_measure_the_checks_of_the_table_with_its_limits() {
             let row = definition.check(&check.name).unwrap_or_else(|| panic!("{name}: {} is in no row", check.name));
             assert_eq!(row.limit(&environment), check.limit, "{name}: {}", check.name);
         }
-        for row in definition.checks().filter(|row| row.name != EMBEDDINGS) {
+        let is_measured = |row: &&CheckDefinition| row.name != EMBEDDINGS && row.is_on(&environment);
+        for row in definition.checks().filter(is_measured) {
             let check = found.iter().find(|check| check.name == row.name);
             let check = check.unwrap_or_else(|| panic!("{name}: {} was not measured", row.name));
             assert_eq!(check.measured.is_null(), !check.ok, "{name}: {check}");
@@ -734,7 +799,7 @@ fn waivers_are_of_known_checks_bounded_and_reasoned() {
     let now = clock().now();
     let of = |check: &str, until, reason: Option<&str>| waiver(Phase::Pilot, check, until, reason, now);
     let reason = Some("INC-7");
-    let names = vec![METRICS, "availability", "database failover", "restored backup"];
+    let names = vec![METRICS, "availability", "database failover", "restored backup", MODEL_LOAD, SERVER_MEMORY];
     for unknown in ["health", "known vulnerabilities", "availabilty"] {
         let error = WaiverError::Unknown { phase: Phase::Pilot, name: unknown.to_owned(), names: names.clone() };
         assert_eq!(of(unknown, date(2026, 1, 3), reason), Err(error));

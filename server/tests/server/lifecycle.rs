@@ -249,6 +249,7 @@ async fn metrics_have_the_names_used_by_dashboards() {
         "textnlp_errors_total{type=\"invalid_request\"} 1",
         "textnlp_queue_length ",
         "textnlp_model_memory_bytes{model=\"tiny\",kind=\"weights\"}",
+        "textnlp_model_load_seconds{model=\"tiny\"} ",
         "process_resident_memory_bytes ",
         "process_cpu_seconds_total ",
         "textnlp_model_cache_hits_total ",

@@ -30,7 +30,7 @@ use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::dr::report::{self as signed, ReportError};
 use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::environment::model::{AdvisoryPolicy, Gates, ModelSettings, Phase};
-use textnlp_orchestrator::gate::phases::{self, CheckSource, PhaseDefinition, Probe};
+use textnlp_orchestrator::gate::phases::{self, PhaseDefinition};
 use textnlp_orchestrator::gate::{self, ChangedLimit, Check, GateInputs, RecordedExemption, WaiverError};
 use textnlp_orchestrator::load::{HttpWire, Load, Second, Wire};
 use textnlp_orchestrator::release::{Applied, History, Lock, digest};
@@ -44,9 +44,6 @@ use crate::client::Target;
 use crate::keys::Admin;
 use crate::metrics::SiteWire;
 use crate::{ChosenEnvironment, Deployment, Exit, Failure, Progress, RunningEnvironment, Scope, baseline, running};
-
-/// The metrics that the gate requests, where no record of an autoscaler has them.
-const METRICS_PROBE: CheckSource = CheckSource::Probe(Probe::Metrics);
 
 /// Why the gate of an environment cannot be measured, if so. That of development needs the API, and no keys and metrics.
 pub fn unmeasured(environment: &Environment) -> Option<String> {
@@ -304,12 +301,9 @@ pub async fn measure(
     });
     let mut recorded = recorded.await;
     let definition = PhaseDefinition::of(environment.phase);
-    let metrics: Option<Box<dyn Wire>> = match &running.metrics_address {
-        Some(address) => Some(Box::new(HttpWire::new(address, &trust)?)),
-        None if definition.check(phases::METRICS).is_some_and(|check| check.source == METRICS_PROBE) => {
-            SiteWire::of(chosen).await?.map(|wire| Box::new(wire) as Box<dyn Wire>)
-        }
-        None => None,
+    let metrics = match definition.checks().any(|check| check.source.reads_metrics() && check.is_on(environment)) {
+        true => SiteWire::of(chosen).await?,
+        false => None,
     };
     if definition.check(phases::RTO).is_some() {
         recorded.extend(sites::checks(chosen).await?);
@@ -360,7 +354,7 @@ pub async fn measure(
             address: &running.address,
             lineage: running.lineage,
             service: &service,
-            metrics: metrics.as_deref(),
+            metrics: metrics.as_ref().map(|wire| wire as &dyn Wire),
             keys: &keys,
             recorded,
             exemptions: &state.exemptions(),

@@ -283,6 +283,13 @@ section! {
         pub sessions: u32 = 10_000,
         /// The time limit for additional pods under load, from scale-up on.
         pub scaling: Span = Span::seconds(120),
+        /// The longest time to load a model, from staging on. Not checked if unset.
+        pub model_load_time: Option<Span> = None,
+        /// The most resident memory of a server, from staging on. Not checked if unset.
+        pub server_memory: Option<Bytes> = None,
+        /// The least rate of generated tokens, in staging and optimized. Not checked if unset.
+        #[schemars(range(min = 1, max = 100_000_000))]
+        pub tokens_per_second: Option<u32> = None,
         /// What missing or outdated security advisories do.
         pub advisories: AdvisoryPolicy = AdvisoryPolicy::Wait,
         /// The maximum age of advisories.

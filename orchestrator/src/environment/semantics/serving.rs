@@ -599,6 +599,12 @@ impl Checker<'_> {
             let cause = format!("{} is not from {least} to {most}", gates.availability_window);
             self.error("gates.availability_window", cause, "write a time such as `24h`");
         }
+        if gates.model_load_time.is_some_and(|most| most.0.is_zero()) {
+            self.error("gates.model_load_time", "every load takes longer", "write a time such as `5s`, or remove it");
+        }
+        if gates.server_memory.is_some_and(|most| most.0 == 0) {
+            self.error("gates.server_memory", "every server takes more", "write a size such as `4GB`, or remove it");
+        }
         if e.budget.monthly.is_none() && e.budget.warn_at != Budget::default().warn_at {
             let cause = "it is a share of the budget, and none is set";
             self.warn("budget.warn_at", cause, "add `monthly: AMOUNT`, or remove it");

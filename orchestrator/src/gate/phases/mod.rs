@@ -220,6 +220,24 @@ pub enum CheckSource {
     Record,
     /// The same measurement as the check with this name. Both wait for it, and each needs a waiver of its own.
     With(&'static str),
+    /// A metric of the servers, read last: after the load test, where the gate has one.
+    Gauge(Gauge),
+}
+
+impl CheckSource {
+    /// Whether the gate reads the metrics of the servers for it.
+    pub fn reads_metrics(self) -> bool {
+        matches!(self, Self::Probe(Probe::Metrics) | Self::Gauge(_))
+    }
+}
+
+/// A metric of the servers, of which the highest value counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gauge {
+    /// Its name.
+    pub metric: &'static str,
+    /// One unit of the check, in the unit of the metric.
+    pub unit: u64,
 }
 
 /// Requests of the gate.
@@ -255,7 +273,7 @@ enum Limit {
     Number(u64),
     Yes,
     Text(&'static str),
-    /// A setting of the environment.
+    /// A setting of the environment. Null turns the check off.
     Setting(&'static str, fn(&Environment) -> Value),
 }
 
@@ -278,9 +296,17 @@ impl CheckDefinition {
         }
     }
 
+    /// Whether the gate of an environment measures it: a setting without a value turns it off.
+    pub fn is_on(&self, environment: &Environment) -> bool {
+        !self.limit(environment).is_null()
+    }
+
     /// The requirement as text: `at most 500 ms`.
     pub fn demand(&self, environment: &Environment) -> String {
-        self.unknown(environment, "").demand_with_unit()
+        match self.is_on(environment) {
+            true => self.unknown(environment, "").demand_with_unit(),
+            false => "off".to_owned(),
+        }
     }
 
     /// The check with its measured value.
@@ -363,6 +389,12 @@ pub const HOME: &str = "rehearsed: went back home";
 pub const SPEED_UP: &str = "inference speed-up";
 /// How many times as fast as the baseline it must be.
 pub const MIN_SPEED_UP: f64 = 2.0;
+/// The rate of generated tokens, in tokens per second.
+pub const GENERATION_RATE: &str = "generation rate";
+/// The longest time to load a model, in seconds.
+pub const MODEL_LOAD: &str = "model load time";
+/// The most resident memory of a server, in GB.
+pub const SERVER_MEMORY: &str = "memory of a server";
 /// The cost, compared with the recorded baseline.
 pub const REDUCTION: &str = "cost reduction";
 /// By how many percent it must be below the baseline.

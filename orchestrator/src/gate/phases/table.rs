@@ -5,11 +5,12 @@ use serde_json::json;
 use super::super::{P95, SHARE_OF_ERRORS};
 use super::{
     ANALYTICS, ANSWERS, AVAILABILITY, COMPLIANCE, CONTENT, CheckDefinition, CheckSource, ELSEWHERE, EMBEDDINGS,
-    FAILOVER, GENERATION, GROWTH, HOME, IN_SYNC, LAG, LOST, Limit, METRICS, PhaseDefinition, PhaseEntry, Probe, RATE,
-    REDUCTION, RESTORED, RPO, RTO, SECURITY_AUDIT, SEED, SESSIONS, SIGN_ON, SPEED_UP, STOP, VULNERABILITIES, WITNESS,
-    indicators, steps,
+    FAILOVER, GENERATION, GENERATION_RATE, GROWTH, Gauge, HOME, IN_SYNC, LAG, LOST, Limit, METRICS, MODEL_LOAD,
+    PhaseDefinition, PhaseEntry, Probe, RATE, REDUCTION, RESTORED, RPO, RTO, SECURITY_AUDIT, SEED, SERVER_MEMORY,
+    SESSIONS, SIGN_ON, SPEED_UP, STOP, VULNERABILITIES, WITNESS, indicators, steps,
 };
 use crate::environment::model::Phase;
+use crate::metrics::{MEMORY, MODEL_LOAD_SECONDS};
 
 const fn probe(
     name: &'static str,
@@ -94,6 +95,35 @@ const OBSERVED: &[CheckDefinition] = &[
     AUDITED,
 ];
 
+/// Bytes of a GB.
+const GB: u64 = 1_000_000_000;
+
+/// What servers measure of themselves.
+const SERVERS: &[CheckDefinition] = &[
+    CheckDefinition::of(
+        MODEL_LOAD,
+        Limit::Setting("gates.model_load_time", |e| json!(e.gates.model_load_time.map(|most| most.0.as_secs_f64()))),
+        "s",
+        CheckSource::Gauge(Gauge { metric: MODEL_LOAD_SECONDS, unit: 1 }),
+        "the last load of each model, by the metrics of the servers; the longest counts",
+    )
+    .at_most()
+    .waivable(),
+    CheckDefinition::of(
+        SERVER_MEMORY,
+        Limit::Setting("gates.server_memory", |e| json!(e.gates.server_memory.map(|most| most.0 as f64 / GB as f64))),
+        "GB",
+        CheckSource::Gauge(Gauge { metric: MEMORY, unit: GB }),
+        "the resident memory of each server at the end of the gate, after its load test if it has one; the highest counts",
+    )
+    .at_most()
+    .waivable(),
+];
+
+const TOKENS_PER_SECOND: Limit = Limit::Setting("gates.tokens_per_second", |e| {
+    json!(e.gates.tokens_per_second.map(|least| format!("at least {least}")))
+});
+
 const LOADED: &[CheckDefinition] = &[
     CheckDefinition::of(
         P95,
@@ -111,6 +141,14 @@ const LOADED: &[CheckDefinition] = &[
         "the same load test",
     )
     .at_most(),
+    CheckDefinition::of(
+        GENERATION_RATE,
+        TOKENS_PER_SECOND,
+        "tokens/s",
+        CheckSource::Load,
+        "the tokens of all answers of the same load test",
+    )
+    .waivable(),
 ];
 
 const AVAILABLE: CheckDefinition = record(
@@ -255,6 +293,7 @@ const IMPROVED: &[CheckDefinition] = &[
         "tokens per second of `baseline compare`, against those of `baseline record`",
     )
     .waivable(),
+    record(GENERATION_RATE, TOKENS_PER_SECOND, "tokens/s", "tokens per second of `baseline compare`").waivable(),
     record(
         REDUCTION,
         Limit::Text("at least 30"),
@@ -298,7 +337,7 @@ pub static PHASES: [PhaseDefinition; 8] = [
         prerequisites: &["the ports of the service", "names for the certificate (`tls.names`)"],
         steps: steps::STAGING,
         watched: &[indicators::SERVICE, indicators::HOST],
-        groups: &[SERVICE, OBSERVED, LOADED],
+        groups: &[SERVICE, OBSERVED, LOADED, SERVERS],
         deliverables: &[
             "TLS, API keys and rate limits",
             "a load test as an HTML report",
@@ -319,7 +358,7 @@ pub static PHASES: [PhaseDefinition; 8] = [
         ],
         steps: steps::PILOT,
         watched: &[indicators::SERVICE, indicators::CLUSTER, indicators::PILOT],
-        groups: &[SERVICE, OBSERVED, PILOT],
+        groups: &[SERVICE, OBSERVED, PILOT, SERVERS],
         deliverables: &[
             "three replicas",
             "a replicated database",
@@ -341,7 +380,7 @@ pub static PHASES: [PhaseDefinition; 8] = [
         ],
         steps: steps::SCALE_UP,
         watched: &[indicators::SERVICE, indicators::CLUSTER, indicators::SCALE_UP],
-        groups: &[SERVICE, GROWN, HARDENED],
+        groups: &[SERVICE, GROWN, HARDENED, SERVERS],
         deliverables: &[
             "an autoscaler with measured reaction time",
             "a web application firewall",
@@ -357,7 +396,7 @@ pub static PHASES: [PhaseDefinition; 8] = [
         prerequisites: &["an identity provider"],
         steps: steps::ENTERPRISE,
         watched: &[indicators::SERVICE, indicators::CLUSTER, indicators::ENTERPRISE],
-        groups: &[SERVICE, OBSERVED, TENANTS],
+        groups: &[SERVICE, OBSERVED, TENANTS, SERVERS],
         deliverables: &[
             "keys and records by tenant, separated by row-level security",
             "insights into the usage of each hour",
@@ -374,7 +413,7 @@ pub static PHASES: [PhaseDefinition; 8] = [
         prerequisites: &["two sites and a witness", "a DNS zone, or a machine for the global endpoint"],
         steps: steps::MULTI_REGION,
         watched: &[indicators::SERVICE, indicators::HOST, indicators::MULTI_REGION],
-        groups: &[SERVICE, OBSERVED, DRILLED],
+        groups: &[SERVICE, OBSERVED, DRILLED, SERVERS],
         deliverables: &[
             "replicated data and models",
             "traffic that follows healthy sites",
@@ -390,7 +429,7 @@ pub static PHASES: [PhaseDefinition; 8] = [
         prerequisites: &["a bundle and its public key", "a way to bring files to the machine"],
         steps: steps::AIR_GAPPED,
         watched: &[indicators::SERVICE, indicators::HOST, indicators::AIR_GAPPED],
-        groups: &[SERVICE, OBSERVED, SEALED],
+        groups: &[SERVICE, OBSERVED, SEALED, SERVERS],
         deliverables: &["a signed bundle", "an installed site", "updates from files", "a scan of the content"],
         rollback: &["`bundle update rollback`", DATA],
     },
@@ -402,7 +441,7 @@ pub static PHASES: [PhaseDefinition; 8] = [
         prerequisites: &["baselines of speed and cost"],
         steps: steps::OPTIMIZED,
         watched: &[indicators::SERVICE, indicators::CLUSTER, indicators::OPTIMIZED],
-        groups: &[SERVICE, GROWN, IMPROVED],
+        groups: &[SERVICE, GROWN, IMPROVED, SERVERS],
         deliverables: &["quantized models", "spot capacity where it is available", "a gate with p95 of at most 200 ms"],
         rollback: &[RELEASE, DATA],
     },
