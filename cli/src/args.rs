@@ -964,17 +964,37 @@ pub enum Model {
         #[arg(long, value_name = "FILE", requires = "quantize")]
         text: Option<Utf8PathBuf>,
     },
-    /// Measure a model's speed on this machine, by each executor that serves it
-    Bench {
-        /// Model source or folder
-        source: String,
-        /// Weight format: `f32`, `f16`, `q8_0` or `q4_0`
-        #[arg(long)]
-        quantize: Option<WeightFormat>,
-        /// Compute threads, at most one for each CPU core; 0 uses as many as this process may use
-        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1024))]
-        threads: u32,
-    },
+    /// Measure the speed of models on this machine, by each executor that serves them
+    ///
+    /// For each length of a prompt and each count of sequences: tokens of prompts per second, and 32 tokens that are
+    /// generated after each prompt. An encoder computes vectors of texts of these lengths.
+    #[command(after_help = "Examples:\n  \
+        textnlp-deploy model bench bundled\n  \
+        textnlp-deploy model bench gpt2 bundled --prompt-tokens 128,256,512 --sequences 1,8,16,32 --csv results.csv")]
+    Bench(ModelBench),
+}
+
+/// `model bench`.
+#[derive(Debug, Args)]
+pub struct ModelBench {
+    /// Model sources or folders
+    #[arg(required = true, value_name = "SOURCE")]
+    pub sources: Vec<String>,
+    /// Weight format: `f32`, `f16`, `q8_0` or `q4_0`
+    #[arg(long)]
+    pub quantize: Option<WeightFormat>,
+    /// Compute threads, at most one for each CPU core; 0 uses as many as this process may use
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1024))]
+    pub threads: u32,
+    /// Tokens of a prompt, with commas between several [default: 128, or half of a shorter context]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=131_072))]
+    pub prompt_tokens: Vec<u32>,
+    /// Sequences that are computed together, 1 to 256, with commas between several
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,8", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub sequences: Vec<u32>,
+    /// Write every result to this file, as CSV
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<Utf8PathBuf>,
 }
 
 /// JSON has no NaN and no Infinity; the server would silently use its default.

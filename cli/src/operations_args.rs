@@ -175,7 +175,7 @@ pub enum Performance {
         textnlp-deploy performance report --env staging\n  \
         textnlp-deploy performance report --env pilot --month 2026-11 -o json\n  \
         textnlp-deploy performance report --env pilot --month 2026-11 --compare 2026-10\n  \
-        textnlp-deploy performance report --env pilot --load load.json --database database.json --pdf final.pdf\n  \
+        textnlp-deploy performance report --env pilot --load load.json --models models.json --database database.json --pdf final.pdf\n  \
         textnlp-deploy performance report --env pilot --month 2026-11 --html november.html --pdf november.pdf")]
     Report(PerformanceReportArgs),
 }
@@ -191,6 +191,9 @@ pub struct PerformanceReportArgs {
     /// Add the result of a load test, as `load -o json` printed it; may be repeated
     #[arg(long = "load", value_name = "FILE")]
     pub loads: Vec<Utf8PathBuf>,
+    /// Add the result of a benchmark of models, as `model bench -o json` printed it; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub models: Vec<Utf8PathBuf>,
     /// Add the result of a database benchmark, as `db bench -o json` printed it
     #[arg(long, value_name = "FILE")]
     pub database: Option<Utf8PathBuf>,

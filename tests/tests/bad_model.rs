@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use camino::Utf8Path;
+use serde_json::Value;
 use textnlp_tests::{Sandbox, copy};
 
 /// `up` with a model that was spoiled; a run that does not end within a minute fails the story.
@@ -138,7 +139,26 @@ fn speed_of_a_model_is_measured_by_each_executor() {
         assert!(speed["weights"].as_u64().unwrap() > 3_000_000, "{speed}");
     }
     let said = sandbox.run(&["model", "bench", "bundled"]).expect(0).out;
-    assert!(said.contains("EXECUTOR") && said.contains("8 TEXTS"), "{said}");
+    assert!(said.contains("EXECUTOR") && said.contains("loaded in"), "{said}");
+    let encoder = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/inference/tests/golden/bert");
+    let (file, lists) = (sandbox.folder().join("speeds.csv"), ["--prompt-tokens", "8,16", "--sequences", "1,2,3"]);
+    let models = ["model", "bench", "bundled", encoder.as_str(), "--csv", file.as_str(), "-o", "json"];
+    let several = sandbox.run(&[models.as_slice(), lists.as_slice()].concat()).expect(0).json();
+    let written = std::fs::read_to_string(&file).unwrap();
+    let rows: Vec<Vec<&str>> = written.lines().skip(1).map(|line| line.split(',').collect()).collect();
+    let results = |speed: &Value| speed["results"].as_array().unwrap().len();
+    let counts: Vec<usize> = several["speeds"].as_array().unwrap().iter().map(results).collect();
+    assert!(counts.iter().all(|count| *count == 6) && rows.len() == counts.iter().sum::<usize>(), "{written}");
+    let measured = |row: &Vec<&str>, column: usize| row[column].parse::<f64>().is_ok_and(|speed| speed > 0.0);
+    for row in &rows {
+        assert!(["1", "2", "3"].contains(&row[4]) && ["8", "16"].contains(&row[5]) && measured(row, 9), "{written}");
+        // An encoder generates nothing.
+        let generates = row[0] == "bundled";
+        assert_eq!((row[6] == "32", measured(row, 10)), (generates, generates), "{written}");
+    }
+    let long =
+        sandbox.run(&["model", "bench", "bundled", encoder.as_str(), "--prompt-tokens", "128,9000"]).expect(2).err;
+    assert!(long.contains("bundled has a context of") && long.contains("bert has a context of"), "{long}");
     sandbox.run(&["model", "bench", "hf:none/none"]).expect(2);
     let many = sandbox.run(&["model", "bench", "bundled", "--threads", "1024"]).expect(2).err;
     assert!(many.contains("1024 compute threads") && many.contains("set --threads to"), "{many}");

@@ -187,20 +187,26 @@ fn monthly_reports_are_of_the_records_and_price_only_what_is_known() {
     };
     let load = written("load.json", &["load", "--users", "2", "--seconds", "4"]);
     let bench = written("database.json", &["db", "bench", "--clients", "1", "--duration", "1s"]);
-    let both = ["--load", &load, "--database", &bench, "--pdf", file.as_str()].map(str::to_owned);
-    let last = report(&["performance", "report"], &both).expect(0).json();
+    let models = sandbox.folder().join("models.json");
+    let measured = sandbox.run(&["model", "bench", "bundled", "--prompt-tokens", "16", "-o", "json"]).expect(0).out;
+    std::fs::write(&models, measured).unwrap();
+    let all = ["--load", &load, "--models", models.as_str(), "--database", &bench, "--pdf", file.as_str()];
+    let last = report(&["performance", "report"], &all.map(str::to_owned)).expect(0).json();
+    assert!(last["models"][0]["results"][0]["decode"].as_f64() > Some(0.0), "{last}");
     assert!(last["load_tests"][0]["result"]["requests"].as_u64() > Some(0), "{last}");
     assert!(last["databases"][0]["transactions"].as_u64() > Some(0), "{last}");
     if let Ok(text) = Command::new("pdftotext").args(["-layout", file.as_str(), "-"]).output() {
         let text = String::from_utf8_lossy(&text.stdout).into_owned();
-        for part in ["Latency, ms", "Load tests", "Database benchmark"] {
+        for part in ["Latency, ms", "Load tests", "Model benchmark", "Database benchmark"] {
             assert!(text.contains(part), "{part}: {text}");
         }
     }
-    let swapped = ["--load", &bench, "--database", &load].map(str::to_owned);
+    let swapped = ["--load", &bench, "--models", &load, "--database", &load].map(str::to_owned);
     let refused = report(&["performance", "report"], &swapped).expect(2).json();
     let why = refused["error"]["message"].as_str().unwrap();
-    assert!(why.contains("`load -o json`") && why.contains("`db bench -o json`"), "both are named: {refused}");
+    for command in ["`load -o json`", "`model bench -o json`", "`db bench -o json`"] {
+        assert!(why.contains(command), "each is named: {refused}");
+    }
     let late = ["--month", "9998-01"].map(str::to_owned);
     assert_eq!(report(&["performance", "report"], &late).expect(2).json()["error"]["code"], "future_month");
 

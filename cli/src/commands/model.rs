@@ -1,20 +1,23 @@
 //! `model`: the catalogue, the cache, the properties of a model, and whether it fits this machine.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::Read as _;
 
 use anyhow::Context as _;
 use camino::Utf8Path;
+use textnlp_files::Replace;
 use textnlp_inference::family::Served;
 use textnlp_models::{
     BucketSource, Catalogue, Error, Event, FetchOptions, Fit, Memory, Model as Fetched, Quality, Source, Store,
     Summary, Verdict, Want, WeightFormat, fit, inspect,
 };
-use textnlp_server::speed::{self, Speed};
+use textnlp_server::speed::{self, Matrix, Speed, SpeedResult};
 use textnlp_service::models::{self, failed};
+use textnlp_service::output;
 
 use super::prelude::*;
-use crate::args::Model;
+use crate::args::{Model, ModelBench};
 use crate::clouds;
 
 /// `model …`.
@@ -37,9 +40,7 @@ pub async fn model(session: &Session, command: &Model, console: Console) -> Resu
             let text = text.as_ref().map(|file| session.here.join(file));
             fits(session, source, want, memory.map(|memory| memory.0), text.as_deref(), console).await
         }
-        Model::Bench { source, quantize, threads } => {
-            bench(session, source, quantize.unwrap_or(WeightFormat::AsIs), *threads, console).await
-        }
+        Model::Bench(args) => bench(session, args, console).await,
     }
 }
 
@@ -284,61 +285,133 @@ fn fit_text(source: &str, summary: &Summary, fit: &Fit, memory: &Memory) -> Stri
     text
 }
 
-/// The speed of a model with its weights in a format.
-async fn bench(
-    session: &Session,
-    source: &str,
-    format: WeightFormat,
-    threads: u32,
-    console: Console,
-) -> Result<Success, Failure> {
+/// The most measurements of one run: each takes seconds, and those of large models minutes.
+const MOST_MEASUREMENTS: usize = 1000;
+
+/// The speed of models with their weights in a format.
+async fn bench(session: &Session, args: &ModelBench, console: Console) -> Result<Success, Failure> {
     // More threads than cores wait for one another, many of them for minutes.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    if threads as usize > cores {
+    let threads = args.threads as usize;
+    if threads > cores {
         let may_use = counted(cores, "CPU core");
         let error = anyhow::anyhow!("this process may use {may_use}, and {threads} compute threads need as many");
         return Err(Failure::usage("too_many_threads", error).hint(format!("set --threads to {cores} or less")));
     }
-    let summary = look(session, source, format).await?;
-    if summary.embeddings {
-        let error = anyhow::anyhow!("{source} is an encoder and generates no text");
-        let hint = format!("choose a model that generates text: {}", session.again().bare("model list"));
-        return Err(Failure::usage("not_measured", error).hint(hint));
+    let format = args.quantize.unwrap_or(WeightFormat::AsIs);
+    let matrix = Matrix { prompt_tokens: ascending(&args.prompt_tokens), sequences: ascending(&args.sequences) };
+    let count = args.sources.len() * matrix.prompt_tokens.len().max(1) * matrix.sequences.len();
+    if count > MOST_MEASUREMENTS {
+        let error = anyhow::anyhow!("{count} measurements are more than {MOST_MEASUREMENTS}");
+        return Err(Failure::usage("too_many_measurements", error).hint("name fewer models, prompts or sequences"));
     }
-    let progress = Progress::new(console);
-    let report = |what: &str| progress.doing(what);
-    let read = |path: &Utf8Path| {
-        let measure = |executor| speed::measure(path, format, executor, threads as usize, &report);
-        Ok(speed::executors(path)
-            .and_then(|executors| executors.into_iter().map(measure).collect::<Result<Vec<_>, _>>()))
-    };
-    let measured = models::read(source, &session.here, || session.model_cache(), read).await;
-    progress.finish();
-    let measured = measured?.ok_or_else(|| models::not_in_cache(source, &session.again()))?;
-    let measured = measured.map_err(|why| Failure::new(Exit::Failed, "model", anyhow::anyhow!("{source}: {why}")))?;
-    Ok(Success::new(
-        bench_text(source, &summary, &measured),
-        json!({ "source": source, "quantize": format, "threads": threads, "streams": speed::STREAMS, "speeds": measured }),
-    ))
+    let (mut chosen, mut problems) = (Vec::new(), Vec::new());
+    for source in &args.sources {
+        let summary = look(session, source, format).await?;
+        let generated = if summary.embeddings { 0 } else { speed::GENERATED };
+        if let Some(longest) = matrix.prompt_tokens.last().filter(|most| (**most + generated) as u64 > summary.context)
+        {
+            let context = summary.context;
+            let with = if generated > 0 { format!(" and {generated} generated ones") } else { String::new() };
+            problems.push(format!(
+                "{source} has a context of {context} tokens, and {longest} of a prompt{with} do not fit"
+            ));
+        }
+        chosen.push((source.as_str(), summary));
+    }
+    if !problems.is_empty() {
+        let error = anyhow::anyhow!(problems.join("\n"));
+        return Err(Failure::usage("context_too_short", error).hint("choose shorter prompts with --prompt-tokens"));
+    }
+    let mut measured = Vec::new();
+    for (source, summary) in chosen {
+        let progress = Progress::new(console);
+        let report = |what: &str| progress.doing(&format!("{source}, {what}"));
+        let read = |path: &Utf8Path| {
+            let measure = |executor| speed::measure(path, format, executor, threads, &matrix, &report);
+            Ok(speed::executors(path)
+                .and_then(|executors| executors.into_iter().map(measure).collect::<Result<Vec<_>, _>>()))
+        };
+        let speeds = models::read(source, &session.here, || session.model_cache(), read).await;
+        progress.finish();
+        let speeds = speeds?.ok_or_else(|| models::not_in_cache(source, &session.again()))?;
+        let speeds = speeds.map_err(|why| Failure::new(Exit::Failed, "model", anyhow::anyhow!("{source}: {why}")))?;
+        measured.push((source, summary, speeds));
+    }
+    let mut text: Vec<String> =
+        measured.iter().map(|(source, summary, speeds)| bench_text(source, summary, speeds)).collect();
+    let mut speeds = Vec::new();
+    for (source, speed) in measured.iter().flat_map(|(source, _, speeds)| speeds.iter().map(move |one| (source, one))) {
+        let mut document = json!(speed);
+        document["source"] = json!(source);
+        speeds.push(document);
+    }
+    let csv = args.csv.as_ref().map(|file| session.here.join(file));
+    let document = json!({
+        "source": args.sources.first().filter(|_| args.sources.len() == 1),
+        "quantize": format, "threads": threads, "streams": matrix.sequences.last(), "speeds": speeds, "csv": csv,
+    });
+    if let Some(file) = &csv {
+        let used = if threads == 0 { cores } else { threads };
+        let written = output::write(file, Replace::umask(), bench_csv(&measured, format, used).as_bytes());
+        // The measurement is not lost with the file.
+        written.map_err(|failure| failure.document(document.clone()))?;
+        text.push(format!("wrote {file}"));
+    }
+    Ok(Success::new(text.join("\n"), document))
+}
+
+fn ascending(values: &[u32]) -> Vec<usize> {
+    let sorted: BTreeSet<usize> = values.iter().map(|value| *value as usize).collect();
+    sorted.into_iter().collect()
+}
+
+/// Every result in a line, by RFC 4180.
+fn bench_csv(measured: &[(&str, Summary, Vec<Speed>)], format: WeightFormat, threads: usize) -> String {
+    let mut text = "model,weight_format,threads,executor,sequences,prompt_tokens,generated_tokens,load_seconds,\
+                    weights_bytes,prompt_tokens_per_second,generated_tokens_per_second\r\n"
+        .to_owned();
+    for (source, _, speeds) in measured {
+        let model = csv_field(source);
+        for (speed, result) in speeds.iter().flat_map(|speed| speed.results.iter().map(move |result| (speed, result))) {
+            let Speed { executor, load_seconds, weights, .. } = speed;
+            let SpeedResult { prompt_tokens, sequences, generated_tokens, prefill, decode } = result;
+            let decode = decode.map_or_else(String::new, |decode| format!("{decode:.3}"));
+            let _ = write!(
+                text,
+                "{model},{format},{threads},{executor},{sequences},{prompt_tokens},{generated_tokens},{load_seconds:.3},\
+                 {weights},{prefill:.3},{decode}\r\n"
+            );
+        }
+    }
+    text
+}
+
+/// A field in quotes where it needs them.
+fn csv_field(text: &str) -> String {
+    match text.contains([',', '"', '\r', '\n']) {
+        true => format!("\"{}\"", text.replace('"', "\"\"")),
+        false => text.to_owned(),
+    }
 }
 
 fn bench_text(source: &str, summary: &Summary, measured: &[Speed]) -> String {
-    let several = format!("{} TEXTS", speed::STREAMS);
     let mut text = format!(
-        "{source} on this machine, in tokens per second\n  {:<10} {:>9} {:>9} {several:>9}  {}",
-        "EXECUTOR", "PROMPT", "1 TEXT", "WEIGHTS"
+        "{source} on this machine, in tokens per second\n  {:<10} {:>6} {:>7} {:>10} {:>10}  {}",
+        "EXECUTOR", "TEXTS", "TOKENS", "PROMPT", "GENERATED", "WEIGHTS"
     );
     for speed in measured {
-        let _ = write!(
-            text,
-            "\n  {:<10} {:>9.1} {:>9.1} {:>9.1}  {}, loaded in {:.1} s",
-            speed.executor,
-            speed.prefill,
-            speed.decode,
-            speed.decode_streams,
-            size(speed.weights),
-            speed.load_seconds
-        );
+        for (row, result) in speed.results.iter().enumerate() {
+            let decode = result.decode.map_or_else(|| "none".to_owned(), |decode| format!("{decode:.1}"));
+            let _ = write!(
+                text,
+                "\n  {:<10} {:>6} {:>7} {:>10.1} {decode:>10}",
+                speed.executor, result.sequences, result.prompt_tokens, result.prefill
+            );
+            if row == 0 {
+                let _ = write!(text, "  {}, loaded in {:.1} s", size(speed.weights), speed.load_seconds);
+            }
+        }
     }
     match measured {
         [] => {
@@ -469,4 +542,38 @@ fn summary_text(source: &str, s: &Summary) -> String {
         let _ = writeln!(text, "  file       {name}  {}", size(*bytes));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_written_as_csv() {
+        let result = |sequences, decode| SpeedResult {
+            prompt_tokens: 128,
+            sequences,
+            generated_tokens: 32,
+            prefill: 2000.0,
+            decode,
+        };
+        let speed = Speed {
+            executor: "own",
+            load_seconds: 0.25,
+            prefill: 2000.0,
+            decode: Some(100.5),
+            decode_streams: Some(400.0),
+            weights: 1000,
+            results: vec![result(1, Some(100.5)), result(8, None)],
+        };
+        let summary = || Catalogue::embedded().get("gpt2").unwrap().summary();
+        let measured = [("gpt2", summary(), vec![speed.clone()]), ("a \"b\", c", summary(), vec![speed])];
+        let text = bench_csv(&measured, WeightFormat::Q8_0, 2);
+        let lines: Vec<&str> = text.split("\r\n").collect();
+        assert_eq!(lines.len(), 6, "{text}");
+        assert_eq!(lines[0].split(',').count(), lines[1].split(',').count());
+        assert_eq!(lines[1], "gpt2,q8_0,2,own,1,128,32,0.250,1000,2000.000,100.500");
+        assert_eq!(lines[2], "gpt2,q8_0,2,own,8,128,32,0.250,1000,2000.000,");
+        assert!(lines[3].starts_with("\"a \"\"b\"\", c\",q8_0,"), "{text}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use textnlp_orchestrator::monthly::Month;
-use textnlp_orchestrator::report::results::{self, DatabaseDocument, LoadDocument};
+use textnlp_orchestrator::report::results::{self, DatabaseDocument, LoadDocument, ModelDocument};
 use textnlp_orchestrator::report::table::TableReport;
 use textnlp_service::report_files::{self, ReportFormat};
 use textnlp_service::{Scope, monthly as service, running};
@@ -50,6 +50,7 @@ pub async fn cost(session: &Session, command: &Cost, console: Console) -> Result
 /// The results of other commands that a report includes.
 struct Results {
     loads: Vec<(String, LoadDocument)>,
+    models: Vec<ModelDocument>,
     database: Option<DatabaseDocument>,
 }
 
@@ -64,9 +65,16 @@ impl Results {
                 Err(why) => problems.push(why),
             }
         }
+        let mut models = Vec::new();
+        for file in &args.models {
+            match results::read(file, "model bench -o json") {
+                Ok(model) => models.push(model),
+                Err(why) => problems.push(why),
+            }
+        }
         let database = args.database.as_ref().map(|file| results::read(file, "db bench -o json")).transpose();
         match database {
-            Ok(database) if problems.is_empty() => Ok(Self { loads, database }),
+            Ok(database) if problems.is_empty() => Ok(Self { loads, models, database }),
             database => {
                 problems.extend(database.err());
                 Err(Failure::usage("unreadable_result", anyhow::anyhow!(problems.join("\n"))))
@@ -77,6 +85,9 @@ impl Results {
     fn add_to(&self, report: &mut TableReport) {
         if !self.loads.is_empty() {
             report.add_loads(&self.loads);
+        }
+        if !self.models.is_empty() {
+            report.add_models(&self.models);
         }
         if let Some(database) = &self.database {
             report.add_database(database);

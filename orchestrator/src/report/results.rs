@@ -1,4 +1,4 @@
-//! Results of other measurements as parts of a report: load tests, and the benchmark of a database.
+//! Results of other measurements as parts of a report: load tests, and benchmarks of models and of a database.
 
 use std::io::Read as _;
 
@@ -79,6 +79,31 @@ struct DatabaseLatency {
     p99: f64,
 }
 
+/// What `model bench -o json` prints.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelDocument {
+    speeds: Vec<ModelSpeed>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct ModelSpeed {
+    source: String,
+    executor: String,
+    load_seconds: f64,
+    /// Bytes in memory.
+    weights: u64,
+    results: Vec<ModelResult>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct ModelResult {
+    prompt_tokens: u64,
+    sequences: u64,
+    prefill: f64,
+    /// An encoder generates nothing.
+    decode: Option<f64>,
+}
+
 /// Reads a result. The error says what is wrong with the file.
 pub fn read<T: for<'a> Deserialize<'a>>(file: &Utf8Path, command: &str) -> Result<T, String> {
     let mut text = String::new();
@@ -131,6 +156,30 @@ impl TableReport {
         let documents = loads.iter().map(|(name, load)| json!({ "name": name, "result": load }));
         self.document["load_tests"] = documents.collect();
         self.document["notes"] = json!(self.notes);
+    }
+
+    /// Adds benchmarks of models.
+    pub fn add_models(&mut self, found: &[ModelDocument]) {
+        let speeds: Vec<&ModelSpeed> = found.iter().flat_map(|document| &document.speeds).collect();
+        let mut rows = Vec::new();
+        for speed in &speeds {
+            rows.extend(speed.results.iter().map(|result| {
+                vec![
+                    speed.source.clone(),
+                    speed.executor.clone(),
+                    result.sequences.to_string(),
+                    result.prompt_tokens.to_string(),
+                    format!("{:.1}", result.prefill),
+                    result.decode.map_or_else(|| "none".to_owned(), |decode| format!("{decode:.1}")),
+                    format!("{:.2} s", speed.load_seconds),
+                    format!("{:.1} MB", speed.weights as f64 / 1e6),
+                ]
+            }));
+        }
+        let columns =
+            ["model", "executor", "sequences", "prompt tokens", "prompt tokens/s", "tokens/s", "loaded in", "weights"];
+        self.tables.push(Table { title: "Model benchmark", columns: names(&columns), rows });
+        self.document["models"] = json!(speeds);
     }
 
     /// Adds the benchmark of the databases.
