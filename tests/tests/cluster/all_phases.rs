@@ -35,7 +35,10 @@ fn environments(operator: &Operator, provider: &Server, is_watched: bool) -> [St
             machine_price("main", 100),
             phases::tenant_settings(&provider.address)
         ),
-        format!("{grows}gates: {{ sessions: 60, availability_window: 5s, model_load_time: 60s }}\n{}", machine_price("main", 60)),
+        format!(
+            "{grows}gates: {{ sessions: 60, availability_window: 5s, model_load_time: 60s }}\n{}",
+            machine_price("main", 60)
+        ),
     ];
     let mut own = own.into_iter();
     WALK.map(|(phase, name)| {
