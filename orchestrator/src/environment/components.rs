@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 use textnlp_net::network::Network;
-use textnlp_provider::cluster::{ClusterGpus, ClusterSite, OwnPostgres};
+use textnlp_provider::cluster::{ClusterGpus, ClusterSite, NodeChoice, OwnPostgres};
 use textnlp_provider::component::{self as part, Component, ComponentSpec, Program, SecretRecipe, Site};
 use textnlp_provider::{CloudId, ComponentName, SiteName};
 
@@ -159,6 +159,8 @@ fn cluster_site(e: &Environment, site: &SiteSettings) -> ClusterSite {
         gpu: gpus(e, site),
         existing: is_existing(e, site),
         nodes: None,
+        // What a pod requests is known where its objects are expanded.
+        node_choice: NodeChoice { size: e.cluster.node_size, machine: site.instance_type.clone(), pod: None },
         bucket_identity: None,
         node_autoscaler: None,
     }

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
-use textnlp_provider::cluster::{ClusterGpus, GPU, GPU_POOL, POOL};
-use textnlp_provider::units::counted;
+use textnlp_provider::cluster::{Capacity, ClusterGpus, ClusterSite, GPU, GPU_POOL, POOL};
+use textnlp_provider::units::{Bytes, Cores, counted};
 use textnlp_provider::{ErrorKind, Ownership, Problem, Result, Wanted, error_chain};
 
 use crate::api::Api;
+use crate::diff::quantity;
 use crate::error::{Call, Rule, missing_rules};
 use crate::gateway;
 use crate::identity::{self, ObjectLocation};
@@ -47,9 +48,9 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
     if let Some((site, gpu)) = site.and_then(|site| Some((site, site.gpu.as_ref()?)))
         && !brings_gpus(&supported)
     {
-        let grows = site.max_nodes.is_some_and(|most| most > site.min_nodes);
-        problems.extend(gpus(&api, gpu, grows).await?);
+        problems.extend(gpus(&api, gpu, grows(site)).await?);
     }
+    problems.extend(room(&api, &supported, site).await?);
     problems.extend(site.and_then(|site| site.max_nodes.filter(|most| *most > site.min_nodes)).map(|most| {
         let cause =
             format!("`cluster.max_nodes` is {most}, but this program does not create nodes in an existing cluster");
@@ -121,6 +122,148 @@ async fn nodes(api: &Api, least: u32) -> Result<Option<Problem>> {
 fn brings_gpus(supported: &[(&'static Row, &Wanted)]) -> bool {
     let of_pods = |one: &Wanted| one.spec.as_value()["spec"]["template"]["spec"]["nodeSelector"][POOL] == GPU_POOL;
     supported.iter().any(|(row, wanted)| row.name == "kubernetes.deployment" && of_pods(wanted))
+}
+
+/// Whether a node autoscaler adds nodes, as the environment says.
+fn grows(site: &ClusterSite) -> bool {
+    site.max_nodes.is_some_and(|most| most > site.min_nodes)
+}
+
+/// Pods that no node could run, however empty it is: they would wait. The nodes of a cluster that its provider creates are chosen by its
+/// pods, and may not be there yet.
+async fn room(api: &Api, supported: &[(&'static Row, &Wanted)], site: Option<&ClusterSite>) -> Result<Vec<Problem>> {
+    static NODES: Row = table::nodes();
+    let is_existing = site.is_some_and(|site| site.existing);
+    let deployments = supported.iter().filter(|(row, _)| row.name == "kubernetes.deployment");
+    let deployments: Vec<&Wanted> =
+        deployments.map(|(_, wanted)| *wanted).filter(|wanted| is_existing || wanted.via.is_none()).collect();
+    if deployments.is_empty() {
+        return Ok(Vec::new());
+    }
+    let call = Call { action: "read the nodes of", verb: "list", row: &NODES, namespace: None, name: None };
+    let nodes = match api.list(&call, "").await {
+        Ok(nodes) => nodes,
+        Err(error) if error.kind == ErrorKind::Denied => {
+            let cause = "whether its nodes have room for the pods could not be checked: you are not allowed to list nodes";
+            return Ok(vec![Problem::note("cluster", cause, "no action is needed if `up` succeeds")]);
+        }
+        Err(error) => return Err(error),
+    };
+    let pod = |wanted: &Wanted| no_node(&nodes, &wanted.spec.as_value()["spec"]["template"]["spec"]);
+    let found: Vec<_> = deployments.iter().filter_map(|wanted| Some((*wanted, pod(wanted)?))).collect();
+    if found.is_empty() {
+        return Ok(Vec::new());
+    }
+    let is_autoscaled = site.is_some_and(grows) || is_autoscaled(api, &nodes).await?;
+    let problem = |(wanted, (cause, fix)): (&Wanted, (String, String))| match is_autoscaled {
+        true => {
+            let cause = format!("{cause}; it waits until the cluster's node autoscaler adds such a node");
+            Problem::warning(wanted.id.to_string(), cause, "check that one of its groups has such nodes and may grow")
+        }
+        false => {
+            let autoscaler = "where a node autoscaler adds them, set `cluster.max_nodes` above `cluster.min_nodes`";
+            Problem::new(wanted.id.to_string(), cause, format!("{fix}; {autoscaler}"))
+        }
+    };
+    Ok(found.into_iter().map(problem).collect())
+}
+
+/// Whether Karpenter created a node, or Cluster Autoscaler shows its status: the cluster may add nodes of other sizes.
+async fn is_autoscaled(api: &Api, nodes: &[Value]) -> Result<bool> {
+    const STATUS: &str = "/api/v1/namespaces/kube-system/configmaps/cluster-autoscaler-status";
+    if nodes.iter().any(|node| node["metadata"]["labels"]["karpenter.sh/nodepool"].is_string()) {
+        return Ok(true);
+    }
+    let call = Call {
+        action: "read the status of the node autoscaler of",
+        verb: "get",
+        row: table::namespaces(),
+        namespace: None,
+        name: None,
+    };
+    match api.document(&call, STATUS).await {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Denied) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Why none of these nodes could run a pod, and what to do: no pod runs on nodes with other labels, with taints that it does not tolerate
+/// or with less CPU and memory than it requests. Missing GPUs are reported for all pods together. Pure.
+fn no_node(nodes: &[Value], pod: &Value) -> Option<(String, String)> {
+    let has_gpu = has_gpu(pod);
+    let offers_gpu = |node: &Value| quantity(node["status"]["allocatable"][GPU].as_str()?).filter(|gpus| *gpus >= 1.0);
+    let nodes: Vec<&Value> = nodes.iter().filter(|node| !has_gpu || offers_gpu(node).is_some()).collect();
+    if nodes.is_empty() {
+        return None;
+    }
+    let requested = requests(pod);
+    let allowed = nodes.iter().filter(|node| is_allowed(node, pod));
+    let room = allowed.map(|node| capacity(&node["status"]["allocatable"], u32::MAX));
+    let Some(largest) = room.clone().max_by_key(|room| (room.memory, room.cpu)) else {
+        let cause = format!("it has {}, and none that its pods may run on", counted(nodes.len(), "node"));
+        let fix = "change the labels and taints of nodes, or `sites[].cluster.node_selector` and `tolerations`";
+        return Some((cause, fix.to_owned()));
+    };
+    if room.clone().any(|room| room.holds(&requested)) {
+        return None;
+    }
+    let cause = format!(
+        "a pod requests {requested}, and the largest of {} that it may run on has {largest}",
+        counted(room.count(), "node")
+    );
+    let fix = "add a larger node, or lower `sites[].cluster.resources.requests`, or use a smaller model or fewer bits for its weights";
+    Some((cause, fix.to_owned()))
+}
+
+/// What a pod requests of a node: its containers run at the same time, and those before them one after another. Pure.
+fn requests(pod: &Value) -> Capacity {
+    let of = |field: &str| {
+        let containers = pod[field].as_array().into_iter().flatten();
+        containers.map(|container| capacity(&container["resources"]["requests"], 0)).collect::<Vec<_>>()
+    };
+    let mut all = Capacity { cpu: Cores(0), memory: Bytes(0) };
+    for one in of("containers") {
+        all.cpu.0 = all.cpu.0.saturating_add(one.cpu.0);
+        all.memory.0 = all.memory.0.saturating_add(one.memory.0);
+    }
+    for one in of("initContainers") {
+        all = Capacity { cpu: all.cpu.max(one.cpu), memory: all.memory.max(one.memory) };
+    }
+    all
+}
+
+/// CPU and memory of an object; what is not stated, or cannot be read, is `otherwise`. Pure.
+fn capacity(of: &Value, otherwise: u32) -> Capacity {
+    let text = |name: &str| match &of[name] {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let memory = quantity(&text("memory")).map_or(u64::from(otherwise) << 32, |bytes| bytes as u64);
+    Capacity { cpu: text("cpu").parse().unwrap_or(Cores(otherwise)), memory: Bytes(memory) }
+}
+
+/// Whether a pod may run on a node by its labels and taints. Taints of a node's state pass. Pure.
+fn is_allowed(node: &Value, pod: &Value) -> bool {
+    let list = |of: &Value| of.as_array().cloned().unwrap_or_default();
+    let (labels, tolerations) = (&node["metadata"]["labels"], list(&pod["tolerations"]));
+    let is_of_state = |taint: &Value| {
+        let key = taint["key"].as_str().unwrap_or_default();
+        key.starts_with("node.kubernetes.io/") || key.starts_with("node.cloudprovider.kubernetes.io/")
+    };
+    let tolerates = |one: &Value, taint: &Value| {
+        let value = |of: &Value| of["value"].as_str().unwrap_or_default().to_owned();
+        let is_of_key = one["key"].is_null() || one["key"] == taint["key"];
+        let is_of_value = one["operator"] == "Exists" || value(one) == value(taint);
+        is_of_key && is_of_value && (one["effect"].is_null() || one["effect"] == taint["effect"])
+    };
+    let is_tolerated = |taint: &Value| {
+        let passes = taint["effect"] == "PreferNoSchedule" || is_of_state(taint);
+        passes || tolerations.iter().any(|one| tolerates(one, taint))
+    };
+    let mut selector = pod["nodeSelector"].as_object().into_iter().flatten();
+    let is_selected = selector.all(|(key, value)| labels.get(key) == Some(value));
+    is_selected && list(&node["spec"]["taints"]).iter().all(is_tolerated)
 }
 
 /// GPUs are there where NVIDIA's device plugin offers them, or where a node autoscaler adds nodes with them.
@@ -370,6 +513,64 @@ mod tests {
         assert_eq!(kept(&before, &servers("b", with.clone())), None);
         assert_eq!(kept(&before, &servers("a", without)), None);
         assert_eq!(kept(&servers("a", with.clone()), &servers("a", with)), None);
+    }
+
+    #[test]
+    fn pods_that_no_node_can_run_are_found() {
+        let node = |cpu: &str, memory: &str| {
+            json!({
+                "metadata": { "labels": { "disk": "fast" } },
+                "spec": {},
+                "status": { "allocatable": { "cpu": cpu, "memory": memory } },
+            })
+        };
+        let container =
+            |cpu: &str, memory: &str| json!({ "resources": { "requests": { "cpu": cpu, "memory": memory } } });
+        let pod = json!({
+            "initContainers": [container("1", "6Gi")],
+            "containers": [container("4", "5Gi"), container("100m", "64Mi"), {}],
+        });
+        assert_eq!(requests(&pod).to_string(), "4100m CPU and 6144Mi memory");
+        let found = |nodes: &[Value], pod: &Value| no_node(nodes, pod).map(|(cause, _)| cause);
+        assert_eq!(found(&[node("3920m", "12Gi"), node("7910m", "13498416Ki")], &pod), None);
+        assert_eq!(found(&[], &pod), None, "a cluster without nodes is not measured");
+        assert_eq!(found(&[json!({})], &pod), None, "nor is a node that states nothing");
+        // The one has the CPU, and the other the memory.
+        let cause = found(&[node("8", "4Gi"), node("3920m", "12Gi")], &pod).unwrap();
+        let expected = "a pod requests 4100m CPU and 6144Mi memory, and the largest of 2 nodes that it may run on has 3920m CPU and 12288Mi memory";
+        assert_eq!(cause, expected);
+        let mut slow = pod.clone();
+        slow["nodeSelector"] = json!({ "disk": "slow" });
+        let large = node("16", "64Gi");
+        let none = Some("it has 1 node, and none that its pods may run on".to_owned());
+        assert_eq!(found(std::slice::from_ref(&large), &slow), none);
+        slow["nodeSelector"] = json!({ "disk": "fast" });
+        assert_eq!(found(std::slice::from_ref(&large), &slow), None);
+        let tainted = |key: &str, effect: &str| {
+            let mut node = large.clone();
+            node["spec"]["taints"] = json!([{ "key": key, "value": "text", "effect": effect }]);
+            node
+        };
+        assert_eq!(found(&[tainted("team", "NoSchedule")], &pod), none);
+        assert_eq!(found(&[tainted("team", "PreferNoSchedule")], &pod), None);
+        assert_eq!(found(&[tainted("node.kubernetes.io/unschedulable", "NoSchedule")], &pod), None, "it passes");
+        for (toleration, is_enough) in [
+            (json!({ "key": "team", "operator": "Equal", "value": "text", "effect": "NoSchedule" }), true),
+            (json!({ "key": "team", "value": "other" }), false),
+            (json!({ "key": "team", "operator": "Exists", "effect": "NoExecute" }), false),
+            (json!({ "operator": "Exists" }), true),
+        ] {
+            let mut pod = pod.clone();
+            pod["tolerations"] = json!([toleration]);
+            assert_eq!(found(&[tainted("team", "NoSchedule")], &pod).is_none(), is_enough, "{toleration}");
+        }
+        // Nodes without GPUs are not those of a pod with one, and missing GPUs are reported elsewhere.
+        let mut with_gpu = pod.clone();
+        with_gpu["containers"][0]["resources"]["limits"] = json!({ GPU: 1 });
+        assert_eq!(found(std::slice::from_ref(&large), &with_gpu), None);
+        let mut small = node("3920m", "12Gi");
+        small["status"]["allocatable"][GPU] = json!("1");
+        assert!(found(&[large, small], &with_gpu).is_some_and(|cause| cause.contains("of 1 node ")));
     }
 
     #[test]

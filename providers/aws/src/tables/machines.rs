@@ -1,6 +1,9 @@
 //! The instance types that the provider knows: facts, quotas, images, and which machines serve a [`GpuSize`].
 
-use textnlp_provider::settings::GpuSize;
+use textnlp_cloud::{NodeTable, NodeType, reserved_cpu};
+use textnlp_provider::cluster::Capacity;
+use textnlp_provider::settings::{GpuSize, NodeSize};
+use textnlp_provider::units::Bytes;
 
 use super::quotas::{self, Quota};
 
@@ -66,6 +69,11 @@ impl Machine {
         format!("{}.{}", self.family.name, self.size)
     }
 
+    /// It as a node of a cluster.
+    pub fn node(&self) -> NodeType {
+        NodeType { name: self.name(), vcpus: self.vcpus, memory_mib: self.memory_mib.into() }
+    }
+
     /// Memory of each GPU, in MiB; 0 without one.
     pub fn gpu_memory_mib(&self) -> u32 {
         self.family.gpu.map_or(0, |(_, memory)| memory)
@@ -122,7 +130,7 @@ pub fn all() -> impl Iterator<Item = Machine> {
 /// offers, and [`Family::withdrawn`], tell whether to try it.
 pub fn candidates(size: GpuSize) -> &'static [&'static str] {
     match size {
-        GpuSize::None => &["m7i.xlarge", "m6i.xlarge"],
+        GpuSize::None => NODES.sizes[0].1,
         GpuSize::Small => &["g4dn.xlarge", "g4dn.2xlarge", "g6.xlarge", "g5.xlarge"],
         GpuSize::Medium => &["g4dn.2xlarge", "g6.2xlarge", "g4dn.4xlarge", "g5.2xlarge"],
         // The memory of an L40S is about as fast as that of a V100, and at a lower price; that of an A10G is slower.
@@ -136,6 +144,33 @@ pub fn gpus() -> impl Iterator<Item = Machine> {
     all().filter(|machine| {
         machine.gpus > 0 && machine.family.architecture == Architecture::X86 && machine.family.withdrawn.is_none()
     })
+}
+
+/// The nodes without GPU.
+pub static NODES: NodeTable = NodeTable {
+    sizes: &[
+        (NodeSize::Small, &["m7i.xlarge", "m6i.xlarge"]),
+        (NodeSize::Medium, &["m7i.2xlarge", "m6i.2xlarge"]),
+        (NodeSize::Large, &["m7i.4xlarge", "m6i.4xlarge"]),
+        (NodeSize::Xlarge, &["m7i.8xlarge", "m6i.8xlarge"]),
+    ],
+    known: || {
+        let is_node = |machine: &Machine| machine.gpus == 0 && machine.family.architecture == Architecture::X86;
+        all().filter(is_node).map(|machine| machine.node()).collect()
+    },
+    // 255 MiB, and 11 MiB for each pod: <https://github.com/awslabs/amazon-eks-ami/blob/main/nodeadm/internal/kubelet/config.go>.
+    reserved: |vcpus, _| Capacity { cpu: reserved_cpu(vcpus), memory: Bytes((255 + 11 * most_pods(vcpus)) << 20) },
+};
+
+/// The most pods of a machine, by its network interfaces and their addresses: those of the families here by their vCPUs
+/// (<https://github.com/awslabs/amazon-eks-ami/blob/main/nodeadm/internal/kubelet/eni-max-pods.txt>).
+fn most_pods(vcpus: u32) -> u64 {
+    match vcpus {
+        0..=2 => 35,
+        3..=8 => 58,
+        9..=48 => 234,
+        _ => 737,
+    }
 }
 
 fn sizes(family: &'static Family) -> impl Iterator<Item = Machine> {
@@ -364,6 +399,22 @@ print(json.dumps(model['shapes']['AMITypes']['enum']))";
             }
             assert!(found.iter().any(|machine| machine.family.withdrawn.is_none()));
         }
+    }
+
+    #[test]
+    fn nodes_grow_with_their_size() {
+        let of = |name: &str| machine(name).unwrap();
+        for ((size, types), vcpus) in NODES.sizes.iter().zip([4, 8, 16, 32]) {
+            for name in *types {
+                let found = of(name);
+                assert_eq!((found.vcpus, found.memory_mib, found.gpus), (vcpus, vcpus * 4096, 0), "{size} {name}");
+                assert!(NODES.suffixes().contains(&name.replace('.', "-")), "{name} can be chosen by its name");
+            }
+        }
+        // What nodes of `m5.2xlarge` show: 7910m of 8 CPUs.
+        let allocatable = NODES.allocatable(&of("m7i.2xlarge").node());
+        assert_eq!(allocatable.cpu.to_string(), "7910m");
+        assert!((28 << 30..30 << 30).contains(&allocatable.memory.0), "{allocatable}");
     }
 
     #[test]

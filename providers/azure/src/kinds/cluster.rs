@@ -19,6 +19,7 @@ use crate::api::{Api, Call};
 use crate::operation::Pending;
 use crate::row::{Field, LOCATION, Marks, Rest, RestKind, Table, invalid, rewrite, state};
 use crate::table::{MINUTE, Row, kind};
+use crate::tables::machines::NODES;
 
 const VERSION: &str = "2025-05-01";
 /// The windows of upgrades of a cluster's version, and of the images of its nodes.
@@ -221,7 +222,9 @@ impl RestKind for Cluster {
     /// Pools that others added: they would end with it.
     async fn foreign(_api: &Api, id: &str, document: &Value) -> Result<Vec<Foreign>> {
         let pools = document["properties"]["agentPoolProfiles"].as_array().into_iter().flatten();
-        let names = pools.filter_map(|pool| pool["name"].as_str()).filter(|name| ![SYSTEM, CPU, GPU].contains(name));
+        let of_sizes = NODES.suffixes().into_iter().map(|suffix| pool_name(&format!("{CPU}{suffix}")));
+        let own: Vec<String> = [SYSTEM, CPU, GPU].map(str::to_owned).into_iter().chain(of_sizes).collect();
+        let names = pools.filter_map(|pool| pool["name"].as_str()).filter(|name| !own.iter().any(|one| one == name));
         Ok(names.filter_map(|name| external(&format!("{id}/agentPools/{name}"), "node pool")).collect())
     }
 
@@ -282,6 +285,11 @@ impl RestKind for Cluster {
         }
         Ok(())
     }
+}
+
+/// A name as that of a pool: at most 12 lower-case letters and digits (<https://learn.microsoft.com/azure/aks/create-node-pools>).
+pub(crate) fn pool_name(name: &str) -> String {
+    name.chars().filter(char::is_ascii_alphanumeric).take(12).collect()
 }
 
 fn system(document: &Value) -> &Value {

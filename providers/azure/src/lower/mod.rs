@@ -24,6 +24,7 @@ mod monitoring;
 mod network;
 mod registry;
 
+pub(crate) use cluster::NODES_PART;
 pub(crate) use models::bucket_identity;
 pub use models::models_container;
 use serde_json::{Value, json};

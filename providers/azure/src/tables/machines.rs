@@ -1,6 +1,9 @@
 //! The machine sizes that the provider knows: their GPUs, the quotas that they count against, and which one serves a [`GpuSize`].
 
-use textnlp_provider::settings::GpuSize;
+use textnlp_cloud::{NodeTable, NodeType};
+use textnlp_provider::cluster::Capacity;
+use textnlp_provider::settings::{GpuSize, NodeSize};
+use textnlp_provider::units::{Bytes, Cores};
 
 /// The source of a row, as of 2025-10.
 const T4: &str = "https://learn.microsoft.com/azure/virtual-machines/sizes/gpu-accelerated/ncast4v3-series";
@@ -62,7 +65,42 @@ pub static MACHINES: &[Machine] = &[
     machine("Standard_NC80adis_H100_v5", 80, 640, Some(("H100 NVL", 94, 2)), "StandardNCadsH100v5Family", H100),
     machine("Standard_ND96isr_H100_v5", 96, 1_900, Some(("H100", 80, 8)), "standardNDSH100v5Family", ND_H100),
     machine("Standard_ND96isr_H200_v5", 96, 1_850, Some(("H200", 141, 8)), "standardNDISRH200V5Family", ND_H200),
+    machine("Standard_D8s_v5", 8, 32, None, "standardDSv5Family", GENERAL),
+    machine("Standard_D16s_v5", 16, 64, None, "standardDSv5Family", GENERAL),
+    machine("Standard_D32s_v5", 32, 128, None, "standardDSv5Family", GENERAL),
 ];
+
+impl Machine {
+    /// It as a node of a cluster.
+    pub fn node(&self) -> NodeType {
+        NodeType { name: self.name.to_owned(), vcpus: self.vcpus, memory_mib: u64::from(self.memory_gib) << 10 }
+    }
+}
+
+/// The nodes without GPU.
+pub static NODES: NodeTable = NodeTable {
+    sizes: &[
+        (NodeSize::Small, &["Standard_D4s_v5"]),
+        (NodeSize::Medium, &["Standard_D8s_v5"]),
+        (NodeSize::Large, &["Standard_D16s_v5"]),
+        (NodeSize::Xlarge, &["Standard_D32s_v5"]),
+    ],
+    known: || MACHINES.iter().filter(|machine| machine.gpu.is_none()).map(Machine::node).collect(),
+    reserved,
+};
+
+/// What AKS keeps of a node: <https://learn.microsoft.com/azure/aks/node-resource-reservations>. Of the CPU its table has 140, 180, 260,
+/// 420 and 740 thousandths of a core for 4, 8, 16, 32 and 64 cores; of the memory it is 20 MB for each pod and 50 MB, and no more
+/// than a quarter. A node of an overlay network has room for 250 pods.
+fn reserved(vcpus: u32, memory: u64) -> Capacity {
+    const PODS: u64 = 250;
+    let cpu = match vcpus {
+        0 | 1 => 60,
+        2 | 3 => 100,
+        more => more.saturating_mul(10).saturating_add(100),
+    };
+    Capacity { cpu: Cores(cpu), memory: Bytes(((20 * PODS + 50) << 20).min(memory / 4)) }
+}
 
 /// The quota of a region for all machines on demand, and that for spot machines of every family (kubernetes/autoscaler#2607):
 /// <https://learn.microsoft.com/azure/virtual-machines/quotas>.
@@ -116,6 +154,19 @@ pub fn server_tier(size: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nodes_grow_with_their_size() {
+        for ((size, types), vcpus) in NODES.sizes.iter().zip([4, 8, 16, 32]) {
+            let found = named(types[0]).unwrap();
+            assert_eq!((types.len(), found.vcpus, found.memory_gib), (1, vcpus, vcpus * 4), "{size}");
+        }
+        for (vcpus, cpu) in [(1, 60), (2, 100), (4, 140), (8, 180), (16, 260), (32, 420), (64, 740)] {
+            assert_eq!(reserved(vcpus, 0).cpu, Cores(cpu), "{vcpus}");
+        }
+        assert_eq!(reserved(4, 16 << 30).memory, Bytes(4 << 30));
+        assert_eq!(reserved(8, 32 << 30).memory, Bytes(5050 << 20));
+    }
 
     #[test]
     fn classes_have_growing_machines() {

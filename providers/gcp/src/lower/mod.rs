@@ -8,7 +8,8 @@
 //! and for a bucket in two regions `replica-key-ring`, `replica-key` and `replica-key-access` in place of `key-access`; `reader` for
 //! pods that read models of it |
 //! | cluster | `SITE/cluster`: the control plane; `nodes`, `nodes-role` and `nodes-images`: the account of the nodes and its roles;
-//! `key-access` where data is protected; `system-nodes`; `gpu-nodes` with GPUs. An existing cluster is read only |
+//! `key-access` where data is protected; `system-nodes`, of other machines than the usual ones `system-medium-nodes` and the like;
+//! `gpu-nodes` with GPUs. An existing cluster is read only |
 //! | registry | `SITE/registry/repository`, if its address is that of this project and region; `key-access` where data is protected |
 //! | database | `SITE/database/range`, `connection`: private services access; `server`, `database`, `instance`: the PostgreSQL, its
 //! database, and the user that the service connects as; `replica-N`; `remote`: the replica in another region; `key-access` where data is
@@ -30,6 +31,7 @@ mod network;
 mod registry;
 mod run;
 
+pub(crate) use cluster::SYSTEM;
 pub(crate) use dns::NOTICES_AFTER;
 pub(crate) use models::bucket_identity;
 pub use models::models_bucket;

@@ -1,6 +1,9 @@
 //! The machine types that the provider knows: their GPUs, the quotas that they count against, and which one serves a [`GpuSize`].
 
-use textnlp_provider::settings::GpuSize;
+use textnlp_cloud::{NodeTable, NodeType, reserved_cpu};
+use textnlp_provider::cluster::Capacity;
+use textnlp_provider::settings::{GpuSize, NodeSize};
+use textnlp_provider::units::Bytes;
 
 /// As of 2025-06.
 const GPUS: &str = "https://cloud.google.com/compute/docs/gpus";
@@ -42,6 +45,11 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// It as a node of a cluster.
+    pub fn node(&self) -> NodeType {
+        NodeType { name: self.name.to_owned(), vcpus: self.vcpus, memory_mib: u64::from(self.memory_gib) << 10 }
+    }
+
     /// Its GPUs where they are attached to it and have a price of their own; those of other machines are a part of them.
     pub fn attached(&self) -> Option<(&'static Gpu, u32)> {
         self.gpu.filter(|(gpu, _)| **gpu == T4)
@@ -190,7 +198,57 @@ pub static MACHINES: &[Machine] = &[
         disk_type: HYPERDISK,
         source: GPUS,
     },
+    Machine {
+        name: "e2-standard-8",
+        vcpus: 8,
+        memory_gib: 32,
+        gpu: None,
+        quota: "CPUS",
+        disk_type: PD,
+        source: GENERAL,
+    },
+    Machine {
+        name: "e2-standard-16",
+        vcpus: 16,
+        memory_gib: 64,
+        gpu: None,
+        quota: "CPUS",
+        disk_type: PD,
+        source: GENERAL,
+    },
+    Machine {
+        name: "e2-standard-32",
+        vcpus: 32,
+        memory_gib: 128,
+        gpu: None,
+        quota: "CPUS",
+        disk_type: PD,
+        source: GENERAL,
+    },
 ];
+
+/// The nodes without GPU.
+pub static NODES: NodeTable = NodeTable {
+    sizes: &[
+        (NodeSize::Small, &["e2-standard-4"]),
+        (NodeSize::Medium, &["e2-standard-8"]),
+        (NodeSize::Large, &["e2-standard-16"]),
+        (NodeSize::Xlarge, &["e2-standard-32"]),
+    ],
+    known: || MACHINES.iter().filter(|machine| machine.gpu.is_none()).map(Machine::node).collect(),
+    reserved: |vcpus, memory| Capacity { cpu: reserved_cpu(vcpus), memory: Bytes(reserved_memory(memory)) },
+};
+
+/// What GKE keeps of a node's memory, in bytes: <https://cloud.google.com/kubernetes-engine/docs/concepts/plan-node-sizes#memory_reservations>.
+fn reserved_memory(bytes: u64) -> u64 {
+    let mut left = bytes;
+    let mut part = |gib: u64, percent: u64| {
+        let of = left.min(gib << 30);
+        left -= of;
+        of / 100 * percent
+    };
+    part(4, 25) + part(4, 20) + part(8, 10) + part(112, 6) + part(1 << 20, 2)
+}
 
 /// The machine type that serves a size class.
 const SIZES: &[(GpuSize, usize)] =
@@ -211,6 +269,20 @@ pub fn machine(name: &str, accelerator: Option<&str>) -> Option<&'static Machine
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nodes_grow_with_their_size() {
+        for ((size, types), vcpus) in NODES.sizes.iter().zip([4, 8, 16, 32]) {
+            let found = machine(types[0], None).unwrap();
+            assert_eq!((types.len(), found.vcpus, found.memory_gib), (1, vcpus, vcpus * 4), "{size}");
+        }
+        // What the page shows of a node with 4 vCPUs and 16 GiB: 3920m, and 13498416Ki.
+        let allocatable = NODES.allocatable(&machine("e2-standard-4", None).unwrap().node());
+        assert_eq!(allocatable.cpu.to_string(), "3920m");
+        let shown = 13_498_416_u64 << 10;
+        assert!((shown * 9 / 10..=shown).contains(&allocatable.memory.0), "{allocatable}");
+        assert_eq!(reserved_memory(256 << 30) >> 20, 12_165);
+    }
 
     #[test]
     fn sizes_have_machines() {
