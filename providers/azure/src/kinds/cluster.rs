@@ -625,6 +625,15 @@ mod tests {
     }
 
     #[test]
+    fn pools_of_all_sizes_have_names_of_their_own() {
+        assert_eq!((pool_name("cpu"), pool_name("cpu-medium")), ("cpu".to_owned(), "cpumedium".to_owned()));
+        let suffixes = NODES.suffixes();
+        let names: BTreeSet<String> = suffixes.iter().map(|suffix| pool_name(&format!("{CPU}-{suffix}"))).collect();
+        assert_eq!(names.len(), suffixes.len(), "{names:?}");
+        assert!(names.contains("cpud16sv5") && !names.contains(CPU), "{names:?}");
+    }
+
+    #[test]
     fn alternatives_are_markets_in_zones() {
         let wanted = Spec::of(&json!({ "zones": ["1", "2"], "markets": [SPOT, ON_DEMAND] }));
         let seen = |market: &str, zones: Value| Spec::of(&json!({ "zones": zones, "markets": [market] }));
