@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use textnlp_aws::tables::machines::NODES;
 use textnlp_aws::{Access, Aws};
 use textnlp_provider::cluster::{Capacity, ClusterGpus, ClusterSite, NodeAutoscaler, NodeChoice};
 use textnlp_provider::component::{Cluster, ClusterIdentity, Component, ComponentSpec, GpuPool, Network, Site};
@@ -16,7 +17,7 @@ use textnlp_provider::{
     CloudId, Effect, ErrorKind, Health, Observed, Operation, Ownership, Progress, Provider, Recorded, ResourceId,
     Scope, Verb, Wanted, error_chain,
 };
-use textnlp_sim::aws::eks::Eks;
+use textnlp_sim::aws::eks::{Eks, allocatable};
 use textnlp_sim::aws::iam::Iam;
 use textnlp_sim::aws::logs::{LogGroup, Logs};
 use textnlp_sim::aws::{ec2, elb};
@@ -602,6 +603,18 @@ fn nodes_have_room_for_a_pod_of_the_servers() {
     assert_eq!(expand(None, 2100, Some(GpuPool::of(GpuSize::Small, 1))), usual);
     let refused = expand(None, 5100, Some(GpuPool::of(GpuSize::Small, 1))).unwrap_err();
     assert!(refused.contains("`g4dn.xlarge` has 3420m CPU") && refused.contains("`gpu.machines: ["), "{refused}");
+}
+
+#[test]
+fn nodes_have_for_pods_what_eks_documents() {
+    for name in NODES.sizes.iter().flat_map(|(_, types)| *types) {
+        let known = (NODES.known)().into_iter().find(|machine| machine.name == *name).unwrap();
+        let (ours, documented) = (NODES.allocatable(&known), allocatable(name).unwrap());
+        assert_eq!(u64::from(ours.cpu.0), documented.cpu_milli, "{name}");
+        // Firmware and kernel take a part that is not documented.
+        let percent = ours.memory.0 * 100 / documented.memory;
+        assert!((85..100).contains(&percent), "{name}: {percent} %");
+    }
 }
 
 #[test]
