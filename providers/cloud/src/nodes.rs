@@ -132,7 +132,7 @@ impl NodeTable {
 
     /// The nodes of a size.
     pub fn of_size(&self, size: NodeSize) -> Nodes {
-        let types = self.sizes.iter().find(|(one, _)| *one == size).map_or(&[][..], |(_, types)| types);
+        let types = self.sizes.iter().find(|(one, _)| *one == size).map_or(&[][..], |(_, types)| *types);
         let is_usual = self.sizes.first().is_some_and(|(one, _)| *one == size);
         Nodes {
             types: types.iter().map(ToString::to_string).collect(),

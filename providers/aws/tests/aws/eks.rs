@@ -547,7 +547,7 @@ fn nodes_of_another_size_are_there_before_the_old_ones_go() {
     assert!(same.steps.is_empty(), "the usual size is what was there: {:#?}", same.steps);
 
     let plan = stack.reach(UP, &wanted(Some(NodeSize::Medium)));
-    let step = |id: &str, verb| {
+    let step = |id: &str, verb: Verb| {
         let is_it = |call: &&textnlp_orchestrator::plan::Call| call.verb() == verb;
         let of_pool = |part: &str| format!("here/cluster/{part}");
         let mut steps = plan.steps.iter().filter(|step| step.resource.as_str() == of_pool(id));
@@ -596,7 +596,7 @@ fn nodes_have_room_for_a_pod_of_the_servers() {
     let refused = expand(Some("m7i.xlarge"), 5100, None).unwrap_err();
     assert!(refused.contains("5100m CPU") && refused.contains("`m7i.xlarge` has 3420m CPU"), "{refused}");
     assert!(refused.contains("write `cluster.node_size: medium`"), "{refused}");
-    // Graviton computes nothing of ours.
+    // The images of the servers are for x86_64.
     assert!(expand(Some("m7g.2xlarge"), 2100, None).unwrap_err().contains("`m7g.2xlarge` is no known"));
     // Pods with GPUs run on other nodes, which have to be large enough.
     let usual = pool("system-nodes", &["m7i.xlarge", "m6i.xlarge"]);
