@@ -70,7 +70,7 @@ pub struct Row {
     pub about: &'static str,
     /// What it supports.
     pub capabilities: Capabilities,
-    /// Why this program does not contain it; `None` when it does.
+    /// How a program with it is built; `None` if it is part of this one.
     pub missing: Option<&'static str>,
     /// What a comparison of costs assumes of its sites; `None` where they need nothing.
     pub assumed: Option<Assumed>,
@@ -154,7 +154,7 @@ const MISSING: Row = Row {
     name: "",
     about: "",
     capabilities: Capabilities { runtimes: &[], site_records: None, names_balancers: false },
-    missing: Some("not part of this build"),
+    missing: Some("build it with its feature"),
     assumed: None,
     is_this_machine: false,
     account: |_, site| Box::pin(async { Ok(site.account.clone()) }),
@@ -170,19 +170,19 @@ pub const PROVIDERS: &[Row] = &[ONPREM, KUBERNETES, AWS, GCP, AZURE];
 
 /// The message for providers behind a cargo feature.
 #[cfg(not(feature = "kubernetes"))]
-const FEATURE: &str = "not part of this build; build it with `cargo build --release --features kubernetes`";
+const FEATURE: &str = "build it with `cargo build --release --features kubernetes`";
 
 /// The same for AWS.
 #[cfg(not(feature = "aws"))]
-const AWS_FEATURE: &str = "not part of this build; build it with `cargo build --release --features aws`";
+const AWS_FEATURE: &str = "build it with `cargo build --release --features aws`";
 
 /// The same for Google Cloud.
 #[cfg(not(feature = "gcp"))]
-const GCP_FEATURE: &str = "not part of this build; build it with `cargo build --release --features gcp`";
+const GCP_FEATURE: &str = "build it with `cargo build --release --features gcp`";
 
 /// The same for Azure.
 #[cfg(not(feature = "azure"))]
-const AZURE_FEATURE: &str = "not part of this build; build it with `cargo build --release --features azure`";
+const AZURE_FEATURE: &str = "build it with `cargo build --release --features azure`";
 
 fn row(name: &str) -> anyhow::Result<&'static Row> {
     let found = PROVIDERS.iter().find(|row| row.name == name);

@@ -101,6 +101,8 @@ fn invalid_environment_files_are_reported_with_their_location() {
     let (valid, causes) = all.err.split_once("error: ").unwrap();
     assert!(valid.contains("staging: valid") && !causes.contains(": valid"), "{}", all.err);
     assert!(causes.contains("hint: fix them, then check again: "), "{causes}");
+    let one = sandbox.run(&["env", "check", "bad"]).expect(2).err;
+    assert!(one.contains("check again: ") && one.contains("env check --env bad"), "{one}");
     std::fs::write(folder.join("renamed.yaml"), "environment: other\nextends: staging\n").unwrap();
     let listed = sandbox.run(&["env", "list"]).expect(0).out;
     assert!(listed.lines().any(|line| line.starts_with("· renamed")), "{listed}");

@@ -28,6 +28,16 @@ impl Destination {
         Self::of_owners(path, &[0, caller(), rustix::process::getuid().as_raw()])
     }
 
+    /// The file, for a format that is written with seeks.
+    pub(crate) fn file(self) -> io::Result<PathBuf> {
+        match self {
+            Self::File(file) => Ok(file),
+            Self::Stream(_) => Err(invalid(
+                "it is a pipe, a device or the standard output, and only a file can hold this format".to_owned(),
+            )),
+        }
+    }
+
     /// The same for the users whose links and pipes are trusted. Each step uses what an earlier one checked: a link that is put at the
     /// path meanwhile is not followed.
     fn of_owners(path: &Path, trusted: &[u32]) -> io::Result<Self> {

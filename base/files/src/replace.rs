@@ -90,13 +90,7 @@ impl Replace {
         fill: impl FnOnce(&mut File) -> Result<T, E>,
     ) -> Result<T, E> {
         let path = path.as_ref();
-        match Destination::of(path).map_err(Error::at("write", path))? {
-            Destination::File(file) => self.with(file, fill),
-            Destination::Stream(_) => {
-                let why = "it is a pipe, a device or the standard output, and only a file can hold this format";
-                Err(Error::at("write", path)(io::Error::new(io::ErrorKind::InvalidInput, why)).into())
-            }
-        }
+        self.with(Destination::of(path).and_then(Destination::file).map_err(Error::at("write", path))?, fill)
     }
 
     /// Replaces the file by what `fill` writes. When `fill` fails, its error is returned, the path is as before and the temporary file is

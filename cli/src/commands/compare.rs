@@ -207,16 +207,17 @@ fn text(offers: &[Offer], name: &str, currency: &str) -> String {
         }
     }
     let columns = ["provider", "region", "service", &format!("{currency} a month")].map(str::to_owned).to_vec();
-    let mut text = format!(
-        "Cost of {name} by list prices, {}",
-        match (unranked.is_empty(), offers.iter().any(|offer| offer.rank().0 == 0)) {
-            (true, _) => "the cheapest first".to_owned(),
-            (false, true) => {
-                format!("the cheapest first; not ranked where prices are missing: {}", unranked.join(", "))
-            }
-            (false, false) => format!("not ranked where prices are missing: {}", unranked.join(", ")),
-        }
-    );
+    let mut notes = Vec::new();
+    if offers.iter().any(|offer| offer.rank().0 == 0) {
+        notes.push("the cheapest first".to_owned());
+    }
+    if !unranked.is_empty() {
+        notes.push(format!("not ranked where prices are missing: {}", unranked.join(", ")));
+    }
+    let mut text = format!("Cost of {name} by list prices");
+    if !notes.is_empty() {
+        let _ = write!(text, ", {}", notes.join("; "));
+    }
     text += &table_view::lines(&Table { title: "", columns, rows });
     for (title, lines) in [("Not priced", unpriced), ("Refused", refused), ("Other than in the environment", changed)] {
         if !lines.is_empty() {
@@ -276,6 +277,7 @@ mod tests {
         assert_eq!(first(&offers), format!("Cost of shop by list prices, the cheapest first; {missing}"));
         assert_eq!(first(&offers[2..4]), format!("Cost of shop by list prices, {missing}"));
         assert_eq!(first(&offers[..2]), "Cost of shop by list prices, the cheapest first");
+        assert_eq!(first(&offers[4..]), "Cost of shop by list prices", "a refusal is no offer");
     }
 
     #[test]

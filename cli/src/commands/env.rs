@@ -146,8 +146,9 @@ fn check(session: &Session, names: &[String], console: Console) -> Result<Succes
         }
         let error = anyhow::anyhow!("{}", wrong.trim_end())
             .context(format!("{bad} of {} invalid", counted(names.len(), "environment")));
+        let named = if let [name] = names.as_slice() { name } else { "" };
         return Err(Failure::usage("invalid_environment", error)
-            .hint(format!("fix them, then check again: {}", session.again().check("")))
+            .hint(format!("fix them, then check again: {}", session.again().check(named)))
             .document(json!({ "environments": rows })));
     }
     Ok(Success::new(text, json!({ "environments": rows })))

@@ -19,7 +19,7 @@ pub fn providers() -> Success {
     let mut rows = Vec::new();
     for row in clouds::PROVIDERS {
         let runtimes = row.capabilities.names();
-        let status = row.missing.map_or("available", |missing| missing.split(':').next().unwrap_or(missing));
+        let status = if row.missing.is_none() { "available" } else { "not part of this build" };
         let _ = writeln!(text, "{:<12} {:<width$} {status:<24} {}", row.name, listed(&runtimes), row.about);
         let offers = |support: &RuntimeSupport| -> Vec<String> {
             let name = |capability: &Capability| match capability {
@@ -35,6 +35,11 @@ pub fn providers() -> Success {
             "runtimes": runtimes, "offers": row.capabilities.runtimes.first().map(offers).unwrap_or_default(),
             "offers_by_runtime": by_runtime,
         }));
+    }
+    for row in clouds::PROVIDERS {
+        if let Some(how) = row.missing {
+            let _ = write!(text, "\n{}: {how}", row.name);
+        }
     }
     let catalogue = clouds::catalogue();
     let detected = catalogue.detect(None);
