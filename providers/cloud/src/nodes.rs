@@ -63,8 +63,10 @@ impl NodeTable {
     pub fn allocatable(&self, machine: &NodeType) -> Capacity {
         let memory = machine.memory_mib << 20;
         let visible = memory - memory / 1000 * OVERHEAD;
-        let capacity =
-            Capacity { cpu: Cores(machine.vcpus.saturating_mul(1000)), memory: Bytes(visible.saturating_sub(EVICTION)) };
+        let capacity = Capacity {
+            cpu: Cores(machine.vcpus.saturating_mul(1000)),
+            memory: Bytes(visible.saturating_sub(EVICTION)),
+        };
         capacity.without((self.reserved)(machine.vcpus, memory))
     }
 

@@ -144,7 +144,8 @@ async fn room(api: &Api, supported: &[(&'static Row, &Wanted)], site: Option<&Cl
     let nodes = match api.list(&call, "").await {
         Ok(nodes) => nodes,
         Err(error) if error.kind == ErrorKind::Denied => {
-            let cause = "whether its nodes have room for the pods could not be checked: you are not allowed to list nodes";
+            let cause =
+                "whether its nodes have room for the pods could not be checked: you are not allowed to list nodes";
             return Ok(vec![Problem::note("cluster", cause, "no action is needed if `up` succeeds")]);
         }
         Err(error) => return Err(error),
