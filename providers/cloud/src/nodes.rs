@@ -5,10 +5,12 @@ use textnlp_provider::cluster::Capacity;
 use textnlp_provider::settings::NodeSize;
 use textnlp_provider::units::{Bytes, Cores};
 
-/// What the pods that run on every node request, at most: network, disks, logs and metrics of the clouds. It was not measured.
+/// What is kept for the pods that run on every node: network, disks, logs and metrics of the clouds. It was not measured, so that it only
+/// chooses among the sizes of new nodes: see [`NodeTable::most`].
 const DAEMONS: Capacity = Capacity { cpu: Cores(500), memory: Bytes(512 << 20) };
-/// What firmware and kernel take of a machine's memory, in thousandths: what Karpenter assumes on AWS and on Azure
-/// (`VM_MEMORY_OVERHEAD_PERCENT` in <https://karpenter.sh/docs/reference/settings/>).
+/// What firmware and kernel are assumed to take of a machine's memory, in thousandths: Karpenter's assumption for AWS and for Azure
+/// (`VM_MEMORY_OVERHEAD_PERCENT` in <https://karpenter.sh/docs/reference/settings/>), and above what is seen on each cloud: see `SEEN` in
+/// the tests of their tables.
 const OVERHEAD: u64 = 75;
 /// The memory at which the kubelet evicts pods, which they cannot request: on each of the clouds.
 const EVICTION: u64 = 100 << 20;
@@ -21,8 +23,10 @@ pub struct NodeTable {
     pub sizes: &'static [(NodeSize, &'static [&'static str])],
     /// All types without GPU that nodes can have.
     pub known: fn() -> Vec<NodeType>,
-    /// What the kubelet of a machine keeps from pods, by its vCPUs and its memory in bytes.
-    pub reserved: fn(u32, u64) -> Capacity,
+    /// What the kubelet of a machine keeps from pods.
+    pub reserved: fn(&NodeType) -> Capacity,
+    /// The least that it keeps, in any version of the cloud.
+    pub least_reserved: fn(&NodeType) -> Capacity,
 }
 
 /// A machine type.
@@ -58,45 +62,54 @@ impl Nodes {
 /// Nodes that cannot be as an environment says: the setting, the cause and the fix.
 pub type WrongNodes = (&'static str, String, String);
 
+impl NodeType {
+    /// Its memory, in bytes.
+    pub fn memory(&self) -> u64 {
+        self.memory_mib << 20
+    }
+
+    /// Its CPUs, with this memory in bytes.
+    fn with_memory(&self, memory: u64) -> Capacity {
+        Capacity { cpu: Cores(self.vcpus.saturating_mul(1000)), memory: Bytes(memory) }
+    }
+}
+
 impl NodeTable {
-    /// What a machine has for pods of a site, as a new node of it shows it.
-    pub fn allocatable(&self, machine: &NodeType) -> Capacity {
-        let memory = machine.memory_mib << 20;
-        let visible = memory - memory / 1000 * OVERHEAD;
-        let capacity = Capacity {
-            cpu: Cores(machine.vcpus.saturating_mul(1000)),
-            memory: Bytes(visible.saturating_sub(EVICTION)),
-        };
-        capacity.without((self.reserved)(machine.vcpus, memory))
-    }
-
-    /// What is left of that for a pod beside those that run on every node.
+    /// What is left on a new node for a pod beside the pods of every node, by assumptions that leave some of it unused.
     pub fn room(&self, machine: &NodeType) -> Capacity {
-        self.allocatable(machine).without(DAEMONS)
+        let memory = machine.memory();
+        let visible = memory - memory / 1000 * OVERHEAD;
+        machine.with_memory(visible.saturating_sub(EVICTION)).without((self.reserved)(machine)).without(DAEMONS)
     }
 
-    /// The nodes that a site gets: those that its environment names, else the smallest size that a pod of its servers fits on.
-    /// Pods with GPUs run elsewhere. Pure.
+    /// The most that a node has for pods: no pod above it ever ran on one. What is refused, and nodes that are replaced with no setting
+    /// changed, are measured by it.
+    pub fn most(&self, machine: &NodeType) -> Capacity {
+        machine.with_memory(machine.memory().saturating_sub(EVICTION)).without((self.least_reserved)(machine))
+    }
+
+    /// The nodes that a site gets: those that its environment names, else the usual ones unless a pod of its servers cannot run there, else
+    /// the smallest size that has room for it. Pods with GPUs run elsewhere. Pure.
     pub fn of_site(&self, site: &Site) -> Result<Nodes, WrongNodes> {
         let known = (self.known)();
         let machine = |name: &str| known.iter().find(|one| one.name == name);
         let cluster = site.cluster.as_deref();
         let choice = cluster.map(|cluster| cluster.node_choice.clone()).unwrap_or_default();
         let pod = choice.pod.filter(|_| cluster.is_some_and(|cluster| cluster.gpu.is_none()));
-        let room = |name: &str| machine(name).map(|machine| self.room(machine));
-        let is_enough = |types: &[&str]| {
-            pod.is_none_or(|pod| types.iter().all(|name| room(name).is_some_and(|room| room.holds(&pod))))
-        };
-        let fitting = self.sizes.iter().find(|(_, types)| is_enough(types));
-        let fix = || match (fitting, pod.and_then(|pod| self.smallest(&known, &pod))) {
+        let may_run =
+            |name: &str| pod.is_none_or(|pod| machine(name).is_some_and(|machine| self.most(machine).holds(&pod)));
+        let has_room =
+            |name: &str| pod.is_none_or(|pod| machine(name).is_some_and(|machine| self.room(machine).holds(&pod)));
+        let usual = self.sizes.first().filter(|(_, types)| types.iter().all(|name| may_run(name)));
+        let roomy = self.sizes.iter().find(|(_, types)| types.iter().all(|name| has_room(name)));
+        let fix = || match (roomy, pod.and_then(|pod| self.smallest(&known, &pod))) {
             (Some((size, _)), _) => format!("write `cluster.node_size: {size}`, or {LOWER}"),
             (None, Some(name)) => format!("write `sites[].instance_type: {name}`, or {LOWER}"),
             (None, None) => LOWER.to_owned(),
         };
         let too_small = |name: &str| {
-            let (pod, room) = (pod?, room(name)?);
-            let beside = "beside the system and the pods of every node";
-            Some(format!("a pod of the servers requests {pod}, and a node with `{name}` has {room} for it {beside}"))
+            let (pod, most) = (pod?, self.most(machine(name)?));
+            Some(shortage(&pod, name, &most)).filter(|_| !most.holds(&pod))
         };
         if let Some(name) = &choice.machine {
             if machine(name).is_none() {
@@ -104,7 +117,7 @@ impl NodeTable {
                 let cause = format!("`{name}` is no known machine type without GPU of this provider");
                 return Err(("instance_type", cause, format!("use one of `{}`", names.join("`, `"))));
             }
-            if let Some(cause) = too_small(name).filter(|_| !is_enough(&[name.as_str()])) {
+            if let Some(cause) = too_small(name) {
                 return Err(("instance_type", cause, fix()));
             }
             // The machine of a size is that size, however it is written.
@@ -116,12 +129,10 @@ impl NodeTable {
         }
         let size = match choice.size {
             Some(size) => size,
-            None => fitting.or(self.sizes.last()).map_or(NodeSize::Small, |(size, _)| *size),
+            None => usual.or(roomy).or(self.sizes.last()).map_or(NodeSize::Small, |(size, _)| *size),
         };
         let nodes = self.of_size(size);
-        let types: Vec<&str> = nodes.types.iter().map(String::as_str).collect();
-        let smaller = types.iter().find(|name| !is_enough(&[**name]));
-        match smaller.and_then(|name| too_small(name)) {
+        match nodes.types.iter().find_map(|name| too_small(name)) {
             Some(cause) => Err(("cluster.node_size", cause, fix())),
             None => Ok(nodes),
         }
@@ -134,7 +145,7 @@ impl NodeTable {
 
     /// The nodes of a size.
     pub fn of_size(&self, size: NodeSize) -> Nodes {
-        let types = self.sizes.iter().find(|(one, _)| *one == size).map_or(&[][..], |(_, types)| *types);
+        let types = self.sizes.iter().find(|(one, _)| *one == size).map(|(_, types)| *types).unwrap_or_default();
         let is_usual = self.sizes.first().is_some_and(|(one, _)| *one == size);
         Nodes {
             types: types.iter().map(ToString::to_string).collect(),
@@ -148,18 +159,19 @@ impl NodeTable {
         of_sizes.chain((self.known)().iter().map(|machine| slug(&machine.name))).collect()
     }
 
-    /// Machines with GPUs on which a pod of the servers does not fit: the cause and the fix. `machines` are those of the pool, `known`
-    /// those that it can have instead. Pure.
+    /// Machines with GPUs on none of which a pod of the servers can run: the cause and the fix. `machines` are those that are tried for the
+    /// pool, `known` those that it can have instead. Pure.
     pub fn small_gpus(&self, site: &Site, machines: &[NodeType], known: &[NodeType]) -> Option<(String, String)> {
         let pod = site.cluster.as_deref()?.node_choice.pod?;
-        let small = machines.iter().find(|machine| !self.room(machine).holds(&pod))?;
-        let room = self.room(small);
-        let cause = format!("a pod of the servers requests {pod}, and a node with `{}` has {room} for it", small.name);
+        let first = machines.first()?;
+        if machines.iter().any(|machine| self.most(machine).holds(&pod)) {
+            return None;
+        }
         let fix = match self.smallest(known, &pod) {
             Some(name) => format!("write `gpu.machines: [{name}]`, or {LOWER}"),
             None => LOWER.to_owned(),
         };
-        Some((cause, fix))
+        Some((shortage(&pod, &first.name, &self.most(first)), fix))
     }
 
     /// The smallest of these machines on which a pod fits.
@@ -167,6 +179,10 @@ impl NodeTable {
         let fits = known.iter().filter(|machine| self.room(machine).holds(pod));
         fits.min_by_key(|machine| (machine.vcpus, machine.memory_mib)).map(|machine| machine.name.as_str())
     }
+}
+
+fn shortage(pod: &Capacity, machine: &str, most: &Capacity) -> String {
+    format!("a pod of the servers requests {pod}, and a node with `{machine}` has at most {most} for pods")
 }
 
 /// What the kubelets of EKS and of GKE keep of the CPU, in thousandths of a core: 6 % of the first core, 1 % of the second one, 0.5 % of
@@ -184,7 +200,7 @@ pub fn reserved_cpu(vcpus: u32) -> Cores {
 fn slug(machine: &str) -> String {
     let plain: String =
         machine.to_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-    plain.trim_start_matches("standard-").to_owned()
+    plain.strip_prefix("standard-").unwrap_or(&plain).to_owned()
 }
 
 #[cfg(test)]
@@ -206,7 +222,8 @@ mod tests {
             (NodeSize::Large, &["Standard_A16"]),
         ],
         known,
-        reserved: |vcpus, _| Capacity { cpu: reserved_cpu(vcpus), memory: Bytes(1 << 30) },
+        reserved: |one| Capacity { cpu: reserved_cpu(one.vcpus), memory: Bytes(1 << 30) },
+        least_reserved: |one| Capacity { cpu: reserved_cpu(one.vcpus), memory: Bytes(1 << 29) },
     };
 
     fn site(size: Option<NodeSize>, machine: Option<&str>, pod: (u32, u64)) -> Site {
@@ -234,14 +251,26 @@ mod tests {
             Ok((name.to_owned(), types.iter().map(ToString::to_string).collect::<Vec<String>>()))
         };
         assert_eq!(pool((2100, 4)), of("system", &["a.4", "b.4"]), "what fits stays as it was");
-        assert_eq!(pool((3420, 4)), of("system", &["a.4", "b.4"]), "4000 - 80 - 500");
-        assert_eq!(pool((3421, 4)), of("system-medium", &["a.8"]));
-        assert_eq!(pool((2100, 13)), of("system", &["a.4", "b.4"]));
-        assert_eq!(pool((2100, 14)), of("system-medium", &["a.8"]));
+        // Sites that run a pod without room by the assumptions keep their nodes: it is not certain that it cannot run.
+        assert_eq!(pool((3500, 4)), of("system", &["a.4", "b.4"]));
+        assert_eq!(pool((3920, 4)), of("system", &["a.4", "b.4"]), "4000 - 80");
+        assert_eq!(pool((3921, 4)), of("system-medium", &["a.8"]));
+        assert_eq!(pool((2100, 15)), of("system", &["a.4", "b.4"]), "16384 - 100 - 512");
+        assert_eq!(pool((2100, 16)), of("system-medium", &["a.8"]));
+        // Nodes that are new anyway have room by the assumptions.
+        assert_eq!(pool((7411, 16)), of("system-large", &["Standard_A16"]), "8000 - 90 - 500");
         assert_eq!(pool((2100, 40)), of("system-large", &["Standard_A16"]));
+        assert_eq!(
+            pool((15_800, 40)),
+            of("system-large", &["Standard_A16"]),
+            "nothing larger is chosen, and it may run"
+        );
         let (field, cause, fix) = pool((17_000, 40)).unwrap_err();
         assert_eq!(field, "cluster.node_size");
-        assert!(cause.contains("17 CPU and 40960Mi memory") && cause.contains("`Standard_A16` has 15390m"), "{cause}");
+        assert!(
+            cause.contains("17 CPU and 40960Mi memory") && cause.contains("`Standard_A16` has at most 15890m"),
+            "{cause}"
+        );
         assert!(fix.contains("`sites[].instance_type: a.64`"), "{fix}");
         let (.., fix) = pool((80_000, 40)).unwrap_err();
         assert!(fix.starts_with("lower "), "{fix}");
@@ -254,8 +283,14 @@ mod tests {
         assert_eq!((large.named("system-nodes").as_str(), large.types.len()), ("system-nodes-large", 1));
         let (field, cause, fix) = of(Some(NodeSize::Small), None, (5100, 9)).unwrap_err();
         assert_eq!(field, "cluster.node_size");
-        assert!(cause.contains("5100m CPU and 9216Mi memory") && cause.contains("`a.4` has 3420m CPU"), "{cause}");
+        assert!(
+            cause.contains("5100m CPU and 9216Mi memory") && cause.contains("`a.4` has at most 3920m CPU"),
+            "{cause}"
+        );
         assert!(fix.starts_with("write `cluster.node_size: medium`"), "{fix}");
+        // What may run is not refused.
+        assert_eq!(of(Some(NodeSize::Small), None, (3500, 15)).unwrap().named("system"), "system");
+        assert_eq!(of(None, Some("b.4"), (3500, 15)).unwrap().named("system"), "system-b-4");
         assert_eq!(of(None, Some("a.64"), (5100, 9)).unwrap().named("system"), "system-a-64");
         // The machine of a size is not another pool than the size.
         assert_eq!(of(None, Some("Standard_A16"), (5100, 9)), Ok(large));
@@ -282,8 +317,13 @@ mod tests {
         assert_eq!(TABLE.of_site(&site).unwrap().named("system"), "system");
         let all = known();
         let (cause, fix) = TABLE.small_gpus(&site, &all[..1], &all).unwrap();
-        assert!(cause.contains("5100m CPU") && cause.contains("`a.4` has 3420m"), "{cause}");
+        assert!(cause.contains("5100m CPU") && cause.contains("`a.4` has at most 3920m"), "{cause}");
         assert!(fix.contains("`gpu.machines: [a.8]`"), "{fix}");
         assert_eq!(TABLE.small_gpus(&site, &all[2..3], &all), None);
+        // The nodes of the site may be of any type that is tried: the first one may have had no capacity.
+        assert_eq!(TABLE.small_gpus(&site, &all[..3], &all), None);
+        // Without room by the assumptions, and it may run.
+        site.cluster.as_mut().unwrap().node_choice.pod = Some(Capacity { cpu: Cores(3500), memory: Bytes(15 << 30) });
+        assert_eq!(TABLE.small_gpus(&site, &all[..1], &all), None);
     }
 }

@@ -315,10 +315,12 @@ pub(crate) mod tests {
             Ok::<_, String>([json!(general), of("name"), of("machine"), of("labels")["textnlp/pool"].clone()])
         };
         let pool = |words: [&str; 4]| Ok(words.map(|word| json!(word)));
-        assert_eq!(expand(None, 2100), pool(["nodes", "cpu", "Standard_D4s_v5", "cpu"]));
+        let usual = pool(["nodes", "cpu", "Standard_D4s_v5", "cpu"]);
+        assert_eq!(expand(None, 2100), usual);
+        assert_eq!(expand(None, 3600), usual, "requests that run on the usual nodes today do not replace them");
         assert_eq!(expand(None, 5100), pool(["nodes-medium", "cpumedium", "Standard_D8s_v5", "cpu"]));
         let refused = expand(Some("Standard_D2s_v5"), 1100).unwrap_err();
-        assert!(refused.contains("`Standard_D2s_v5` has 1400m CPU"), "{refused}");
+        assert!(refused.contains("`Standard_D2s_v5` has at most 1900m CPU"), "{refused}");
         assert!(refused.contains("`cluster.node_size: small`"), "{refused}");
     }
 

@@ -29,7 +29,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
-use textnlp_azure::tables::machines::NODES;
 use textnlp_azure::{Access, Azure, ENDPOINT};
 use textnlp_cloud::{ImageSource, ImageTarget};
 use textnlp_provider::cluster::ClusterSite;
@@ -44,7 +43,7 @@ use textnlp_provider::{
     Ownership, Progress, Provider, Recorded, ResourceId, Result, Scope, Secret, SecretName, SecretRef, SecretStore,
     SecretVersion, Site, Spec, Sweep, Token, Verb, Wanted, error_chain,
 };
-use textnlp_sim::azure::{AzureCloud, Options, allocatable};
+use textnlp_sim::azure::{AzureCloud, Options};
 
 const REGION: &str = "westeurope";
 /// The region of a replica of the database, and of copies of models.
@@ -587,18 +586,6 @@ fn changed(one: &Wanted) -> Spec {
 
 fn run(test: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
-}
-
-#[test]
-fn nodes_have_for_pods_what_aks_documents() {
-    for name in NODES.sizes.iter().flat_map(|(_, types)| *types) {
-        let known = (NODES.known)().into_iter().find(|machine| machine.name == *name).unwrap();
-        let (ours, documented) = (NODES.allocatable(&known), allocatable(name).unwrap());
-        assert_eq!(u64::from(ours.cpu.0), documented.cpu_milli, "{name}");
-        // Firmware and kernel take a part that is not documented.
-        let percent = ours.memory.0 * 100 / documented.memory;
-        assert!((85..100).contains(&percent), "{name}: {percent} %");
-    }
 }
 
 #[test]

@@ -466,12 +466,14 @@ pub(crate) mod tests {
             Ok::<_, String>([json!(general), of("name"), of("machine"), of("labels")["textnlp/pool"].clone()])
         };
         let pool = |words: [&str; 4]| Ok(words.map(|word| json!(word)));
-        assert_eq!(expand(None, 2100), pool(["system-nodes", "system", "e2-standard-4", "system"]));
+        let usual = pool(["system-nodes", "system", "e2-standard-4", "system"]);
+        assert_eq!(expand(None, 2100), usual);
+        assert_eq!(expand(None, 3700), usual, "requests that run on the usual nodes today do not replace them");
         let medium = pool(["system-medium-nodes", "system-medium", "e2-standard-8", "system"]);
         assert_eq!(expand(None, 5100), medium);
         assert_eq!(expand(Some("e2-standard-8"), 5100), medium, "it is the machine of a size");
         let refused = expand(Some("e2-standard-4"), 5100).unwrap_err();
-        assert!(refused.contains("`e2-standard-4` has 3420m CPU"), "{refused}");
+        assert!(refused.contains("`e2-standard-4` has at most 3920m CPU"), "{refused}");
         assert!(refused.contains("`cluster.node_size: medium`"), "{refused}");
         let refused = expand(None, 40_000).unwrap_err();
         assert!(refused.contains("40 CPU and 9216Mi memory"), "{refused}");

@@ -236,8 +236,13 @@ pub static NODES: NodeTable = NodeTable {
         (NodeSize::Xlarge, &["e2-standard-32"]),
     ],
     known: || MACHINES.iter().filter(|machine| machine.gpu.is_none()).map(Machine::node).collect(),
-    reserved: |vcpus, memory| Capacity { cpu: reserved_cpu(vcpus), memory: Bytes(reserved_memory(memory)) },
+    reserved,
+    least_reserved: reserved,
 };
+
+fn reserved(node: &NodeType) -> Capacity {
+    Capacity { cpu: reserved_cpu(node.vcpus), memory: Bytes(reserved_memory(node.memory())) }
+}
 
 /// What GKE keeps of a node's memory, in bytes: <https://cloud.google.com/kubernetes-engine/docs/concepts/plan-node-sizes#memory_reservations>.
 fn reserved_memory(bytes: u64) -> u64 {
@@ -268,6 +273,8 @@ pub fn machine(name: &str, accelerator: Option<&str>) -> Option<&'static Machine
 
 #[cfg(test)]
 mod tests {
+    use textnlp_provider::units::Cores;
+
     use super::*;
 
     #[test]
@@ -276,12 +283,25 @@ mod tests {
             let found = machine(types[0], None).unwrap();
             assert_eq!((types.len(), found.vcpus, found.memory_gib), (1, vcpus, vcpus * 4), "{size}");
         }
-        // What the page shows of a node with 4 vCPUs and 16 GiB: 3920m, and 13498416Ki.
-        let allocatable = NODES.allocatable(&machine("e2-standard-4", None).unwrap().node());
-        assert_eq!(allocatable.cpu.to_string(), "3920m");
-        let shown = 13_498_416_u64 << 10;
-        assert!((shown * 9 / 10..=shown).contains(&allocatable.memory.0), "{allocatable}");
         assert_eq!(reserved_memory(256 << 30) >> 20, 12_165);
+    }
+
+    /// What nodes of GKE were seen to have for pods: vCPUs and GiB of the machine, CPU in thousandths of a core, memory in KiB, and where.
+    const SEEN: &[(u32, u64, u32, u64, &str)] = &[
+        (4, 16, 3920, 13_498_416, "https://cloud.google.com/kubernetes-engine/docs/concepts/plan-node-sizes"),
+        (4, 32, 3920, 29_085_928, "2i2c-org/infrastructure#2121"),
+        (16, 128, 15_890, 122_210_676, "2i2c-org/infrastructure#2121"),
+        (64, 512, 63_770, 510_603_916, "2i2c-org/infrastructure#2121"),
+    ];
+
+    #[test]
+    fn nodes_have_for_pods_what_was_seen() {
+        for (vcpus, gib, cpu, kib, source) in SEEN {
+            let node = NodeType { name: String::new(), vcpus: *vcpus, memory_mib: gib << 10 };
+            let (room, most) = (NODES.room(&node), NODES.most(&node));
+            let seen = Capacity { cpu: Cores(*cpu), memory: Bytes(kib << 10) };
+            assert!(seen.holds(&room) && most.holds(&seen), "{gib} GiB: {room} / {seen} / {most}: {source}");
+        }
     }
 
     #[test]

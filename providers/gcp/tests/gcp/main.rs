@@ -29,7 +29,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use textnlp_cloud::{ImageSource, ImageTarget};
-use textnlp_gcp::tables::machines::NODES;
 use textnlp_gcp::{Access, Gcp};
 use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{
@@ -43,7 +42,7 @@ use textnlp_provider::{
     Progress, Provider, Recorded, ResourceId, Result, Scope, Secret, SecretName, SecretRef, SecretStore, SecretVersion,
     Site, Spec, Sweep, Token, Verb, Wanted, error_chain,
 };
-use textnlp_sim::gcp::{GoogleCloud, Options, allocatable};
+use textnlp_sim::gcp::{GoogleCloud, Options};
 
 const REGION: &str = "europe-west1";
 /// The region of a replica of the database.
@@ -649,18 +648,6 @@ fn the_bucket_of_another_deployment_can_be_an_existing_one() {
         road(&bench).await;
         assert!(bench.cloud.world().get(&bucket_key()).is_some());
     });
-}
-
-#[test]
-fn nodes_have_for_pods_what_gke_documents() {
-    for name in NODES.sizes.iter().flat_map(|(_, types)| *types) {
-        let known = (NODES.known)().into_iter().find(|machine| machine.name == *name).unwrap();
-        let (ours, documented) = (NODES.allocatable(&known), allocatable(name).unwrap());
-        assert_eq!(u64::from(ours.cpu.0), documented.cpu_milli, "{name}");
-        // Firmware and kernel take a part that is not documented.
-        let percent = ours.memory.0 * 100 / documented.memory;
-        assert!((85..100).contains(&percent), "{name}: {percent} %");
-    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::cloud::{Cloud, text};
 use super::kinds::{Answer, Call, Special, page};
 use super::problem::Problem;
 use super::resources::{REGIONS, get};
-use crate::{Allocatable, Behaviour, Source};
+use crate::{Behaviour, Source};
 
 /// A size: name, family, cores, GiB of memory, GPUs, and whether zones have it.
 /// <https://learn.microsoft.com/azure/virtual-machines/sizes/overview>
@@ -69,20 +69,6 @@ const fn rule(what: &'static str, source: Source) -> Behaviour {
 
 pub(crate) fn size(name: &str) -> Option<&'static Size> {
     SIZES.iter().find(|row| row.0.eq_ignore_ascii_case(name))
-}
-
-/// What a node of a size has for pods, of which an overlay network has room for 250.
-///
-/// <https://learn.microsoft.com/azure/aks/node-resource-reservations>,
-/// <https://learn.microsoft.com/azure/aks/concepts-network-ip-address-planning>
-#[must_use]
-pub fn allocatable(name: &str) -> Option<Allocatable> {
-    const CPU: [(i64, u64); 6] = [(2, 100), (4, 140), (8, 180), (16, 260), (32, 420), (64, 740)];
-    let (_, _, cores, gib, ..) = size(name)?;
-    let (_, reserved_milli) = CPU.iter().find(|row| row.0 == *cores)?;
-    let memory = u64::try_from(*gib).ok()? << 30;
-    let reserved = ((20 * 250 + 50) << 20).min(memory / 4);
-    Some(Allocatable::of(u64::try_from(*cores).ok()?, memory, *reserved_milli, reserved))
 }
 
 /// The limit of a quota.

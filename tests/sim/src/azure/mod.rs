@@ -30,7 +30,6 @@ use std::collections::HashMap;
 use crate::{Behaviour, Source};
 pub use azure_cloud::{AzureCloud, Options};
 pub use cloud::{Closed, Cloud, Conduct, Object, Operation, Principal};
-pub use compute::allocatable;
 pub use policies::Policy;
 
 /// The namespaces that are simulated, and whether a new subscription has them registered.

@@ -9,8 +9,7 @@ use super::cloud::{Cloud, Effect, Family};
 use super::kinds::{KIND, Kind, begin, collection, page, repeated};
 use super::problem::Problem;
 use super::{Call, Handler, errors};
-use crate::nodes::reserved_milli;
-use crate::{Allocatable, Behaviour, Source};
+use crate::{Behaviour, Source};
 
 /// Regions and the letters of their zones: <https://cloud.google.com/compute/docs/regions-zones>.
 pub(crate) const REGIONS: &[(&str, &str)] = &[
@@ -202,24 +201,6 @@ pub(crate) const MACHINES: &[(&str, i64, i64, Option<Accelerators>)] = &[
     ("n2-standard-4", 4, 16_384, None),
     ("n2-standard-8", 8, 32_768, None),
 ];
-
-/// What a node of a machine type has for pods.
-///
-/// <https://cloud.google.com/kubernetes-engine/docs/concepts/plan-node-sizes#memory_reservations>
-#[must_use]
-pub fn allocatable(name: &str) -> Option<Allocatable> {
-    // Up to these GiB, GKE reserves this percentage of what is above the row before.
-    const TIERS: [(u64, u64); 5] = [(4, 25), (8, 20), (16, 10), (128, 6), (u64::MAX >> 30, 2)];
-    let (_, vcpus, mib, _) = MACHINES.iter().find(|row| row.0 == name)?;
-    let (vcpus, memory) = (u64::try_from(*vcpus).ok()?, u64::try_from(*mib).ok()? << 20);
-    let (mut below, mut reserved) = (0, 0);
-    for (gib, percent) in TIERS {
-        let upto = memory.min(gib << 30);
-        reserved += (upto - below) * percent / 100;
-        below = upto;
-    }
-    Some(Allocatable::of(vcpus, memory, reserved_milli(vcpus), reserved))
-}
 
 /// Quotas that regions show: the metric and the usual limit.
 ///

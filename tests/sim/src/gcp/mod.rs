@@ -35,7 +35,6 @@ use serde_json::Value;
 use crate::{Behaviour, Source};
 pub use bigquery::{export_query, export_table};
 pub use cloud::{Cloud, Conduct, Object, Operation, Project};
-pub use compute::allocatable;
 use document::Document;
 pub use google_cloud::{GoogleCloud, Options};
 use problem::Problem;

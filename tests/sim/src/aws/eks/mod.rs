@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 pub use addon::{Addon, VERSIONS as ADDON_VERSIONS};
 pub use cluster::Cluster;
 pub(crate) use images::image_names;
-pub use node_group::{NodeGroup, allocatable};
+pub use node_group::NodeGroup;
 
 use crate::aws::ec2::Ec2;
 use crate::aws::iam::{Iam, Role, trusts};

@@ -13,8 +13,7 @@ use super::{
 };
 use crate::aws::ec2::nodes_reach_eks;
 use crate::aws::iam::Iam;
-use crate::nodes::reserved_milli;
-use crate::{Allocatable, Call, Fault, Market, Quota, Scope, Stages, World, timestamp};
+use crate::{Call, Fault, Market, Quota, Scope, Stages, World, timestamp};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// After which time EKS gives up on machines that cannot be had.
@@ -122,21 +121,6 @@ fn machine(name: &str) -> Option<(u64, &'static str, &'static str)> {
         _ => 4 * size.strip_suffix("xlarge")?.parse::<u64>().ok()?,
     };
     Some((vcpus, on_demand, spot))
-}
-
-/// What a node has for pods, of families with 4 GiB of memory for each vCPU. Each of its network interfaces has addresses for pods.
-///
-/// <https://github.com/awslabs/amazon-eks-ami/blob/main/nodeadm/internal/kubelet/config.go>
-#[must_use]
-pub fn allocatable(name: &str) -> Option<Allocatable> {
-    // Interfaces and the addresses of each: <https://docs.aws.amazon.com/ec2/latest/instancetypes/gp.html>.
-    const INTERFACES: &[(&str, u64, u64)] =
-        &[("large", 3, 10), ("xlarge", 4, 15), ("2xlarge", 4, 15), ("4xlarge", 8, 30), ("8xlarge", 8, 30)];
-    let (family, size) = name.split_once('.')?;
-    let (vcpus, ..) = machine(name).filter(|_| ["m6i", "m7i"].contains(&family))?;
-    let (_, interfaces, addresses) = INTERFACES.iter().find(|row| row.0 == size)?;
-    let pods = interfaces * (addresses - 1) + 2;
-    Some(Allocatable::of(vcpus, vcpus * (4 << 30), reserved_milli(vcpus), (255 + 11 * pods) << 20))
 }
 
 fn scaling(setting: &Value, old: (i64, i64, i64)) -> Result<(i64, i64, i64), Fault> {
