@@ -537,8 +537,11 @@ fn nodes_of_another_size_are_there_before_the_old_ones_go() {
         component("cluster", ComponentSpec::Cluster(Cluster::of("network".parse().unwrap()))),
     ];
     let wanted = |size| {
-        let mut site = site_of("staging", false, 2);
-        site.cluster.as_mut().unwrap().node_choice.size = size;
+        let mut site = site_of("staging", false, 3);
+        let cluster = site.cluster.as_mut().unwrap();
+        // A node in each zone.
+        cluster.min_nodes = 3;
+        cluster.node_choice.size = size;
         account.lower(&components, &site)
     };
     stack.reach(UP, &wanted(None));
@@ -562,6 +565,31 @@ fn nodes_of_another_size_are_there_before_the_old_ones_go() {
     assert!(before.contains(&new), "the old nodes wait for the new ones: {:#?}", plan.steps);
     let again = stack.look(UP, &wanted(Some(NodeSize::Medium))).0;
     assert!(again.steps.is_empty(), "{:#?}", again.steps);
+}
+
+#[test]
+fn nodes_that_take_the_place_of_others_are_in_every_zone() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let (.., group) = with_nodes(&bed).await?;
+        let of = |name: &str, least: u32| {
+            let scaling = json!({ "min": least, "max": 3, "desired": least });
+            with(&group, json!({ "name": name, "labels": { "textnlp/pool": "system" }, "scaling": scaling }))
+        };
+        let refused = async |group: Wanted| {
+            let problems = bench.provider.preflight(&[group]).await.unwrap();
+            problems.into_iter().find(|one| one.place == "cluster.min_nodes")
+        };
+        assert_eq!(refused(of("system-medium", 1)).await, None, "no volume is older than these nodes");
+        bed.make(&of("system", 1)).await?;
+        let problem = refused(of("system-medium", 1)).await.unwrap();
+        assert!(!problem.warning && problem.cause.contains("takes the place of `system`"), "{problem:?}");
+        assert!(problem.fix.contains("`cluster.min_nodes: 2`"), "{problem:?}");
+        assert_eq!(refused(of("system-medium", 2)).await, None, "the cluster has two zones");
+        assert_eq!(refused(of("system", 1)).await, None, "these nodes stay");
+        Ok(())
+    });
 }
 
 #[test]
