@@ -138,6 +138,8 @@ fn place(environment: &Environment, site: &SiteSettings) -> Site {
 
 fn cluster_site(e: &Environment, site: &SiteSettings) -> ClusterSite {
     let own = e.database_hosting() == Some(Hosting::Cluster);
+    // Beside clusters that are created, the setting is not for those that exist.
+    let has_nodes = !is_existing(e, site) || e.sites.iter().all(|one| is_existing(e, one));
     ClusterSite {
         namespace: e.cluster.namespace.clone(),
         settings: site.cluster.clone(),
@@ -160,7 +162,11 @@ fn cluster_site(e: &Environment, site: &SiteSettings) -> ClusterSite {
         existing: is_existing(e, site),
         nodes: None,
         // What a pod requests is known where its objects are expanded.
-        node_choice: NodeChoice { size: e.cluster.node_size, machine: site.instance_type.clone(), pod: None },
+        node_choice: NodeChoice {
+            size: e.cluster.node_size.filter(|_| has_nodes),
+            machine: site.instance_type.clone(),
+            pod: None,
+        },
         bucket_identity: None,
         node_autoscaler: None,
     }
