@@ -222,7 +222,7 @@ impl RestKind for Cluster {
     /// Pools that others added: they would end with it.
     async fn foreign(_api: &Api, id: &str, document: &Value) -> Result<Vec<Foreign>> {
         let pools = document["properties"]["agentPoolProfiles"].as_array().into_iter().flatten();
-        let of_sizes = NODES.suffixes().into_iter().map(|suffix| pool_name(&format!("{CPU}{suffix}")));
+        let of_sizes = NODES.suffixes().into_iter().map(|suffix| pool_name(&format!("{CPU}-{suffix}")));
         let own: Vec<String> = [SYSTEM, CPU, GPU].map(str::to_owned).into_iter().chain(of_sizes).collect();
         let names = pools.filter_map(|pool| pool["name"].as_str()).filter(|name| !own.iter().any(|one| one == name));
         Ok(names.filter_map(|name| external(&format!("{id}/agentPools/{name}"), "node pool")).collect())

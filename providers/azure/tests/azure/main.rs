@@ -821,6 +821,7 @@ fn cluster_only() -> (Bench, Vec<Wanted>) {
 }
 
 /// hashicorp/terraform-provider-azurerm#33143: the count is the autoscaler's. Azure/AKS#4860: a disruption budget refuses an upgrade.
+/// Azure/AKS#2090: it fails the deletion of a pool.
 #[test]
 fn what_runs_in_a_cluster_has_its_say() {
     run(async {
@@ -849,6 +850,25 @@ fn what_runs_in_a_cluster_has_its_say() {
         );
         bench.cloud.world().conduct.keeps_pods = false;
         bench.finish(&op).await;
+
+        bench.cloud.world().conduct.keeps_pods = true;
+        let (pool, recorded) = of("main/cluster/nodes");
+        let delete = bench.operation(902, Verb::Delete, pool, &pool.spec, Some(recorded));
+        let (mut answer, mut error) = (bench.provider.begin(&delete).await, None);
+        for _ in 0..STEPS {
+            match answer {
+                Ok(Progress::Pending { handle, .. }) => answer = bench.provider.advance(&delete, &handle).await,
+                Ok(Progress::Failed { error: found, .. }) | Err(found) => {
+                    error = Some(found);
+                    break;
+                }
+                Ok(Progress::Done(_)) => break,
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let error = error.unwrap();
+        let hint = error.hint.as_deref().unwrap_or_default();
+        assert!(error.kind == ErrorKind::Invalid && hint.contains("ignore-pod-disruption-budget"), "{error:?}");
     });
 }
 
