@@ -132,7 +132,8 @@ impl NodeTable {
             None => usual.or(roomy).or(self.sizes.last()).map_or(NodeSize::Small, |(size, _)| *size),
         };
         let nodes = self.of_size(size);
-        match nodes.types.iter().find_map(|name| too_small(name)) {
+        let cause = nodes.types.iter().find_map(|name| too_small(name));
+        match cause {
             Some(cause) => Err(("cluster.node_size", cause, fix())),
             None => Ok(nodes),
         }
