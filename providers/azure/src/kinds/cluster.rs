@@ -11,6 +11,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::State;
 use textnlp_cloud::document::{get, set};
+use textnlp_cloud::tags::LINEAGE;
 use textnlp_provider::{Declare, Error, ErrorKind, Foreign, Identity, Kind, Outputs, Pricing, Recorded, Result, Spec};
 
 use super::identity::{CLUSTER_ADMIN, grant, is_granted};
@@ -19,7 +20,6 @@ use crate::api::{Api, Call};
 use crate::operation::Pending;
 use crate::row::{Field, LOCATION, Marks, Rest, RestKind, Table, invalid, rewrite, state};
 use crate::table::{MINUTE, Row, kind};
-use crate::tables::machines::NODES;
 
 const VERSION: &str = "2025-05-01";
 /// The windows of upgrades of a cluster's version, and of the images of its nodes.
@@ -222,9 +222,13 @@ impl RestKind for Cluster {
     /// Pools that others added: they would end with it.
     async fn foreign(_api: &Api, id: &str, document: &Value) -> Result<Vec<Foreign>> {
         let pools = document["properties"]["agentPoolProfiles"].as_array().into_iter().flatten();
-        let of_sizes = NODES.suffixes().into_iter().map(|suffix| pool_name(&format!("{CPU}-{suffix}")));
-        let own: Vec<String> = [SYSTEM, CPU, GPU].map(str::to_owned).into_iter().chain(of_sizes).collect();
-        let names = pools.filter_map(|pool| pool["name"].as_str()).filter(|name| !own.iter().any(|one| one == name));
+        // Those of other machines than the usual ones are known by their tags.
+        let is_tagged = |pool: &Value| {
+            let lineage = &document["tags"][LINEAGE];
+            lineage.is_string() && pool["tags"][LINEAGE] == *lineage
+        };
+        let others = pools.filter(|pool| !is_tagged(pool)).filter_map(|pool| pool["name"].as_str());
+        let names = others.filter(|name| ![SYSTEM, CPU, GPU].contains(name));
         Ok(names.filter_map(|name| external(&format!("{id}/agentPools/{name}"), "node pool")).collect())
     }
 
@@ -615,6 +619,7 @@ fn is_within(seen: &Value, wanted: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tables::machines::NODES;
 
     #[test]
     fn versions_are_least_ones() {

@@ -7,7 +7,7 @@
 //! `vnet`, `subnet` and, if it is named, `database-subnet` are existing too |
 //! | model store | `SITE/models/account`, `container`: the blobs of your models, or only `container` where it is an existing one; `reader-identity`, `reader-role` and `reader` for pods that read
 //! them; where data is protected `vault` and `key` |
-//! | cluster | `SITE/cluster`: the control plane with its system pool; `identity`, `network-role`: what it may do; `key-role` where data is protected; `upgrades` and `node-upgrades`: its maintenance windows; `nodes`; `gpu-nodes` with GPUs. An existing cluster is read only |
+//! | cluster | `SITE/cluster`: the control plane with its system pool; `identity`, `network-role`: what it may do; `key-role` where data is protected; `upgrades` and `node-upgrades`: its maintenance windows; `nodes`, of other machines than the usual ones `nodes-medium` and the like; `gpu-nodes` with GPUs. An existing cluster is read only |
 //! | registry | `SITE/registry/registry`, `repository` for an image that is pushed, and `pull`, if its address is one of Azure |
 //! | database | `SITE/database/zone`, `zone-link`: its names in the network; `server`, `instance`: the PostgreSQL and its database; `remote`: the
 //! replica in another region, with `remote-group`, `remote-network`, `remote-subnet`, `remote-zone`, `remote-link` of its own, and what

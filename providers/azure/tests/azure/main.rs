@@ -754,13 +754,14 @@ fn what_others_added_to_a_network_or_a_cluster_keeps_it() {
                 (Wanted { spec: spec.clone(), ..one.clone() }, record(one, &spec, &object)),
             );
         }
-        for (number, container, part, cidr) in [
-            (100, "main/network/vnet", "main/network/subnet", Some("10.42.100.0/24")),
-            (101, "main/cluster", "main/cluster/nodes", None),
+        for (number, container, part, name, cidr) in [
+            (100, "main/network/vnet", "main/network/subnet", "theirs", Some("10.42.100.0/24")),
+            // This program gives such a name too.
+            (101, "main/cluster", "main/cluster/nodes", "cpumedium", None),
         ] {
             let (part, _) = &made[part];
             let mut spec = part.spec.as_value().clone();
-            spec["name"] = json!("theirs");
+            spec["name"] = json!(name);
             if let Some(cidr) = cidr {
                 spec["cidr"] = json!(cidr);
             }
@@ -769,7 +770,7 @@ fn what_others_added_to_a_network_or_a_cluster_keeps_it() {
             bench.finish(&other).await;
             let (one, recorded) = &made[container];
             let why = refusal(&bench, number + 100, one, recorded).await;
-            assert!(why.contains("theirs` is inside"), "{container}: {why}");
+            assert!(why.contains(&format!("{name}` is inside")), "{container}: {why}");
         }
     });
 }
