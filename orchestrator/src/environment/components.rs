@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 use textnlp_net::network::Network;
-use textnlp_provider::cluster::{ClusterGpus, ClusterSite, OwnPostgres};
+use textnlp_provider::cluster::{ClusterGpus, ClusterSite, NodeChoice, OwnPostgres};
 use textnlp_provider::component::{self as part, Component, ComponentSpec, Program, SecretRecipe, Site};
 use textnlp_provider::{CloudId, ComponentName, SiteName};
 
@@ -138,6 +138,8 @@ fn place(environment: &Environment, site: &SiteSettings) -> Site {
 
 fn cluster_site(e: &Environment, site: &SiteSettings) -> ClusterSite {
     let own = e.database_hosting() == Some(Hosting::Cluster);
+    // Beside clusters that are created, the setting is not for those that exist.
+    let has_nodes = !is_existing(e, site) || e.sites.iter().all(|one| is_existing(e, one));
     ClusterSite {
         namespace: e.cluster.namespace.clone(),
         settings: site.cluster.clone(),
@@ -159,6 +161,12 @@ fn cluster_site(e: &Environment, site: &SiteSettings) -> ClusterSite {
         gpu: gpus(e, site),
         existing: is_existing(e, site),
         nodes: None,
+        // What a pod requests is known where its objects are expanded.
+        node_choice: NodeChoice {
+            size: e.cluster.node_size.filter(|_| has_nodes),
+            machine: site.instance_type.clone(),
+            pod: None,
+        },
         bucket_identity: None,
         node_autoscaler: None,
     }

@@ -22,7 +22,7 @@ pub use textnlp_provider::cluster::{
 pub use textnlp_provider::component::{ClusterIdentity, MaintenanceWindow};
 pub use textnlp_provider::settings::{
     CacheKind, DatabaseCopy, DatabaseKind, DnsAlgorithm, Failover, GpuSize, Hosting, ModelExecutor, ModelRole,
-    NodeUpgrade, Quantize, Role, Runtime, Spot, Strategy, TlsMode, TrafficMode,
+    NodeSize, NodeUpgrade, Quantize, Role, Runtime, Spot, Strategy, TlsMode, TrafficMode,
 };
 pub use textnlp_provider::units::{Bytes, Cores, Rate, SecretSource, Span, UrlSource};
 pub(crate) use textnlp_provider::words;
@@ -345,7 +345,8 @@ pub struct SiteSettings {
     /// The account, subscription, project or host; if unset, the one that is signed in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<String>,
-    /// The type of the instances of an inference endpoint, such as `ml.m5.xlarge`; if unset, the provider's default.
+    /// The type of the instances of an inference endpoint, such as `ml.m5.xlarge`, or of the nodes without GPU of a cluster that is
+    /// created, such as `m7i.2xlarge`; if unset, the provider's default, for nodes that of `cluster.node_size`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance_type: Option<String>,
     /// The services of this site; if unset, those that its role needs.

@@ -1,5 +1,7 @@
 //! What an environment becomes: components, site by site.
 
+use textnlp_provider::settings::NodeSize;
+
 use super::*;
 
 #[test]
@@ -520,6 +522,27 @@ fn existing_objects_are_assigned_to_their_components() {
     let (_, parts) = components(&environment, &release).remove(0);
     let existing: Vec<_> = parts.iter().filter_map(|c| Some(format!("{}={}", c.name, c.existing.as_ref()?))).collect();
     assert_eq!(existing, ["network=net-1", "cluster=c-1", "models=b-1"]);
+}
+
+#[test]
+fn the_size_of_nodes_is_for_the_clusters_that_are_created() {
+    let sets = ["traffic.existing=Z1", "sites[2].cluster.address=https://192.0.2.7:8443", "cluster.node_size=large"];
+    let overrides = Overrides { sets: sets.map(str::to_owned).into(), ..Overrides::default() };
+    let loaded = Library::built_in().load("multi-region-clouds", &overrides, &Catalogue::default());
+    let mut environment = loaded.unwrap().environment;
+    let sizes = |environment: &Environment| -> Vec<Option<NodeSize>> {
+        let release = Release::resolve(environment, &artifacts());
+        let sites = components(environment, &release).into_iter().filter_map(|(site, _)| site.cluster);
+        sites.map(|cluster| cluster.node_choice.size).collect()
+    };
+    let large = Some(NodeSize::Large);
+    assert_eq!(sizes(&environment), [large; 3]);
+    environment.sites[1].existing.cluster = Some("theirs".to_owned());
+    assert_eq!(sizes(&environment), [large, None, large]);
+    for site in &mut environment.sites {
+        site.existing.cluster = Some("theirs".to_owned());
+    }
+    assert_eq!(sizes(&environment), [large; 3], "where no nodes are created, it is refused");
 }
 
 #[test]

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use expect_test::{expect, expect_file};
 use serde_json::{Value, json};
 use textnlp_cluster::Cluster as ControlPlane;
-use textnlp_kubernetes::local_part;
+use textnlp_kubernetes::{local_part, server_pod};
 use textnlp_provider::cluster::{
     Analytics, Balancer, BucketIdentity, ClusterAccess, ClusterGpus, ClusterNodes, EgressRule, IdentityToken,
-    NodeAutoscaler, OwnPostgres, Transport,
+    NodeAutoscaler, NodeChoice, OwnPostgres, Transport,
 };
 use textnlp_provider::component::*;
-use textnlp_provider::settings::{CacheKind, DatabaseKind, Hosting, Runtime, Spot, Strategy, TlsMode};
+use textnlp_provider::settings::{CacheKind, DatabaseKind, Hosting, NodeSize, Runtime, Spot, Strategy, TlsMode};
 use textnlp_provider::{Component, OutputRef, Ownership, Site, Wanted};
 
 use crate::parts::*;
@@ -869,6 +869,34 @@ fn operators_machine_creates_secrets_certificates_and_the_relay_parts() {
     assert_eq!((adapter.name.as_str(), &made.names), ("adapter", &vec!["textnlp-adapter.textnlp.svc".to_owned()]));
     // A site outside of clusters has no such part.
     assert!(local_part(&server, &site()).is_none());
+}
+
+#[test]
+fn nodes_are_chosen_by_what_the_containers_of_a_pod_request() {
+    let all = objects(&fixture());
+    let servers = all.iter().find(|one| one.id.as_str().ends_with("/deployment")).unwrap();
+    let pod = &servers.spec.as_value()["spec"]["template"]["spec"];
+    let requests = |field: &str| -> Vec<Value> {
+        pod[field].as_array().unwrap().iter().map(|one| one["resources"]["requests"].clone()).collect()
+    };
+    let both = [json!({ "cpu": "2", "memory": "4Gi" }), json!({ "cpu": "100m", "memory": "64Mi" })];
+    assert_eq!(requests("containers"), both);
+    assert_eq!(requests("initContainers"), [json!({ "cpu": "100m", "memory": "128Mi" })], "less than both");
+    let said = server_pod(&fixture().settings.resources, &models().models, false);
+    assert_eq!(said.to_string(), "2100m CPU and 4160Mi memory");
+}
+
+#[test]
+fn nodes_of_an_existing_cluster_are_not_chosen() {
+    let node_choice = NodeChoice { size: Some(NodeSize::Large), machine: Some("m7i.2xlarge".to_owned()), pod: None };
+    let cluster = component("cluster", ComponentSpec::Cluster(Cluster::of("network".parse().unwrap())));
+    let chosen = Fixture { node_choice, ..fixture() };
+    let refused = lowered(&cluster, chosen.clone()).unwrap_err().to_string();
+    for field in ["cluster.node_size", "instance_type"] {
+        assert!(refused.contains(field), "{refused}");
+    }
+    let nodes = ClusterNodes { general: "system-nodes".to_owned(), gpu: None, disks: None };
+    assert!(lowered(&cluster, Fixture { nodes: Some(nodes), ..chosen }).is_ok());
 }
 
 #[test]
