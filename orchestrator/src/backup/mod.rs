@@ -17,8 +17,8 @@ mod seal;
 pub use textnlp_bundle::PublicKey;
 
 pub use archive::{Content, Item, listed, unpack, write};
-pub use bucket::{Bucket, CopiedDumps};
 pub(crate) use bucket::error_text;
+pub use bucket::{Bucket, CopiedDumps};
 pub use directory::{BackupDirectory, BackupFacts, StoredBackup, VerificationResult, removable};
 pub use dumps::{DumpFolder, StoredDump};
 pub use error::Error;
