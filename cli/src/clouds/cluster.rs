@@ -56,7 +56,8 @@ fn operations(context: &Context<'_>) -> anyhow::Result<Arc<dyn Operations>> {
     let site = cluster_site(context.environment, context.site);
     let is_autoscaled = context.environment.scaling.max.is_some();
     let access = kubeconfig(&site.settings)?;
-    Ok(Arc::new(ClusterOperations::new(access, context.secrets.clone(), site.namespace, is_autoscaled)))
+    let operations = ClusterOperations::new(access, context.secrets.clone(), site.namespace, is_autoscaled);
+    Ok(Arc::new(operations.copying_to(context.environment.dump_copies())))
 }
 
 /// The cluster of a site of the environment. `plan` and `up` refuse a witness in a cluster, and a site of this provider

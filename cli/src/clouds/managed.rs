@@ -96,7 +96,8 @@ pub(super) fn operations(
     let host = SiteCluster { cloud, clusters, id: id(name)? };
     let settings = cluster::cluster_site(environment, site);
     let kubernetes = Kubernetes::located(Arc::new(host), secrets.clone());
-    Ok(Arc::new(ClusterOperations::of(kubernetes, settings.namespace, environment.scaling.max.is_some())))
+    let operations = ClusterOperations::of(kubernetes, settings.namespace, environment.scaling.max.is_some());
+    Ok(Arc::new(operations.copying_to(environment.dump_copies())))
 }
 
 /// The cluster of a site, for commands that have no outputs at hand.

@@ -43,6 +43,8 @@ pub const DATABASE_PASSWORD: &str = "database-password";
 /// The password of the replicas of a managed database.
 pub const REPLICATION_PASSWORD: &str = "replication-password";
 
+/// The variables with which a cluster signs in to the bucket of its copies.
+const BACKUP_CREDENTIALS: &str = "backup-credentials";
 /// The token for an external Prometheus.
 const PROMETHEUS_TOKEN: &str = "prometheus-token";
 /// The time that a gateway adds to the limit of what is behind it: the server ends a stream with an error event and the
@@ -580,6 +582,14 @@ fn backup(e: &Environment, release: &Release) -> part::Backup {
             secrets: name(names::SECRETS),
             private_ca: release.files.private_ca.clone(),
         }),
+        copies: e.dump_copies().map(|url| {
+            Box::new(part::DumpCopies {
+                url,
+                credentials: backup.credentials.is_some().then(|| name(names::SECRETS)),
+                endpoint: release.files.backup_endpoint.clone(),
+                egress: egress(e, release),
+            })
+        }),
     }
 }
 
@@ -714,13 +724,14 @@ fn workload(e: &Environment, site: &SiteSettings, release: &Release) -> part::Wo
         }),
         outside: outside(e, release),
         served: e.models.iter().map(|model| served(model, release)).collect(),
-        egress: part::Egress {
-            private_ca: release.files.private_ca.clone(),
-            proxy: proxy(e),
-            policies: e.has_network_policies(),
-        },
+        egress: egress(e, release),
         saml: release.files.saml.get(&site.name).cloned(),
     }
+}
+
+/// What connections of pods need.
+fn egress(e: &Environment, release: &Release) -> part::Egress {
+    part::Egress { private_ca: release.files.private_ca.clone(), proxy: proxy(e), policies: e.has_network_policies() }
 }
 
 /// The proxy as environment variables. Validation rejected addresses from secrets.
@@ -769,7 +780,9 @@ fn external_secrets(e: &Environment, site: &SiteSettings, release: &Release) -> 
         UrlSource::Secret(secret) if e.monitoring.stack => Some((part::receiver_secret(name), secret)),
         UrlSource::Secret(_) | UrlSource::Url(_) => None,
     });
-    let all = receivers.chain(token.map(|token| (PROMETHEUS_TOKEN.to_owned(), token)));
+    let copies = e.backup.credentials.as_ref().filter(|_| site.role == Role::Primary && e.dump_copies().is_some());
+    let copies = copies.map(|credentials| (BACKUP_CREDENTIALS.to_owned(), credentials));
+    let all = receivers.chain(token.map(|token| (PROMETHEUS_TOKEN.to_owned(), token))).chain(copies);
     all.map(|(name, secret)| (name, external_secret(secret, release))).chain(webhooks).collect()
 }
 

@@ -558,7 +558,7 @@ pub struct InferenceEndpoint {
 pub struct Egress {
     /// Certificate authorities trusted besides the public ones, as PEM.
     pub private_ca: Option<FileText>,
-    /// The proxy variables for model downloads: `HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`.
+    /// The proxy variables: `HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`.
     pub proxy: BTreeMap<String, String>,
     /// Whether network policies limit it to what the programs need.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -1134,7 +1134,7 @@ pub struct Backup {
     pub every_seconds: u64,
     /// Seconds for which a backup is retained.
     pub keep_seconds: u64,
-    /// A folder or an object store's URL; `None` is next to the state.
+    /// A folder or an object store's URL; `None` is next to the state, or in a cluster only its volume.
     pub destination: Option<String>,
     /// Whether each backup is verified by restoring it.
     pub verify: bool,
@@ -1147,6 +1147,23 @@ pub struct Backup {
     /// The database that a cluster dumps although a cloud runs it; `None` for one that the cluster or a machine runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub managed: Option<ManagedDumps>,
+    /// The bucket that a cluster copies its dumps to; `None` for a machine, which has its backups at the destination.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copies: Option<Box<DumpCopies>>,
+}
+
+/// See [`Backup::copies`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DumpCopies {
+    /// The address of the folder with the copies.
+    pub url: String,
+    /// The component of the secret with the variables that sign in; `None` signs in as the account of the job.
+    pub credentials: Option<ComponentName>,
+    /// The address of the store, if it is not that of the cloud.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// How the store is reached.
+    pub egress: Egress,
 }
 
 /// See [`Backup::managed`].

@@ -245,6 +245,12 @@ impl Environment {
             && self.primary().is_some_and(SiteSettings::is_in_cluster)
     }
 
+    /// The folder of the bucket that a cluster copies its dumps to.
+    pub fn dump_copies(&self) -> Option<String> {
+        let url = self.backup.destination.as_deref().filter(|url| url.contains("://") && self.dumps_in_cluster())?;
+        Some(format!("{}/{}/{}", url.trim_end_matches('/'), self.environment, self.primary()?.name))
+    }
+
     /// Whether sites that fail over to one another share one built-in PostgreSQL with a primary that moves between them.
     pub fn shares_database(&self) -> bool {
         self.witness_place().is_some() && self.database_hosting().is_some_and(|hosting| hosting != Hosting::External)

@@ -181,6 +181,33 @@ fn policies_and_pinned_images_follow_from_the_phase_and_dumps_have_the_backup_ke
 }
 
 #[test]
+fn dumps_of_a_cluster_have_a_folder_in_the_bucket_and_a_secret_that_machines_do_not_get() {
+    let of = |name: &str, sets: &[&str]| {
+        let overrides = Overrides { sets: sets.iter().map(|&set| set.to_owned()).collect(), ..Overrides::default() };
+        let environment = Library::built_in().load(name, &overrides, &Catalogue::default()).unwrap().environment;
+        let mut artifacts = artifacts();
+        artifacts.files.backup_endpoint = Some("https://minio.example.com:9000".to_owned());
+        let (site, parts) = components(&environment, &Release::resolve(&environment, &artifacts)).remove(0);
+        let part = |name: &str| parts.iter().find(|part| part.name.as_str() == name).map(|part| json!(part.part));
+        let given = part("secrets").unwrap()["secrets"]["given"]["backup-credentials"]["source"].clone();
+        (site.name, part("backup").unwrap()["backup"]["copies"].clone(), given)
+    };
+    let bucket = "backup.destination=s3://b/p/";
+    let source = "secret:file:/etc/textnlp/bucket.env";
+    let credentials = format!("backup.credentials={source}");
+    let (site, copies, given) = of("pilot", &[bucket, &credentials]);
+    assert_eq!(copies["url"], format!("s3://b/p/pilot/{site}"));
+    assert_eq!((&copies["credentials"], &given), (&json!("secrets"), &json!(source)));
+    assert_eq!(copies["endpoint"], "https://minio.example.com:9000");
+    assert_eq!(copies["egress"]["policies"], true);
+    let (_, copies, given) = of("pilot", &[bucket]);
+    assert_eq!((&copies["credentials"], given), (&json!(null), json!(null)));
+    assert_eq!(of("pilot", &[]).1, json!(null));
+    let (_, copies, given) = of("air-gapped", &[bucket, &credentials]);
+    assert_eq!((copies, given), (json!(null), json!(null)));
+}
+
+#[test]
 fn built_in_environments_become_components_in_a_fixed_order() {
     let names = |name: &str| {
         let environment = built_in(name);

@@ -1210,6 +1210,28 @@ fn backups_in_a_bucket_need_what_the_supervisor_can_read() {
 }
 
 #[test]
+fn dumps_of_a_cluster_are_copied_to_a_bucket_and_not_to_a_folder() {
+    let credentials = "backup.credentials=secret:file:/etc/textnlp/bucket.env";
+    for (sets, expected) in [
+        (&["backup.destination=s3://b/p", credentials][..], ""),
+        (&["backup.destination=gs://b"], ""),
+        // Files of settings are read where `up` runs.
+        (&["backup.destination=s3://b/p", "network.private_ca=ca.pem"], ""),
+        (&["backup.destination=az://c/p"], "which the job in the cluster does not have"),
+        (&["backup.destination=/mnt/elsewhere"], "are on a volume in it, not in the folder `/mnt/elsewhere`"),
+        (&["backup.destination=elsewhere"], "write the bucket for copies of them, `s3://BUCKET/PREFIX`"),
+        (&["backup.destination=s3://b/p", "backup.credentials=secret:file:bucket.env"], "neither the variables"),
+    ] {
+        let overrides = Overrides { sets: sets.iter().map(|&set| set.to_owned()).collect(), ..Overrides::default() };
+        let said = said(Library::built_in().load("pilot", &overrides, &Catalogue::default()));
+        match expected {
+            "" => assert!(!said.contains("backup.") && !said.contains("supervisor"), "{sets:?}: {said}"),
+            expected => assert!(said.contains(expected), "{sets:?}: {said}"),
+        }
+    }
+}
+
+#[test]
 fn air_gapped_environment_loads_without_warnings_and_with_backups() {
     let loaded = Library::built_in().load("air-gapped", &Overrides::default(), &Catalogue::default()).unwrap();
     let warnings: Vec<_> = loaded.report.0.iter().filter(|problem| problem.severity == Severity::Warning).collect();

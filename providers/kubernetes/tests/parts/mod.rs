@@ -234,6 +234,7 @@ pub fn backup() -> Backup {
         recipients: vec!["age1own".to_owned(), "age1other".to_owned()],
         point_in_time_seconds: None,
         managed: None,
+        copies: None,
     }
 }
 
