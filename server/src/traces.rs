@@ -1,0 +1,521 @@
+//! Spans of requests, sent to a collector by OTLP over HTTP in JSON (<https://opentelemetry.io/docs/specs/otlp/#otlphttp>).
+//!
+//! Names and attributes are those of OpenTelemetry's conventions for HTTP servers and generative AI; parts of a generation
+//! have no convention. No span has a text, a key, an address of a client, or a path with what a client wrote into it.
+
+use std::io::Read as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use axum::http::{HeaderMap, HeaderValue, header};
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::Serialize;
+use serde_json::{Value, json};
+use textnlp_net::client::{Client, ClientOptions, ProxySettings, read_body, transient};
+use textnlp_net::error_chain;
+use textnlp_net::retry::{Backoff, Retry, RetryPolicy, Transient};
+use textnlp_process::TraceContext;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::config::{Config, TraceExport, TraceHeader};
+use crate::metrics::Metrics;
+use crate::record::{BATCH, Record, RecordFields};
+
+/// Traces that wait for the collector; more are dropped.
+const WAITING: usize = 1024;
+/// Traces of one message.
+const MOST_TRACES: usize = 64;
+/// The pause between two messages, in which traces are collected.
+const COLLECTS: Duration = Duration::from_secs(1);
+/// Generations of a request that have spans: as many as one request has answers.
+pub(crate) const MOST_CALLS: usize = crate::endpoints::MAX_ANSWERS;
+/// The longest `tracestate` that is kept, which every tracing system must pass on (W3C Trace Context, 3.3.1.5).
+const MOST_STATE: usize = 512;
+/// For one attempt, with its connection.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Attempts for one message. Then its spans are given up.
+const RETRIES: RetryPolicy = RetryPolicy {
+    attempts: 4,
+    attempts_total: 4,
+    backoff: Backoff { first: Duration::from_millis(500), longest: Duration::from_secs(5) },
+    longest_retry_after: Duration::from_secs(30),
+    timeout: Duration::from_secs(60),
+};
+/// The longest file of a secret, and the longest answer of a collector, in bytes.
+const MAX_FILE: u64 = 4096;
+const MAX_ANSWER: usize = 64 << 10;
+
+/// Why no traces can be exported. No text quotes the secret.
+#[derive(Debug, thiserror::Error)]
+pub enum TracesError {
+    /// The address of a proxy.
+    #[error("set up the connection to the collector of traces: {0}")]
+    Setup(String),
+    /// The file of the secret.
+    #[error("read the secret of the collector of traces, {path}")]
+    Read {
+        /// Which file.
+        path: Utf8PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is no value of a header.
+    #[error("{path} is not the value of a header: one line of text, such as `Bearer TOKEN`")]
+    Unusable {
+        /// Which file.
+        path: Utf8PathBuf,
+    },
+}
+
+/// Decides which requests are traced, and queues their spans.
+pub(crate) struct Traces {
+    queue: Mutex<Option<mpsc::Sender<Vec<Span>>>>,
+    ratio: f64,
+    metrics: Arc<Metrics>,
+}
+
+/// The trace of one request that may be exported.
+pub(crate) struct Trace {
+    id: [u8; 16],
+    span: [u8; 8],
+    context: Option<TraceContext>,
+    /// Only its caller chose it. Callers without a credential do not fill the collector.
+    needs_caller: bool,
+    scheme: &'static str,
+    began_at: SystemTime,
+}
+
+/// One run of a model for a request.
+#[derive(Debug, Clone)]
+pub(crate) struct ModelCall {
+    pub(crate) model: String,
+    pub(crate) began: Instant,
+    pub(crate) ended: Instant,
+    /// What it did, one after the other from `began`.
+    pub(crate) parts: Vec<(&'static str, Duration)>,
+    pub(crate) input_tokens: u64,
+    pub(crate) cached_tokens: u64,
+    pub(crate) output_tokens: u64,
+    pub(crate) finish: Option<&'static str>,
+    pub(crate) error: Option<&'static str>,
+}
+
+/// `opentelemetry.proto.trace.v1.Span`, in the JSON form of OTLP.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Span {
+    trace_id: String,
+    span_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent_span_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_state: Option<String>,
+    flags: u32,
+    name: String,
+    kind: u8,
+    start_time_unix_nano: String,
+    end_time_unix_nano: String,
+    attributes: Vec<Attribute>,
+    status: Status,
+}
+
+#[derive(Debug, Serialize)]
+struct Attribute {
+    key: &'static str,
+    value: AttributeValue,
+}
+
+#[derive(Debug, Serialize)]
+enum AttributeValue {
+    #[serde(rename = "stringValue")]
+    Text(String),
+    /// 64-bit integers are texts in this form.
+    #[serde(rename = "intValue")]
+    Integer(String),
+    #[serde(rename = "arrayValue")]
+    List { values: Vec<AttributeValue> },
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Status {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<u8>,
+}
+
+/// `SPAN_KIND_INTERNAL`, `SPAN_KIND_SERVER` and `STATUS_CODE_ERROR`.
+const INTERNAL: u8 = 1;
+const SERVER: u8 = 2;
+const ERROR: u8 = 2;
+/// `SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK` and `SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK`, beside the flag of W3C for sampled spans.
+const LOCAL_PARENT: u32 = 0x101;
+const REMOTE_PARENT: u32 = 0x301;
+
+fn text(key: &'static str, value: impl Into<String>) -> Attribute {
+    Attribute { key, value: AttributeValue::Text(value.into()) }
+}
+
+fn integer(key: &'static str, value: impl ToString) -> Attribute {
+    Attribute { key, value: AttributeValue::Integer(value.to_string()) }
+}
+
+/// The last eight bytes have no zeros only: they begin with the variant.
+fn new_span() -> [u8; 8] {
+    let mut span = [0; 8];
+    span.copy_from_slice(&uuid::Uuid::new_v4().as_bytes()[8..]);
+    span
+}
+
+impl Traces {
+    /// Starts the task that sends spans, which ends when the queue was closed and all are sent. Uses the proxies of this process.
+    pub(crate) fn start(
+        export: &TraceExport,
+        config: &Config,
+        metrics: &Arc<Metrics>,
+    ) -> Result<(Self, JoinHandle<()>), TracesError> {
+        let options = ClientOptions {
+            proxy: ProxySettings::from_env(),
+            timeout: Some(TIMEOUT),
+            connect_timeout: TIMEOUT,
+            ..ClientOptions::default()
+        };
+        let client = options.client().map_err(|error| TracesError::Setup(error.to_string()))?;
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(TraceHeader { name, secret_file }) = &export.header {
+            headers.insert(name.clone(), read_secret(secret_file)?);
+        }
+        let resource = vec![
+            text("service.name", "textnlp-server"),
+            text("service.version", env!("CARGO_PKG_VERSION")),
+            text("service.instance.id", uuid::Uuid::new_v4().to_string()),
+            text("deployment.environment.name", config.environment.as_str()),
+            text("textnlp.site", config.site.as_str()),
+        ];
+        let collector = Collector { client, export: export.clone(), headers, resource, metrics: metrics.clone() };
+        let (queue, inbox) = mpsc::channel(WAITING);
+        let traces = Self { queue: Mutex::new(Some(queue)), ratio: export.ratio, metrics: metrics.clone() };
+        Ok((traces, tokio::spawn(collector.run(inbox))))
+    }
+
+    /// The trace of a request; `None` where it is not sampled. A caller's decision goes before the ratio.
+    pub(crate) fn begin(&self, headers: &HeaderMap, scheme: &'static str) -> Option<Trace> {
+        let id = uuid::Uuid::new_v4().into_bytes();
+        // The last seven bytes of such an id are random.
+        let draw = id[9..].iter().fold(0_u64, |sum, byte| (sum << 8) | u64::from(*byte));
+        let is_drawn = (draw as f64) < self.ratio * (1_u64 << 56) as f64;
+        let context = TraceContext::of(headers);
+        if !context.as_ref().map_or(is_drawn, |context| context.sampled) {
+            return None;
+        }
+        Some(Trace {
+            id: context.as_ref().map_or(id, |context| context.trace_id),
+            span: new_span(),
+            context,
+            needs_caller: !is_drawn,
+            scheme,
+            began_at: SystemTime::now(),
+        })
+    }
+
+    /// Queues the spans of a request that has ended; with a full queue they are counted as dropped.
+    pub(crate) fn push(&self, trace: &Trace, record: &Record, known: &RecordFields, status: u16) {
+        if trace.needs_caller && known.user.is_none() {
+            return;
+        }
+        let spans = trace.spans(record, known, status);
+        let count = spans.len() as u64;
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue.as_ref().is_none_or(|queue| queue.try_send(spans).is_err()) {
+            self.metrics.trace_spans("dropped", count);
+        }
+    }
+
+    /// Accepts no more spans.
+    pub(crate) fn close(&self) {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+impl Trace {
+    /// The trace's id, for the log.
+    pub(crate) fn id(&self) -> String {
+        hex::encode(self.id)
+    }
+
+    fn spans(&self, record: &Record, known: &RecordFields, status: u16) -> Vec<Span> {
+        let now = Instant::now();
+        let mut spans = vec![Span {
+            parent_span_id: self.context.as_ref().map(|context| hex::encode(context.parent_id)),
+            flags: if self.context.is_some() { REMOTE_PARENT } else { LOCAL_PARENT },
+            span_id: hex::encode(self.span),
+            kind: if record.method == BATCH { INTERNAL } else { SERVER },
+            status: error_status(is_failure(known, status)),
+            ..self.span(
+                record,
+                request_name(record),
+                (record.began, now),
+                self.request_attributes(record, known, status),
+            )
+        }];
+        for call in &known.calls {
+            let span = self.call(record, call);
+            let mut parts = Vec::new();
+            let mut from = call.began;
+            for (name, took) in &call.parts {
+                let part = self.span(record, (*name).to_owned(), (from, from + *took), Vec::new());
+                parts.push(Span { parent_span_id: Some(span.span_id.clone()), ..part });
+                from += *took;
+            }
+            spans.push(span);
+            spans.append(&mut parts);
+        }
+        spans
+    }
+
+    fn request_attributes(&self, record: &Record, known: &RecordFields, status: u16) -> Vec<Attribute> {
+        let mut attributes = vec![text("textnlp.request.id", record.id.as_str())];
+        if record.method != BATCH {
+            let method = if record.method == "OTHER" { "_OTHER" } else { record.method };
+            attributes.push(text("http.request.method", method));
+            attributes.push(text("url.scheme", self.scheme));
+            attributes.push(integer("http.response.status_code", status));
+            if record.has_route() {
+                attributes.push(text("http.route", record.route.as_str()));
+                // With a parameter, a path has what the client wrote.
+                if !record.route.contains('{') {
+                    attributes.push(text("url.path", record.route.as_str()));
+                }
+            }
+        }
+        if let Some(tenant) = &known.tenant {
+            attributes.push(text("textnlp.tenant", tenant.as_str()));
+        }
+        if is_failure(known, status) {
+            attributes.push(text("error.type", known.error.map_or_else(|| status.to_string(), str::to_owned)));
+        }
+        attributes
+    }
+
+    /// The span of one run of a model.
+    fn call(&self, record: &Record, call: &ModelCall) -> Span {
+        let operation = match record.route.as_str() {
+            "/v1/chat/completions" => "chat",
+            "/v1/embeddings" => "embeddings",
+            _ => "text_completion",
+        };
+        let mut attributes = vec![
+            text("gen_ai.operation.name", operation),
+            text("gen_ai.provider.name", "textnlp"),
+            text("gen_ai.request.model", call.model.as_str()),
+            integer("gen_ai.usage.input_tokens", call.input_tokens),
+        ];
+        if operation != "embeddings" {
+            attributes.push(integer("gen_ai.usage.cache_read.input_tokens", call.cached_tokens));
+            attributes.push(integer("gen_ai.usage.output_tokens", call.output_tokens));
+        }
+        if let Some(finish) = call.finish {
+            let values = vec![AttributeValue::Text(finish.to_owned())];
+            attributes
+                .push(Attribute { key: "gen_ai.response.finish_reasons", value: AttributeValue::List { values } });
+        }
+        if let Some(error) = call.error {
+            attributes.push(text("error.type", error));
+        }
+        let name = format!("{operation} {}", call.model);
+        let span = self.span(record, name, (call.began, call.ended), attributes);
+        Span { status: error_status(call.error.is_some()), ..span }
+    }
+
+    /// A span below that of the request.
+    fn span(
+        &self,
+        record: &Record,
+        name: String,
+        (began, ended): (Instant, Instant),
+        attributes: Vec<Attribute>,
+    ) -> Span {
+        let at = |instant: Instant| {
+            let time = self.began_at + instant.saturating_duration_since(record.began);
+            time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos()).to_string()
+        };
+        let state = self.context.as_ref().and_then(|context| context.state.clone());
+        Span {
+            trace_id: self.id(),
+            span_id: hex::encode(new_span()),
+            parent_span_id: Some(hex::encode(self.span)),
+            trace_state: state.filter(|state| state.len() <= MOST_STATE),
+            flags: LOCAL_PARENT,
+            name,
+            kind: INTERNAL,
+            start_time_unix_nano: at(began),
+            end_time_unix_nano: at(ended),
+            attributes,
+            status: Status::default(),
+        }
+    }
+}
+
+/// `{method} {route}`; unknown methods are `HTTP`, and unknown paths have no route.
+fn request_name(record: &Record) -> String {
+    let method = if record.method == "OTHER" { "HTTP" } else { record.method };
+    if record.has_route() { format!("{method} {}", record.route) } else { method.to_owned() }
+}
+
+/// A client's mistake is no failure of the server; an error in a stream is, whose status was sent before.
+fn is_failure(known: &RecordFields, status: u16) -> bool {
+    status >= 500 || (status < 400 && known.error.is_some())
+}
+
+fn error_status(is_error: bool) -> Status {
+    Status { code: is_error.then_some(ERROR) }
+}
+
+fn read_secret(path: &Utf8Path) -> Result<HeaderValue, TracesError> {
+    let failed = |source| TracesError::Read { path: path.to_owned(), source };
+    let mut text = String::new();
+    std::fs::File::open(path).map_err(failed)?.take(MAX_FILE).read_to_string(&mut text).map_err(failed)?;
+    let value = HeaderValue::from_str(text.trim()).ok().filter(|value| !value.is_empty());
+    let mut value = value.ok_or_else(|| TracesError::Unusable { path: path.to_owned() })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// The collector, and what is the same in each message to it.
+struct Collector {
+    client: Client,
+    export: TraceExport,
+    headers: HeaderMap,
+    resource: Vec<Attribute>,
+    metrics: Arc<Metrics>,
+}
+
+/// Why a message was not accepted.
+enum Refused {
+    Transient(Transient),
+    Final(String),
+}
+
+impl Collector {
+    async fn run(self, mut inbox: mpsc::Receiver<Vec<Span>>) {
+        let (mut traces, mut has_failed) = (Vec::with_capacity(MOST_TRACES), false);
+        while inbox.recv_many(&mut traces, MOST_TRACES).await > 0 {
+            let spans: Vec<Span> = traces.drain(..).flatten().collect();
+            let count = spans.len() as u64;
+            match self.send(&spans, &inbox).await {
+                Ok(rejected) => {
+                    let rejected = rejected.min(count);
+                    self.metrics.trace_spans("exported", count - rejected);
+                    self.metrics.trace_spans("rejected", rejected);
+                    if std::mem::take(&mut has_failed) {
+                        tracing::info!(host = self.host(), "the collector of traces accepts spans again");
+                    }
+                }
+                Err(reason) => {
+                    self.metrics.trace_spans("failed", count);
+                    // Once, until it accepts spans again: it may be away for days.
+                    if !std::mem::replace(&mut has_failed, true) {
+                        tracing::warn!(host = self.host(), %reason, "the collector of traces does not accept spans");
+                    }
+                }
+            }
+            if inbox.is_empty() && !inbox.is_closed() {
+                tokio::time::sleep(COLLECTS).await;
+            }
+        }
+    }
+
+    /// Its name in logs: the path may have a token.
+    fn host(&self) -> &str {
+        self.export.endpoint.host_str().unwrap_or_default()
+    }
+
+    /// The spans that the collector rejected of a message that it took.
+    async fn send(&self, spans: &[Span], inbox: &mpsc::Receiver<Vec<Span>>) -> Result<u64, String> {
+        let scope = json!({ "name": "textnlp-server", "version": env!("CARGO_PKG_VERSION") });
+        let message = json!({ "resourceSpans": [{
+            "resource": { "attributes": self.resource },
+            "scopeSpans": [{ "scope": scope, "spans": spans }],
+        }] });
+        let body = message.to_string();
+        let mut retry = Retry::new(RETRIES);
+        loop {
+            let failure = match self.attempt(body.clone()).await {
+                Ok(rejected) => return Ok(rejected),
+                Err(Refused::Final(reason)) => return Err(reason),
+                Err(Refused::Transient(failure)) => failure,
+            };
+            let reason = failure.reason.clone();
+            match retry.failed(failure, false) {
+                // A server that stops does not wait for another attempt.
+                Ok(pause) if !inbox.is_closed() => retry.sleep(pause).await,
+                Ok(_) | Err(_) => return Err(reason),
+            }
+        }
+    }
+
+    async fn attempt(&self, body: String) -> Result<u64, Refused> {
+        let request = self.client.post(self.export.endpoint.clone()).headers(self.headers.clone()).body(body);
+        let failed = |error| Refused::Transient(Transient::connection(error));
+        let answer = request.send().await.map_err(|error| failed(error_chain(&error.without_url())))?;
+        let status = answer.status().as_u16();
+        if !answer.status().is_success() {
+            // https://opentelemetry.io/docs/specs/otlp/#retryable-response-codes. Redirects are not followed.
+            let repeatable = transient(&answer).filter(|_| matches!(status, 429 | 502 | 503 | 504));
+            return Err(repeatable.map_or_else(|| Refused::Final(format!("status {status}")), Refused::Transient));
+        }
+        let body = read_body(answer, MAX_ANSWER).await.unwrap_or_default();
+        let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let rejected = &answer["partialSuccess"]["rejectedSpans"];
+        Ok(rejected.as_u64().or_else(|| rejected.as_str()?.parse().ok()).unwrap_or(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn traces(ratio: f64) -> Traces {
+        Traces { queue: Mutex::default(), ratio, metrics: Arc::new(Metrics::new("e", "staging", "r")) }
+    }
+
+    fn parent(flags: &str) -> HeaderMap {
+        let value = format!("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-{flags}");
+        HeaderMap::from_iter([(textnlp_process::TRACEPARENT, HeaderValue::from_str(&value).unwrap())])
+    }
+
+    #[test]
+    fn ratio_draws_requests_without_a_parent() {
+        let none = HeaderMap::new();
+        for (ratio, expected) in [(0.0, 0..=0), (0.25, 150..=350), (1.0, 1000..=1000)] {
+            let traces = traces(ratio);
+            let drawn = (0..1000).filter(|_| traces.begin(&none, "https").is_some()).count();
+            assert!(expected.contains(&drawn), "{ratio}: {drawn}");
+        }
+        let trace = traces(1.0).begin(&none, "https").unwrap();
+        assert!(!trace.needs_caller && trace.context.is_none() && trace.span != [0; 8]);
+    }
+
+    #[test]
+    fn callers_decide_for_their_requests_and_need_a_credential_outside_of_the_ratio() {
+        assert!(traces(1.0).begin(&parent("00"), "https").is_none());
+        let trace = traces(0.0).begin(&parent("01"), "https").unwrap();
+        assert_eq!((trace.id().as_str(), trace.needs_caller), ("4bf92f3577b34da6a3ce929d0e0e4736", true));
+        assert!(!traces(1.0).begin(&parent("01"), "https").unwrap().needs_caller);
+    }
+
+    #[test]
+    fn secret_is_one_line_and_is_not_quoted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::from_path_buf(folder.path().join("secret")).unwrap();
+        std::fs::write(&path, "Bearer hunter2\n").unwrap();
+        let value = read_secret(&path).unwrap();
+        assert!(value == "Bearer hunter2" && value.is_sensitive());
+        for wrong in ["", "\n", "hunter2\nhunter3"] {
+            std::fs::write(&path, wrong).unwrap();
+            let error = read_secret(&path).unwrap_err().to_string();
+            assert!(error.contains("is not the value of a header") && !error.contains("hunter"), "{error}");
+        }
+        assert!(read_secret(&path.with_extension("missing")).is_err());
+    }
+}
