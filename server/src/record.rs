@@ -13,7 +13,7 @@ use textnlp_store::{Charge, Usage, now_ms};
 
 use crate::app::App;
 use crate::auth::Caller;
-use crate::traces::{MOST_CALLS, ModelCall, Trace};
+use crate::traces::{Ended, MOST_CALLS, ModelCall, Trace};
 
 /// The fields known so far.
 #[derive(Debug, Default, Clone)]
@@ -74,11 +74,6 @@ impl Record {
     /// The id of its trace, for the log.
     pub(crate) fn trace_id(&self) -> Option<String> {
         self.trace.as_ref().map(Trace::id)
-    }
-
-    /// Whether its path is known.
-    pub(crate) fn has_route(&self) -> bool {
-        self.route != NO_ROUTE
     }
 
     /// Notes a run of a model, where the request is traced.
@@ -177,7 +172,18 @@ impl Drop for Record {
         let suppressed = lines.filter(|count| *count > 0);
         let trace_id = self.trace_id();
         if let (Some(traces), Some(trace)) = (&self.app.traces, &self.trace) {
-            traces.push(trace, self, &known, status);
+            let request = Ended {
+                id: &self.id,
+                method: self.method,
+                is_http: self.method != BATCH,
+                route: Some(self.route.as_str()).filter(|route| *route != NO_ROUTE),
+                status,
+                error: known.error,
+                tenant: known.tenant.as_deref(),
+                has_caller: known.user.is_some(),
+                calls: &known.calls,
+            };
+            traces.push(trace, &request);
         }
         macro_rules! line {
             ($level:ident) => {

@@ -35,7 +35,7 @@ use crate::models::Models;
 use crate::ready::Readiness;
 use crate::recent::Recent;
 use crate::schemas::Schemas;
-use crate::traces::{Traces, TracesError};
+use crate::traces::{Count, Traces, TracesError};
 use crate::webhooks::{WebhookError, Webhooks, deliveries};
 use crate::workers::Workers;
 
@@ -142,7 +142,9 @@ impl Server {
         let webhooks = Webhooks::new(config.batch.as_ref().map(|batch| batch.webhooks.as_slice()).unwrap_or_default())?;
         let oidc = config.security.oidc.clone().map(Oidc::new).transpose()?.map(Arc::new);
         let metrics = Arc::new(Metrics::new(&config.environment, config.phase.name(), &config.region));
-        let export = config.monitoring.traces.as_ref().map(|export| Traces::start(export, &config, &metrics));
+        let of_spans = metrics.clone();
+        let count: Count = Arc::new(move |result, count| of_spans.trace_spans(result, count));
+        let export = config.monitoring.traces.as_ref().map(|export| Traces::start(export, &config, count));
         let (traces, trace_writer) = export.transpose()?.unzip();
         let options = EngineOptions {
             queue: config.api.queue,

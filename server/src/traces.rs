@@ -19,8 +19,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::config::{Config, TraceExport, TraceHeader};
-use crate::metrics::Metrics;
-use crate::record::{BATCH, Record, RecordFields};
 
 /// Traces that wait for the collector; more are dropped.
 const WAITING: usize = 1024;
@@ -28,8 +26,8 @@ const WAITING: usize = 1024;
 const MOST_TRACES: usize = 64;
 /// The pause between two messages, in which traces are collected.
 const COLLECTS: Duration = Duration::from_secs(1);
-/// Generations of a request that have spans: as many as one request has answers.
-pub(crate) const MOST_CALLS: usize = crate::endpoints::MAX_ANSWERS;
+/// Runs of models of a request that have spans: as many as a request may have answers.
+pub(crate) const MOST_CALLS: usize = 16;
 /// The longest `tracestate` that is kept, which every tracing system must pass on (W3C Trace Context, 3.3.1.5).
 const MOST_STATE: usize = 512;
 /// For one attempt, with its connection.
@@ -68,11 +66,14 @@ pub enum TracesError {
     },
 }
 
+/// Counts what became of spans.
+pub(crate) type Count = Arc<dyn Fn(&'static str, u64) + Send + Sync>;
+
 /// Decides which requests are traced, and queues their spans.
 pub(crate) struct Traces {
     queue: Mutex<Option<mpsc::Sender<Vec<Span>>>>,
     ratio: f64,
-    metrics: Arc<Metrics>,
+    count: Count,
 }
 
 /// The trace of one request that may be exported.
@@ -83,7 +84,24 @@ pub(crate) struct Trace {
     /// Only its caller chose it. Callers without a credential do not fill the collector.
     needs_caller: bool,
     scheme: &'static str,
+    began: Instant,
     began_at: SystemTime,
+}
+
+/// A request that has ended.
+pub(crate) struct Ended<'a> {
+    pub(crate) id: &'a str,
+    /// `OTHER` for methods that no path has.
+    pub(crate) method: &'a str,
+    /// Whether it came by HTTP. Those of batches did not.
+    pub(crate) is_http: bool,
+    /// Absent for unknown paths.
+    pub(crate) route: Option<&'a str>,
+    pub(crate) status: u16,
+    pub(crate) error: Option<&'static str>,
+    pub(crate) tenant: Option<&'a str>,
+    pub(crate) has_caller: bool,
+    pub(crate) calls: &'a [ModelCall],
 }
 
 /// One run of a model for a request.
@@ -171,7 +189,7 @@ impl Traces {
     pub(crate) fn start(
         export: &TraceExport,
         config: &Config,
-        metrics: &Arc<Metrics>,
+        count: Count,
     ) -> Result<(Self, JoinHandle<()>), TracesError> {
         let options = ClientOptions {
             proxy: ProxySettings::from_env(),
@@ -192,9 +210,9 @@ impl Traces {
             text("deployment.environment.name", config.environment.as_str()),
             text("textnlp.site", config.site.as_str()),
         ];
-        let collector = Collector { client, export: export.clone(), headers, resource, metrics: metrics.clone() };
+        let collector = Collector { client, export: export.clone(), headers, resource, count: count.clone() };
         let (queue, inbox) = mpsc::channel(WAITING);
-        let traces = Self { queue: Mutex::new(Some(queue)), ratio: export.ratio, metrics: metrics.clone() };
+        let traces = Self { queue: Mutex::new(Some(queue)), ratio: export.ratio, count };
         Ok((traces, tokio::spawn(collector.run(inbox))))
     }
 
@@ -214,20 +232,21 @@ impl Traces {
             context,
             needs_caller: !is_drawn,
             scheme,
+            began: Instant::now(),
             began_at: SystemTime::now(),
         })
     }
 
     /// Queues the spans of a request that has ended; with a full queue they are counted as dropped.
-    pub(crate) fn push(&self, trace: &Trace, record: &Record, known: &RecordFields, status: u16) {
-        if trace.needs_caller && known.user.is_none() {
+    pub(crate) fn push(&self, trace: &Trace, request: &Ended<'_>) {
+        if trace.needs_caller && !request.has_caller {
             return;
         }
-        let spans = trace.spans(record, known, status);
+        let spans = trace.spans(request);
         let count = spans.len() as u64;
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if queue.as_ref().is_none_or(|queue| queue.try_send(spans).is_err()) {
-            self.metrics.trace_spans("dropped", count);
+            (self.count)("dropped", count);
         }
     }
 
@@ -243,27 +262,22 @@ impl Trace {
         hex::encode(self.id)
     }
 
-    fn spans(&self, record: &Record, known: &RecordFields, status: u16) -> Vec<Span> {
-        let now = Instant::now();
+    fn spans(&self, request: &Ended<'_>) -> Vec<Span> {
+        let attributes = self.request_attributes(request);
         let mut spans = vec![Span {
+            span_id: hex::encode(self.span),
             parent_span_id: self.context.as_ref().map(|context| hex::encode(context.parent_id)),
             flags: if self.context.is_some() { REMOTE_PARENT } else { LOCAL_PARENT },
-            span_id: hex::encode(self.span),
-            kind: if record.method == BATCH { INTERNAL } else { SERVER },
-            status: error_status(is_failure(known, status)),
-            ..self.span(
-                record,
-                request_name(record),
-                (record.began, now),
-                self.request_attributes(record, known, status),
-            )
+            kind: if request.is_http { SERVER } else { INTERNAL },
+            status: error_status(request.is_failure()),
+            ..self.span(request.name(), (self.began, Instant::now()), attributes)
         }];
-        for call in &known.calls {
-            let span = self.call(record, call);
+        for call in request.calls {
+            let span = self.call(request.route, call);
             let mut parts = Vec::new();
             let mut from = call.began;
             for (name, took) in &call.parts {
-                let part = self.span(record, (*name).to_owned(), (from, from + *took), Vec::new());
+                let part = self.span((*name).to_owned(), (from, from + *took), Vec::new());
                 parts.push(Span { parent_span_id: Some(span.span_id.clone()), ..part });
                 from += *took;
             }
@@ -273,35 +287,36 @@ impl Trace {
         spans
     }
 
-    fn request_attributes(&self, record: &Record, known: &RecordFields, status: u16) -> Vec<Attribute> {
-        let mut attributes = vec![text("textnlp.request.id", record.id.as_str())];
-        if record.method != BATCH {
-            let method = if record.method == "OTHER" { "_OTHER" } else { record.method };
+    fn request_attributes(&self, request: &Ended<'_>) -> Vec<Attribute> {
+        let mut attributes = vec![text("textnlp.request.id", request.id)];
+        if request.is_http {
+            let method = if request.method == OTHER { "_OTHER" } else { request.method };
             attributes.push(text("http.request.method", method));
             attributes.push(text("url.scheme", self.scheme));
-            attributes.push(integer("http.response.status_code", status));
-            if record.has_route() {
-                attributes.push(text("http.route", record.route.as_str()));
+            attributes.push(integer("http.response.status_code", request.status));
+            if let Some(route) = request.route {
+                attributes.push(text("http.route", route));
                 // With a parameter, a path has what the client wrote.
-                if !record.route.contains('{') {
-                    attributes.push(text("url.path", record.route.as_str()));
+                if !route.contains('{') {
+                    attributes.push(text("url.path", route));
                 }
             }
         }
-        if let Some(tenant) = &known.tenant {
-            attributes.push(text("textnlp.tenant", tenant.as_str()));
+        if let Some(tenant) = request.tenant {
+            attributes.push(text("textnlp.tenant", tenant));
         }
-        if is_failure(known, status) {
-            attributes.push(text("error.type", known.error.map_or_else(|| status.to_string(), str::to_owned)));
+        if request.is_failure() {
+            attributes
+                .push(text("error.type", request.error.map_or_else(|| request.status.to_string(), str::to_owned)));
         }
         attributes
     }
 
     /// The span of one run of a model.
-    fn call(&self, record: &Record, call: &ModelCall) -> Span {
-        let operation = match record.route.as_str() {
-            "/v1/chat/completions" => "chat",
-            "/v1/embeddings" => "embeddings",
+    fn call(&self, route: Option<&str>, call: &ModelCall) -> Span {
+        let operation = match route {
+            Some("/v1/chat/completions") => "chat",
+            Some("/v1/embeddings") => "embeddings",
             _ => "text_completion",
         };
         let mut attributes = vec![
@@ -315,28 +330,20 @@ impl Trace {
             attributes.push(integer("gen_ai.usage.output_tokens", call.output_tokens));
         }
         if let Some(finish) = call.finish {
-            let values = vec![AttributeValue::Text(finish.to_owned())];
-            attributes
-                .push(Attribute { key: "gen_ai.response.finish_reasons", value: AttributeValue::List { values } });
+            let value = AttributeValue::List { values: vec![AttributeValue::Text(finish.to_owned())] };
+            attributes.push(Attribute { key: "gen_ai.response.finish_reasons", value });
         }
         if let Some(error) = call.error {
             attributes.push(text("error.type", error));
         }
-        let name = format!("{operation} {}", call.model);
-        let span = self.span(record, name, (call.began, call.ended), attributes);
+        let span = self.span(format!("{operation} {}", call.model), (call.began, call.ended), attributes);
         Span { status: error_status(call.error.is_some()), ..span }
     }
 
     /// A span below that of the request.
-    fn span(
-        &self,
-        record: &Record,
-        name: String,
-        (began, ended): (Instant, Instant),
-        attributes: Vec<Attribute>,
-    ) -> Span {
+    fn span(&self, name: String, (began, ended): (Instant, Instant), attributes: Vec<Attribute>) -> Span {
         let at = |instant: Instant| {
-            let time = self.began_at + instant.saturating_duration_since(record.began);
+            let time = self.began_at + instant.saturating_duration_since(self.began);
             time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos()).to_string()
         };
         let state = self.context.as_ref().and_then(|context| context.state.clone());
@@ -356,15 +363,20 @@ impl Trace {
     }
 }
 
-/// `{method} {route}`; unknown methods are `HTTP`, and unknown paths have no route.
-fn request_name(record: &Record) -> String {
-    let method = if record.method == "OTHER" { "HTTP" } else { record.method };
-    if record.has_route() { format!("{method} {}", record.route) } else { method.to_owned() }
-}
+/// The method of requests whose method no path has.
+const OTHER: &str = "OTHER";
 
-/// A client's mistake is no failure of the server; an error in a stream is, whose status was sent before.
-fn is_failure(known: &RecordFields, status: u16) -> bool {
-    status >= 500 || (status < 400 && known.error.is_some())
+impl Ended<'_> {
+    /// `{method} {route}`; unknown methods are `HTTP`, and unknown paths have no route.
+    fn name(&self) -> String {
+        let method = if self.method == OTHER { "HTTP" } else { self.method };
+        self.route.map_or_else(|| method.to_owned(), |route| format!("{method} {route}"))
+    }
+
+    /// A client's mistake is no failure of the server; an error in a stream is, whose status was sent before.
+    fn is_failure(&self) -> bool {
+        self.status >= 500 || (self.status < 400 && self.error.is_some())
+    }
 }
 
 fn error_status(is_error: bool) -> Status {
@@ -387,7 +399,7 @@ struct Collector {
     export: TraceExport,
     headers: HeaderMap,
     resource: Vec<Attribute>,
-    metrics: Arc<Metrics>,
+    count: Count,
 }
 
 /// Why a message was not accepted.
@@ -405,14 +417,14 @@ impl Collector {
             match self.send(&spans, &inbox).await {
                 Ok(rejected) => {
                     let rejected = rejected.min(count);
-                    self.metrics.trace_spans("exported", count - rejected);
-                    self.metrics.trace_spans("rejected", rejected);
+                    (self.count)("exported", count - rejected);
+                    (self.count)("rejected", rejected);
                     if std::mem::take(&mut has_failed) {
                         tracing::info!(host = self.host(), "the collector of traces accepts spans again");
                     }
                 }
                 Err(reason) => {
-                    self.metrics.trace_spans("failed", count);
+                    (self.count)("failed", count);
                     // Once, until it accepts spans again: it may be away for days.
                     if !std::mem::replace(&mut has_failed, true) {
                         tracing::warn!(host = self.host(), %reason, "the collector of traces does not accept spans");
@@ -476,7 +488,7 @@ mod tests {
     use super::*;
 
     fn traces(ratio: f64) -> Traces {
-        Traces { queue: Mutex::default(), ratio, metrics: Arc::new(Metrics::new("e", "staging", "r")) }
+        Traces { queue: Mutex::default(), ratio, count: Arc::new(|_, _| {}) }
     }
 
     fn parent(flags: &str) -> HeaderMap {
