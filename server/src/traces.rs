@@ -468,8 +468,10 @@ impl Collector {
 
     async fn attempt(&self, body: String) -> Result<u64, Refused> {
         let request = self.client.post(self.export.endpoint.clone()).headers(self.headers.clone()).body(body);
-        let failed = |error| Refused::Transient(Transient::connection(error));
-        let answer = request.send().await.map_err(|error| failed(error_chain(&error.without_url())))?;
+        let answer = request.send().await.map_err(|error| {
+            let reason = error_chain(&error.without_url());
+            Refused::Transient(Transient::connection(reason))
+        })?;
         let status = answer.status().as_u16();
         if !answer.status().is_success() {
             // https://opentelemetry.io/docs/specs/otlp/#retryable-response-codes. Redirects are not followed.
