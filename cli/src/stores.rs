@@ -1,4 +1,4 @@
-//! The state stores: the local folder, or a cloud's object store. Only this module names them.
+//! The stores of states and backups: the local folder, or a cloud's object store. Only this module names them.
 //!
 //! For a state in an object store, each machine that ran `up` has a `store.json` in the environment's folder. Commands
 //! that know only the folder find the state with it.
@@ -15,13 +15,13 @@ use serde::{Deserialize, Serialize};
 use textnlp_buckets::{BucketOptions, Connector, Route, Scheme, Variables};
 use textnlp_net::client::{ProxySettings, Url};
 use textnlp_net::trust::TrustError;
-use textnlp_orchestrator::backup::Key;
+use textnlp_orchestrator::backup::{Bucket, Key};
 use textnlp_orchestrator::clock::SystemClock;
-use textnlp_orchestrator::environment::model::{Environment, Proxy, StateSettings};
+use textnlp_orchestrator::environment::model::{Environment, NetworkSettings, Proxy, SecretSource, StateSettings};
 use textnlp_orchestrator::environment::{check_endpoint, is_region};
 use textnlp_orchestrator::state::{Folder, Objects, Store, io_hint, json_problem};
 use textnlp_provider::{EnvironmentName, Secret};
-use textnlp_service::backup::put_file;
+use textnlp_service::backup::{put_file, secret_file};
 
 use crate::args::Output;
 use crate::network;
@@ -36,6 +36,52 @@ pub const DAMAGED: &str = "damaged_state";
 pub const LOCAL: &str = "local";
 /// Timeout of one request. The state engine uses shorter ones where it cannot wait.
 const REQUEST: Duration = Duration::from_secs(60);
+
+/// Timeout of a request about a backup: a part of 16 MiB at 450 kbit/s.
+const TRANSFER: Duration = Duration::from_secs(300);
+/// Retries of such a request.
+const RETRIES_MAX: usize = 4;
+/// The longest time in which it is repeated.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
+/// The variable with the checksum of each upload.
+const CHECKSUM: &str = "AWS_CHECKSUM_ALGORITHM";
+/// The variables with which a bucket is signed in to.
+const SIGNS_IN: [(Scheme, &[&str]); 3] = [
+    (
+        Scheme::S3,
+        &[
+            "AWS_ACCESS_KEY_ID",
+            "AWS_WEB_IDENTITY_TOKEN_FILE",
+            "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        ],
+    ),
+    (
+        Scheme::Gs,
+        &[
+            "SERVICE_ACCOUNT",
+            "GOOGLE_SERVICE_ACCOUNT",
+            "GOOGLE_SERVICE_ACCOUNT_PATH",
+            "GOOGLE_SERVICE_ACCOUNT_KEY",
+            "GOOGLE_APPLICATION_CREDENTIALS",
+        ],
+    ),
+    (
+        Scheme::Az,
+        &[
+            "AZURE_STORAGE_ACCOUNT_KEY",
+            "AZURE_STORAGE_ACCESS_KEY",
+            "AZURE_STORAGE_MASTER_KEY",
+            "AZURE_STORAGE_SAS_TOKEN",
+            "AZURE_STORAGE_SAS_KEY",
+            "AZURE_STORAGE_TOKEN",
+            "AZURE_CLIENT_ID",
+            "AZURE_STORAGE_CLIENT_ID",
+            "AZURE_FEDERATED_TOKEN_FILE",
+            "AZURE_USE_AZURE_CLI",
+        ],
+    ),
+];
 
 /// The location of a state, as stored in `store.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -114,17 +160,10 @@ impl StateLocation {
         Ok(Arc::new(objects.sealed(key)))
     }
 
-    /// The host of `state.endpoint`, with the authorities and proxies that come with it. None for a store that gets tokens, and for a
-    /// host that the caller's variables name: it may be the one that gives credentials. A store with the protocol of S3 gets
-    /// signatures only.
+    /// See [`route_of_file`].
     fn route_of_file(&self, scheme: Scheme) -> anyhow::Result<Option<(String, Route)>> {
-        let Some(endpoint) = self.state.endpoint.as_deref().filter(|_| scheme == Scheme::S3) else { return Ok(None) };
-        let url: Url = endpoint.parse().with_context(|| format!("read the address `{endpoint}`"))?;
-        let hosts = Variables::of_this_process().hosts();
-        let Some(host) = url.host_str().filter(|host| !hosts.contains(*host)) else { return Ok(None) };
-        let route =
-            Route { trust: network::trust_with(self.private_ca.as_ref())?, proxy: network::proxies(&self.proxy) };
-        Ok(Some((host.to_owned(), route)))
+        let variables = Variables::of_this_process();
+        route_of_file(scheme, self.state.endpoint.as_deref(), &variables, (self.private_ca.as_ref(), &self.proxy))
     }
 
     /// The bucket and the prefix in it.
@@ -156,6 +195,95 @@ impl StateLocation {
         };
         Ok((textnlp_buckets::open(scheme, bucket, &Variables::of_this_process(), options)?, prefix))
     }
+}
+
+/// The host of a store's address, with the authorities and proxies that an environment file has for it. None for a store that gets
+/// tokens, and for a host that the variables name: it may be the one that gives credentials. A store with the protocol of S3 gets
+/// signatures only.
+fn route_of_file(
+    scheme: Scheme,
+    endpoint: Option<&str>,
+    variables: &Variables,
+    (private_ca, proxy): (Option<&Utf8PathBuf>, &Proxy),
+) -> anyhow::Result<Option<(String, Route)>> {
+    let Some(endpoint) = endpoint.filter(|_| scheme == Scheme::S3) else { return Ok(None) };
+    let url: Url = endpoint.parse().with_context(|| format!("read the address `{endpoint}`"))?;
+    let hosts = variables.hosts();
+    let Some(host) = url.host_str().filter(|host| !hosts.contains(*host)) else { return Ok(None) };
+    let route = Route { trust: network::trust_with(private_ca)?, proxy: network::proxies(proxy) };
+    Ok(Some((host.to_owned(), route)))
+}
+
+/// The bucket of a backup destination, opened with the variables in the file of `credentials`, else those of this process.
+/// Sends no request.
+pub fn backup_bucket(
+    url: &str,
+    credentials: Option<&SecretSource>,
+    network: &NetworkSettings,
+) -> Result<Bucket, Failure> {
+    let (variables, whose) = match credentials {
+        Some(SecretSource::File(file)) => (variables_of(Utf8Path::new(file))?, file.as_str()),
+        _ => (Variables::of_this_process(), "this process"),
+    };
+    open_backups(url, &variables, whose, network).map_err(|error| {
+        Failure::usage("no_such_store", error.context(format!("open the backups in {url}"))).hint(
+            "write `backup.destination: s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX` or a folder, and the variables for a bucket into the file of `backup.credentials`",
+        )
+    })
+}
+
+fn open_backups(url: &str, variables: &Variables, whose: &str, network: &NetworkSettings) -> anyhow::Result<Bucket> {
+    let (scheme, rest) = url.split_once("://").context("it has no scheme")?;
+    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    let scheme: Scheme = scheme.parse()?;
+    let endpoint = variables.endpoint(scheme).map_err(anyhow::Error::msg)?;
+    let private_ca = network.private_ca.as_ref().map(Utf8PathBuf::from);
+    let of_host = route_of_file(scheme, endpoint, variables, (private_ca.as_ref(), &network.proxy))?;
+    let connector = Connector { own: own_route()?, of_host, timeout: Some(TRANSFER), idle_timeout: None };
+    let retry =
+        RetryConfig { backoff: BackoffConfig::default(), max_retries: RETRIES_MAX, retry_timeout: RETRY_TIMEOUT };
+    let options = BucketOptions { endpoint, region: None, connector, retry };
+    // S3 requires one in a bucket with object lock (report apache/arrow-rs-object-store#190).
+    let checksum = variables.get(CHECKSUM).is_none().then_some((CHECKSUM, "sha256"));
+    let store = textnlp_buckets::open(scheme, bucket, &variables.clone().with(checksum), options)?;
+    Ok(Bucket::new(store, prefix, url, signed_in(scheme, variables, whose)))
+}
+
+/// What has the credentials for a bucket, without them.
+fn signed_in(scheme: Scheme, variables: &Variables, whose: &str) -> String {
+    let is_set = |name: &&str| variables.get(name).is_some();
+    let of_scheme = |(known, names): &(Scheme, &'static [&'static str])| (*known == scheme).then_some(*names);
+    match SIGNS_IN.iter().filter_map(of_scheme).flatten().copied().find(is_set) {
+        Some(name) => format!("{name} of {whose}"),
+        None => format!("the role of this machine, because {whose} has no credentials for {scheme}://"),
+    }
+}
+
+/// The variables in a file: one in a line, as `env` prints them.
+fn variables_of(file: &Utf8Path) -> Result<Variables, Failure> {
+    let text = secret_file(file, "the credentials of the backup bucket")?;
+    let wrong = |number: usize, why: &str| {
+        let error =
+            anyhow::anyhow!("line {number} of {file} {why}").context("read the credentials of the backup bucket");
+        Failure::usage("no_credentials", error).hint("write one variable in a line, such as `AWS_ACCESS_KEY_ID=…`")
+    };
+    let text = text.expose_text().ok_or_else(|| wrong(1, "is not text"))?;
+    let mut variables = Variables::default();
+    for (number, line) in (1..).zip(text.lines()) {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let line = line.strip_prefix("export ").unwrap_or(line);
+        let (name, value) = line.split_once('=').ok_or_else(|| wrong(number, "has no `=`"))?;
+        if name != name.trim() || value != value.trim() || value.starts_with(['"', '\'']) {
+            return Err(wrong(number, "has a space or a quotation mark around its name or value"));
+        }
+        variables = variables.with([(name, value)]);
+        // The line may be a part of a secret, so it is not shown.
+        variables.get(name).ok_or_else(|| wrong(number, "is no variable of a cloud"))?;
+    }
+    Ok(variables)
 }
 
 /// The location in a folder's `store.json`. `None` if the state is in the folder itself, or `up` never ran.
@@ -251,6 +379,29 @@ mod tests {
             let refused = of_folder(folder).err().unwrap_or_else(|| panic!("{store} at {endpoint}"));
             assert!(format!("{:#}", refused.error).contains(endpoint), "{:#}", refused.error);
         }
+    }
+
+    #[test]
+    fn variables_of_a_backup_bucket_are_those_of_its_file_and_are_not_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Utf8Path::from_path(folder.path()).unwrap().join("bucket.env");
+        let variables = |text: &str| {
+            textnlp_files::Replace::private().write(&file, text.as_bytes()).unwrap();
+            variables_of(&file)
+        };
+        let read = variables("# of the bucket\n\nexport AWS_ACCESS_KEY_ID=mine\nAWS_SECRET_ACCESS_KEY=a=b\n").unwrap();
+        assert_eq!((read.get("AWS_ACCESS_KEY_ID"), read.get("AWS_SECRET_ACCESS_KEY")), (Some("mine"), Some("a=b")));
+        assert_eq!(signed_in(Scheme::S3, &read, file.as_str()), format!("AWS_ACCESS_KEY_ID of {file}"));
+        assert!(signed_in(Scheme::Gs, &read, "this process").starts_with("the role of this machine"));
+        for (text, why) in [("AWS_REGION=x\nhunter2", "line 2"), ("AWS_ACESS=x\nHTTPS_PROXY=hunter2", "line 2")] {
+            let refused = variables(text).unwrap_err();
+            let said = format!("{:#}", refused.error);
+            assert!(said.contains(why) && !said.contains("hunter2"), "{said}");
+        }
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+        assert_eq!(variables_of(&file).unwrap_err().code, "secret_exposed");
+        let unknown = backup_bucket("ftp://host/backups", None, &NetworkSettings::default()).unwrap_err();
+        assert!(format!("{:#}", unknown.error).contains("`ftp://`"), "{:#}", unknown.error);
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
-use textnlp_tests::{Dice, Said, Sandbox, eventually, has, http, said};
+use textnlp_tests::bucket::{self, Bucket};
+use textnlp_tests::{Dice, Said, Sandbox, eventually, has, http, said, write_secret};
 
 const ENV: [&str; 2] = ["--env", "development"];
 
@@ -282,6 +283,145 @@ fn scheduled_backups_are_verified_and_a_failure_stops_nothing() {
     assert!(status["backup"]["warnings"][0].as_str().unwrap().contains("FAILED"), "{status:#}");
     assert_eq!(status["ready"], true, "the service goes on");
     assert_eq!(answers(&sandbox, &sandbox.first_key("development")), 200);
+}
+
+/// The settings of backups in a folder of a bucket, with the credentials in a file of the sandbox.
+fn in_bucket(sandbox: &Sandbox, url: &str, credentials: &str) -> [String; 4] {
+    let file = sandbox.folder().join("bucket.env");
+    write_secret(&file, credentials);
+    let set = |setting: String| ["--set".to_owned(), setting];
+    let [[a, b], [c, d]] =
+        [format!("backup.destination={url}"), format!("backup.credentials=secret:file:{file}")].map(set);
+    [a, b, c, d]
+}
+
+fn with<'a>(args: &[&'a str], sets: &'a [String]) -> Vec<&'a str> {
+    args.iter().copied().chain(sets.iter().map(String::as_str)).collect()
+}
+
+/// All that is left of the first machine is a bucket and the key.
+#[test]
+fn backups_in_a_bucket_restore_a_deployment_and_are_pruned_there() {
+    let Some(bucket) = Bucket::start() else { return };
+    let sandbox = Sandbox::new("bucket-backups");
+    let sets = in_bucket(&sandbox, &bucket::url("copies"), &bucket.credentials());
+    let on = ["up", "--yes", "--no-gate", "--set", "backup.enabled=true", "--set", "backup.every=1h"];
+    let up = run(&sandbox, &with(&on, &sets)).expect(0).json();
+    let first = sandbox.first_key("development");
+
+    // The supervisor has none of the operator's variables.
+    let proven = eventually("a verified backup of the schedule", || {
+        listed(&sandbox).into_iter().find(|dump| dump["verified"] == json!(true))
+    });
+    let folder = format!("{}/development", bucket::url("copies"));
+    assert!(proven["file"].as_str().unwrap().starts_with(&folder), "{proven:#}");
+    let made = run(&sandbox, &["backup", "create"]).expect(0);
+    assert!(!format!("{}{}", made.out, made.err).contains("hunter2"), "{}{}", made.out, made.err);
+    let made = made.json();
+    assert_eq!(made["same_disk"], false);
+    let file = made["file"].as_str().unwrap();
+    let name = Utf8Path::new(file).file_name().unwrap();
+    let keys = bucket.keys("copies/development/");
+    for ending in ["", ".json"] {
+        assert!(keys.contains(&format!("copies/development/{name}{ending}")), "{keys:?}");
+    }
+    let workplace = sandbox.folder().join("state/development.backups");
+    let proof = run(&sandbox, &["backup", "verify", name, "--light"]).expect(0).json();
+    assert_eq!(proof["file"], file, "{proof:#}");
+    assert!(bucket.keys("copies/development/").contains(&format!("copies/development/{name}.verified.json")));
+    let status = run(&sandbox, &["status"]).expect(0).json();
+    assert!(status["backup"]["newest_verified"].is_string(), "{status:#}");
+    assert_eq!(sandbox.files(&workplace), [".lock"], "nothing of an upload stays on this disk");
+
+    let key = sandbox.folder().join("carried-away.key");
+    sandbox.run(&["backup", "key", "show", "--out", key.as_str(), "--env", "development"]).expect(0);
+    run(&sandbox, &["down", "--yes", "--delete-data", "development"]).expect(0);
+    let variables: Vec<(String, String)> = bucket
+        .credentials()
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    let other = sandbox.folder().join("elsewhere");
+    let restore = |file: &str| {
+        let mut command = sandbox.command(&["restore", file, "--key", key.as_str(), "-o", "json"]);
+        said(command.env("TEXTNLP_STATE_DIR", &other).envs(variables.clone()).output().unwrap())
+    };
+    refused(restore(&format!("{folder}/notes.txt")), 2, "no_such_file");
+    let restored = restore(file).expect(0).json();
+    assert_eq!((&restored["lineage"], &restored["file"]), (&up["lineage"], &json!(file)));
+    assert_eq!(restored["signer_verified"], true);
+    let left = std::fs::read_dir(&other).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(
+        left.filter(|name| name.starts_with(".fetch-")).collect::<Vec<_>>(),
+        [""; 0],
+        "the copy of the backup is removed"
+    );
+    let whole = restored["environment_file"].as_str().unwrap();
+    // That file is on the first machine only.
+    let credentials = sandbox.folder().join("bucket.env");
+    let on_first = std::fs::read_to_string(&credentials).unwrap();
+    std::fs::remove_file(&credentials).unwrap();
+    let without = elsewhere(&sandbox, &["up", "--file", whole, "--yes", "--no-gate"]);
+    assert_eq!(without.exit, 2, "{}{}", without.out, without.err);
+    assert!(format!("{}{}", without.out, without.err).contains("backup.credentials"), "{}", without.err);
+    write_secret(&credentials, &on_first);
+    elsewhere(&sandbox, &["up", "--file", whole, "--yes", "--no-gate"]).expect(0);
+    assert_eq!(answers(&sandbox, &first), 200);
+    // It goes on in the same bucket, and retention applies to what is there.
+    let pruned = eventually("retention while no backup is being written", || {
+        let said = elsewhere(&sandbox, &["backup", "prune", "--keep", "1s", "--env", "development"]);
+        (said.exit == 0).then(|| said.json())
+    });
+    assert!(!pruned["removed"].as_array().unwrap().is_empty(), "{pruned:#}");
+    let keys = bucket.keys("copies/development/");
+    for gone in pruned["removed"].as_array().unwrap() {
+        let gone = Utf8Path::new(gone.as_str().unwrap()).file_name().unwrap().to_owned();
+        assert!(!keys.iter().any(|key| key.contains(&gone)), "{gone}: {keys:?}");
+    }
+    assert!(pruned["kept"].as_u64().unwrap() >= 1, "{pruned:#}");
+    elsewhere(&sandbox, &["down", "--yes", "--env", "development"]).expect(0);
+}
+
+/// An S3 server that refuses all credentials.
+fn denying() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut reader = std::io::BufReader::new(&stream);
+            let mut line = String::new();
+            while std::io::BufRead::read_line(&mut reader, &mut line).is_ok_and(|read| read > 2) {
+                line.clear();
+            }
+            let body =
+                "<?xml version=\"1.0\"?><Error><Code>InvalidAccessKeyId</Code><Message>It is unknown</Message></Error>";
+            let head = format!("HTTP/1.1 403 Forbidden\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            let _ = std::io::Write::write_all(&mut &stream, format!("{head}{body}").as_bytes());
+        }
+    });
+    address
+}
+
+#[test]
+fn missing_bucket_and_wrong_credentials_are_named() {
+    let sandbox = Sandbox::new("no-bucket");
+    let sets = in_bucket(&sandbox, &bucket::url("copies"), &bucket::credentials(&denying()));
+    let denied = refused(run(&sandbox, &with(&["backup", "list"], &sets)), 1, "bucket").to_string();
+    let file = sandbox.folder().join("bucket.env");
+    for part in [&format!("AWS_ACCESS_KEY_ID of {file}"), "InvalidAccessKeyId", "grant them permission"] {
+        assert!(denied.contains(part) && !denied.contains("hunter2"), "{part}: {denied}");
+    }
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+    refused(run(&sandbox, &with(&["backup", "list"], &sets)), 4, "secret_exposed");
+    write_secret(&file, "AWS_ACCESS_KEY_ID=\"test\"\n");
+    let planned = run(&sandbox, &with(&["plan", "--set", "backup.enabled=true"], &sets));
+    let quoted = refused(planned, 2, "not_available").to_string();
+    assert!(quoted.contains("line 1") && quoted.contains("quotation mark"), "{quoted}");
+    let Some(bucket) = Bucket::start() else { return };
+    let sets = in_bucket(&sandbox, "s3://no-such-bucket/copies", &bucket.credentials());
+    let missing = refused(run(&sandbox, &with(&["backup", "list"], &sets)), 1, "bucket").to_string();
+    assert!(missing.contains("NoSuchBucket") && missing.contains("create the bucket"), "{missing}");
 }
 
 /// Cuts a journal off after an operation on a resource began.

@@ -180,7 +180,7 @@ fn missing_references_are_reported_with_all_other_problems() {
         "prerequisites.external_keys.maps=secret:file:/nowhere/at/all",
         "network.private_ca=/nowhere/ca.pem",
         "backup.enabled=true",
-        "backup.destination=s3://bucket/backups",
+        "backup.destination=ftp://host/backups",
         "account.permission_boundary=arn:boundary",
         "scaling.max=4",
         "scaling.cpu=70",

@@ -6,7 +6,9 @@ use std::io::Read as _;
 use std::str::FromStr;
 
 use reqwest::header::HeaderValue;
-use textnlp_net::client::Url;
+use textnlp_net::client::{Url, is_loopback};
+
+use crate::Scheme;
 
 /// Names a file with a token of AWS.
 const TOKEN_FILE: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
@@ -69,6 +71,25 @@ impl Variables {
         values.chain(file).find(|(_, text)| !is_sendable(text)).map(|(name, _)| name.to_owned())
     }
 
+    /// The address of a service, if it is not that of the cloud.
+    ///
+    /// # Errors
+    /// It is no address, or one of another machine without encryption.
+    pub fn endpoint(&self, scheme: Scheme) -> Result<Option<&str>, String> {
+        let names: &[&str] = match scheme {
+            Scheme::S3 => &["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"],
+            Scheme::Gs => &["GOOGLE_BASE_URL"],
+            Scheme::Az => &["AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"],
+        };
+        let found = names.iter().find_map(|name| Some((name, self.get(name)?)));
+        let Some((name, address)) = found else { return Ok(None) };
+        let url: Url = address.parse().map_err(|error| format!("`{address}` of {name} is not a URL ({error})"))?;
+        if url.scheme() != "https" && !(url.scheme() == "http" && is_loopback(&url)) {
+            return Err(format!("`{address}` of {name} is not encrypted; `http:` is only accepted for this machine"));
+        }
+        Ok(Some(address))
+    }
+
     /// The hosts in these variables' addresses: services that the caller sends credentials to.
     pub fn hosts(&self) -> BTreeSet<String> {
         // A store with the protocol of S3 gets signatures only.
@@ -100,6 +121,18 @@ mod tests {
             ("CI_SERVER_URL", "https://gitlab.example"),
         ]);
         assert_eq!(variables.hosts().into_iter().collect::<Vec<_>>(), ["login.example", "minio.example"]);
+    }
+
+    #[test]
+    fn addresses_in_the_clear_are_those_of_this_machine() {
+        let of = |address: &str| {
+            let variables = Variables::of_pairs([("AWS_ENDPOINT_URL_S3", address)]);
+            variables.endpoint(Scheme::S3).map(|found| found.map(str::to_owned))
+        };
+        assert_eq!(of("http://127.0.0.1:9000").unwrap().as_deref(), Some("http://127.0.0.1:9000"));
+        assert_eq!(of("https://minio.example.com").unwrap().as_deref(), Some("https://minio.example.com"));
+        assert!(of("http://minio.example.com").unwrap_err().contains("AWS_ENDPOINT_URL_S3 is not encrypted"));
+        assert_eq!(Variables::default().endpoint(Scheme::Gs).unwrap(), None);
     }
 
     #[test]

@@ -9,10 +9,11 @@ use textnlp_keys::{KeyKind, Marker, SiteFolder};
 use textnlp_models::FetchOptions;
 use textnlp_net::trust::TrustRoots;
 use textnlp_onprem::{ScratchInstance, fault};
+use textnlp_orchestrator::backup::Bucket;
 use textnlp_orchestrator::dr::control_client::SocketPaths;
 use textnlp_orchestrator::dr::fault::Faults;
 use textnlp_orchestrator::environment::Environment;
-use textnlp_orchestrator::environment::model::SiteSettings;
+use textnlp_orchestrator::environment::model::{NetworkSettings, SecretSource, SiteSettings};
 use textnlp_orchestrator::state::Store;
 use textnlp_provider::operations::{Operations, ServerProgram, ServiceEndpoint, SiteCopy, SiteOutputs};
 use textnlp_provider::{Lineage, Provider, Recorded, SecretRef, SecretStore, Site, SiteName};
@@ -57,6 +58,15 @@ impl Platform for Linked {
 
     fn is_elsewhere(&self, folder: &Utf8Path) -> Result<bool, Failure> {
         Ok(stores::recorded(folder)?.is_some())
+    }
+
+    fn backup_bucket(
+        &self,
+        url: &str,
+        credentials: Option<&SecretSource>,
+        network: &NetworkSettings,
+    ) -> Result<Bucket, Failure> {
+        stores::backup_bucket(url, credentials, network)
     }
 
     fn provider(

@@ -15,7 +15,8 @@ use textnlp_provider::operations::SiteBackups;
 use textnlp_provider::{EnvironmentName, Secret};
 use textnlp_service::backup::create::{Created, Encryption};
 use textnlp_service::backup::{
-    self, backup_status, create, failed, key, point_in_time, put_file, restore as restoring, secret_file, small_file,
+    self, FetchedBackup, backup_status, create, failed, key, point_in_time, put_file, restore as restoring,
+    secret_file, small_file,
 };
 
 use super::prelude::*;
@@ -338,20 +339,29 @@ async fn prune(session: &Session, keep: Option<&str>, console: Console) -> Resul
     Ok(Success::new(text, document))
 }
 
-/// The backup at this path, else the one of this name in the environment's backup folder: `backup list` prints names.
-fn named(session: &Session, typed: &Utf8Path, folder: impl FnOnce() -> Option<Utf8PathBuf>) -> Utf8PathBuf {
+/// The backup at this path or address, else the one of this name in the environment's backup folder: `backup list` prints
+/// names.
+fn named(session: &Session, typed: &Utf8Path, shelf: impl FnOnce() -> Option<BackupDirectory>) -> Utf8PathBuf {
+    if is_address(typed) {
+        return typed.to_owned();
+    }
     let here = session.here.join(typed);
     if here.exists() || typed.file_name() != Some(typed.as_str()) {
         return here;
     }
-    folder().map(|folder| folder.join(typed)).filter(|file| file.is_file()).unwrap_or(here)
+    shelf().and_then(|shelf| shelf.named(typed.as_str())).unwrap_or(here)
+}
+
+/// Whether a backup is named by its address in a bucket.
+fn is_address(backup: &Utf8Path) -> bool {
+    backup.as_str().contains("://")
 }
 
 /// `backup verify`.
 async fn verify(session: &Session, args: &Verify, console: Console) -> Result<Success, Failure> {
     let (chosen, shelf, _) = its_shelf(session, console)?;
     let file = match &args.backup {
-        Some(file) => named(session, file, || Some(shelf.folder().to_owned())),
+        Some(file) => named(session, file, || Some(shelf.clone())),
         None => backup::newest(&chosen.scope, &shelf)?.file,
     };
     let key = key_file(&args.opening, session)?;
@@ -360,7 +370,8 @@ async fn verify(session: &Session, args: &Verify, console: Console) -> Result<Su
     let progress = Progress::new(console);
     progress.doing("restores it to a temporary folder and queries it");
     let folder = &chosen.scope.folder;
-    let proof = progress.done(backup::verify_backup(&Linked, &file, &opener, folder, args.light, signer).await)?;
+    let verified = backup::verify_backup(&Linked, &shelf, &file, &opener, folder, args.light, signer).await;
+    let proof = progress.done(verified)?;
     let document = json!({ "file": file, "verified": proof.ok, "proof": proof });
     if !proof.ok {
         let error = anyhow::anyhow!("{}", proof.says).context(format!("{file} cannot be restored"));
@@ -437,12 +448,17 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
     let opener = Arc::new(opener(session, &args.opening, key.as_ref(), &here).await?);
     let progress = Progress::new(console);
     let (again, model_cache) = (session.again(), session.model_cache()?);
+    if is_address(&file) {
+        progress.doing("copies the backup from its bucket");
+    }
+    let fetched = fetched(session, &file, &root, console).map_err(|failure| progress.done(failure))?;
     let request = restoring::Request {
         platform: &Linked,
         again: &again,
         root: &root,
         model_cache: &model_cache,
-        file: &file,
+        file: &fetched.file,
+        shown: &file,
         at,
         environment: session.global.env.as_deref(),
         replace: args.replace.as_deref(),
@@ -455,6 +471,7 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
             let is_without_key = failure.code == "sealed" && here == root && matches!(*opener, Decryptor::Nothing);
             if is_without_key { with_states(failure, &root) } else { failure }
         })?;
+    drop(fetched);
     let name = &manifest.environment;
     if !is_verified {
         let origin = manifest.signer.as_ref().map_or("it is not signed".to_owned(), |signer| {
@@ -559,11 +576,11 @@ fn words(session: &Session, args: &Restore) -> String {
 /// The backup from the command line, or the one that covers the point in time.
 fn chosen(session: &Session, args: &Restore, at: Option<Timestamp>, console: Console) -> Result<Utf8PathBuf, Failure> {
     let is_known = session.global.env.is_some() || session.global.file.is_some();
-    let folder = || {
+    let shelf = || {
         let (_, shelf, _) = is_known.then(|| its_shelf(session, console).ok())??;
-        Some(shelf.folder().to_owned())
+        Some(shelf)
     };
-    let named = args.backup.as_ref().map(|backup| named(session, backup, folder));
+    let named = args.backup.as_ref().map(|backup| named(session, backup, shelf));
     let root = session.state_root()?;
     let there = |name: &EnvironmentName| restoring::lineage_in(&root.join(name.as_str()));
     match (named, at) {
@@ -576,6 +593,20 @@ fn chosen(session: &Session, args: &Restore, at: Option<Timestamp>, console: Con
         (None, None) => Err(Failure::usage("usage", anyhow::anyhow!("no backup is given"))
             .hint("give the path of a file that `backup create` made: `textnlp-deploy restore FILE`")),
     }
+}
+
+/// The backup as a file of this machine. If it is in the bucket of the environment, that says how the bucket is reached.
+fn fetched(session: &Session, file: &Utf8Path, root: &Utf8Path, console: Console) -> Result<FetchedBackup, Failure> {
+    if !is_address(file) {
+        return backup::fetch(&BackupDirectory::at(root), file, root);
+    }
+    let is_known = session.global.env.is_some() || session.global.file.is_some();
+    let known = is_known.then(|| its_shelf(session, console).ok()).flatten();
+    let shelf = match known.map(|(_, shelf, _)| shelf).filter(|shelf| shelf.is_elsewhere(file)) {
+        Some(shelf) => shelf,
+        None => backup::of_address(&Linked, file, root)?,
+    };
+    backup::fetch(&shelf, file, root)
 }
 
 fn sealed_text(seal: &EncryptionMode) -> String {

@@ -19,7 +19,7 @@ use textnlp_provider::{Lineage, Problem, Problems, Site, SiteName};
 use uuid::Uuid;
 
 use crate::artifacts::{LocalArtifacts, knows_commands, tell_pinned};
-use crate::backup::key;
+use crate::backup::{bucket_problem, key};
 use crate::failure::{preflight_failure, state_failed};
 use crate::release::program_of;
 use crate::up::run_failed;
@@ -98,6 +98,7 @@ impl Deployment {
         }
         problems.extend(doubled(environment, &sites));
         problems.extend(alerts::cluster_problems(environment));
+        problems.extend(bucket_problem(&selection.chosen).filter(|_| bound));
         if !problems.is_empty() {
             return Err(preflight_failure("environment check", "not_available", Exit::Usage, &problems));
         }

@@ -9,9 +9,10 @@ use serde_json::Value;
 use textnlp_files::Exposed;
 use textnlp_models::FetchOptions;
 use textnlp_net::trust::TrustRoots;
+use textnlp_orchestrator::backup::Bucket;
 use textnlp_orchestrator::dr::control_client::SocketPaths;
 use textnlp_orchestrator::dr::fault::Faults;
-use textnlp_orchestrator::environment::model::SiteSettings;
+use textnlp_orchestrator::environment::model::{NetworkSettings, SecretSource, SiteSettings};
 use textnlp_orchestrator::environment::{Environment, Loaded};
 use textnlp_orchestrator::plan::Purpose;
 use textnlp_orchestrator::release::Lock;
@@ -179,6 +180,15 @@ pub trait Platform: Send + Sync {
 
     /// How models are fetched: by this process's variables, overridden by the environment.
     fn fetching(&self, environment: &Environment) -> anyhow::Result<FetchOptions>;
+
+    /// The bucket of a backup destination, opened with the variables in the file of `credentials`, else those of this
+    /// process. Sends no request.
+    fn backup_bucket(
+        &self,
+        url: &str,
+        credentials: Option<&SecretSource>,
+        network: &NetworkSettings,
+    ) -> Result<Bucket, Failure>;
 
     /// The socket in a PostgreSQL folder over which its log is archived and fetched.
     fn archive_socket(&self, postgres: &Utf8Path) -> Utf8PathBuf;

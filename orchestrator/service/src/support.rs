@@ -86,6 +86,7 @@ impl Secrets {
             .flat_map(|value| value.split(|byte| b"\n\r".contains(byte)))
             .filter(|line| !line.starts_with(b"-----"))
             .flat_map(|line| line.split(|byte| b"\" ,{}".contains(byte)))
+            .map(|word| value_of(word).unwrap_or(word))
             .filter(|word| word.len() >= SHORTEST && !is_plain(word))
             .map(<[u8]>::to_vec)
             .collect();
@@ -125,6 +126,13 @@ fn is_plain(word: &[u8]) -> bool {
     word.iter().all(|byte| byte.is_ascii_lowercase() || b"_:-".contains(byte))
 }
 
+/// The value of a variable, in a word such as `NAME=VALUE`.
+fn value_of(word: &[u8]) -> Option<&[u8]> {
+    let at = word.iter().position(|byte| *byte == b'=')?;
+    let is_name = |byte: &u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || *byte == b'_';
+    word[..at].iter().all(is_name).then_some(&word[at + 1..])
+}
+
 fn holds(line: &[u8], secret: &[u8]) -> bool {
     line.windows(secret.len()).any(|window| window == secret)
 }
@@ -152,5 +160,7 @@ mod tests {
         let (clean, lines) = secrets.out_of("a\nkey=hunter2-hunter2;\nb");
         assert_eq!((clean.as_str(), lines), (format!("a\n{LEFT_OUT}\nb\n").as_str(), 1));
         assert!(is_plain(b"access_key") && !is_plain(b"Access1"));
+        assert_eq!(value_of(b"AWS_SECRET_ACCESS_KEY=hunter2="), Some(b"hunter2=".as_slice()));
+        assert_eq!(value_of(b"aGVsbG8="), None, "Base64 ends so");
     }
 }

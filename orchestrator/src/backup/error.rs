@@ -17,6 +17,20 @@ pub enum Error {
         /// The error.
         source: io::Error,
     },
+    /// A request to a bucket failed.
+    #[error("{action} {path}, signed in with {signed_in}")]
+    Bucket {
+        /// The action that failed.
+        action: &'static str,
+        /// The address.
+        path: Utf8PathBuf,
+        /// What has the credentials.
+        signed_in: String,
+        /// How to fix it.
+        hint: &'static str,
+        /// The error.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The file is not a backup.
     #[error("{path} is not a backup of this program: {why}")]
     Foreign {
@@ -102,6 +116,7 @@ impl Error {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Io { .. } => "backup",
+            Self::Bucket { .. } => "bucket",
             Self::Foreign { .. } => "no_backup",
             Self::Newer { .. } => "newer_format",
             Self::Truncated { .. } | Self::Damaged { .. } => "damaged",
@@ -118,6 +133,7 @@ impl Error {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Io { .. } => "fix the problem above, then run the command again; no incomplete backup is left",
+            Self::Bucket { hint, .. } => hint,
             Self::Foreign { .. } => "give a file that `backup create` made: backup_YYYYMMDD.dump",
             Self::Newer { .. } => "restore it with the version of this program that made it, or a later one",
             Self::Truncated { .. } | Self::Damaged { .. } => {

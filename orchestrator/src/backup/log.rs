@@ -21,7 +21,7 @@ use textnlp_bundle::{PublicKey, SecretKey, sign_bytes, signature_of, verify_byte
 use textnlp_files::{Replace, sync_folder};
 use textnlp_provider::{EnvironmentName, Lineage};
 
-use super::directory::{beside, document, put_document, remove};
+use super::directory::{beside, document, names, put_document, remove};
 use super::manifest::{Base, shown};
 use super::seal::{Decryptor, EncryptionMode, opened};
 use super::{Error, StoredBackup};
@@ -549,15 +549,6 @@ pub fn unneeded(
 
 fn unsigned(error: textnlp_bundle::Error) -> Error {
     Error::Key(format!("a log segment cannot be signed: {error}"))
-}
-
-fn names(folder: &Utf8Path) -> Result<Vec<String>, Error> {
-    let entries = match folder.read_dir_utf8() {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Error::io("list", folder)(error)),
-    };
-    entries.map(|entry| Ok(entry.map_err(Error::io("list", folder))?.file_name().to_owned())).collect()
 }
 
 fn write(new: &Utf8Path, content: &[u8], seal: &EncryptionMode) -> Result<(), Error> {

@@ -471,7 +471,7 @@ fn fill_in(
                 }
                 return;
             }
-            if path.starts_with("state.") {
+            if path.starts_with("state.") || path == "backup.destination" && text.contains("://") {
                 let cause = "variables are not filled in here: they would be sent to the store";
                 let fix = format!(
                     "write the value, or set it for one run: export TEXTNLP_SET__{}=…",

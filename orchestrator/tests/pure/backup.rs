@@ -1,15 +1,25 @@
 //! Copies: what comes out is what went in, and what is damaged, cut, foreign, hostile or sealed for somebody else is refused by name.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
+use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 use jiff::{SignedDuration, Timestamp};
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult,
+};
 use textnlp_orchestrator::backup::{
-    BackupDirectory, BackupFacts, Content, Decryptor, EncryptionKind, EncryptionMode, Error, Item, Key, Manifest,
-    Recipient, StoredBackup, VerificationResult, opened, removable, unpack, write,
+    BackupDirectory, BackupFacts, Bucket, Content, Decryptor, EncryptionKind, EncryptionMode, Error, Item, Key,
+    Manifest, Recipient, StoredBackup, VerificationResult, opened, removable, unpack, write,
 };
 use textnlp_orchestrator::dr::report::{own_key, signing_key};
 use textnlp_provider::{EnvironmentName, Lineage, Secret};
@@ -340,7 +350,11 @@ fn put(shelf: &BackupDirectory, at: Timestamp, content: &[u8]) -> Result<StoredB
     )
 }
 
-fn proven(dump: &StoredBackup, ok: bool) {
+fn proven(shelf: &BackupDirectory, dump: &StoredBackup, ok: bool) {
+    prove(shelf, dump, ok).unwrap();
+}
+
+fn prove(shelf: &BackupDirectory, dump: &StoredBackup, ok: bool) -> Result<(), Error> {
     let proof = VerificationResult {
         format: 1,
         at: Timestamp::now(),
@@ -351,7 +365,7 @@ fn proven(dump: &StoredBackup, ok: bool) {
         tool: "test".into(),
         milliseconds: 1,
     };
-    BackupDirectory::prove(&dump.file, &proof).unwrap();
+    shelf.prove(&dump.file, &proof)
 }
 
 #[test]
@@ -366,7 +380,7 @@ fn backups_are_named_by_date_and_private() {
     let names: Vec<_> = shelf.list().unwrap().iter().map(|d| d.file.file_name().unwrap().to_owned()).collect();
     assert_eq!(names, ["backup_20261121.dump", "backup_20261120-2.dump", "backup_20261120.dump"]);
     assert_eq!(std::fs::metadata(&third.file).unwrap().permissions().mode() & 0o777, 0o600);
-    proven(&first, true);
+    proven(&shelf, &first, true);
     assert!(shelf.list().unwrap()[2].is_proven());
     // Another file under the same name is not the one that was proven.
     std::fs::write(&second.file, b"something else").unwrap();
@@ -411,9 +425,9 @@ fn pruning_keeps_the_newest_and_the_newest_verified_backup() {
     let days = |n: i64| now - SignedDuration::from_hours(24 * n);
     let dumps: Vec<StoredBackup> =
         [50, 45, 40, 35].iter().map(|n| put(&shelf, days(*n), n.to_string().as_bytes()).unwrap()).collect();
-    proven(&dumps[0], true);
-    proven(&dumps[1], true);
-    proven(&dumps[2], false);
+    proven(&shelf, &dumps[0], true);
+    proven(&shelf, &dumps[1], true);
+    proven(&shelf, &dumps[2], false);
     std::fs::write(folder.join("backup_20200101.dump"), b"brought by hand").unwrap();
     let keep = Duration::from_secs(30 * 86_400);
     let names = |lineage| -> Vec<String> {
@@ -427,6 +441,204 @@ fn pruning_keeps_the_newest_and_the_newest_verified_backup() {
     let left: Vec<_> = shelf.list().unwrap().iter().map(|d| d.file.file_name().unwrap().to_owned()).collect();
     assert_eq!(left, ["backup_20261016.dump", "backup_20261006.dump", "backup_20200101.dump"]);
     assert!(!folder.join("backup_20261001.dump.verified.json").exists());
+}
+
+/// The folder of an environment in a bucket, with a workplace on this machine.
+fn in_bucket(store: &Arc<InMemory>, workplace: &Utf8Path) -> BackupDirectory {
+    let bucket = Bucket::new(store.clone(), "company", "s3://backups/company/", "AWS_ACCESS_KEY_ID of a test");
+    bucket.folder("staging").directory(workplace)
+}
+
+async fn objects(store: &InMemory) -> Vec<String> {
+    let listed: Vec<ObjectMeta> = store.list(None).try_collect().await.unwrap();
+    listed.iter().map(|object| object.location.to_string()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn backups_in_a_bucket_are_listed_fetched_and_verified_like_those_of_a_folder() {
+    let (_dir, folder) = folder();
+    let store = Arc::new(InMemory::new());
+    let shelf = in_bucket(&store, &folder.join("workplace"));
+    assert_eq!(shelf.list().unwrap(), []);
+    let at: Timestamp = "2026-11-20T23:59:59Z".parse().unwrap();
+    // Longer than a part.
+    let long: Vec<u8> = (0..40_000_000_u32).map(|n| (n / 7) as u8).collect();
+    let first = put(&shelf, at, &long).unwrap();
+    assert_eq!(first.file, "s3://backups/company/staging/backup_20261120.dump");
+    let second = put(&shelf, at, b"two").unwrap();
+    assert!(second.file.as_str().ends_with("backup_20261120-2.dump"));
+    proven(&shelf, &first, true);
+    let listed = shelf.list().unwrap();
+    assert_eq!(
+        listed.iter().map(|dump| (&dump.file, dump.is_proven())).collect::<Vec<_>>(),
+        [(&second.file, false), (&first.file, true)]
+    );
+    assert_eq!(listed[1].facts, first.facts);
+
+    assert!(shelf.is_elsewhere(&first.file) && !shelf.is_elsewhere(&folder));
+    let copy = shelf.fetch(&first.file, &folder).unwrap();
+    assert_eq!(std::fs::read(&copy).unwrap(), long);
+    assert_eq!(std::fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(BackupDirectory::known(&copy, long.len() as u64).is_proven());
+    let left: Vec<_> = std::fs::read_dir(folder.join("workplace")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, [".lock"], "the uploaded file is not kept here");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploads_that_did_not_end_are_no_backups_and_are_removed_after_a_week() {
+    let (_dir, folder) = folder();
+    let store = Arc::new(InMemory::new());
+    let shelf = in_bucket(&store, &folder);
+    let now = Timestamp::now();
+    let day = now.strftime("%Y%m%d").to_string();
+    // A writer on another machine has the first name of the day, and is still uploading.
+    let record = |name: &str| Path::from(format!("company/staging/{name}.json"));
+    let theirs = serde_json::to_vec(&facts(now, 9, "theirs".into())).unwrap();
+    store.put(&record(&format!("backup_{day}.dump")), theirs.clone().into()).await.unwrap();
+    store.put(&record("backup_20200101.dump"), b"a file of somebody".to_vec().into()).await.unwrap();
+    assert_eq!(shelf.list().unwrap(), []);
+    let ours = put(&shelf, now, b"ours").unwrap();
+    assert!(ours.file.as_str().ends_with(&format!("backup_{day}-2.dump")), "{}", ours.file);
+    let there = store.get(&record(&format!("backup_{day}.dump"))).await.unwrap().bytes().await.unwrap();
+    assert_eq!(there, theirs, "the name of another writer is not taken");
+    // Theirs never ended.
+    let later = put(&shelf, now + SignedDuration::from_hours(8 * 24), b"later").unwrap();
+    let all = objects(&store).await;
+    assert!(!all.contains(&format!("company/staging/backup_{day}.dump.json")), "{all:?}");
+    assert!(all.contains(&"company/staging/backup_20200101.dump.json".to_owned()), "it is not of this program");
+    assert_eq!(shelf.list().unwrap().len(), 2);
+    assert!(later.facts.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pruning_a_bucket_removes_nothing_that_is_not_a_listed_backup() {
+    let (_dir, folder) = folder();
+    let store = Arc::new(InMemory::new());
+    let shelf = in_bucket(&store, &folder);
+    let now: Timestamp = "2026-11-20T12:00:00Z".parse().unwrap();
+    let days = |n: i64| now - SignedDuration::from_hours(24 * n);
+    for n in [50, 45, 40] {
+        put(&shelf, days(n), b"x").unwrap();
+    }
+    let others = [
+        "company/staging/notes.txt",
+        "company/staging/old/backup_20200101.dump",
+        "company/production/backup_20200101.dump",
+    ];
+    for other in others {
+        store.put(&Path::from(other), b"theirs".to_vec().into()).await.unwrap();
+    }
+    store.put(&Path::from("company/staging/backup_20200101.dump"), b"by hand".to_vec().into()).await.unwrap();
+    let gone = removable(&shelf.list().unwrap(), LINEAGE, Duration::from_secs(30 * 86_400), now);
+    assert_eq!(gone.len(), 2);
+    assert_eq!(shelf.remove(&gone).unwrap(), BTreeMap::new());
+    let all = objects(&store).await;
+    for other in others.into_iter().chain(["company/staging/backup_20200101.dump"]) {
+        assert!(all.iter().any(|one| one == other), "{other}: {all:?}");
+    }
+    assert_eq!(all.len(), 4 + 2, "the newest backup with its metadata stays: {all:?}");
+}
+
+/// A bucket whose retention keeps everything, and that takes no upload in parts; a lax one ignores conditions.
+#[derive(Debug)]
+struct Retaining {
+    objects: InMemory,
+    lax: bool,
+    /// Whether it removes in batches, as Azure does.
+    batches: bool,
+}
+
+impl fmt::Display for Retaining {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Retaining")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Retaining {
+    async fn put_opts(&self, at: &Path, payload: PutPayload, opts: PutOptions) -> object_store::Result<PutResult> {
+        if at.filename().is_some_and(|name| name.ends_with(".verified.json")) && self.objects.head(at).await.is_ok() {
+            let source = "BlobImmutableDueToPolicy".into();
+            return Err(object_store::Error::AlreadyExists { path: at.to_string(), source });
+        }
+        let opts = if self.lax { PutOptions { mode: PutMode::Overwrite, ..opts } } else { opts };
+        self.objects.put_opts(at, payload, opts).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        _: &Path,
+        _: PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn MultipartUpload>> {
+        Err(object_store::Error::Generic { store: "test", source: "connection reset".into() })
+    }
+
+    async fn get_opts(&self, at: &Path, options: GetOptions) -> object_store::Result<GetResult> {
+        self.objects.get_opts(at, options).await
+    }
+
+    fn delete_stream(
+        &self,
+        paths: BoxStream<'static, object_store::Result<Path>>,
+    ) -> BoxStream<'static, object_store::Result<Path>> {
+        let batches = self.batches;
+        let refused = move |path: Path| {
+            if batches {
+                let source = format!("Bulk delete request failed for key {path}: immutable (code: 409)").into();
+                return Err(object_store::Error::Generic { store: "MicrosoftAzure", source });
+            }
+            let source = "retentionPolicyNotMet".into();
+            Err(object_store::Error::PermissionDenied { path: path.to_string(), source })
+        };
+        paths.map(move |path| path.and_then(refused)).boxed()
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        self.objects.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<ListResult> {
+        self.objects.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> object_store::Result<()> {
+        self.objects.copy_opts(from, to, options).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retention_of_a_bucket_is_reported_and_a_failed_upload_is_no_backup() {
+    let (_dir, folder) = folder();
+    let store = Arc::new(Retaining { objects: InMemory::new(), lax: false, batches: false });
+    let shelf = Bucket::new(store, "", "s3://backups", "a test").folder("staging").directory(&folder);
+    let at: Timestamp = "2026-11-20T12:00:00Z".parse().unwrap();
+    let kept = put(&shelf, at, b"kept").unwrap();
+    let retained = shelf.remove(std::slice::from_ref(&kept)).unwrap();
+    assert!(retained[&kept.file].contains("retentionPolicyNotMet"), "{retained:?}");
+    assert_eq!(shelf.list().unwrap(), std::slice::from_ref(&kept), "with its metadata");
+    let azure = Arc::new(Retaining { objects: InMemory::new(), lax: false, batches: true });
+    let azure = Bucket::new(azure, "", "az://backups", "a test").directory(&folder);
+    let held = put(&azure, at, b"held").unwrap();
+    let retained = azure.remove(std::slice::from_ref(&held)).unwrap();
+    assert!(retained[&held.file].contains("immutable"), "{retained:?}");
+
+    // A result that the bucket retains is not replaced; the same one need not be.
+    prove(&azure, &held, true).unwrap();
+    prove(&azure, &held, true).unwrap();
+    let refused = prove(&azure, &held, false).unwrap_err();
+    assert!(matches!(refused, Error::Bucket { .. }), "{refused:?}");
+
+    let failed = put(&shelf, at, &vec![7; 17 << 20]).unwrap_err();
+    let said = format!("{failed}: {}", std::error::Error::source(&failed).unwrap());
+    assert!(said.contains("s3://backups/staging/backup_20261120-2.dump, signed in with a test"), "{said}");
+    assert!(said.contains("connection reset"), "{said}");
+    assert_eq!(shelf.list().unwrap(), [kept]);
+
+    let lax = Arc::new(Retaining { objects: InMemory::new(), lax: true, batches: false });
+    let refused = put(&Bucket::new(lax, "", "s3://lax", "a test").directory(&folder), at, b"x").unwrap_err();
+    assert!(refused.hint().contains("conditional writes"), "{refused:?}");
+    let left: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, [".lock"]);
 }
 
 #[test]

@@ -27,6 +27,9 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             State(Store::Gs),
             State(Store::Az),
             Backup(Store::Folder),
+            Backup(Store::S3),
+            Backup(Store::Gs),
+            Backup(Store::Az),
             Optional(Setting::Backup),
             Optional(Setting::PointInTimeRecovery),
             Optional(Setting::AlertReceivers),
@@ -37,7 +40,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Optional(Setting::Tags),
         ],
         refused: &[
-            ("backup.size", "backups are in a folder, which has no size of its own"),
+            ("backup.size", "backups are in a folder or a bucket, which has no size of its own"),
             ("monitoring.stack", "no dashboards are installed on a machine: `metrics dashboard` prints one"),
             ("registry.existing", "machines run programs, not images"),
             ("registry.password", "machines run programs, not images"),

@@ -7,8 +7,7 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{BackoffConfig, GetOptions, GetRange, ObjectStore, ObjectStoreExt, RetryConfig};
 use reqwest::{StatusCode, Url};
-use textnlp_buckets::{BucketOptions, Connector, Route, Scheme, Variables};
-use textnlp_net::client::is_loopback;
+use textnlp_buckets::{BucketOptions, Connector, Route, Scheme};
 use textnlp_net::error_chain;
 use textnlp_net::retry::Transient;
 use textnlp_net::trust::TrustRoots;
@@ -70,7 +69,7 @@ impl Bucket {
             idle_timeout: (retries == 0).then_some(limits.idle),
         };
         let retry = RetryConfig { backoff: BackoffConfig::default(), max_retries: retries, retry_timeout: REPEATED };
-        let endpoint = endpoint(source.scheme(), &options.variables).map_err(setting)?;
+        let endpoint = options.variables.endpoint(source.scheme()).map_err(setting)?;
         let opened = BucketOptions { endpoint, region: None, connector, retry };
         let store = textnlp_buckets::open(source.scheme(), source.bucket(), &options.variables, opened)
             .map_err(|error| setting(error_chain(&error)))?;
@@ -228,22 +227,6 @@ fn is_of_credentials(text: &str) -> bool {
     ["/v1/credentials", "/oauth2/", "/computeMetadata/", "/latest/", "//sts."].iter().any(|part| text.contains(part))
 }
 
-/// The service's address from the variables, if it is not that of the cloud.
-fn endpoint(scheme: Scheme, variables: &Variables) -> Result<Option<&str>, String> {
-    let names: &[&str] = match scheme {
-        Scheme::S3 => &["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"],
-        Scheme::Gs => &["GOOGLE_BASE_URL"],
-        Scheme::Az => &["AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"],
-    };
-    let found = names.iter().find_map(|name| Some((name, variables.get(name)?)));
-    let Some((name, address)) = found else { return Ok(None) };
-    let url: Url = address.parse().map_err(|error| format!("`{address}` of {name} is not a URL ({error})"))?;
-    if url.scheme() != "https" && !(url.scheme() == "http" && is_loopback(&url)) {
-        return Err(format!("`{address}` of {name} is not encrypted; `http:` is only accepted for this machine"));
-    }
-    Ok(Some(address))
-}
-
 /// Brings the file or folder into the assembly.
 pub(crate) async fn pull(
     bucket: &Bucket,
@@ -379,17 +362,5 @@ mod tests {
         assert_eq!(shown(text), "404 Not Found: The bucket does not exist");
         assert_eq!(shown("error sending request"), "error sending request");
         assert_eq!(shown("status code: 400 Bad Request: AADSTS70021"), "400 Bad Request: AADSTS70021");
-    }
-
-    #[test]
-    fn addresses_in_the_clear_are_those_of_this_machine() {
-        let of = |address: &str| {
-            let variables = Variables::of_pairs([("AWS_ENDPOINT_URL_S3", address)]);
-            endpoint(Scheme::S3, &variables).map(|found| found.map(str::to_owned))
-        };
-        assert_eq!(of("http://127.0.0.1:9000").unwrap().as_deref(), Some("http://127.0.0.1:9000"));
-        assert_eq!(of("https://minio.example.com").unwrap().as_deref(), Some("https://minio.example.com"));
-        assert!(of("http://minio.example.com").unwrap_err().contains("AWS_ENDPOINT_URL_S3 is not encrypted"));
-        assert_eq!(endpoint(Scheme::Gs, &Variables::default()).unwrap(), None);
     }
 }

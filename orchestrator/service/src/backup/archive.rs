@@ -18,7 +18,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::point_in_time::DecryptedSegments;
-use super::{create, settings, shelf};
+use super::{create, local, settings};
 use crate::{Failure, Platform};
 
 /// Timeout of one request: a segment of 16 MB is received locally, encrypted and flushed.
@@ -54,7 +54,7 @@ pub async fn archive(
 ) -> Result<(), Failure> {
     let whose = create::whose(platform, folder).await?;
     let (environment, lineage) = whose.with_context(|| format!("there is no state in {folder}"))?;
-    let shelf = shelf(&environment, folder, order.destination.as_deref());
+    let shelf = local(&environment, folder, order.destination.as_deref());
     let seal = EncryptionMode::Keys(create::recipients(platform, folder, order.recipients.iter()).await?);
     let opener = super::opener_of_state(platform, folder).await?;
     let header = Header { format: 1, environment, lineage };

@@ -13,7 +13,7 @@ use textnlp_orchestrator::environment::Environment;
 use textnlp_provider::operations::SiteBackups;
 use textnlp_provider::{EnvironmentName, Lineage};
 
-use super::{archive, point_in_time, settings, shelf};
+use super::{archive, failed, local, point_in_time, settings, shelf};
 use crate::{Failure, RerunFlags, Scope};
 
 /// `STATE/backup.json`. The supervisor reads it for the schedule.
@@ -110,12 +110,18 @@ pub async fn warning(scope: &Scope, lineage: Lineage, environment: &Environment)
         Ok(Some(backups)) => return by_site(scope, &*backups, lineage, environment).await,
         Err(error) => return unknown(scope, &error),
     }
-    let settings::Settings { protected, backup: settings } = settings::settings(folder, environment);
+    let recorded = settings::settings(folder, environment);
+    let stored = shelf(*platform, name, folder, &recorded).and_then(|shelf| shelf.list().map_err(failed));
+    let settings::Settings { protected, backup: settings, .. } = recorded;
     let destination = settings.destination.as_deref().filter(|target| !target.contains("://"));
     let standing = read(folder);
-    let dumps = shelf(name, folder, destination).list().unwrap_or_default();
+    let (dumps, unread) = match stored {
+        Ok(dumps) => (dumps, None),
+        Err(failure) => (Vec::new(), Some(failure.error)),
+    };
     let facts = BackupFacts {
-        protected,
+        // Whether there are backups is unknown.
+        protected: protected && unread.is_none(),
         enabled: settings.enabled,
         every: settings.every.0,
         own_recipients: !settings.recipients.is_empty(),
@@ -124,6 +130,10 @@ pub async fn warning(scope: &Scope, lineage: Lineage, environment: &Environment)
     let ours: Vec<&StoredBackup> =
         dumps.iter().filter(|dump| dump.facts.as_ref().is_some_and(|facts| facts.lineage == lineage)).collect();
     let mut lines = lines(again, name, &facts, &standing, &ours);
+    lines.extend(unread.map(|error| {
+        let cause = format!("the backups of {name} cannot be listed ({error:#})");
+        BackupWarning { cause, fix: again.command("backup list", name) }
+    }));
     let archived =
         settings.point_in_time.map(|behind| archived(again, name, folder, lineage, behind.0, &ours, destination));
     if let Some(archived) = &archived {
@@ -176,7 +186,7 @@ fn archived(
     destination: Option<&str>,
 ) -> Warning {
     let mut lines = Vec::new();
-    let logs = shelf(name, folder, destination).logs().unwrap_or_default();
+    let logs = local(name, folder, destination).logs().unwrap_or_default();
     let logs = logs.into_iter().filter(|log| log.header().is_some_and(|header| header.lineage == lineage));
     let mut parts = point_in_time::SegmentNames::default();
     let until = logs.filter_map(|log| log.newest(parts.of(&log).ok()?)).max();

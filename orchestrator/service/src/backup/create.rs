@@ -213,7 +213,6 @@ async fn scheduled(
 ) -> Result<Scheduled, Failure> {
     let whose = whose(platform, folder).await?;
     let (name, lineage) = whose.with_context(|| format!("there is no state in {folder}"))?;
-    let shelf = shelf(&name, folder, order.destination.as_deref());
     let seal = EncryptionMode::Keys(recipients(platform, folder, order.recipients.iter()).await?);
     let scope = Scope { platform, again: RerunFlags::default(), name, folder: folder.to_owned() };
     // The first backup may be due while the first `up` still runs. `up` records the environment at its end, and a
@@ -222,6 +221,22 @@ async fn scheduled(
     while !settings::provisioned_file(folder).is_file() && began.elapsed() < PATIENCE_SCHEDULED {
         tokio::time::sleep(POLL_INTERVAL).await;
     }
+    let is_elsewhere = order.destination.as_deref().is_some_and(|to| to.contains("://"));
+    let mut settings = match settings::provisioned(folder) {
+        Some(settings) if !is_elsewhere || settings.backup.destination == order.destination => settings,
+        // The credentials of another destination would be sent to this one.
+        _ if is_elsewhere => {
+            let to = order.destination.as_deref().unwrap_or_default();
+            let file = settings::provisioned_file(folder);
+            let error = anyhow::anyhow!("{file} does not name {to} yet: the `up` that sets it has not ended");
+            return Err(
+                Failure::new(Exit::Failed, "not_ready", error).hint(format!("run it again: {}", scope.command("up")))
+            );
+        }
+        _ => settings::Settings::default(),
+    };
+    settings.backup.destination.clone_from(&order.destination);
+    let shelf = shelf(platform, &scope.name, folder, &settings)?;
     let making = BackupRun { scope: &scope, shelf: &shelf, seal: &seal, scheduled: true };
     // The grace period covers both waits.
     let timeout = PATIENCE_SCHEDULED.saturating_sub(began.elapsed());
@@ -229,14 +244,22 @@ async fn scheduled(
     let mut text = format!("{} {}", dump.file, size(dump.bytes));
     if order.verify {
         let opener = Arc::new(super::opener_of_state(platform, folder).await?);
-        let verification = verify_backup::verify_backup(platform, &dump.file, &opener, folder, false, None).await?;
+        let verification =
+            verify_backup::verify_backup(platform, &shelf, &dump.file, &opener, folder, false, None).await?;
         if !verification.ok {
             let error = anyhow::anyhow!("{}: {}", dump.file, verification.says);
             return Err(Failure::new(Exit::Failed, "not_proven", error));
         }
         text.push_str(&format!(", {}", verification.says));
     }
-    let gone = clear(&shelf, lineage, Duration::from_secs(order.keep_seconds))?;
+    let gone = match clear(&shelf, lineage, Duration::from_secs(order.keep_seconds)) {
+        Ok(gone) => gone,
+        // The backup is made. If it counted as failed, another one would be made in its place soon.
+        Err(failure) => {
+            text.push_str(&format!("; old backups were not removed: {:#}", failure.error));
+            return Ok(Scheduled { dump, says: text });
+        }
+    };
     if !gone.dumps.is_empty() || gone.parts > 0 {
         let (old, logs) = (counted(gone.dumps.len(), "old backup"), counted(gone.parts, "log file"));
         text.push_str(&format!(", {old} and {logs} removed"));
@@ -262,7 +285,7 @@ pub struct Pruned {
     pub dumps: Vec<StoredBackup>,
     /// The count of removed log segments.
     pub parts: usize,
-    /// Why log segments were retained.
+    /// Why log segments were retained, and backups by their bucket.
     pub kept: Vec<String>,
     /// The count of backups that are left.
     pub left: usize,
@@ -271,12 +294,14 @@ pub struct Pruned {
 /// Prunes expired backups, then log segments that no remaining backup needs.
 fn clear(shelf: &BackupDirectory, lineage: Lineage, keep: Duration) -> Result<Pruned, Failure> {
     let now = Timestamp::now();
-    let dumps = removable(&shelf.list().map_err(failed)?, lineage, keep, now);
+    let mut dumps = removable(&shelf.list().map_err(failed)?, lineage, keep, now);
+    let (mut parts, mut kept) = (0, Vec::new());
     if !dumps.is_empty() {
-        shelf.remove(&dumps).map_err(failed)?;
+        let retained = shelf.remove(&dumps).map_err(failed)?;
+        dumps.retain(|dump| !retained.contains_key(&dump.file));
+        kept.extend(retained.into_values());
     }
     let left = shelf.list().map_err(failed)?;
-    let (mut parts, mut kept) = (0, Vec::new());
     for log in shelf.logs().map_err(failed)? {
         // The log belongs to another deployment, or its owner is unknown.
         if log.header().is_none_or(|header| header.lineage != lineage) {

@@ -17,11 +17,11 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use textnlp_orchestrator::backup::{BackupDirectory, Decryptor, Error, Key, PublicKey, StoredBackup};
 use textnlp_orchestrator::environment::Environment;
-use textnlp_orchestrator::environment::model::Backup as Settings;
+use textnlp_orchestrator::environment::model::{Backup as Settings, NetworkSettings};
 use textnlp_provider::component::Backup as Order;
-use textnlp_provider::{EnvironmentName, Secret};
+use textnlp_provider::{EnvironmentName, Problem, Secret};
 
-use crate::{Exit, Failure, Platform, Scope};
+use crate::{ChosenEnvironment, Exit, Failure, Platform, Scope, workplace};
 
 pub use gather::nothing_to_back_up;
 pub(crate) use gather::{BackupContent, gather};
@@ -30,13 +30,74 @@ pub use settings::put as put_file;
 pub use signer::RequiredSigner;
 pub use verify_backup::{newest, verify_backup};
 
-/// The backup directory of an environment: a folder of its name in the destination, else beside its state.
-pub fn shelf(name: &EnvironmentName, folder: &Utf8Path, destination: Option<&str>) -> BackupDirectory {
+/// The backup directory of an environment: a folder of its name in the destination, else beside its state. Sends no
+/// request to a bucket.
+pub fn shelf(
+    platform: &dyn Platform,
+    name: &EnvironmentName,
+    folder: &Utf8Path,
+    settings: &settings::Settings,
+) -> Result<BackupDirectory, Failure> {
+    let destination = settings.backup.destination.as_deref();
+    let Some(url) = destination.filter(|destination| destination.contains("://")) else {
+        return Ok(local(name, folder, destination));
+    };
+    let bucket = platform.backup_bucket(url, settings.backup.credentials.as_ref(), &settings.network)?;
+    Ok(bucket.folder(name.as_str()).directory(beside(folder)))
+}
+
+/// Why backups cannot be written to the bucket of an environment: what is wrong with its address or its credentials. Sends
+/// no request.
+pub fn bucket_problem(chosen: &ChosenEnvironment) -> Option<Problem> {
+    let Environment { backup, network, .. } = &chosen.loaded.environment;
+    let url = backup.destination.as_deref().filter(|url| backup.enabled && url.contains("://"))?;
+    let failure = chosen.scope.platform.backup_bucket(url, backup.credentials.as_ref(), network).err()?;
+    let fix = failure.hint.unwrap_or_default();
+    Some(Problem::new("backup.destination", format!("{:#}", failure.error), fix))
+}
+
+/// The same for a destination that is a folder, or none.
+fn local(name: &EnvironmentName, folder: &Utf8Path, destination: Option<&str>) -> BackupDirectory {
     BackupDirectory::at(match destination {
         Some(destination) => Utf8Path::new(destination).join(name.as_str()),
-        // Names of environments contain no dot.
-        None => Utf8PathBuf::from(format!("{folder}.backups")),
+        None => beside(folder),
     })
+}
+
+/// The folder for backups beside a state. Names of environments contain no dot.
+fn beside(folder: &Utf8Path) -> Utf8PathBuf {
+    Utf8PathBuf::from(format!("{folder}.backups"))
+}
+
+/// The backup directory of a backup in a bucket, by its address and the variables of this process: where no environment
+/// says how the bucket is reached.
+pub fn of_address(platform: &dyn Platform, file: &Utf8Path, root: &Utf8Path) -> Result<BackupDirectory, Failure> {
+    let folder = file.as_str().rsplit_once('/').map_or(file.as_str(), |(folder, _)| folder);
+    Ok(platform.backup_bucket(folder, None, &NetworkSettings::default())?.directory(root))
+}
+
+/// A backup as a file of this machine: itself, or a copy of one in a bucket, which is removed with this value.
+pub struct FetchedBackup {
+    /// Its path.
+    pub file: Utf8PathBuf,
+    _folder: Option<tempfile::TempDir>,
+}
+
+/// Copies a backup from a bucket into a private folder in `parent`. One on this machine is used as it is.
+pub fn fetch(shelf: &BackupDirectory, file: &Utf8Path, parent: &Utf8Path) -> Result<FetchedBackup, Failure> {
+    const PREFIX: &str = ".fetch-";
+    if !shelf.is_elsewhere(file) {
+        if file.as_str().contains("://") {
+            let error = anyhow::anyhow!("{file} is not a backup in {}", shelf.folder());
+            return Err(Failure::usage("no_such_file", error).hint("give an address that `backup list` prints"));
+        }
+        return Ok(FetchedBackup { file: file.to_owned(), _folder: None });
+    }
+    std::fs::create_dir_all(parent).with_context(|| format!("make {parent}"))?;
+    let folder = workplace::make(parent, PREFIX, |_| false)?;
+    let place = Utf8Path::from_path(folder.path()).context("temporary folders have UTF-8 names")?;
+    let file = tokio::task::block_in_place(|| shelf.fetch(file, place)).map_err(failed)?;
+    Ok(FetchedBackup { file, _folder: Some(folder) })
 }
 
 /// An error of a copy, for people and programs.
@@ -128,23 +189,9 @@ pub fn directory(scope: &Scope, environment: &Environment) -> Result<(BackupDire
         let hint = format!("its state is in {}: copy that folder, or set `state.store` to a bucket", scope.folder);
         return Err(Failure::usage("inference_endpoint", error).hint(hint));
     }
-    let settings = settings::settings(&scope.folder, environment).backup;
-    no_object_store(settings.destination.as_deref())?;
-    let shelf = shelf(&scope.name, &scope.folder, settings.destination.as_deref());
-    Ok((shelf, settings))
-}
-
-/// Rejects destinations that are not folders, by name.
-fn no_object_store(destination: Option<&str>) -> Result<(), Failure> {
-    match destination.and_then(|url| url.split_once("://")) {
-        Some((scheme, _)) => {
-            let error = anyhow::anyhow!("backups to `{scheme}://` are not supported");
-            Err(Failure::usage("not_available", error).hint(
-                "set `backup.destination` to a folder, and copy that folder to another machine: backups are encrypted",
-            ))
-        }
-        None => Ok(()),
-    }
+    let settings = settings::settings(&scope.folder, environment);
+    let shelf = shelf(scope.platform, &scope.name, &scope.folder, &settings)?;
+    Ok((shelf, settings.backup))
 }
 
 /// The content of a backup directory.

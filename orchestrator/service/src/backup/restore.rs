@@ -29,8 +29,10 @@ pub struct Request<'a> {
     pub root: &'a Utf8Path,
     /// The model cache of these states.
     pub model_cache: &'a Utf8Path,
-    /// The backup.
+    /// The backup, a file of this machine.
     pub file: &'a Utf8Path,
+    /// The backup as the operator names it.
+    pub shown: &'a Utf8Path,
     /// The point in time for its databases, instead of that of the backup.
     pub at: Option<Timestamp>,
     /// The environment that the backup must be of.
@@ -65,7 +67,7 @@ pub async fn restore(
     opener: &Arc<Decryptor>,
     progress: &dyn Progress,
 ) -> Result<Restored, Failure> {
-    let Request { platform, root, file, at, .. } = *request;
+    let Request { platform, root, file, shown, at, .. } = *request;
     may_be_restored(request, opener).await?;
     std::fs::create_dir_all(root).with_context(|| format!("make {root}"))?;
     progress.doing("reads the backup whole");
@@ -74,7 +76,7 @@ pub async fn restore(
     let (_, mut manifest) = tokio::task::block_in_place(|| verify_backup::open(file, opener, place))?;
     // Again: another file may have taken its place.
     let required = required_signer(request, &manifest);
-    signer::check(file, &manifest, required.as_ref())?;
+    signer::check(shown, &manifest, required.as_ref())?;
     let state = verify_backup::state_of(place, &manifest).await.context("read the restored state")?;
     if let Some(at) = at {
         progress.doing("recovers the database in a temporary folder, to the given point in time");
@@ -99,7 +101,7 @@ fn required_signer(request: &Request<'_>, manifest: &Manifest) -> Option<Require
 
 /// Checks whether a backup can be restored here, before anything is decrypted or changed. Reports all problems at once.
 async fn may_be_restored(request: &Request<'_>, opener: &Decryptor) -> Result<(), Failure> {
-    let Request { platform, again, root, file, at, .. } = *request;
+    let Request { platform, again, root, file, shown, at, .. } = *request;
     let listed = tokio::task::block_in_place(|| verify_backup::list(file, opener));
     let mut obstacles = Vec::new();
     if let Some(at) = at {
@@ -112,11 +114,11 @@ async fn may_be_restored(request: &Request<'_>, opener: &Decryptor) -> Result<()
     if let Ok(manifest) = &listed {
         let name = &manifest.environment;
         if let Some(requested) = request.environment.filter(|requested| *requested != name.as_str()) {
-            let error = anyhow::anyhow!("{file} is of environment `{name}`, but --env is `{requested}`");
+            let error = anyhow::anyhow!("{shown} is of environment `{name}`, but --env is `{requested}`");
             obstacles
                 .push(Failure::refused("other_environment", error).hint(format!("omit --env, or use --env {name}")));
         }
-        obstacles.extend(signer::check(file, manifest, required_signer(request, manifest).as_ref()).err());
+        obstacles.extend(signer::check(shown, manifest, required_signer(request, manifest).as_ref()).err());
         let target = root.join(name.as_str());
         obstacles.extend(may_replace(request, manifest, &target).await?);
         let holder = Folder::at(&target).holder().await.map_err(|error| state_failed(error, again, name))?;
@@ -124,7 +126,7 @@ async fn may_be_restored(request: &Request<'_>, opener: &Decryptor) -> Result<()
             obstacles.push(state_failed(StateError::Held { holder }, again, name));
         }
     }
-    one_report(file, obstacles)?;
+    one_report(shown, obstacles)?;
     listed.map(drop)
 }
 

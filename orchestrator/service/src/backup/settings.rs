@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_files::Replace;
-use textnlp_orchestrator::environment::model::{Backup, DataProtection};
+use textnlp_orchestrator::environment::model::{Backup, DataProtection, NetworkSettings};
 use textnlp_orchestrator::environment::{Environment, Loaded};
 use textnlp_orchestrator::release::Lock;
 
@@ -27,28 +27,40 @@ pub fn provisioned_file(state: &Utf8Path) -> Utf8PathBuf {
 }
 
 /// The data and backup settings of an environment.
+#[derive(Default)]
 pub struct Settings {
     /// Whether the data is protected.
     pub protected: bool,
     /// The backup settings.
     pub backup: Backup,
+    /// The network, for a bucket.
+    pub network: NetworkSettings,
 }
 
 /// The settings as provisioned, or of the current file if `up` never ran. Scheduled and manual backups thus use the
 /// same settings and destination.
 pub fn settings(state: &Utf8Path, written: &Environment) -> Settings {
+    provisioned(state).unwrap_or_else(|| Settings {
+        protected: written.data == DataProtection::Protected,
+        backup: written.backup.clone(),
+        network: written.network.clone(),
+    })
+}
+
+/// The settings as provisioned; `None` if `up` never ran.
+pub fn provisioned(state: &Utf8Path) -> Option<Settings> {
     /// The members of the environment that are read here.
     #[derive(serde::Deserialize)]
     struct ProvisionedSettings {
         data: DataProtection,
         #[serde(default)]
         backup: Backup,
+        #[serde(default)]
+        network: NetworkSettings,
     }
-    let put_up = std::fs::read(provisioned_file(state))
-        .ok()
-        .and_then(|text| serde_yaml::from_slice::<ProvisionedSettings>(&text).ok());
-    let (data, backup) = put_up.map_or((written.data, written.backup.clone()), |up| (up.data, up.backup));
-    Settings { protected: data == DataProtection::Protected, backup }
+    let text = std::fs::read(provisioned_file(state)).ok()?;
+    let ProvisionedSettings { data, backup, network } = serde_yaml::from_slice(&text).ok()?;
+    Some(Settings { protected: data == DataProtection::Protected, backup, network })
 }
 
 /// Records what was provisioned: the whole environment, its source files and its release lock.

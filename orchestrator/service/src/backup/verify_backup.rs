@@ -46,10 +46,12 @@ pub fn newest(scope: &Scope, shelf: &BackupDirectory) -> Result<StoredBackup, Fa
     })
 }
 
-/// Verifies a backup and writes the result beside it, also after a failure. Returns an error if the backup cannot be
-/// decrypted or this machine cannot run the verification. `signer` is by default the state's own key.
+/// Verifies a backup and writes the result beside it, also after a failure. One in a bucket is copied first. Returns an
+/// error if the backup cannot be decrypted or this machine cannot run the verification. `signer` is by default the state's
+/// own key.
 pub async fn verify_backup(
     platform: &'static dyn Platform,
+    shelf: &BackupDirectory,
     file: &Utf8Path,
     opener: &Arc<Decryptor>,
     live: &Utf8Path,
@@ -58,22 +60,24 @@ pub async fn verify_backup(
 ) -> Result<VerificationResult, Failure> {
     let signer = signer::of_verification(live, signer, file)?;
     let began = Instant::now();
+    let fetched = super::fetch(shelf, file, live.parent().unwrap_or(live))?;
+    let copy = fetched.file.as_path();
     let (sha256, read) = {
         let work = workplace(live)?;
         let place = Utf8Path::from_path(work.path()).context("temporary folders have UTF-8 names")?;
-        let unpacked = tokio::task::block_in_place(|| open(file, opener, place));
+        let unpacked = tokio::task::block_in_place(|| open(copy, opener, place));
         match unpacked {
             Ok((sha256, manifest)) => match signer::check(file, &manifest, Some(&signer)) {
-                Ok(()) => match misdated(file, &manifest) {
+                Ok(()) => match misdated(copy, &manifest) {
                     Some(why) => (sha256, Err(anyhow::Error::msg(why))),
-                    None => (sha256, restored(platform, file, opener, place, &manifest, live, light).await),
+                    None => (sha256, restored(platform, copy, opener, place, &manifest, live, light).await),
                 },
                 // Nothing of it is run, and the copy of another deployment is not marked as damaged.
                 Err(failure) => return Err(failure),
             },
             // A wrong key says nothing about the backup.
             Err(failure) if !matches!(failure.code, "damaged") => return Err(failure),
-            Err(failure) => (digest(file)?, Err(failure.error)),
+            Err(failure) => (digest(copy)?, Err(failure.error)),
         }
     };
     let (ok, level, says) = match read {
@@ -90,7 +94,7 @@ pub async fn verify_backup(
         tool: concat!("textnlp-deploy ", env!("CARGO_PKG_VERSION")).to_owned(),
         milliseconds: began.elapsed().as_millis() as u64,
     };
-    BackupDirectory::prove(file, &proof).map_err(failed)?;
+    shelf.prove(file, &proof).map_err(failed)?;
     Ok(proof)
 }
 

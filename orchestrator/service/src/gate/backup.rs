@@ -60,7 +60,7 @@ async fn restored(
     }
     progress.doing("restores the newest backup beside the service");
     let opener = Arc::new(opener_of_state(scope.platform, &scope.folder).await?);
-    let result = verify_backup(scope.platform, &newest.file, &opener, &scope.folder, false, None).await?;
+    let result = verify_backup(scope.platform, &directory, &newest.file, &opener, &scope.folder, false, None).await?;
     Ok(of_result(check, environment, &result, &format!("{} of {:.0}", newest.file, facts.at)))
 }
 

@@ -20,7 +20,7 @@ use textnlp_orchestrator::plan::Facts;
 use textnlp_orchestrator::state::State;
 use textnlp_provider::{Lineage, Recorded};
 
-use crate::backup::{settings, shelf};
+use crate::backup::{failed, settings, shelf};
 use crate::bundle::advisories::{AdvisorySources, RUSTSEC};
 use crate::bundle::installed;
 use crate::checks::Checks;
@@ -365,14 +365,13 @@ fn backups(report: &mut Checks, deployment: &Deployment, lineage: Lineage) {
         Ok(Some(_)) => return,
         Err(error) => return report.unknown(NAME, format!("{error:#}"), list),
     }
-    let backup = settings::settings(&scope.folder, environment).backup;
-    if let Some(url) = backup.destination.as_deref().filter(|target| target.contains("://")) {
-        return report.unknown(NAME, format!("the backups are in {url}, which is not read"), list);
-    }
-    let stored = match shelf(&scope.name, &scope.folder, backup.destination.as_deref()).list() {
+    let settings = settings::settings(&scope.folder, environment);
+    let stored = shelf(scope.platform, &scope.name, &scope.folder, &settings);
+    let stored = match stored.and_then(|shelf| shelf.list().map_err(failed)) {
         Ok(stored) => stored,
-        Err(error) => return report.unknown(NAME, error.to_string(), list),
+        Err(failure) => return report.unknown(NAME, format!("{:#}", failure.error), list),
     };
+    let backup = settings.backup;
     let ours: Vec<_> =
         stored.iter().filter(|one| one.facts.as_ref().is_none_or(|facts| facts.lineage == lineage)).collect();
     let plain: Vec<&str> =
@@ -382,7 +381,10 @@ fn backups(report: &mut Checks, deployment: &Deployment, lineage: Lineage) {
     match (plain.first(), ours.len()) {
         (Some(first), _) => {
             let named = plain.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
-            let fix = format!("{create}\nrm {}", quoted(first));
+            let fix = match first.contains("://") {
+                true => format!("{create}\n# then remove {first} from the bucket"),
+                false => format!("{create}\nrm {}", quoted(first)),
+            };
             report.problem(NAME, format!("{} not encrypted: {named}", plain.len()), fix);
         }
         (None, 0) if environment.is_endpoint() => report.well(NAME, "an inference endpoint has no data to back up"),

@@ -12,7 +12,7 @@ use textnlp_provider::units::counted;
 
 use super::{NAMED, Rule, day, set};
 use crate::backup::backup_status::BackupWarning;
-use crate::backup::{backup_status, settings, shelf};
+use crate::backup::{backup_status, failed, settings, shelf};
 use crate::checks::Checks;
 use crate::failure::hinted_chain;
 use crate::keys::Admin;
@@ -112,9 +112,14 @@ pub(super) async fn restore_test(report: &mut Checks, deployment: &Deployment, l
             scope.command("backup create")
         }
         _ => {
-            let settings = settings::settings(&scope.folder, environment).backup;
-            let destination = settings.destination.as_deref().filter(|target| !target.contains("://"));
-            let stored = shelf(&scope.name, &scope.folder, destination).list().unwrap_or_default();
+            let settings = settings::settings(&scope.folder, environment);
+            let stored = shelf(scope.platform, &scope.name, &scope.folder, &settings);
+            let stored = match stored.and_then(|shelf| shelf.list().map_err(failed)) {
+                Ok(stored) => stored,
+                Err(failure) => {
+                    return report.unknown(NAME, format!("{:#}", failure.error), scope.command("backup list"));
+                }
+            };
             let ours = |one: &&StoredBackup| one.facts.as_ref().is_some_and(|facts| facts.lineage == lineage);
             let verified = stored.iter().filter(ours).filter(|one| one.is_proven());
             let at = |one: &StoredBackup| one.proof.as_ref().map(|proof| proof.at);

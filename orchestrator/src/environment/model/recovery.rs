@@ -17,8 +17,12 @@ section! {
         pub every: Span = Span::seconds(86_400),
         /// The retention of backups.
         pub keep: Span = Span::seconds(30 * 86_400),
-        /// The destination: a folder or an object store's URL; if unset, a folder next to the state.
+        /// The destination: a folder, or a bucket as `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX` or `az://CONTAINER/PREFIX`;
+        /// if unset, a folder next to the state.
         pub destination: Option<String> = None,
+        /// A file with the variables by which a bucket is opened, one `NAME=VALUE` in a line; if unset, those of a command,
+        /// and for scheduled backups the role of the machine.
+        pub credentials: Option<SecretSource> = None,
         /// Whether each backup is verified by a restore.
         pub verify: bool = true,
         /// Public keys (`age1…`) that can decrypt each backup, in addition to the environment's own, such as an offline recovery key.

@@ -247,6 +247,7 @@ impl Checker<'_> {
             let cause = format!("`{}` is neither an absolute path nor an object store", cut(place));
             self.error("backup.destination", cause, "write an absolute path, or remove it");
         }
+        self.backup_bucket();
         // Runs wait for a rollout at most four hours, and other pods follow the canary.
         if e.rollout.strategy != Strategy::Rolling && e.rollout.deadline.as_seconds() > ROLLOUT_MAX_SECONDS {
             let cause = format!("`{}` is longer than a rollout may take", e.rollout.deadline);
@@ -258,6 +259,54 @@ impl Checker<'_> {
                 "the rollout would revert before the analysis of the new release ends",
                 "make it longer than `bake`",
             );
+        }
+    }
+
+    /// Requirements of backups in a bucket. The supervisor takes them, without the variables of an operator.
+    fn backup_bucket(&mut self) {
+        let e = self.environment;
+        let backup = &e.backup;
+        let Some(url) = backup.destination.as_deref().filter(|place| place.contains("://")) else {
+            if backup.credentials.is_some() {
+                let fix = "remove it, or name a bucket in `backup.destination`";
+                self.error("backup.credentials", "backups in a folder need no credentials", fix);
+            }
+            return;
+        };
+        if !is_bucket(url) {
+            let cause = format!("`{}` is not a bucket and a prefix", cut(url));
+            let fix = "write `s3://BUCKET/PREFIX`; credentials are in the file of `backup.credentials`";
+            self.error("backup.destination", cause, fix);
+        }
+        if backup.point_in_time.is_some() {
+            let cause = "the log of a database is archived in folders, not in buckets";
+            let fix = "name a folder in `backup.destination`, or remove `point_in_time`";
+            self.say(Severity::Refusal, "backup.point_in_time", cause, fix);
+        }
+        const FIX: &str = "write `secret:file:/PATH`: a file with lines such as `AWS_ACCESS_KEY_ID=…`, readable only by the user of the supervisor";
+        match &backup.credentials {
+            Some(SecretSource::File(file)) if file.starts_with('/') => {}
+            Some(_) => {
+                let cause =
+                    "the supervisor takes backups, with neither the variables nor the working directory of your shell";
+                self.error("backup.credentials", cause, FIX);
+            }
+            None if backup.enabled && url.starts_with("az://") => {
+                self.error(
+                    "backup.credentials",
+                    "the storage account is a variable, which the supervisor does not have",
+                    FIX,
+                );
+            }
+            None if backup.enabled => {
+                let cause = "scheduled backups sign in with the role of the machine, and do not have your variables";
+                self.say(Severity::Note, "backup.credentials", cause, format!("if it has no role, {FIX}"));
+            }
+            None => {}
+        }
+        if backup.enabled && e.network.private_ca.as_ref().is_some_and(|file| !file.starts_with('/')) {
+            let cause = "the supervisor that takes backups runs in another folder";
+            self.error("network.private_ca", cause, "write a path that begins with `/`");
         }
     }
 
@@ -384,4 +433,11 @@ fn is_same_cluster(e: &Environment, catalogue: &Catalogue, one: &SiteSettings, o
         return is_same_place && existing(one) == existing(other);
     }
     !creates_clusters(catalogue, one) && access(one) == access(other)
+}
+
+/// Whether an address is a bucket with a prefix, and nothing more.
+fn is_bucket(url: &str) -> bool {
+    let rest = url.split_once("://").map_or("", |(_, rest)| rest);
+    let is_named = !rest.is_empty() && !rest.starts_with('/');
+    is_named && !rest.contains(['@', '?', '#', ' ']) && !rest.split('/').any(|part| part == "." || part == "..")
 }

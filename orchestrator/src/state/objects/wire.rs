@@ -13,13 +13,12 @@ use object_store::path::Path;
 use object_store::{
     Error, GetOptions, GetResult, ObjectMeta, ObjectStore, PutMode, PutOptions, PutPayload, UpdateVersion,
 };
-use textnlp_net::error_chain;
 use textnlp_net::retry::{Backoff, Retry, RetryPolicy, Transient, retry_with_clock};
 
 use super::super::StateError;
 use super::Timing;
 use super::lease::LEASE;
-use crate::backup::{Decryptor, EncryptionMode, Key, opened};
+use crate::backup::{Decryptor, EncryptionMode, Key, error_text, opened};
 use crate::clock::Clock;
 
 /// Requests to a store are small and sequential. A longer outage of the store ends the run, which can be resumed.
@@ -329,23 +328,6 @@ impl textnlp_net::retry::RetryClock for StoreClock<'_> {
     fn jitter(&self) -> f64 {
         f64::from(self.0.steady().subsec_nanos() % 1000) / 999.0
     }
-}
-
-/// An error with its causes on one line; only code and message if the server answered in XML.
-fn error_text(error: &Error) -> String {
-    let text = error_chain(error);
-    let inside = |tag: &str| {
-        let (_, rest) = text.split_once(&format!("<{tag}>"))?;
-        Some(rest.split_once("</")?.0.split('\n').next().unwrap_or_default().to_owned())
-    };
-    let plain = match inside("Code").zip(inside("Message")) {
-        Some((code, message)) => {
-            let before = text.split("<?xml").next().unwrap_or_default().split("<Error").next().unwrap_or_default();
-            format!("{} {code}: {message}", before.trim_end())
-        }
-        None => text,
-    };
-    super::super::cut(&plain, 600)
 }
 
 /// Whether the error may be transient.

@@ -12,6 +12,7 @@ use textnlp_provider::settings::{
 /// Settings that the orchestrator or the server realises itself, the same with every provider; a section where it ends with a dot.
 const OWN: &[&str] = &[
     "account.mandatory_tags",
+    "backup.credentials",
     "backup.every",
     "backup.keep",
     "backup.recipients",

@@ -1190,6 +1190,34 @@ fn environments_of_the_guides_load() {
 }
 
 #[test]
+fn backups_in_a_bucket_need_what_the_supervisor_can_read() {
+    let credentials = "credentials: \"secret:file:/etc/textnlp/bucket.env\"";
+    let cases = [
+        (format!("destination: s3://b/p, {credentials}"), ""),
+        (format!("destination: gs://b, {credentials}"), ""),
+        ("destination: s3://b/p".to_owned(), ""),
+        ("destination: az://c/p".to_owned(), "the storage account is a variable"),
+        ("destination: s3://b/p, credentials: \"secret:env:KEYS\"".to_owned(), "neither the variables"),
+        ("destination: s3://b/p, credentials: \"secret:file:bucket.env\"".to_owned(), "neither the variables"),
+        (format!("destination: /mnt/elsewhere, {credentials}"), "need no credentials"),
+        ("destination: s3://".to_owned(), "not a bucket and a prefix"),
+        ("destination: \"s3://b/p?versionId=1\"".to_owned(), "not a bucket and a prefix"),
+        ("destination: s3://b/../c".to_owned(), "not a bucket and a prefix"),
+        ("destination: \"s3://${HOME}/p\"".to_owned(), "variables are not filled in here"),
+        (format!("destination: s3://b/p, {credentials}, point_in_time: 1m"), "archived in folders"),
+    ];
+    for (backup, expected) in cases {
+        let text = format!("{GOOD}backup: {{ enabled: true, {backup} }}\ndatabase: {{ kind: postgres }}\n");
+        let variables = BTreeMap::from([("KEYS".to_owned(), "x".to_owned()), ("HOME".to_owned(), "/home".to_owned())]);
+        let said = said(load(&text, &Overrides { variables, ..Overrides::default() }, &Catalogue::default()));
+        match expected {
+            "" => assert!(!said.contains("backup."), "{backup}: {said}"),
+            expected => assert!(said.contains(expected), "{backup}: {said}"),
+        }
+    }
+}
+
+#[test]
 fn air_gapped_environment_loads_without_warnings_and_with_backups() {
     let loaded = Library::built_in().load("air-gapped", &Overrides::default(), &Catalogue::default()).unwrap();
     let warnings: Vec<_> = loaded.report.0.iter().filter(|problem| problem.severity == Severity::Warning).collect();
