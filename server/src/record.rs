@@ -12,8 +12,8 @@ use textnlp_store::rate::Left;
 use textnlp_store::{Charge, Usage, now_ms};
 
 use crate::app::App;
-use crate::auth::Caller;
-use crate::traces::{Ended, MOST_CALLS, ModelCall, Trace};
+use crate::auth::{ANONYMOUS, Caller};
+use crate::traces::{MOST_CALLS, ModelCall, RequestOutcome, Trace};
 
 /// The fields known so far.
 #[derive(Debug, Default, Clone)]
@@ -172,15 +172,17 @@ impl Drop for Record {
         let suppressed = lines.filter(|count| *count > 0);
         let trace_id = self.trace_id();
         if let (Some(traces), Some(trace)) = (&self.app.traces, &self.trace) {
-            let request = Ended {
+            let request = RequestOutcome {
                 id: &self.id,
                 method: self.method,
                 is_http: self.method != BATCH,
                 route: Some(self.route.as_str()).filter(|route| *route != NO_ROUTE),
-                status,
+                status: known.status,
                 error: known.error,
+                has_client_left: !known.finished,
                 tenant: known.tenant.as_deref(),
-                has_caller: known.user.is_some(),
+                // Where no key is required, any client is the anonymous user.
+                has_caller: known.user.as_deref().is_some_and(|user| user != ANONYMOUS),
                 calls: &known.calls,
             };
             traces.push(trace, &request);

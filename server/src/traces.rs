@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::http::{HeaderMap, HeaderValue, header};
+use bytes::Bytes;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -17,15 +18,19 @@ use textnlp_net::retry::{Backoff, Retry, RetryPolicy, Transient};
 use textnlp_process::TraceContext;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, TraceExport, TraceHeader};
 
-/// Traces that wait for the collector; more are dropped.
-const WAITING: usize = 1024;
-/// Traces of one message.
-const MOST_TRACES: usize = 64;
-/// The pause between two messages, in which traces are collected.
-const COLLECTS: Duration = Duration::from_secs(1);
+/// Spans that wait for the collector. One has about 1 KiB, with a `tracestate` of 512 bytes.
+const MAX_QUEUED_SPANS: usize = 4096;
+/// Spans of one message.
+const MAX_MESSAGE_SPANS: usize = 512;
+/// The pause between two messages, in which spans are collected.
+const BATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// The shortest and the longest pause after a message that was given up.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 /// Runs of models of a request that have spans: as many as a request may have answers.
 pub(crate) const MOST_CALLS: usize = 16;
 /// The longest `tracestate` that is kept, which every tracing system must pass on (W3C Trace Context, 3.3.1.5).
@@ -71,9 +76,10 @@ pub(crate) type Count = Arc<dyn Fn(&'static str, u64) + Send + Sync>;
 
 /// Decides which requests are traced, and queues their spans.
 pub(crate) struct Traces {
-    queue: Mutex<Option<mpsc::Sender<Vec<Span>>>>,
+    queue: Mutex<Option<mpsc::Sender<Span>>>,
     ratio: f64,
     count: Count,
+    stop: CancellationToken,
 }
 
 /// The trace of one request that may be exported.
@@ -89,7 +95,7 @@ pub(crate) struct Trace {
 }
 
 /// A request that has ended.
-pub(crate) struct Ended<'a> {
+pub(crate) struct RequestOutcome<'a> {
     pub(crate) id: &'a str,
     /// `OTHER` for methods that no path has.
     pub(crate) method: &'a str,
@@ -97,8 +103,11 @@ pub(crate) struct Ended<'a> {
     pub(crate) is_http: bool,
     /// Absent for unknown paths.
     pub(crate) route: Option<&'a str>,
-    pub(crate) status: u16,
+    /// Absent where the client left before the answer began.
+    pub(crate) status: Option<u16>,
     pub(crate) error: Option<&'static str>,
+    /// The client left before the end of the answer.
+    pub(crate) has_client_left: bool,
     pub(crate) tenant: Option<&'a str>,
     pub(crate) has_caller: bool,
     pub(crate) calls: &'a [ModelCall],
@@ -165,9 +174,12 @@ struct Status {
 const INTERNAL: u8 = 1;
 const SERVER: u8 = 2;
 const ERROR: u8 = 2;
-/// `SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK` and `SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK`, beside the flag of W3C for sampled spans.
-const LOCAL_PARENT: u32 = 0x101;
-const REMOTE_PARENT: u32 = 0x301;
+/// W3C's flags of sampled spans and of traces whose last 7 bytes are random; `SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK` and
+/// `SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK`.
+const SAMPLED: u32 = 0x01;
+const RANDOM: u32 = 0x02;
+const HAS_IS_REMOTE: u32 = 0x100;
+const IS_REMOTE: u32 = 0x200;
 
 fn text(key: &'static str, value: impl Into<String>) -> Attribute {
     Attribute { key, value: AttributeValue::Text(value.into()) }
@@ -210,13 +222,15 @@ impl Traces {
             text("deployment.environment.name", config.environment.as_str()),
             text("textnlp.site", config.site.as_str()),
         ];
-        let collector = Collector { client, export: export.clone(), headers, resource, count: count.clone() };
-        let (queue, inbox) = mpsc::channel(WAITING);
-        let traces = Self { queue: Mutex::new(Some(queue)), ratio: export.ratio, count };
+        let stop = CancellationToken::new();
+        let collector =
+            Collector { client, export: export.clone(), headers, resource, count: count.clone(), stop: stop.clone() };
+        let (queue, inbox) = mpsc::channel(MAX_QUEUED_SPANS);
+        let traces = Self { queue: Mutex::new(Some(queue)), ratio: export.ratio, count, stop };
         Ok((traces, tokio::spawn(collector.run(inbox))))
     }
 
-    /// The trace of a request; `None` where it is not sampled. A caller's decision goes before the ratio.
+    /// The trace of a request; `None` where it is not sampled. The caller's decision takes precedence over the ratio.
     pub(crate) fn begin(&self, headers: &HeaderMap, scheme: &'static str) -> Option<Trace> {
         let id = uuid::Uuid::new_v4().into_bytes();
         // The last seven bytes of such an id are random.
@@ -237,22 +251,24 @@ impl Traces {
         })
     }
 
-    /// Queues the spans of a request that has ended; with a full queue they are counted as dropped.
-    pub(crate) fn push(&self, trace: &Trace, request: &Ended<'_>) {
+    /// Queues the spans of a request that has ended. Where the queue does not have room for all, they are counted as dropped.
+    pub(crate) fn push(&self, trace: &Trace, request: &RequestOutcome<'_>) {
         if trace.needs_caller && !request.has_caller {
             return;
         }
         let spans = trace.spans(request);
         let count = spans.len() as u64;
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        if queue.as_ref().is_none_or(|queue| queue.try_send(spans).is_err()) {
-            (self.count)("dropped", count);
+        match queue.as_ref().map(|queue| queue.try_reserve_many(spans.len())) {
+            Some(Ok(permits)) => permits.zip(spans).for_each(|(permit, span)| permit.send(span)),
+            Some(Err(_)) | None => (self.count)("dropped", count),
         }
     }
 
-    /// Accepts no more spans.
+    /// Accepts no more spans, and ends the pauses before those that wait.
     pub(crate) fn close(&self) {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.stop.cancel();
     }
 }
 
@@ -262,15 +278,15 @@ impl Trace {
         hex::encode(self.id)
     }
 
-    fn spans(&self, request: &Ended<'_>) -> Vec<Span> {
-        let attributes = self.request_attributes(request);
+    fn spans(&self, request: &RequestOutcome<'_>) -> Vec<Span> {
+        let span = self.span(request.name(), (self.began, Instant::now()), self.request_attributes(request));
         let mut spans = vec![Span {
             span_id: hex::encode(self.span),
             parent_span_id: self.context.as_ref().map(|context| hex::encode(context.parent_id)),
-            flags: if self.context.is_some() { REMOTE_PARENT } else { LOCAL_PARENT },
+            flags: span.flags | if self.context.is_some() { IS_REMOTE } else { 0 },
             kind: if request.is_http { SERVER } else { INTERNAL },
             status: error_status(request.is_failure()),
-            ..self.span(request.name(), (self.began, Instant::now()), attributes)
+            ..span
         }];
         for call in request.calls {
             let span = self.call(request.route, call);
@@ -287,13 +303,15 @@ impl Trace {
         spans
     }
 
-    fn request_attributes(&self, request: &Ended<'_>) -> Vec<Attribute> {
+    fn request_attributes(&self, request: &RequestOutcome<'_>) -> Vec<Attribute> {
         let mut attributes = vec![text("textnlp.request.id", request.id)];
         if request.is_http {
             let method = if request.method == OTHER { "_OTHER" } else { request.method };
             attributes.push(text("http.request.method", method));
             attributes.push(text("url.scheme", self.scheme));
-            attributes.push(integer("http.response.status_code", request.status));
+            if let Some(status) = request.status {
+                attributes.push(integer("http.response.status_code", status));
+            }
             if let Some(route) = request.route {
                 attributes.push(text("http.route", route));
                 // With a parameter, a path has what the client wrote.
@@ -305,9 +323,8 @@ impl Trace {
         if let Some(tenant) = request.tenant {
             attributes.push(text("textnlp.tenant", tenant));
         }
-        if request.is_failure() {
-            attributes
-                .push(text("error.type", request.error.map_or_else(|| request.status.to_string(), str::to_owned)));
+        if let Some(error) = request.error_type() {
+            attributes.push(text("error.type", error));
         }
         attributes
     }
@@ -346,13 +363,14 @@ impl Trace {
             let time = self.began_at + instant.saturating_duration_since(self.began);
             time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos()).to_string()
         };
+        let random = if self.context.as_ref().is_none_or(|context| context.random) { RANDOM } else { 0 };
         let state = self.context.as_ref().and_then(|context| context.state.clone());
         Span {
             trace_id: self.id(),
             span_id: hex::encode(new_span()),
             parent_span_id: Some(hex::encode(self.span)),
             trace_state: state.filter(|state| state.len() <= MOST_STATE),
-            flags: LOCAL_PARENT,
+            flags: SAMPLED | HAS_IS_REMOTE | random,
             name,
             kind: INTERNAL,
             start_time_unix_nano: at(began),
@@ -366,7 +384,7 @@ impl Trace {
 /// The method of requests whose method no path has.
 const OTHER: &str = "OTHER";
 
-impl Ended<'_> {
+impl RequestOutcome<'_> {
     /// `{method} {route}`; unknown methods are `HTTP`, and unknown paths have no route.
     fn name(&self) -> String {
         let method = if self.method == OTHER { "HTTP" } else { self.method };
@@ -375,7 +393,16 @@ impl Ended<'_> {
 
     /// A client's mistake is no failure of the server; an error in a stream is, whose status was sent before.
     fn is_failure(&self) -> bool {
-        self.status >= 500 || (self.status < 400 && self.error.is_some())
+        self.status.is_some_and(|status| status >= 500 || (status < 400 && self.error.is_some()))
+    }
+
+    /// A client that left is no failure of the server either, but it did not get its answer.
+    fn error_type(&self) -> Option<String> {
+        if self.is_failure() {
+            self.error.map(str::to_owned).or_else(|| self.status.map(|status| status.to_string()))
+        } else {
+            self.has_client_left.then(|| "client_left".to_owned())
+        }
     }
 }
 
@@ -400,21 +427,35 @@ struct Collector {
     headers: HeaderMap,
     resource: Vec<Attribute>,
     count: Count,
+    stop: CancellationToken,
 }
 
-/// Why a message was not accepted.
-enum Refused {
+/// Why an attempt failed.
+enum AttemptError {
     Transient(Transient),
     Final(String),
 }
 
+/// Why a message was given up.
+#[derive(Debug)]
+struct ExportError {
+    reason: String,
+    retry_after: Option<Duration>,
+}
+
+impl ExportError {
+    /// The pause before the next message: what the collector asks for, within bounds.
+    fn pause(&self) -> Duration {
+        self.retry_after.unwrap_or_default().clamp(PAUSE_AFTER_FAILURE, LONGEST_PAUSE)
+    }
+}
+
 impl Collector {
-    async fn run(self, mut inbox: mpsc::Receiver<Vec<Span>>) {
-        let (mut traces, mut has_failed) = (Vec::with_capacity(MOST_TRACES), false);
-        while inbox.recv_many(&mut traces, MOST_TRACES).await > 0 {
-            let spans: Vec<Span> = traces.drain(..).flatten().collect();
+    async fn run(self, mut inbox: mpsc::Receiver<Span>) {
+        let (mut spans, mut has_failed) = (Vec::with_capacity(MAX_MESSAGE_SPANS), false);
+        while inbox.recv_many(&mut spans, MAX_MESSAGE_SPANS).await > 0 {
             let count = spans.len() as u64;
-            match self.send(&spans, &inbox).await {
+            let pause = match self.send(&spans).await {
                 Ok(rejected) => {
                     let rejected = rejected.min(count);
                     (self.count)("exported", count - rejected);
@@ -422,19 +463,26 @@ impl Collector {
                     if std::mem::take(&mut has_failed) {
                         tracing::info!(host = self.host(), "the collector of traces accepts spans again");
                     }
+                    if inbox.is_empty() { BATCH_INTERVAL } else { Duration::ZERO }
                 }
-                Err(reason) => {
+                Err(error) => {
                     (self.count)("failed", count);
-                    // Once, until it accepts spans again: it may be away for days.
+                    // Once, until it accepts spans again: it may be unreachable for days.
                     if !std::mem::replace(&mut has_failed, true) {
+                        let reason = &error.reason;
                         tracing::warn!(host = self.host(), %reason, "the collector of traces does not accept spans");
                     }
+                    error.pause()
                 }
-            }
-            if inbox.is_empty() && !inbox.is_closed() {
-                tokio::time::sleep(COLLECTS).await;
-            }
+            };
+            spans.clear();
+            self.pause(pause).await;
         }
+    }
+
+    /// Waits, at most until the server stops.
+    async fn pause(&self, time: Duration) {
+        self.stop.run_until_cancelled(tokio::time::sleep(time)).await;
     }
 
     /// Its name in logs: the path may have a token.
@@ -442,41 +490,43 @@ impl Collector {
         self.export.endpoint.host_str().unwrap_or_default()
     }
 
-    /// The spans that the collector rejected of a message that it took.
-    async fn send(&self, spans: &[Span], inbox: &mpsc::Receiver<Vec<Span>>) -> Result<u64, String> {
+    /// The count of spans that the collector rejected of a message that it took.
+    async fn send(&self, spans: &[Span]) -> Result<u64, ExportError> {
         let scope = json!({ "name": "textnlp-server", "version": env!("CARGO_PKG_VERSION") });
         let message = json!({ "resourceSpans": [{
             "resource": { "attributes": self.resource },
             "scopeSpans": [{ "scope": scope, "spans": spans }],
         }] });
-        let body = message.to_string();
+        let body = Bytes::from(message.to_string());
         let mut retry = Retry::new(RETRIES);
         loop {
             let failure = match self.attempt(body.clone()).await {
                 Ok(rejected) => return Ok(rejected),
-                Err(Refused::Final(reason)) => return Err(reason),
-                Err(Refused::Transient(failure)) => failure,
+                Err(AttemptError::Final(reason)) => return Err(ExportError { reason, retry_after: None }),
+                Err(AttemptError::Transient(failure)) => failure,
             };
-            let reason = failure.reason.clone();
+            let (reason, retry_after) = (failure.reason.clone(), failure.retry_after);
             match retry.failed(failure, false) {
-                // A server that stops does not wait for another attempt.
-                Ok(pause) if !inbox.is_closed() => retry.sleep(pause).await,
-                Ok(_) | Err(_) => return Err(reason),
+                // A stop ends this pause, and begins none: the last attempt is made at once.
+                Ok(pause) if !self.stop.is_cancelled() => self.pause(pause).await,
+                Ok(_) | Err(_) => return Err(ExportError { reason, retry_after }),
             }
         }
     }
 
-    async fn attempt(&self, body: String) -> Result<u64, Refused> {
+    async fn attempt(&self, body: Bytes) -> Result<u64, AttemptError> {
         let request = self.client.post(self.export.endpoint.clone()).headers(self.headers.clone()).body(body);
         let answer = request.send().await.map_err(|error| {
             let reason = error_chain(&error.without_url());
-            Refused::Transient(Transient::connection(reason))
+            AttemptError::Transient(Transient::connection(reason))
         })?;
         let status = answer.status().as_u16();
         if !answer.status().is_success() {
             // https://opentelemetry.io/docs/specs/otlp/#retryable-response-codes. Redirects are not followed.
             let repeatable = transient(&answer).filter(|_| matches!(status, 429 | 502 | 503 | 504));
-            return Err(repeatable.map_or_else(|| Refused::Final(format!("status {status}")), Refused::Transient));
+            return Err(
+                repeatable.map_or_else(|| AttemptError::Final(format!("status {status}")), AttemptError::Transient)
+            );
         }
         let body = read_body(answer, MAX_ANSWER).await.unwrap_or_default();
         let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
@@ -490,7 +540,7 @@ mod tests {
     use super::*;
 
     fn traces(ratio: f64) -> Traces {
-        Traces { queue: Mutex::default(), ratio, count: Arc::new(|_, _| {}) }
+        Traces { queue: Mutex::default(), ratio, count: Arc::new(|_, _| {}), stop: CancellationToken::new() }
     }
 
     fn parent(flags: &str) -> HeaderMap {

@@ -20,6 +20,8 @@ pub struct TraceContext {
     pub parent_id: [u8; 8],
     /// Whether the caller recorded its span.
     pub sampled: bool,
+    /// Whether the last 7 bytes of the trace are random.
+    pub random: bool,
     /// The `tracestate`, if it is valid and has members.
     pub state: Option<String>,
 }
@@ -31,7 +33,8 @@ impl TraceContext {
         let mut values = headers.get_all(TRACEPARENT).iter();
         let (first, second) = (values.next()?, values.next());
         let (trace_id, parent_id, flags) = parse(first.to_str().ok()?).filter(|_| second.is_none())?;
-        Some(Self { trace_id, parent_id, sampled: flags & 1 == 1, state: state(headers) })
+        let (sampled, random) = (flags & 1 == 1, flags & 2 == 2);
+        Some(Self { trace_id, parent_id, sampled, random, state: state(headers) })
     }
 }
 
@@ -58,20 +61,20 @@ fn bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(bytes)
 }
 
-/// All `tracestate` headers as one list, which may have empty members.
+/// All `tracestate` headers as one list, which may have empty members and repeat keys: who forwards it may keep both.
 fn state(headers: &HeaderMap) -> Option<String> {
     let values = headers.get_all(TRACESTATE).iter().map(|value| value.to_str().ok());
     let joined = values.collect::<Option<Vec<_>>>()?.join(",");
     let members = joined.split(',').map(|member| member.trim_matches([' ', '\t'])).filter(|member| !member.is_empty());
-    let mut keys: Vec<&str> = Vec::new();
+    let mut count = 0;
     for member in members {
-        let (key, _) = member.split_once('=').filter(|(key, value)| is_key(key) && is_value(value))?;
-        if keys.contains(&key) || keys.len() == MOST_MEMBERS {
+        let (key, value) = member.split_once('=')?;
+        if !is_key(key) || !is_value(value) || count == MOST_MEMBERS {
             return None;
         }
-        keys.push(key);
+        count += 1;
     }
-    (!keys.is_empty()).then_some(joined)
+    (count > 0).then_some(joined)
 }
 
 fn is_key(key: &str) -> bool {
@@ -111,8 +114,11 @@ mod tests {
         assert_eq!(context.parent_id, [0x00, 0xf0, 0x67, 0xaa, 0x0b, 0xa9, 0x02, 0xb7]);
         assert_eq!((context.sampled, context.state), (true, None));
         // Unknown flags are ignored, and a later version may have more fields.
-        for (last, sampled) in [("00", false), ("02", false), ("03", true)] {
-            assert_eq!(of(&[&format!("00-{TRACE}-00f067aa0ba902b7-{last}")], &[]).unwrap().sampled, sampled, "{last}");
+        for (last, sampled, random) in
+            [("00", false, false), ("01", true, false), ("02", false, true), ("03", true, true), ("fc", false, false)]
+        {
+            let context = of(&[&format!("00-{TRACE}-00f067aa0ba902b7-{last}")], &[]).unwrap();
+            assert_eq!((context.sampled, context.random), (sampled, random), "{last}");
         }
         assert!(of(&[&format!("cc-{TRACE}-00f067aa0ba902b7-01-later")], &[]).is_some());
     }
@@ -147,12 +153,12 @@ mod tests {
         let long = format!("a={}", "x".repeat(MOST_TEXT + 1));
         let many: Vec<String> = (0..=MOST_MEMBERS).map(|n| format!("k{n}=v")).collect();
         let many = [many.join(","), many[1..].join(",")];
-        for wrong in
-            ["", " ", ",", "a", "a=", "=1", "A=1", "a=1=2", "a=1,a=2", "a b=1", long.as_str(), many[0].as_str()]
-        {
+        for wrong in ["", " ", ",", "a", "a=", "=1", "A=1", "a=1=2", "a b=1", long.as_str(), many[0].as_str()] {
             assert_eq!(state(&[wrong]), None, "{wrong}");
         }
         assert!(state(&[&many[1]]).is_some());
-        assert_eq!(state(&["a=1", "a=2"]), None);
+        // https://github.com/w3c/trace-context, `test_tracestate_duplicated_keys`.
+        assert_eq!(state(&["a=1,a=1"]).as_deref(), Some("a=1,a=1"));
+        assert_eq!(state(&["a=1", "a=2"]).as_deref(), Some("a=1,a=2"));
     }
 }
