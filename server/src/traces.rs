@@ -16,16 +16,16 @@ use textnlp_net::client::{Client, ClientOptions, ProxySettings, read_body, trans
 use textnlp_net::error_chain;
 use textnlp_net::retry::{Backoff, Retry, RetryPolicy, Transient};
 use textnlp_process::TraceContext;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, TraceExport, TraceHeader};
 
-/// Spans that wait for the collector. One has about 1 KiB, with a `tracestate` of 512 bytes.
+/// Spans that wait for the collector, with those of the message that is being sent. One has about 1 KiB, with a `tracestate` of 512 bytes.
 const MAX_QUEUED_SPANS: usize = 4096;
-/// Spans of one message.
-const MAX_MESSAGE_SPANS: usize = 512;
+/// A message with so many spans gets no further trace.
+const MESSAGE_SPANS: usize = 512;
 /// The pause between two messages, in which spans are collected.
 const BATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// The shortest and the longest pause after a message that was given up.
@@ -74,9 +74,14 @@ pub enum TracesError {
 /// Counts what became of spans.
 pub(crate) type Count = Arc<dyn Fn(&'static str, u64) + Send + Sync>;
 
+/// The spans of a request, which a message has together, and their share of the queue.
+type QueuedTrace = (OwnedSemaphorePermit, Vec<Span>);
+
 /// Decides which requests are traced, and queues their spans.
 pub(crate) struct Traces {
-    queue: Mutex<Option<mpsc::Sender<Span>>>,
+    queue: Mutex<Option<mpsc::Sender<QueuedTrace>>>,
+    /// A permit for each span that may be queued.
+    room: Arc<Semaphore>,
     ratio: f64,
     count: Count,
     stop: CancellationToken,
@@ -226,7 +231,8 @@ impl Traces {
         let collector =
             Collector { client, export: export.clone(), headers, resource, count: count.clone(), stop: stop.clone() };
         let (queue, inbox) = mpsc::channel(MAX_QUEUED_SPANS);
-        let traces = Self { queue: Mutex::new(Some(queue)), ratio: export.ratio, count, stop };
+        let room = Arc::new(Semaphore::new(MAX_QUEUED_SPANS));
+        let traces = Self { queue: Mutex::new(Some(queue)), room, ratio: export.ratio, count, stop };
         Ok((traces, tokio::spawn(collector.run(inbox))))
     }
 
@@ -257,11 +263,12 @@ impl Traces {
             return;
         }
         let spans = trace.spans(request);
-        let count = spans.len() as u64;
+        let count = spans.len() as u32;
+        let room = self.room.clone().try_acquire_many_owned(count).ok();
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        match queue.as_ref().map(|queue| queue.try_reserve_many(spans.len())) {
-            Some(Ok(permits)) => permits.zip(spans).for_each(|(permit, span)| permit.send(span)),
-            Some(Err(_)) | None => (self.count)("dropped", count),
+        let queued = queue.as_ref().zip(room).map(|(queue, room)| queue.try_send((room, spans)));
+        if !matches!(queued, Some(Ok(()))) {
+            (self.count)("dropped", count.into());
         }
     }
 
@@ -451,9 +458,15 @@ impl ExportError {
 }
 
 impl Collector {
-    async fn run(self, mut inbox: mpsc::Receiver<Span>) {
-        let (mut spans, mut has_failed) = (Vec::with_capacity(MAX_MESSAGE_SPANS), false);
-        while inbox.recv_many(&mut spans, MAX_MESSAGE_SPANS).await > 0 {
+    async fn run(self, mut inbox: mpsc::Receiver<QueuedTrace>) {
+        let mut has_failed = false;
+        while let Some((mut room, mut spans)) = inbox.recv().await {
+            while spans.len() < MESSAGE_SPANS
+                && let Ok((more_room, more_spans)) = inbox.try_recv()
+            {
+                room.merge(more_room);
+                spans.extend(more_spans);
+            }
             let count = spans.len() as u64;
             let pause = match self.send(&spans).await {
                 Ok(rejected) => {
@@ -475,7 +488,7 @@ impl Collector {
                     error.pause()
                 }
             };
-            spans.clear();
+            drop((room, spans));
             self.pause(pause).await;
         }
     }
@@ -537,15 +550,209 @@ impl Collector {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::StatusCode;
+
     use super::*;
 
+    /// With room for this many spans, and what receives them.
+    fn queue(ratio: f64, room: usize, count: Count) -> (Traces, mpsc::Receiver<QueuedTrace>) {
+        let (queue, inbox) = mpsc::channel(MAX_QUEUED_SPANS);
+        let (queue, room) = (Mutex::new(Some(queue)), Arc::new(Semaphore::new(room)));
+        (Traces { queue, room, ratio, count, stop: CancellationToken::new() }, inbox)
+    }
+
     fn traces(ratio: f64) -> Traces {
-        Traces { queue: Mutex::default(), ratio, count: Arc::new(|_, _| {}), stop: CancellationToken::new() }
+        queue(ratio, 0, Arc::new(|_, _| {})).0
     }
 
     fn parent(flags: &str) -> HeaderMap {
         let value = format!("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-{flags}");
         HeaderMap::from_iter([(textnlp_process::TRACEPARENT, HeaderValue::from_str(&value).unwrap())])
+    }
+
+    fn request(calls: &[ModelCall]) -> RequestOutcome<'_> {
+        RequestOutcome {
+            id: "r1",
+            method: "POST",
+            is_http: true,
+            route: Some("/v1/chat/completions"),
+            status: Some(200),
+            error: None,
+            has_client_left: false,
+            tenant: Some("acme"),
+            has_caller: true,
+            calls,
+        }
+    }
+
+    fn call(error: Option<&'static str>) -> ModelCall {
+        let began = Instant::now();
+        ModelCall {
+            model: "tiny".to_owned(),
+            began,
+            ended: began + Duration::from_millis(3),
+            parts: vec![("queue", Duration::from_millis(1)), ("prefill", Duration::from_millis(2))],
+            input_tokens: 5,
+            cached_tokens: 4,
+            output_tokens: 3,
+            finish: None,
+            error,
+        }
+    }
+
+    fn value(span: &Span, key: &str) -> Option<Value> {
+        let found = span.attributes.iter().find(|attribute| attribute.key == key)?;
+        Some(json!(found.value).as_object().unwrap().values().next().unwrap().clone())
+    }
+
+    /// The collector at this address, its counts, and the token that stops it.
+    fn collector(endpoint: &str) -> (Collector, mpsc::UnboundedReceiver<(&'static str, u64)>, CancellationToken) {
+        let (counts, counted) = mpsc::unbounded_channel();
+        let stop = CancellationToken::new();
+        let collector = Collector {
+            client: ClientOptions::default().client().unwrap(),
+            export: TraceExport { endpoint: endpoint.parse().unwrap(), ratio: 1.0, header: None },
+            headers: HeaderMap::new(),
+            resource: Vec::new(),
+            count: Arc::new(move |result, count| counts.send((result, count)).unwrap()),
+            stop: stop.clone(),
+        };
+        (collector, counted, stop)
+    }
+
+    /// Answers with the status of the path and a `Retry-After`; what it receives.
+    async fn listen(retry_after: &'static str) -> (String, mpsc::UnboundedReceiver<String>) {
+        let (messages, received) = mpsc::unbounded_channel();
+        let answer = move |axum::extract::Path(status): axum::extract::Path<u16>, body: String| {
+            messages.send(body).unwrap();
+            let answer = (StatusCode::from_u16(status).unwrap(), [(header::RETRY_AFTER, retry_after)]);
+            async move { answer }
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let app = axum::Router::new().route("/{status}", axum::routing::post(answer));
+        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        (format!("http://{address}"), received)
+    }
+
+    #[tokio::test]
+    async fn only_statuses_of_otlp_are_repeatable() {
+        let (address, _received) = listen("600").await;
+        for status in [429, 502, 503, 504, 400, 401, 408, 425, 500] {
+            let attempt = collector(&format!("{address}/{status}")).0.attempt(Bytes::from("{}")).await;
+            match attempt {
+                Err(AttemptError::Transient(failure)) => {
+                    assert!(matches!(status, 429 | 502 | 503 | 504), "{status}");
+                    assert_eq!(failure.retry_after, Some(Duration::from_secs(600)));
+                }
+                Err(AttemptError::Final(reason)) => {
+                    assert!(matches!(status, 400 | 401 | 408 | 425 | 500) && reason == format!("status {status}"));
+                }
+                Ok(_) => panic!("{status} is accepted"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn stop_ends_a_pause_and_sends_the_spans_that_wait() {
+        let (address, mut received) = listen("600").await;
+        let (collector, mut counted, stop) = collector(&format!("{address}/429"));
+        let (mut traces, inbox) = queue(1.0, 10, collector.count.clone());
+        traces.stop = stop;
+        let task = tokio::spawn(collector.run(inbox));
+        let push = || {
+            let trace = traces.begin(&HeaderMap::new(), "https").unwrap();
+            traces.push(&trace, &request(&[]));
+            trace.id()
+        };
+        push();
+        // It is paused now: nothing waits between this count and the pause.
+        assert_eq!(counted.recv().await, Some(("failed", 1)));
+        let last = push();
+        traces.close();
+        // The pause has ten minutes.
+        tokio::time::timeout(Duration::from_secs(60), task).await.expect("the pause ends").unwrap();
+        assert!(!received.recv().await.unwrap().contains(&last));
+        assert!(received.recv().await.unwrap().contains(&last));
+        assert_eq!(counted.recv().await, Some(("failed", 1)));
+    }
+
+    #[test]
+    fn pause_after_a_message_that_was_given_up_is_that_of_the_collector_within_bounds() {
+        for (asked, expected) in [(None, 5), (Some(0), 5), (Some(60), 60), (Some(3600), 600)] {
+            let error = ExportError { reason: String::new(), retry_after: asked.map(Duration::from_secs) };
+            assert_eq!(error.pause(), Duration::from_secs(expected), "{asked:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn queue_is_bounded_in_spans_and_drops_traces_whole() {
+        let (counts, mut counted) = mpsc::unbounded_channel();
+        let (traces, mut inbox) = queue(1.0, 8, Arc::new(move |result, count| counts.send((result, count)).unwrap()));
+        let trace = traces.begin(&HeaderMap::new(), "https").unwrap();
+        let calls = [call(None)];
+        for _ in 0..3 {
+            traces.push(&trace, &request(&calls));
+        }
+        assert_eq!(counted.try_recv(), Ok(("dropped", 4)), "there is room for two traces of four spans");
+        let (room, spans) = inbox.recv().await.unwrap();
+        assert_eq!((spans.len(), inbox.len()), (4, 1));
+        drop(room);
+        traces.push(&trace, &request(&calls));
+        assert!(counted.try_recv().is_err(), "a sent trace makes room");
+        drop(inbox.recv().await);
+        traces.close();
+        traces.push(&trace, &request(&[]));
+        assert_eq!(counted.try_recv(), Ok(("dropped", 1)));
+    }
+
+    #[test]
+    fn flags_have_those_of_the_trace_and_the_kind_of_parent() {
+        for (headers, of_request, of_calls) in
+            [(HeaderMap::new(), 0x103, 0x103), (parent("01"), 0x301, 0x101), (parent("03"), 0x303, 0x103)]
+        {
+            let calls = [call(None)];
+            let spans = traces(1.0).begin(&headers, "https").unwrap().spans(&request(&calls));
+            let flags: Vec<u32> = spans.iter().map(|span| span.flags).collect();
+            assert_eq!(flags, [of_request, of_calls, of_calls, of_calls], "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn only_failures_of_the_server_are_errors() {
+        let trace = traces(1.0).begin(&HeaderMap::new(), "https").unwrap();
+        for (status, error, has_client_left, expected) in [
+            (Some(200), None, false, (None, None)),
+            (Some(404), Some("not_found"), false, (None, None)),
+            (Some(500), None, false, (Some(ERROR), Some("500"))),
+            (Some(503), Some("overloaded"), false, (Some(ERROR), Some("overloaded"))),
+            // A stream that failed after its head.
+            (Some(200), Some("timeout"), false, (Some(ERROR), Some("timeout"))),
+            (Some(200), None, true, (None, Some("client_left"))),
+            (None, None, true, (None, Some("client_left"))),
+        ] {
+            let outcome = RequestOutcome { status, error, has_client_left, ..request(&[]) };
+            let span = trace.spans(&outcome).remove(0);
+            assert_eq!((span.status.code, value(&span, "error.type")), (expected.0, expected.1.map(Value::from)));
+            let sent = status.map(|status| Value::from(status.to_string()));
+            assert_eq!(value(&span, "http.response.status_code"), sent);
+        }
+        let calls = [ModelCall { parts: Vec::new(), ..call(Some("timeout")) }];
+        let spans = trace.spans(&request(&calls));
+        assert_eq!((spans.len(), spans[0].status.code, spans[1].status.code), (2, None, Some(ERROR)));
+        assert_eq!(value(&spans[1], "error.type"), Some(json!("timeout")));
+    }
+
+    #[test]
+    fn long_trace_states_are_not_exported() {
+        for (length, expected) in [(MOST_STATE, true), (MOST_STATE + 1, false)] {
+            let mut headers = parent("01");
+            // Three members, of which the last has the rest.
+            let value = format!("a={0},b={0},c={1}", "x".repeat(200), "x".repeat(length - 408));
+            headers.insert(textnlp_process::TRACESTATE, HeaderValue::from_str(&value).unwrap());
+            let span = traces(1.0).begin(&headers, "https").unwrap().spans(&request(&[])).remove(0);
+            assert_eq!((value.len(), span.trace_state.is_some()), (length, expected));
+        }
     }
 
     #[test]

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 use textnlp_server::Server;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::support::{Setup, Site, config, path, start, until};
+use super::support::{Client, Setup, Site, config, path, start, until};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -19,8 +20,9 @@ const NOT_SAMPLED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-
 #[derive(Clone, Default)]
 struct Collector {
     messages: Arc<Mutex<Vec<(HeaderMap, Value)>>>,
-    /// The statuses of its first answers; then it is 200.
+    /// The statuses of its first answers, and their `Retry-After`; then it is 200.
     statuses: Arc<Mutex<Vec<u16>>>,
+    retry_after: Option<&'static str>,
     /// What it answers besides.
     answer: String,
     delay: Duration,
@@ -42,12 +44,17 @@ impl Collector {
     }
 }
 
-async fn receive(State(collector): State<Collector>, headers: HeaderMap, body: String) -> (StatusCode, String) {
+async fn receive(
+    State(collector): State<Collector>,
+    headers: HeaderMap,
+    body: String,
+) -> (StatusCode, HeaderMap, String) {
     collector.messages.lock().unwrap().push((headers, serde_json::from_str(&body).unwrap()));
     tokio::time::sleep(collector.delay).await;
     let mut statuses = collector.statuses.lock().unwrap();
     let status = if statuses.is_empty() { 200 } else { statuses.remove(0) };
-    (StatusCode::from_u16(status).unwrap(), collector.answer.clone())
+    let retry_after = collector.retry_after.map(|after| (header::RETRY_AFTER, HeaderValue::from_static(after)));
+    (StatusCode::from_u16(status).unwrap(), retry_after.into_iter().collect(), collector.answer.clone())
 }
 
 fn export(endpoint: &str, ratio: f64) -> String {
@@ -185,33 +192,96 @@ async fn refused_message_is_sent_again_or_given_up_and_rejected_spans_are_counte
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_do_not_wait_for_a_slow_collector_and_a_full_queue_drops_spans() {
+async fn slow_collector_makes_no_stop_unclean() {
     let collector = Collector { delay: Duration::from_secs(600), ..Collector::default() };
     let mut site = site(&collector, 1.0).await;
-    let mut counted = 0;
-    // More than the queue and one message hold.
-    while site.metric("textnlp_trace_spans_total{result=\"dropped\"}").await == 0.0 {
-        assert!(counted < 4000, "no span is dropped");
-        for _ in 0..200 {
-            assert_eq!(site.client.send("GET", "/nowhere", &[], b"").await.status, 404);
-        }
-        counted += 200;
-    }
-    assert!(!collector.messages.lock().unwrap().is_empty() && counted >= 1024, "{counted}");
     generate(&site, &[]).await;
-    assert!(site.drain().await, "the collector does not make a stop unclean");
+    until("the collector has a message", async || !collector.messages.lock().unwrap().is_empty()).await;
+    generate(&site, &[]).await;
+    assert!(site.drain().await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn last_spans_are_sent_when_the_server_stops() {
-    let collector = Collector::default();
+    let statuses = Arc::new(Mutex::new(vec![503]));
+    let collector = Collector { statuses, retry_after: Some("30"), ..Collector::default() };
     let monitoring = export(&collector.listen().await, 0.0);
     let setup = Setup { api: "lame_duck: 1ms", monitoring: Some(&monitoring), ..Setup::default() };
     let mut site = start(setup).await.ready().await;
     generate(&site, &[("traceparent", PARENT)]).await;
+    until("the collector has refused a message", async || collector.statuses.lock().unwrap().is_empty()).await;
+    // It waits while the server pauses for half a minute.
     generate(&site, &[("traceparent", PARENT)]).await;
     assert!(site.drain().await);
-    assert_eq!(collector.spans().len(), 18);
+    assert_eq!(collector.spans().len(), 27, "the first message twice, and the second");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn anonymous_clients_are_not_exported_by_their_own_decision() {
+    let collector = Collector::default();
+    let monitoring = export(&collector.listen().await, 0.0);
+    let setup = Setup {
+        phase: Some("development"),
+        security: "api_keys_enabled: false",
+        monitoring: Some(&monitoring),
+        ..Setup::default()
+    };
+    let site = start(setup).await.ready().await;
+    assert_eq!(site.client.send("GET", "/v1/models", &[("traceparent", PARENT)], b"").await.status, 200);
+    // What was queued before is sent before.
+    let key = [("x-api-key", site.key.as_str()), ("traceparent", PARENT)];
+    assert_eq!(site.client.send("GET", "/v1/models/tiny", &key, b"").await.status, 200);
+    until("the collector has a span", async || !collector.spans().is_empty()).await;
+    let spans = collector.spans();
+    assert_eq!((spans.len(), &spans[0]["name"]), (1, &json!("GET /v1/models/{*id}")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn embeddings_and_requests_of_batches_have_spans() {
+    let collector = Collector::default();
+    let monitoring = export(&collector.listen().await, 1.0);
+    let setup = Setup { batch: Some("{}"), monitoring: Some(&monitoring), ..Setup::default() };
+    let site = start(setup).await.ready().await;
+    let reply = site.post("/v1/embeddings", json!({ "model": "encoder", "input": "Once" })).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let body = json!({ "model": "tiny", "prompt": "Once", "max_tokens": 2, "ignore_eos": true });
+    let requests = json!([{ "custom_id": "a", "body": body }]);
+    let reply = site.post("/v1/batches", json!({ "endpoint": "/v1/completions", "requests": requests })).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let named = |name: &str| collector.spans().into_iter().find(|span| span["name"] == name);
+    until("the batch has a span", async || named("BATCH /v1/completions").is_some()).await;
+    let batch = named("BATCH /v1/completions").unwrap();
+    assert_eq!((&batch["kind"], &batch["parentSpanId"]), (&json!(1), &Value::Null));
+    assert_eq!(attribute(&batch, "http.request.method"), Value::Null);
+    assert_eq!(named("text_completion tiny").unwrap()["parentSpanId"], batch["spanId"]);
+    let embeddings = named("embeddings encoder").unwrap();
+    assert_eq!(embeddings["parentSpanId"], named("POST /v1/embeddings").unwrap()["spanId"]);
+    assert_eq!(attribute(&embeddings, "gen_ai.usage.output_tokens"), Value::Null);
+    let parts: Vec<Value> =
+        collector.spans().into_iter().filter(|span| span["parentSpanId"] == embeddings["spanId"]).collect();
+    assert_eq!(parts.iter().map(|part| part["name"].as_str().unwrap()).collect::<Vec<_>>(), ["queue", "encode"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stream_whose_client_left_has_the_status_that_was_sent() {
+    let collector = Collector::default();
+    let site = site(&collector, 0.0).await;
+    let one = json!({ "model": "slow", "prompt": "x", "max_tokens": 1 });
+    until("the model is loaded", async || site.post("/v1/generate", one.clone()).await.status == 200).await;
+    let body = json!({ "model": "slow", "prompt": "x", "max_tokens": 4000, "ignore_end": true }).to_string();
+    let key = [("x-api-key", site.key.as_str()), ("traceparent", PARENT)];
+    let mut stream = site.client.connect().await;
+    stream.write_all(Client::head("POST", "/v1/stream", &key, body.len()).as_bytes()).await.unwrap();
+    stream.write_all(body.as_bytes()).await.unwrap();
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200");
+    drop(stream);
+    until("the collector has the request", async || !collector.spans().is_empty()).await;
+    let span = collector.spans().remove(0);
+    assert_eq!((&span["name"], &span["status"]), (&json!("POST /v1/stream"), &json!({})));
+    assert_eq!(attribute(&span, "error.type"), "client_left");
+    assert_eq!(attribute(&span, "http.response.status_code"), "200");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -272,11 +272,11 @@ section! {
 }
 
 section! {
-    /// Export of spans to an OpenTelemetry collector, by OTLP over HTTP. Spans have no texts, keys and client addresses.
+    /// Export of spans to an OpenTelemetry collector, by OTLP over HTTP. Spans have no texts, keys or client addresses.
     pub struct TraceExport {
         /// The collector's address with its path: `https://collector.example.com:4318/v1/traces`. If unset, nothing is sent.
         pub endpoint: Option<String> = None,
-        /// The share of requests that are traced; a valid `traceparent` of the client decides before it.
+        /// The share of requests that are traced; a valid `traceparent` of the client takes precedence.
         #[schemars(range(min = 0.0, max = 1.0))]
         pub ratio: f64 = 1.0,
         /// The header that has the secret.

@@ -283,6 +283,9 @@ impl Checker<'_> {
 
     fn traces(&mut self, monitoring: &ServerMonitoring) {
         const PATH: &str = "server.monitoring.traces";
+        // The HTTP client writes them.
+        const RESERVED: [&str; 6] =
+            ["connection", "content-encoding", "content-length", "content-type", "host", "transfer-encoding"];
         let (e, traces) = (self.environment, &monitoring.traces);
         let Some(endpoint) = &traces.endpoint else {
             if *traces != TraceExport::default() {
@@ -314,6 +317,13 @@ impl Checker<'_> {
         if !traces.header.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
             let cause = format!("`{}` is not the name of a header", cut(&traces.header));
             self.error(&at("header"), cause, "write letters, digits and hyphens, such as `authorization`");
+        }
+        if RESERVED.contains(&traces.header.to_ascii_lowercase().as_str()) {
+            let cause = format!("`{}` is a header of each message", cut(&traces.header));
+            self.error(&at("header"), cause, "write the header of the secret, such as `authorization`");
+        }
+        if traces.secret.is_none() && traces.header != TraceExport::default().header {
+            self.warn(&at("header"), "it has no effect without a secret", "add `secret`, or remove it");
         }
         if e.is_endpoint() {
             let cause = "an inference endpoint exports no traces";
