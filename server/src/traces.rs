@@ -24,7 +24,7 @@ use crate::config::{Config, TraceExport, TraceHeader};
 
 /// Spans that wait for the collector, with those of the message that is being sent. One has about 1 KiB, with a `tracestate` of 512 bytes.
 const MAX_QUEUED_SPANS: usize = 4096;
-/// A message with so many spans gets no further trace.
+/// A message with this many spans gets no further trace.
 const MESSAGE_SPANS: usize = 512;
 /// The pause between two messages, in which spans are collected.
 const BATCH_INTERVAL: Duration = Duration::from_secs(1);
