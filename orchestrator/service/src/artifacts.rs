@@ -170,7 +170,9 @@ fn given(environment: &Environment) -> BTreeMap<String, String> {
     let key = environment.dns.as_ref().map(|dns| &dns.key.secret);
     let token = environment.rollout.prometheus.as_ref().and_then(|prometheus| prometheus.token.as_ref());
     let webhooks = environment.server.batch.webhooks.iter().map(|webhook| &webhook.secret);
-    let marked = addresses.chain(&database.password).chain(key).chain(token).chain(webhooks).filter_map(|secret| {
+    let traces = &environment.server.monitoring.traces.secret;
+    let all = addresses.chain(&database.password).chain(key).chain(token).chain(webhooks).chain(traces);
+    let marked = all.filter_map(|secret| {
         let given = ExternalSecret { source: secret.to_string(), version: String::new() };
         let value = given.read()?;
         Some((given.source.clone(), given.mark(environment.environment.as_str(), value.expose())))

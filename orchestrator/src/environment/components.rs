@@ -772,9 +772,12 @@ fn external_secrets(e: &Environment, site: &SiteSettings, release: &Release) -> 
     let webhooks = webhooks(e).iter().filter(|_| site.serves()).map(|webhook| {
         (part::webhook_secret(webhook.tenant.as_deref(), &webhook.url), external_secret(&webhook.secret, release))
     });
+    let traces = traces(e).and_then(|traces| traces.secret.as_ref()).filter(|_| site.serves());
+    let of_servers = traces.map(|secret| (part::TRACES_SECRET.to_owned(), external_secret(secret, release)));
+    let of_servers = webhooks.chain(of_servers);
     // Only what is in a cluster reads the others.
     if !site.is_in_cluster() {
-        return webhooks.collect();
+        return of_servers.collect();
     }
     let receivers = e.monitoring.receivers.iter().filter_map(|(name, address)| match address {
         UrlSource::Secret(secret) if e.monitoring.stack => Some((part::receiver_secret(name), secret)),
@@ -783,7 +786,14 @@ fn external_secrets(e: &Environment, site: &SiteSettings, release: &Release) -> 
     let copies = e.backup.credentials.as_ref().filter(|_| site.role == Role::Primary && e.dump_copies().is_some());
     let copies = copies.map(|credentials| (BACKUP_CREDENTIALS.to_owned(), credentials));
     let all = receivers.chain(token.map(|token| (PROMETHEUS_TOKEN.to_owned(), token))).chain(copies);
-    all.map(|(name, secret)| (name, external_secret(secret, release))).chain(webhooks).collect()
+    all.map(|(name, secret)| (name, external_secret(secret, release))).chain(of_servers).collect()
+}
+
+/// The export of traces of the servers, if there is one. No inference endpoint has one.
+fn traces(e: &Environment) -> Option<&TraceExport> {
+    let monitoring = &e.server.monitoring;
+    let is_exported = monitoring.enable_tracing && monitoring.traces.endpoint.is_some() && !e.is_endpoint();
+    is_exported.then_some(&monitoring.traces)
 }
 
 /// The webhooks of the servers: none without batches, and none of an inference endpoint, which has no batches.
@@ -963,6 +973,15 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
         if !webhooks.is_empty() {
             config["textnlp"]["batch"]["webhooks"] = json!(webhooks);
         }
+    }
+    if let Some(traces) = traces(e) {
+        // As a text: no reader of the document rounds it.
+        let mut export = json!({ "endpoint": traces.endpoint, "ratio": traces.ratio.to_string() });
+        if traces.secret.is_some() {
+            // The provider adds the file of the secret.
+            export["header"] = json!(traces.header);
+        }
+        config["textnlp"]["monitoring"]["traces"] = export;
     }
     if let Some(issuer) = &security.oidc.issuer {
         let Oidc { audience, tenant, tenant_claim, scopes, roles_claim, roles, .. } = &security.oidc;

@@ -827,9 +827,12 @@ pub fn webhook_secret(tenant: Option<&str>, url: &str) -> String {
     format!("webhook-{}", hex::encode(&digest[..8]))
 }
 
-/// Sets the file of the secret of each webhook in the tree of a server's configuration. `file`: the path of the secret with this name.
-/// Returns the names.
-pub fn set_webhook_files(tree: &mut Map<String, Value>, file: impl Fn(&str) -> String) -> Vec<String> {
+/// The name of the secret of the collector of traces among the secrets of a site.
+pub const TRACES_SECRET: &str = "traces";
+
+/// Sets the files of the secrets of each webhook and of the collector of traces in the tree of a server's configuration. `file`: the path of
+/// the secret with this name. Returns the names.
+pub fn set_secret_files(tree: &mut Map<String, Value>, file: impl Fn(&str) -> String) -> Vec<String> {
     let webhooks = tree.get_mut("batch").and_then(|batch| batch.get_mut("webhooks")).and_then(Value::as_array_mut);
     let mut names = Vec::new();
     for webhook in webhooks.into_iter().flatten() {
@@ -837,6 +840,11 @@ pub fn set_webhook_files(tree: &mut Map<String, Value>, file: impl Fn(&str) -> S
         let name = webhook_secret(webhook["tenant"].as_str(), url);
         webhook["secret_file"] = Value::String(file(&name));
         names.push(name);
+    }
+    let traces = tree.get_mut("monitoring").and_then(|monitoring| monitoring.get_mut("traces"));
+    if let Some(traces) = traces.and_then(Value::as_object_mut).filter(|traces| traces.contains_key("header")) {
+        traces.insert("secret_file".to_owned(), Value::String(file(TRACES_SECRET)));
+        names.push(TRACES_SECRET.to_owned());
     }
     names
 }

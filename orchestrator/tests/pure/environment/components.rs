@@ -61,6 +61,7 @@ fn later_settings_reach_the_server_only_when_not_default() {
         &usual["audit"],
         &usual["analytics"],
         &usual["batch"],
+        &usual["monitoring"]["traces"],
         &usual["features"],
         &usual["models"]["prefix_cache"],
         &usual["models"]["draft_tokens"],
@@ -88,6 +89,28 @@ fn secrets_of_webhooks_are_given_and_not_in_the_configuration() {
     assert_eq!(given.as_object().unwrap().len(), 2);
     let (config, given) = parts_with(&[webhooks]);
     assert_eq!((&config["batch"], &given), (&json!(null), &json!(null)), "without batches they have no effect");
+}
+
+#[test]
+fn collector_of_traces_reaches_the_server_and_its_secret_only_by_reference() {
+    let endpoint = "server.monitoring.traces.endpoint=https://collector.example.com/v1/traces";
+    let parts_with = |sets: &[&str]| {
+        let overrides = Overrides { sets: sets.iter().map(|&set| set.to_owned()).collect(), ..Overrides::default() };
+        let environment = Library::built_in().load("staging", &overrides, &Catalogue::default()).unwrap().environment;
+        let (_, parts) = components(&environment, &Release::resolve(&environment, &artifacts())).remove(0);
+        let part = |name: &str| json!(parts.iter().find(|part| part.name.as_str() == name).unwrap().part);
+        let config = part("server")["workload"]["config"]["textnlp"]["monitoring"]["traces"].clone();
+        (config, part("secrets")["secrets"]["given"].clone())
+    };
+    let enabled = "server.monitoring.enable_tracing=true";
+    let wanted = json!({ "endpoint": "https://collector.example.com/v1/traces", "ratio": "1" });
+    assert_eq!(parts_with(&[enabled, endpoint]), (wanted, json!(null)));
+    let of_secret = ["server.monitoring.traces.secret=secret:env:COLLECTOR", "server.monitoring.traces.ratio=0.1"];
+    let (config, given) = parts_with(&[&[enabled, endpoint][..], &of_secret].concat());
+    let wanted =
+        json!({ "endpoint": "https://collector.example.com/v1/traces", "ratio": "0.1", "header": "authorization" });
+    assert_eq!((config, &given["traces"]["source"]), (wanted, &json!("secret:env:COLLECTOR")));
+    assert_eq!(parts_with(&[enabled, of_secret[0]]), (json!(null), json!(null)), "nothing is sent without an endpoint");
 }
 
 #[test]

@@ -129,12 +129,14 @@ impl Lowering<'_> {
         let webhooks = workload.config.pointer("/textnlp/batch/webhooks").and_then(Value::as_array);
         let webhooks = webhooks.into_iter().flatten().filter_map(|webhook| webhook["url"].as_str()).flat_map(hosts);
         let webhooks: Vec<(Host, u16)> = webhooks.collect();
+        let collector = workload.config.pointer("/textnlp/monitoring/traces/endpoint").and_then(Value::as_str);
         let mut made = Vec::new();
         for (part, name, pods, to) in [
             ("allow-database", "textnlp-database-out", database_clients(), database),
             (MODELS_POLICY, "textnlp-models", servers.clone(), self.downloads(workload)),
             ("allow-oidc", "textnlp-oidc", servers.clone(), issuer.map_or(Vec::new(), hosts)),
-            ("allow-webhooks", "textnlp-webhooks", servers, webhooks),
+            ("allow-webhooks", "textnlp-webhooks", servers.clone(), webhooks),
+            ("allow-traces", "textnlp-traces", servers, collector.map_or(Vec::new(), hosts)),
             ("allow-prometheus", "textnlp-prometheus", controller, outside.map_or(Vec::new(), |one| hosts(&one.url))),
         ] {
             let mut rules = self.rules(to);

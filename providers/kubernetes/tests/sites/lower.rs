@@ -408,6 +408,25 @@ fn secrets_of_webhooks_are_in_a_secret_and_their_addresses_are_reached() {
     assert!(!plain.iter().any(|one| one.id.as_str().ends_with("/allow-webhooks")));
 }
 
+#[test]
+fn collector_of_traces_is_the_only_address_of_its_policy_and_its_secret_is_in_a_secret() {
+    let mut server = workload();
+    server.egress.policies = true;
+    let traces = json!({ "endpoint": "https://192.0.2.9:4318/v1/traces", "ratio": "1", "header": "authorization" });
+    server.config["textnlp"]["monitoring"] = json!({ "enable_tracing": true, "traces": traces });
+    let made = lowered(&component("server", ComponentSpec::Workload(server)), fixture()).unwrap();
+    let find = |end: &str| made.iter().find(|one| one.id.as_str().ends_with(end)).unwrap().spec.as_value();
+    let config = find("/server/config")["data"]["server.yaml"].as_str().unwrap();
+    assert!(config.contains("\"secret_file\":\"/etc/textnlp-secrets/traces\""), "{config}");
+    assert!(find("/server/secrets").to_string().contains("/secrets/traces#secret"));
+    let wanted = json!([{
+        "to": [{ "ipBlock": { "cidr": "192.0.2.9/32" } }], "ports": [{ "protocol": "TCP", "port": 4318 }],
+    }]);
+    assert_eq!(find("/allow-traces")["spec"]["egress"], wanted);
+    let plain = lowered(&component("server", ComponentSpec::Workload(workload())), fixture()).unwrap();
+    assert!(!plain.iter().any(|one| one.id.as_str().ends_with("/allow-traces")));
+}
+
 /// Other sites ask for the readiness of this one at a port that clients do not reach.
 #[test]
 fn health_checks_of_other_sites_have_a_port_and_a_service() {
