@@ -45,6 +45,8 @@ const RETRIES_MAX: usize = 4;
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 /// The variable with the checksum of each upload.
 const CHECKSUM: &str = "AWS_CHECKSUM_ALGORITHM";
+/// The variable of a sign-in by a program of this machine.
+const OF_AZURE_CLI: &str = "AZURE_USE_AZURE_CLI";
 /// The variables with which a bucket is signed in to.
 const SIGNS_IN: [(Scheme, &[&str]); 3] = [
     (
@@ -78,7 +80,7 @@ const SIGNS_IN: [(Scheme, &[&str]); 3] = [
             "AZURE_CLIENT_ID",
             "AZURE_STORAGE_CLIENT_ID",
             "AZURE_FEDERATED_TOKEN_FILE",
-            "AZURE_USE_AZURE_CLI",
+            OF_AZURE_CLI,
         ],
     ),
 ];
@@ -257,7 +259,23 @@ pub fn bucket_of_pods(url: &str, credentials: &SecretSource) -> Result<Option<St
     }
     backup_bucket(url, Some(credentials), &NetworkSettings::default())?;
     let scheme: Option<Scheme> = url.split_once("://").and_then(|(scheme, _)| scheme.parse().ok());
+    let names = SIGNS_IN.iter().filter(|(known, _)| Some(*known) == scheme).flat_map(|(_, names)| names.iter());
+    let unusable =
+        |why: &str, hint: &str| Failure::usage("no_credentials", anyhow::anyhow!("{file} {why}")).hint(hint.to_owned());
+    if !names.filter(|name| **name != OF_AZURE_CLI).any(|name| variables.get(name).is_some()) {
+        return Err(unusable(
+            &format!("has no credentials for {url} that pods can use"),
+            "write them into it; or remove `backup.credentials`, and give the rights to the service account `textnlp-backup` of the namespace",
+        ));
+    }
     let endpoint = scheme.and_then(|scheme| variables.endpoint(scheme).ok().flatten());
+    if let Some(endpoint) = endpoint.filter(|endpoint| endpoint.starts_with("http://")) {
+        // Without encryption, only addresses of this machine are accepted.
+        return Err(unusable(
+            &format!("names {endpoint}, an address of this machine, which pods do not reach"),
+            "write the address of the store that pods reach, with `https://`",
+        ));
+    }
     Ok(endpoint.map(str::to_owned))
 }
 
@@ -434,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_of_pods_name_no_file_of_this_machine_and_tell_the_address_of_the_store() {
+    fn credentials_of_pods_need_nothing_of_this_machine_and_report_the_address_of_the_store() {
         let folder = tempfile::tempdir().unwrap();
         let file = Utf8Path::from_path(folder.path()).unwrap().join("bucket.env");
         let of = |url: &str, text: &str| {
@@ -450,6 +468,15 @@ mod tests {
         assert!(named.hint.unwrap_or_default().contains("GOOGLE_SERVICE_ACCOUNT_KEY"));
         let clear = of("s3://b/p", &format!("{keys}AWS_ENDPOINT_URL_S3=http://minio.example.com")).unwrap_err();
         assert!(format!("{:#}", clear.error).contains("not encrypted"), "{:#}", clear.error);
+        let here = of("s3://b/p", &format!("{keys}AWS_ENDPOINT_URL_S3=http://127.0.0.1:9000")).unwrap_err();
+        assert!(format!("{:#}", here.error).contains("which pods do not reach"), "{:#}", here.error);
+        for (url, text) in [
+            ("s3://b/p", "AWS_REGION=eu-central-1"),
+            ("az://c/p", "AZURE_STORAGE_ACCOUNT_NAME=a\nAZURE_USE_AZURE_CLI=true"),
+        ] {
+            let without = of(url, text).unwrap_err();
+            assert!(format!("{:#}", without.error).contains("has no credentials"), "{:#}", without.error);
+        }
     }
 
     #[test]

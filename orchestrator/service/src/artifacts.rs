@@ -171,7 +171,9 @@ fn given(environment: &Environment) -> BTreeMap<String, String> {
     let token = environment.rollout.prometheus.as_ref().and_then(|prometheus| prometheus.token.as_ref());
     let webhooks = environment.server.batch.webhooks.iter().map(|webhook| &webhook.secret);
     let traces = &environment.server.monitoring.traces.secret;
-    let all = addresses.chain(&database.password).chain(key).chain(token).chain(webhooks).chain(traces);
+    // Machines read the file themselves.
+    let copies = environment.backup.credentials.as_ref().filter(|_| environment.dump_copies().is_some());
+    let all = addresses.chain(&database.password).chain(key).chain(token).chain(webhooks).chain(traces).chain(copies);
     let marked = all.filter_map(|secret| {
         let given = ExternalSecret { source: secret.to_string(), version: String::new() };
         let value = given.read()?;

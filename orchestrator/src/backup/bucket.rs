@@ -99,13 +99,13 @@ impl Bucket {
     }
 
     /// Copies the encrypted dumps that are missing here, the oldest first. Then removes copies that are here for longer
-    /// than `keep`, but never the newest one.
+    /// than `keep`, but never the newest one, and none from before the first dump in the folder: it is of another volume.
     pub fn copy_dumps(&self, dumps: &DumpFolder, keep: Duration, now: Timestamp) -> Result<CopiedDumps, Error> {
         let mut done = CopiedDumps::default();
         let there = self.objects()?;
         for (file, name) in dumps.copies()? {
-            let bytes = std::fs::metadata(&file).map_err(Error::io("check", file.as_path()))?.len();
-            if there.iter().any(|(known, object)| *known == name && object.size == bytes) {
+            // Copies appear whole. A file that was put back may be cut off, and must not replace its copy.
+            if there.iter().any(|(known, _)| *known == name) {
                 continue;
             }
             self.send(&file, &name)?;
@@ -115,6 +115,8 @@ impl Bucket {
             self.objects()?.into_iter().filter(|(name, _)| is_copy(name)).collect();
         copies.sort_by_key(|(_, object)| object.last_modified);
         copies.pop();
+        let since = Timestamp::try_from(dumps.since()?).unwrap_or(Timestamp::MAX).as_second();
+        copies.retain(|(_, object)| object.last_modified.timestamp() >= since);
         let age = |object: &ObjectMeta| u64::try_from(now.as_second() - object.last_modified.timestamp()).unwrap_or(0);
         for (name, _) in copies.iter().filter(|(_, object)| age(object) > keep.as_secs()) {
             match self.remove(name)? {

@@ -16,6 +16,8 @@ use super::{Decryptor, EncryptionMode, Error, Recipient, opened};
 const PLAIN: &[u8] = b"PGDMP";
 /// The suffixes of dumps: encrypted ones, and those of earlier versions.
 const SUFFIXES: [&str; 2] = [".dump.age", ".dump"];
+/// Created with the first dump, and never written to.
+const LOCK: &str = ".lock";
 const UNFINISHED: &str = ".new-";
 /// The time of a dump in the name of its copy, such as `20261120T020013Z`.
 const COPIED: &str = "%Y%m%dT%H%M%SZ";
@@ -54,7 +56,7 @@ impl DumpFolder {
     ) -> Result<StoredDump, Error> {
         let new = self.0.join(format!("{UNFINISHED}{}", unique_name()));
         let stored = encrypt(dump, &new, recipients).and_then(|bytes| {
-            let _held = Lock::exclusive(self.0.join(".lock"), 0o600)?;
+            let _held = Lock::exclusive(self.0.join(LOCK), 0o600)?;
             self.prune(keep)?;
             let name = self.free_name(at)?;
             let file = self.0.join(&name);
@@ -99,6 +101,12 @@ impl DumpFolder {
     pub(super) fn copies(&self) -> Result<Vec<(Utf8PathBuf, String)>, Error> {
         let named = |(at, name): (SystemTime, String)| Some((self.0.join(&name), copy_name(&name, at)?));
         Ok(self.listed()?.into_iter().rev().filter_map(named).collect())
+    }
+
+    /// When the first dump was stored here.
+    pub(super) fn since(&self) -> Result<SystemTime, Error> {
+        let lock = self.0.join(LOCK);
+        std::fs::metadata(&lock).and_then(|lock| lock.modified()).map_err(Error::io("check", lock.as_path()))
     }
 
     fn listed(&self) -> Result<Vec<(SystemTime, String)>, Error> {

@@ -680,7 +680,17 @@ async fn dumps_of_a_cluster_are_copied_to_a_bucket_once_and_expire_there() {
     put(&both[1], b"second", 0);
     assert_eq!(copy(&bucket, 0).unwrap().copied, [copied_as("backup_20261120", 0)]);
 
-    // By age, and never the newest.
+    // What was cut off while it was put back does not replace its copy.
+    put(&both[0], &long[..18_000_000], 0);
+    assert_eq!(copy(&bucket, 0).unwrap(), CopiedDumps::default());
+    assert_eq!(store.get(&there).await.unwrap().bytes().await.unwrap(), long);
+    std::fs::remove_file(folder.join(&both[0])).unwrap();
+
+    // By age, and never the newest, nor those of a volume before this one.
+    let lock = std::fs::File::options().write(true).open(folder.join(".lock")).unwrap();
+    lock.set_modified(std::time::SystemTime::from(now) + Duration::from_secs(60)).unwrap();
+    assert_eq!(copy(&bucket, 31).unwrap(), CopiedDumps::default());
+    lock.set_modified(std::time::SystemTime::from(now) - Duration::from_secs(60)).unwrap();
     let expired = copy(&bucket, 31).unwrap();
     assert_eq!((expired.copied.len(), expired.removed, expired.retained.len()), (0, 2, 0), "{expired:?}");
     let newest = format!("company/pilot/main/{}", copied_as("backup_20261120", 0));

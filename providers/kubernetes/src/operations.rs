@@ -235,7 +235,7 @@ impl RolloutReport {
 #[async_trait]
 impl SiteBackups for ClusterOperations {
     fn location(&self) -> String {
-        let copies = self.copies.as_ref().map_or(String::new(), |url| format!(", with copies in {url}"));
+        let copies = self.copies.as_ref().map_or(String::new(), |url| format!(", to be copied to {url}"));
         format!("volume textnlp-backups of namespace {}{copies}", self.namespace)
     }
 

@@ -337,6 +337,8 @@ impl Lowering<'_> {
                 "key_secret": is_restore.then_some(KEY_SECRET),
                 "account": if is_restore { ACCOUNT_OF_PODS } else { account },
                 "store": (!is_restore).then_some(&store),
+                // An account's credentials would also be given to the container with the database's password.
+                "skip": (signs_in && !is_restore).then_some("dump"),
                 "folders": {
                     "script": SCRIPT_FOLDER, "authority": AUTHORITY, "owner": OWNER_FOLDER, "dumps": DUMPS,
                     "work": WORK, "key": KEY_FOLDER,

@@ -685,6 +685,11 @@ fn only_the_job_that_copies_dumps_to_a_bucket_gets_its_credentials_and_connects_
     let made = of(copies(None), &with("s3"));
     assert_eq!(pod(&made, "schedule")["serviceAccountName"], "textnlp-backup");
     assert_eq!(pod(&made, "restore")["serviceAccountName"], "textnlp-api");
+    // Not for the container with the database's password.
+    let annotations = job(&made, "schedule")["template"]["metadata"]["annotations"].clone();
+    assert_eq!(annotations, json!({ "eks.amazonaws.com/skip-containers": "dump" }));
+    assert_eq!(pod(&made, "schedule")["initContainers"][0]["name"], "dump");
+    assert!(job(&made, "restore")["template"]["metadata"].get("annotations").is_none());
     assert_eq!(made["account"].spec.as_value()["metadata"]["name"], "textnlp-backup");
     assert!(!made.contains_key("credentials") && !pod(&made, "schedule").to_string().contains("credentials"));
     assert_eq!(ports(&made), [443, 80]);
