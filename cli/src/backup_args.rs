@@ -135,12 +135,18 @@ pub struct Encrypt {
     /// Folder of the encrypted dumps
     #[arg(long)]
     pub folder: Utf8PathBuf,
-    /// Remove dumps older than this, in seconds
+    /// Remove dumps and their copies older than this, in seconds
     #[arg(long)]
     pub keep: u64,
     /// Encrypt for this public key: `age1…` (repeatable)
     #[arg(long, required = true)]
     pub recipient: Vec<String>,
+    /// Copy the encrypted dumps to this folder of a bucket: `s3://BUCKET/PREFIX`
+    #[arg(long, value_name = "URL")]
+    pub destination: Option<String>,
+    /// File with the variables that sign in to the bucket [default: the variables of this process]
+    #[arg(long, value_name = "FILE", requires = "destination")]
+    pub credentials: Option<Utf8PathBuf>,
 }
 
 /// See [`Backup::Decrypt`].

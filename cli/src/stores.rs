@@ -45,6 +45,8 @@ const RETRIES_MAX: usize = 4;
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 /// The variable with the checksum of each upload.
 const CHECKSUM: &str = "AWS_CHECKSUM_ALGORITHM";
+/// The variable of a sign-in by a program of this machine.
+const OF_AZURE_CLI: &str = "AZURE_USE_AZURE_CLI";
 /// The variables with which a bucket is signed in to.
 const SIGNS_IN: [(Scheme, &[&str]); 3] = [
     (
@@ -78,9 +80,20 @@ const SIGNS_IN: [(Scheme, &[&str]); 3] = [
             "AZURE_CLIENT_ID",
             "AZURE_STORAGE_CLIENT_ID",
             "AZURE_FEDERATED_TOKEN_FILE",
-            "AZURE_USE_AZURE_CLI",
+            OF_AZURE_CLI,
         ],
     ),
+];
+
+/// Those that name a file with credentials.
+const NAME_FILES: [&str; 7] = [
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AZURE_FEDERATED_TOKEN_FILE",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "GOOGLE_SERVICE_ACCOUNT",
+    "GOOGLE_SERVICE_ACCOUNT_PATH",
+    "SERVICE_ACCOUNT",
 ];
 
 /// The location of a state, as stored in `store.json`.
@@ -230,6 +243,40 @@ pub fn backup_bucket(
             "write `backup.destination: s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX` or a folder, and the variables for a bucket into the file of `backup.credentials`",
         )
     })
+}
+
+/// Checks the bucket that pods open with the variables in the file of `credentials`. Returns the address of the store, if
+/// it is not that of the cloud. Sends no request.
+pub fn bucket_of_pods(url: &str, credentials: &SecretSource) -> Result<Option<String>, Failure> {
+    // Validation rejected others.
+    let SecretSource::File(file) = credentials else { return Ok(None) };
+    let variables = variables_of(Utf8Path::new(file))?;
+    if let Some(name) = NAME_FILES.iter().find(|name| variables.get(name).is_some()) {
+        let error = anyhow::anyhow!("{name} of {file} names another file, which pods do not have");
+        return Err(Failure::usage("no_credentials", error).hint(
+            "write the credentials themselves, such as `GOOGLE_SERVICE_ACCOUNT_KEY={…}` on one line; or remove `backup.credentials`, and give the rights to the service account `textnlp-backup` of the namespace",
+        ));
+    }
+    backup_bucket(url, Some(credentials), &NetworkSettings::default())?;
+    let scheme: Option<Scheme> = url.split_once("://").and_then(|(scheme, _)| scheme.parse().ok());
+    let names = SIGNS_IN.iter().filter(|(known, _)| Some(*known) == scheme).flat_map(|(_, names)| names.iter());
+    let unusable =
+        |why: &str, hint: &str| Failure::usage("no_credentials", anyhow::anyhow!("{file} {why}")).hint(hint.to_owned());
+    if !names.filter(|name| **name != OF_AZURE_CLI).any(|name| variables.get(name).is_some()) {
+        return Err(unusable(
+            &format!("has no credentials for {url} that pods can use"),
+            "write them into it; or remove `backup.credentials`, and give the rights to the service account `textnlp-backup` of the namespace",
+        ));
+    }
+    let endpoint = scheme.and_then(|scheme| variables.endpoint(scheme).ok().flatten());
+    if let Some(endpoint) = endpoint.filter(|endpoint| endpoint.starts_with("http://")) {
+        // Without encryption, only addresses of this machine are accepted.
+        return Err(unusable(
+            &format!("names {endpoint}, an address of this machine, which pods do not reach"),
+            "write the address of the store that pods reach, with `https://`",
+        ));
+    }
+    Ok(endpoint.map(str::to_owned))
 }
 
 fn open_backups(url: &str, variables: &Variables, whose: &str, network: &NetworkSettings) -> anyhow::Result<Bucket> {
@@ -402,6 +449,34 @@ mod tests {
         assert_eq!(variables_of(&file).unwrap_err().code, "secret_exposed");
         let unknown = backup_bucket("ftp://host/backups", None, &NetworkSettings::default()).unwrap_err();
         assert!(format!("{:#}", unknown.error).contains("`ftp://`"), "{:#}", unknown.error);
+    }
+
+    #[test]
+    fn credentials_of_pods_need_nothing_of_this_machine_and_report_the_address_of_the_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Utf8Path::from_path(folder.path()).unwrap().join("bucket.env");
+        let of = |url: &str, text: &str| {
+            textnlp_files::Replace::private().write(&file, text.as_bytes()).unwrap();
+            bucket_of_pods(url, &SecretSource::File(file.to_string()))
+        };
+        let keys = "AWS_ACCESS_KEY_ID=mine\nAWS_SECRET_ACCESS_KEY=hunter2\nAWS_REGION=eu-central-1\n";
+        assert_eq!(of("s3://b/p", keys).unwrap(), None);
+        let minio = format!("{keys}AWS_ENDPOINT_URL_S3=https://minio.example.com:9000\n");
+        assert_eq!(of("s3://b/p", &minio).unwrap().as_deref(), Some("https://minio.example.com:9000"));
+        let named = of("gs://b/p", "GOOGLE_SERVICE_ACCOUNT=/etc/textnlp/account.json").unwrap_err();
+        assert!(format!("{:#}", named.error).contains("GOOGLE_SERVICE_ACCOUNT of"), "{:#}", named.error);
+        assert!(named.hint.unwrap_or_default().contains("GOOGLE_SERVICE_ACCOUNT_KEY"));
+        let clear = of("s3://b/p", &format!("{keys}AWS_ENDPOINT_URL_S3=http://minio.example.com")).unwrap_err();
+        assert!(format!("{:#}", clear.error).contains("not encrypted"), "{:#}", clear.error);
+        let here = of("s3://b/p", &format!("{keys}AWS_ENDPOINT_URL_S3=http://127.0.0.1:9000")).unwrap_err();
+        assert!(format!("{:#}", here.error).contains("which pods do not reach"), "{:#}", here.error);
+        for (url, text) in [
+            ("s3://b/p", "AWS_REGION=eu-central-1"),
+            ("az://c/p", "AZURE_STORAGE_ACCOUNT_NAME=a\nAZURE_USE_AZURE_CLI=true"),
+        ] {
+            let without = of(url, text).unwrap_err();
+            assert!(format!("{:#}", without.error).contains("has no credentials"), "{:#}", without.error);
+        }
     }
 
     #[test]

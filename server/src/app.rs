@@ -25,6 +25,7 @@ use crate::models::Models;
 use crate::ready::Readiness;
 use crate::recent::Recent;
 use crate::schemas::Schemas;
+use crate::traces::Traces;
 use crate::webhooks::Webhooks;
 use crate::workers::Workers;
 
@@ -36,6 +37,8 @@ pub(crate) struct App {
     /// The OpenID Connect provider, if one is configured.
     pub(crate) oidc: Option<Arc<Oidc>>,
     pub(crate) metrics: Arc<Metrics>,
+    /// The export of traces, if one is configured.
+    pub(crate) traces: Option<Traces>,
     pub(crate) usage: UsageLog,
     pub(crate) audit: AuditLog,
     pub(crate) engine: Handle,

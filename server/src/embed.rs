@@ -18,6 +18,7 @@ use crate::config;
 use crate::error::{ApiError, chain};
 use crate::models::Ready;
 use crate::record::Record;
+use crate::traces::ModelCall;
 
 /// What makes vectors of texts.
 pub(crate) struct Embedder {
@@ -128,7 +129,9 @@ impl Work {
             let _gone = out.send(Err(refused));
             return;
         }
+        let began = Instant::now();
         let (result, used) = self.compute(texts, &mut out).await;
+        self.record.called(|| self.call(&result, began, used));
         match &result {
             Ok(_) => self.app.models.answered(name, true),
             Err(Failure::Model(_)) => self.app.models.answered(name, false),
@@ -148,6 +151,26 @@ impl Work {
             Failure::Deadline => ApiError::from(Failure::Deadline).hint("send fewer texts in one request"),
             failure => failure.into(),
         }));
+    }
+
+    /// What a trace says of it.
+    fn call(&self, result: &Result<Embedded, Failure>, began: Instant, used: u64) -> ModelCall {
+        let of_millis = |millis: f64| Duration::from_secs_f64(millis.max(0.0) / 1000.0);
+        let parts = result.as_ref().map_or_else(
+            |_| Vec::new(),
+            |done| vec![("queue", of_millis(done.queued_ms)), ("encode", of_millis(done.total_ms))],
+        );
+        ModelCall {
+            model: self.model.info.name.clone(),
+            began,
+            ended: Instant::now(),
+            parts,
+            input_tokens: used,
+            cached_tokens: 0,
+            output_tokens: 0,
+            finish: None,
+            error: result.as_ref().err().map(|failure| ApiError::from(failure.clone()).code),
+        }
     }
 
     /// The vectors, and the tokens that were computed for them.

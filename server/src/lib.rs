@@ -36,6 +36,7 @@ mod recent;
 mod record;
 mod restrict;
 mod schemas;
+mod traces;
 mod webhooks;
 mod work;
 mod workers;

@@ -128,6 +128,7 @@ pub struct Metrics {
     batch_requests: Family<ByResult, Count>,
     webhook_deliveries: Family<ByResult, Count>,
     webhook_age: Real,
+    trace_spans: Family<ByResult, Count>,
     ready: Level,
     users: Mutex<HashSet<String>>,
     window: Mutex<Window>,
@@ -183,6 +184,7 @@ impl Metrics {
             batch_requests: Family::default(),
             webhook_deliveries: Family::default(),
             webhook_age: Real::default(),
+            trace_spans: Family::default(),
             ready: Level::default(),
             users: Mutex::default(),
             window: Mutex::new(Window::new(Instant::now())),
@@ -282,6 +284,7 @@ impl Metrics {
             "Age of the oldest event that a webhook has not received; 0 without one",
             metrics.webhook_age.clone(),
         );
+        r.register("textnlp_trace_spans", "Spans that were sent to the collector or lost", metrics.trace_spans.clone());
         r.register("textnlp_ready", "1 while /ready says so", metrics.ready.clone());
         let info = Family::<InfoLabels, Level>::default();
         let info_labels = InfoLabels {
@@ -389,6 +392,14 @@ impl Metrics {
     /// Notes the oldest event that waits for its webhook.
     pub(crate) fn webhook_age(&self, oldest_ms: Option<i64>, now_ms: i64) {
         self.webhook_age.set(oldest_ms.map_or(0.0, |oldest| (now_ms - oldest).max(0) as f64 / 1e3));
+    }
+
+    /// Counts what became of spans: `exported`; `rejected` by the collector; `failed`, because it accepted no message; `dropped` from a full
+    /// queue. Zero makes no series.
+    pub(crate) fn trace_spans(&self, result: &'static str, count: u64) {
+        if count > 0 {
+            self.trace_spans.get_or_create(&ByResult { result }).inc_by(count);
+        }
     }
 
     /// Notes whether a request found its model loaded.

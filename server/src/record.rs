@@ -12,7 +12,8 @@ use textnlp_store::rate::Left;
 use textnlp_store::{Charge, Usage, now_ms};
 
 use crate::app::App;
-use crate::auth::Caller;
+use crate::auth::{ANONYMOUS, Caller};
+use crate::traces::{MOST_CALLS, ModelCall, RequestOutcome, Trace};
 
 /// The fields known so far.
 #[derive(Debug, Default, Clone)]
@@ -31,6 +32,8 @@ pub(crate) struct RecordFields {
     pub(crate) admitted: bool,
     /// The answer's last byte was taken.
     pub(crate) finished: bool,
+    /// Runs of models, where the request is traced.
+    pub(crate) calls: Vec<ModelCall>,
 }
 
 /// The record of one request.
@@ -41,8 +44,13 @@ pub(crate) struct Record {
     pub(crate) route: String,
     pub(crate) client: Option<IpAddr>,
     pub(crate) began: Instant,
+    /// The trace, where its spans may be exported.
+    trace: Option<Trace>,
     known: Mutex<RecordFields>,
 }
+
+/// The route of unknown paths.
+pub(crate) const NO_ROUTE: &str = "other";
 
 /// The method of requests of batches.
 pub(crate) const BATCH: &str = "BATCH";
@@ -57,9 +65,26 @@ impl Record {
         method: &'static str,
         route: String,
         client: Option<IpAddr>,
+        trace: Option<Trace>,
     ) -> Arc<Self> {
         app.metrics.request_began();
-        Arc::new(Self { app, id, method, route, client, began: Instant::now(), known: Mutex::default() })
+        Arc::new(Self { app, id, method, route, client, began: Instant::now(), trace, known: Mutex::default() })
+    }
+
+    /// The id of its trace, for the log.
+    pub(crate) fn trace_id(&self) -> Option<String> {
+        self.trace.as_ref().map(Trace::id)
+    }
+
+    /// Notes a run of a model, where the request is traced.
+    pub(crate) fn called(&self, call: impl FnOnce() -> ModelCall) {
+        if self.trace.is_some() {
+            self.note(|known| {
+                if known.calls.len() < MOST_CALLS {
+                    known.calls.push(call());
+                }
+            });
+        }
     }
 
     /// Updates the record.
@@ -145,6 +170,23 @@ impl Drop for Record {
         let is_limited = (400..500).contains(&status) || (known.user.is_none() && status < 500);
         let lines = if is_limited { self.app.refused_lines.next(self.client) } else { Some(0) };
         let suppressed = lines.filter(|count| *count > 0);
+        let trace_id = self.trace_id();
+        if let (Some(traces), Some(trace)) = (&self.app.traces, &self.trace) {
+            let request = RequestOutcome {
+                id: &self.id,
+                method: self.method,
+                is_http: self.method != BATCH,
+                route: Some(self.route.as_str()).filter(|route| *route != NO_ROUTE),
+                status: known.status,
+                error: known.error,
+                has_client_left: !known.finished,
+                tenant: known.tenant.as_deref(),
+                // Where no key is required, any client is the anonymous user.
+                has_caller: known.user.as_deref().is_some_and(|user| user != ANONYMOUS),
+                calls: &known.calls,
+            };
+            traces.push(trace, &request);
+        }
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
@@ -164,6 +206,7 @@ impl Drop for Record {
                     queued_ms = known.queued_ms,
                     first_token_ms = known.first_token_ms,
                     error = known.error,
+                    trace_id = trace_id.as_deref(),
                     suppressed,
                 )
             };

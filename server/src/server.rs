@@ -35,6 +35,7 @@ use crate::models::Models;
 use crate::ready::Readiness;
 use crate::recent::Recent;
 use crate::schemas::Schemas;
+use crate::traces::{Count, Traces, TracesError};
 use crate::webhooks::{WebhookError, Webhooks, deliveries};
 use crate::workers::Workers;
 
@@ -66,6 +67,9 @@ pub enum StartError {
     /// A webhook cannot be used.
     #[error(transparent)]
     Webhook(#[from] WebhookError),
+    /// Traces cannot be exported.
+    #[error(transparent)]
+    Traces(#[from] TracesError),
     /// The device that the configuration names cannot be used.
     #[error("{0}; `models.device: cpu` computes on the CPU")]
     Device(String),
@@ -90,6 +94,7 @@ pub struct Server {
     operator_listeners: Vec<JoinHandle<()>>,
     usage_writer: JoinHandle<()>,
     audit_writer: JoinHandle<()>,
+    trace_writer: Option<JoinHandle<()>>,
 }
 
 /// Connections at once for metrics, and for probes.
@@ -106,6 +111,9 @@ const FAULT_POLL: Duration = Duration::from_secs(1);
 
 /// Part of the drain timeout that is reserved for the database and the usage log.
 const LAST_WRITES: Duration = Duration::from_secs(5);
+
+/// Timeout for the last spans: no collector delays a stop.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 
 /// Listens; returns the address with the assigned port.
 async fn open(address: &Address) -> Result<(Listener, Address), StartError> {
@@ -134,6 +142,10 @@ impl Server {
         let webhooks = Webhooks::new(config.batch.as_ref().map(|batch| batch.webhooks.as_slice()).unwrap_or_default())?;
         let oidc = config.security.oidc.clone().map(Oidc::new).transpose()?.map(Arc::new);
         let metrics = Arc::new(Metrics::new(&config.environment, config.phase.name(), &config.region));
+        let of_spans = metrics.clone();
+        let count: Count = Arc::new(move |result, count| of_spans.trace_spans(result, count));
+        let export = config.monitoring.traces.as_ref().map(|export| Traces::start(export, &config, count));
+        let (traces, trace_writer) = export.transpose()?.unzip();
         let options = EngineOptions {
             queue: config.api.queue,
             prefix_cache: config.models.prefix_cache,
@@ -170,6 +182,7 @@ impl Server {
             signer,
             oidc,
             metrics,
+            traces,
             usage,
             audit,
             readiness: Readiness::default(),
@@ -299,6 +312,7 @@ impl Server {
             operator_listeners,
             usage_writer,
             audit_writer,
+            trace_writer,
         })
     }
 
@@ -372,6 +386,12 @@ impl Server {
         app.audit.close();
         clean &= tokio::time::timeout(LAST_WRITES, self.usage_writer).await.is_ok();
         clean &= tokio::time::timeout(LAST_WRITES, self.audit_writer).await.is_ok();
+        if let (Some(traces), Some(mut writer)) = (&app.traces, self.trace_writer) {
+            traces.close();
+            if tokio::time::timeout(LAST_SPANS, &mut writer).await.is_err() {
+                writer.abort();
+            }
+        }
         let _ = tokio::task::spawn_blocking(move || self.engine.shutdown()).await;
         app.store.close().await;
         tracing::info!(clean, "stopped");

@@ -4,7 +4,7 @@
 //! not), cancels the work then, and always settles what was used.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use textnlp_inference::engine::{Done, Event, Failure, Finish, Request, Sampling, Ticket, Token};
@@ -21,6 +21,7 @@ use crate::error::ApiError;
 use crate::http::HeldMemory;
 use crate::models::Ready;
 use crate::record::Record;
+use crate::traces::ModelCall;
 
 /// The input of a generation.
 #[derive(Debug, Clone, PartialEq)]
@@ -125,6 +126,7 @@ async fn submit(app: Arc<App>, record: Arc<Record>, caller: Caller, submission: 
     let name = request.model.clone();
     let reservation = allowance::reserve(&app, &caller, prompt_tokens + request.max_tokens as u64).await?;
     let (outlet, inbox) = mpsc::channel(EVENTS);
+    let began = Instant::now();
     let submitted = app.models.may_ask(&name).and_then(|()| {
         app.engine.submit(request, app.delivery.outlet(outlet)).map_err(|failure| {
             app.models.no_outcome(&name);
@@ -150,7 +152,7 @@ async fn submit(app: Arc<App>, record: Arc<Record>, caller: Caller, submission: 
     record.note(|known| known.prompt_tokens += prompt_tokens);
     let tasks = app.tasks.clone();
     let user = caller.user;
-    let drive = Drive { app, record, model: name, user, prompt_tokens, reservation, ticket, guide_memory };
+    let drive = Drive { app, record, model: name, user, began, prompt_tokens, reservation, ticket, guide_memory };
     tasks.spawn(drive.run(inbox, out));
     Ok(())
 }
@@ -275,6 +277,8 @@ struct Drive {
     record: Arc<Record>,
     model: String,
     user: String,
+    /// When the engine got it.
+    began: Instant,
     prompt_tokens: u64,
     reservation: Option<Reservation>,
     ticket: Ticket,
@@ -320,6 +324,7 @@ impl Drive {
 
     /// Writes down how it ended; the answer is the tokens that it used.
     fn finish(&self, end: Option<&Event>, seen: u64) -> u64 {
+        self.record.called(|| self.call(end, seen));
         let models = &self.app.models;
         let generated = match end {
             Some(Event::Done(done)) => {
@@ -360,6 +365,43 @@ impl Drive {
         self.record.note(|known| known.generated_tokens += generated);
         // A prompt that was rejected or never started costs nothing.
         if generated == 0 && !matches!(end, Some(Event::Done(_))) { 0 } else { self.prompt_tokens + generated }
+    }
+
+    /// What a trace says of it. Only a generation that ended knows how long it waited and computed.
+    fn call(&self, end: Option<&Event>, seen: u64) -> ModelCall {
+        let of_millis = |millis: f64| Duration::from_secs_f64(millis.max(0.0) / 1000.0);
+        let call = ModelCall {
+            model: self.model.clone(),
+            began: self.began,
+            ended: Instant::now(),
+            parts: Vec::new(),
+            input_tokens: self.prompt_tokens,
+            cached_tokens: 0,
+            output_tokens: seen,
+            finish: None,
+            error: None,
+        };
+        match end {
+            Some(Event::Done(done)) => {
+                let (queued, total) = (of_millis(done.queued_ms), of_millis(done.total_ms));
+                let prefill = if done.generated_tokens > 0 { of_millis(done.first_token_ms).min(total) } else { total };
+                let mut parts = vec![("queue", queued), ("prefill", prefill)];
+                if done.generated_tokens > 0 {
+                    parts.push(("decode", total - prefill));
+                }
+                ModelCall {
+                    ended: self.began + queued + total,
+                    parts,
+                    input_tokens: done.prompt_tokens as u64,
+                    cached_tokens: done.cached_tokens as u64,
+                    output_tokens: done.generated_tokens as u64,
+                    finish: Some(finish_reason(done.finish)),
+                    ..call
+                }
+            }
+            Some(Event::Failed(failure)) => ModelCall { error: Some(ApiError::from(failure.clone()).code), ..call },
+            Some(Event::Token(_)) | None => ModelCall { error: Some("interrupted"), ..call },
+        }
     }
 }
 

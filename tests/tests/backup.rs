@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
+use textnlp_orchestrator::backup::Key;
 use textnlp_tests::bucket::{self, Bucket};
 use textnlp_tests::{Dice, Said, Sandbox, eventually, has, http, said, write_secret};
 
@@ -381,6 +382,45 @@ fn backups_in_a_bucket_restore_a_deployment_and_are_pruned_there() {
     }
     assert!(pruned["kept"].as_u64().unwrap() >= 1, "{pruned:#}");
     elsewhere(&sandbox, &["down", "--yes", "--env", "development"]).expect(0);
+}
+
+/// What the job of a cluster runs beside the volume with its dumps.
+#[test]
+fn dumps_of_a_cluster_are_stored_before_they_are_copied_to_a_bucket() {
+    let Some(bucket) = Bucket::start() else { return };
+    let sandbox = Sandbox::new("bucket-dumps");
+    let file = |name: &str| sandbox.folder().join(name);
+    std::fs::create_dir(file("dumps")).unwrap();
+    std::fs::write(file("report"), "verified").unwrap();
+    let recipient = Key::generate().recipient().to_string();
+    let store = |credentials: &str| {
+        std::fs::write(file("dump"), "PGDMP and the digests of keys").unwrap();
+        write_secret(&file("bucket.env"), credentials);
+        let mut command = sandbox.command(&["backup", "encrypt", "--keep", "86400", "-o", "json"]);
+        for (flag, name) in [("dump", "dump"), ("report", "report"), ("folder", "dumps"), ("credentials", "bucket.env")]
+        {
+            command.arg(format!("--{flag}={}", file(name)));
+        }
+        command.arg(format!("--recipient={recipient}"));
+        said(command.arg(format!("--destination={}", bucket::url("copies/pilot/main"))).output().unwrap())
+    };
+    let dumps = || {
+        std::fs::read_dir(file("dumps"))
+            .unwrap()
+            .filter(|one| one.as_ref().unwrap().file_name().to_str().unwrap().ends_with(".dump.age"))
+            .count()
+    };
+    // The job fails, and the dump is there.
+    let denied = refused(store(&bucket::credentials(&denying())), 1, "bucket").to_string();
+    assert!(denied.contains("is stored in") && denied.contains("InvalidAccessKeyId"), "{denied}");
+    assert!(!denied.contains("hunter2"), "{denied}");
+    assert_eq!((dumps(), bucket.keys("copies/").len()), (1, 0));
+    // The next run copies both.
+    let copied = store(&bucket.credentials()).expect(0).json();
+    assert_eq!(copied["copied"].as_array().unwrap().len(), 2, "{copied:#}");
+    assert_eq!((dumps(), bucket.keys("copies/pilot/main/backup_").len()), (2, 2));
+    let copied = store(&bucket.credentials()).expect(0).json();
+    assert_eq!(copied["copied"].as_array().unwrap().len(), 1, "{copied:#}");
 }
 
 /// An S3 server that refuses all credentials.

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_kubernetes::{
     Access, CAPABILITIES, ClusterOperations, Kubernetes, ORDERS, QueryApi, Scrape, endpoint, kubeconfig_files,
-    local_part,
+    local_part, server_pod as requests,
 };
 use textnlp_onprem::OnPrem;
 use textnlp_orchestrator::environment::{Environment, places};
-use textnlp_provider::cluster::{ClusterAccess, ClusterSite};
+use textnlp_provider::cluster::{Capacity, ClusterAccess, ClusterSite};
+use textnlp_provider::component::Model;
 use textnlp_provider::operations::{Operations, Outages, RolloutStatus, SiteAccess};
 use textnlp_provider::{Combined, Error, ErrorKind, Provider, Site, SiteName};
 
@@ -55,7 +56,8 @@ fn operations(context: &Context<'_>) -> anyhow::Result<Arc<dyn Operations>> {
     let site = cluster_site(context.environment, context.site);
     let is_autoscaled = context.environment.scaling.max.is_some();
     let access = kubeconfig(&site.settings)?;
-    Ok(Arc::new(ClusterOperations::new(access, context.secrets.clone(), site.namespace, is_autoscaled)))
+    let operations = ClusterOperations::new(access, context.secrets.clone(), site.namespace, is_autoscaled);
+    Ok(Arc::new(operations.copying_to(context.environment.dump_copies())))
 }
 
 /// The cluster of a site of the environment. `plan` and `up` refuse a witness in a cluster, and a site of this provider
@@ -71,6 +73,17 @@ pub(super) fn cluster_site(environment: &Environment, name: &SiteName) -> Cluste
         max_nodes: environment.cluster.max_nodes,
         ..ClusterSite::of(environment.cluster.namespace.clone())
     }
+}
+
+/// What a pod of the servers of a site requests, if the site has servers.
+pub(super) fn server_pod(environment: &Environment, name: &SiteName, site: &ClusterSite) -> Option<Capacity> {
+    environment.sites.iter().find(|one| one.name == *name && one.serves())?;
+    let models = environment.models.iter().map(|model| Model {
+        quantize: model.quantize,
+        context: model.context,
+        ..Model::of(&model.id(), model.source())
+    });
+    Some(requests(&site.settings.resources, &models.collect::<Vec<_>>(), site.gpu.is_some()))
 }
 
 /// The kubeconfig, resolved against the working directory or, after `~`, the home directory, and the context in it.

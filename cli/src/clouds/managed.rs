@@ -48,6 +48,7 @@ pub(super) fn provider(
     let mut options = super::options(context)?;
     options.serves_elsewhere = true;
     let settings = cluster::cluster_site(environment, site);
+    let pod = cluster::server_pod(environment, site, &settings);
     let inner = Kubernetes::of_clusters(secrets.clone()).of_site(settings).taking(take.iter().cloned().collect());
     let inner = Arc::new(inner);
     let reach = {
@@ -56,6 +57,7 @@ pub(super) fn provider(
     };
     let through =
         Through::new(outer, inner, reach, HOST.parse()?).expanding(inside).connecting(clusters.kind, clusters.connect);
+    let through = through.sizing(pod);
     Ok(Arc::new(Combined::new(Arc::new(through), Arc::new(OnPrem::new(options)), on_this_machine)))
 }
 
@@ -94,7 +96,8 @@ pub(super) fn operations(
     let host = SiteCluster { cloud, clusters, id: id(name)? };
     let settings = cluster::cluster_site(environment, site);
     let kubernetes = Kubernetes::located(Arc::new(host), secrets.clone());
-    Ok(Arc::new(ClusterOperations::of(kubernetes, settings.namespace, environment.scaling.max.is_some())))
+    let operations = ClusterOperations::of(kubernetes, settings.namespace, environment.scaling.max.is_some());
+    Ok(Arc::new(operations.copying_to(environment.dump_copies())))
 }
 
 /// The cluster of a site, for commands that have no outputs at hand.

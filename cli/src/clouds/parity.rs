@@ -357,3 +357,34 @@ fn scale_up_expands_in_clusters_of_every_provider() {
         assert!(ingress.spec.as_value().to_string().contains("enable-modsecurity"), "{}: {ingress:?}", row.name);
     }
 }
+
+#[test]
+fn nodes_of_a_created_cluster_have_room_for_a_pod() {
+    const REQUESTS: &str = "sites[0].cluster.resources={ requests: { cpu: 5, memory: 9GiB } }";
+    const POOLS: [&str; 3] = ["aws.eks-node-group", "gcp.node-pool", "azure.pool"];
+    for (head, row, runtime) in heads() {
+        // Clouds create their clusters.
+        if row.assumed.is_none() || runtime != Runtime::Kubernetes {
+            continue;
+        }
+        let part = |name: &str, more: &[&str]| {
+            let parts = expanded(row, &environment(ENVIRONMENT, row, runtime, more));
+            parts.into_iter().find(|(part, _)| part == name).unwrap().1
+        };
+        let pool = |more: &[&str]| -> String {
+            let all = part("cluster", more).unwrap();
+            let mut pools = all.iter().filter(|one| POOLS.contains(&one.kind.as_str()));
+            pools.next().unwrap().id.to_string()
+        };
+        let (usual, medium) = (pool(&[]), pool(&[REQUESTS]));
+        assert!(!usual.contains("medium") && medium.contains("medium"), "{head}: {usual} {medium}");
+        assert_eq!(pool(&["cluster.node_size=medium"]), medium, "{head}");
+        let server = part("server", &[REQUESTS]).unwrap();
+        let pods = server.iter().find(|one| one.id.as_str().ends_with("/deployment")).unwrap();
+        assert!(pods.needs.iter().any(|need| need.on.as_str() == medium), "{head}: {:?}", pods.needs);
+        let refused = part("cluster", &[REQUESTS, "cluster.node_size=small"]).unwrap_err().to_string();
+        for words in ["requests 5100m CPU and 9280Mi memory", "write `cluster.node_size: medium`"] {
+            assert!(refused.contains(words), "{head}: {refused}");
+        }
+    }
+}

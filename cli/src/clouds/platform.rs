@@ -69,6 +69,10 @@ impl Platform for Linked {
         stores::backup_bucket(url, credentials, network)
     }
 
+    fn bucket_of_pods(&self, url: &str, credentials: &SecretSource) -> Result<Option<String>, Failure> {
+        stores::bucket_of_pods(url, credentials)
+    }
+
     fn provider(
         &self,
         name: &str,

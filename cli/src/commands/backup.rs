@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
-use textnlp_orchestrator::backup::{BackupDirectory, Decryptor, DumpFolder, EncryptionMode, Key, StoredBackup};
+use textnlp_orchestrator::backup::{
+    BackupDirectory, CopiedDumps, Decryptor, DumpFolder, EncryptionMode, Key, StoredBackup,
+};
 use textnlp_orchestrator::dr::report::signing_key;
-use textnlp_orchestrator::environment::model::Backup as Settings;
+use textnlp_orchestrator::environment::model::{Backup as Settings, NetworkSettings, SecretSource};
 use textnlp_orchestrator::gate::phases::PhaseDefinition;
 use textnlp_orchestrator::state::SCHEDULE;
 use textnlp_provider::operations::SiteBackups;
@@ -26,6 +28,7 @@ use crate::clouds::Linked;
 use crate::deployment::{acting, operator};
 use crate::rerun_flags::quoted;
 use crate::session::states;
+use crate::stores;
 
 /// Runs the subcommand.
 pub async fn backup(session: &Session, verb: &Backup, console: Console) -> Result<Success, Failure> {
@@ -283,7 +286,7 @@ async fn archive(args: &Archive) -> Result<Success, Failure> {
     Ok(Success::new(String::new(), json!({})))
 }
 
-/// `backup encrypt`: stores a verified dump of the database in a cluster.
+/// `backup encrypt`: stores a verified dump of the database in a cluster, and then copies what a bucket lacks.
 fn encrypt(args: &Encrypt) -> Result<Success, Failure> {
     let recipients = args.recipient.iter().map(|text| text.parse()).collect::<Result<Vec<_>, _>>().map_err(failed)?;
     let keys = recipients.len();
@@ -294,8 +297,32 @@ fn encrypt(args: &Encrypt) -> Result<Success, Failure> {
     // Its volume outlives this program.
     std::fs::remove_file(&args.dump).with_context(|| format!("remove {}", args.dump))?;
     let keys = counted(keys, "key");
-    let text = format!("{}: {} bytes, encrypted for {keys}, {}", stored.name, stored.bytes, report.trim());
-    Ok(Success::new(text, json!({ "file": stored.name, "bytes": stored.bytes })))
+    let mut text = format!("{}: {} bytes, encrypted for {keys}, {}", stored.name, stored.bytes, report.trim());
+    let mut document = json!({ "file": stored.name, "bytes": stored.bytes });
+    if let Some(url) = &args.destination {
+        let CopiedDumps { copied, removed, retained } = copy_dumps(args, url, &folder).map_err(|mut failure| {
+            let what = format!("{} is stored in {}, and not all dumps are copied to {url}", stored.name, args.folder);
+            failure.error = failure.error.context(what);
+            failure
+        })?;
+        // `backup create` shows the last line.
+        text = format!("{text}; {} copied to {url}", counted(copied.len(), "dump"));
+        if !retained.is_empty() {
+            text =
+                format!("{}\n{text}; {} retained there", retained.join("\n"), counted(retained.len(), "expired copy"));
+        }
+        document["copied"] = json!(copied);
+        document["removed"] = json!(removed);
+        document["retained"] = json!(retained);
+    }
+    Ok(Success::new(text, document))
+}
+
+/// Copies the dumps of a cluster to a bucket, with the certificate authority and the proxies of this process.
+fn copy_dumps(args: &Encrypt, url: &str, folder: &DumpFolder) -> Result<CopiedDumps, Failure> {
+    let credentials = args.credentials.as_ref().map(|file| SecretSource::File(file.to_string()));
+    let bucket = stores::backup_bucket(url, credentials.as_ref(), &NetworkSettings::default())?;
+    bucket.copy_dumps(folder, Duration::from_secs(args.keep), Timestamp::now()).map_err(failed)
 }
 
 /// `backup decrypt`: prepares the restore of a dump in a cluster. A dump of an earlier version needs no key.

@@ -170,7 +170,11 @@ fn given(environment: &Environment) -> BTreeMap<String, String> {
     let key = environment.dns.as_ref().map(|dns| &dns.key.secret);
     let token = environment.rollout.prometheus.as_ref().and_then(|prometheus| prometheus.token.as_ref());
     let webhooks = environment.server.batch.webhooks.iter().map(|webhook| &webhook.secret);
-    let marked = addresses.chain(&database.password).chain(key).chain(token).chain(webhooks).filter_map(|secret| {
+    let traces = &environment.server.monitoring.traces.secret;
+    // Machines read the file themselves.
+    let copies = environment.backup.credentials.as_ref().filter(|_| environment.dump_copies().is_some());
+    let all = addresses.chain(&database.password).chain(key).chain(token).chain(webhooks).chain(traces).chain(copies);
+    let marked = all.filter_map(|secret| {
         let given = ExternalSecret { source: secret.to_string(), version: String::new() };
         let value = given.read()?;
         Some((given.source.clone(), given.mark(environment.environment.as_str(), value.expose())))
@@ -221,7 +225,28 @@ pub(crate) fn tell_pinned(
 
 #[cfg(test)]
 mod tests {
+    use textnlp_orchestrator::environment::{Catalogue, Library, Overrides};
+
     use super::*;
+
+    #[test]
+    fn changed_credentials_of_the_bucket_are_another_secret_in_a_cluster() {
+        let kept = tempfile::tempdir().unwrap();
+        let file = Utf8Path::from_path(kept.path()).unwrap().join("bucket.env");
+        let mark = |name: &str, text: &str| {
+            textnlp_files::Replace::private().write(&file, text.as_bytes()).unwrap();
+            let sets = [
+                "backup.enabled=true",
+                "backup.destination=s3://b/p",
+                &format!("backup.credentials=secret:file:{file}"),
+            ];
+            let overrides = Overrides { sets: sets.map(str::to_owned).to_vec(), ..Overrides::default() };
+            let environment = Library::built_in().load(name, &overrides, &Catalogue::default()).unwrap().environment;
+            given(&environment).remove(&format!("secret:file:{file}"))
+        };
+        assert!(mark("pilot", "a=1").is_some() && mark("pilot", "a=1") != mark("pilot", "a=2"));
+        assert_eq!(mark("staging", "a=1"), None, "machines read the file themselves");
+    }
 
     #[test]
     fn digests_for_a_plan_are_read_without_writing_to_the_model_cache() {

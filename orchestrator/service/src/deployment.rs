@@ -19,7 +19,7 @@ use textnlp_provider::{Lineage, Problem, Problems, Site, SiteName};
 use uuid::Uuid;
 
 use crate::artifacts::{LocalArtifacts, knows_commands, tell_pinned};
-use crate::backup::{bucket_problem, key};
+use crate::backup::{bucket_endpoint, bucket_problem, key};
 use crate::failure::{preflight_failure, state_failed};
 use crate::release::program_of;
 use crate::up::run_failed;
@@ -257,6 +257,7 @@ impl Selection {
         if environment.dumps_in_cluster() {
             let key = key::there(scope.platform, &scope.folder).await?;
             here.files.backup_recipient = key.map(|key| key.recipient().to_string());
+            here.files.backup_endpoint = bucket_endpoint(chosen);
         }
         let Some(lock) = chosen.lock()? else {
             return Ok(Release::resolve(environment, &here));

@@ -190,6 +190,10 @@ pub trait Platform: Send + Sync {
         network: &NetworkSettings,
     ) -> Result<Bucket, Failure>;
 
+    /// Checks the bucket of a backup destination for pods, which have no other file of this machine than `credentials`.
+    /// Returns the address of the store, if it is not that of the cloud. Sends no request.
+    fn bucket_of_pods(&self, url: &str, credentials: &SecretSource) -> Result<Option<String>, Failure>;
+
     /// The socket in a PostgreSQL folder over which its log is archived and fetched.
     fn archive_socket(&self, postgres: &Utf8Path) -> Utf8PathBuf;
 

@@ -86,7 +86,7 @@ impl Secrets {
             .flat_map(|value| value.split(|byte| b"\n\r".contains(byte)))
             .filter(|line| !line.starts_with(b"-----"))
             .flat_map(|line| line.split(|byte| b"\" ,{}".contains(byte)))
-            .map(|word| value_of(word).unwrap_or(word))
+            .flat_map(|word| [Some(word), value_of(word)].into_iter().flatten())
             .filter(|word| word.len() >= SHORTEST && !is_plain(word))
             .map(<[u8]>::to_vec)
             .collect();

@@ -24,6 +24,7 @@ use tokio::runtime::Handle;
 
 use super::Error;
 use super::directory::{BESIDE_MAX, BackupDirectory, BackupFacts, FACTS, PROOF, Place, backup_of, remove};
+use super::dumps::{DumpFolder, is_copy};
 
 /// The bytes of a part in memory. A longer backup than [`PARTS_MAX`] of them has longer parts.
 const PART: u64 = 16 << 20;
@@ -59,6 +60,17 @@ pub struct Bucket {
     signed_in: String,
 }
 
+/// What [`Bucket::copy_dumps`] did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct CopiedDumps {
+    /// The names of the new copies.
+    pub copied: Vec<String>,
+    /// The count of expired copies that were removed.
+    pub removed: usize,
+    /// Why expired copies are retained.
+    pub retained: Vec<String>,
+}
+
 impl fmt::Debug for Bucket {
     /// A store has credentials.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -84,6 +96,50 @@ impl Bucket {
     #[must_use]
     pub fn folder(self, name: &str) -> Self {
         Self { root: self.root.join(name), at: self.at.join(name), ..self }
+    }
+
+    /// Copies the encrypted dumps that are missing here, the oldest first. Then removes copies that are here for longer
+    /// than `keep`, but never the newest one, and none from before the first dump in the folder: it is of another volume.
+    pub fn copy_dumps(&self, dumps: &DumpFolder, keep: Duration, now: Timestamp) -> Result<CopiedDumps, Error> {
+        let mut done = CopiedDumps::default();
+        let there = self.objects()?;
+        for (file, name) in dumps.copies()? {
+            // Copies appear whole. A file that was put back may be cut off, and must not replace its copy.
+            if there.iter().any(|(known, _)| *known == name) {
+                continue;
+            }
+            self.send(&file, &name)?;
+            done.copied.push(name);
+        }
+        let mut copies: Vec<(String, ObjectMeta)> =
+            self.objects()?.into_iter().filter(|(name, _)| is_copy(name)).collect();
+        copies.sort_by_key(|(_, object)| object.last_modified);
+        copies.pop();
+        let since = Timestamp::try_from(dumps.since()?).unwrap_or(Timestamp::MAX).as_second();
+        copies.retain(|(_, object)| object.last_modified.timestamp() >= since);
+        let age = |object: &ObjectMeta| u64::try_from(now.as_second() - object.last_modified.timestamp()).unwrap_or(0);
+        for (name, _) in copies.iter().filter(|(_, object)| age(object) > keep.as_secs()) {
+            match self.remove(name)? {
+                None => done.removed += 1,
+                Some(why) => done.retained.push(why),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Uploads a file of this machine. A short one must not exist yet with other content, and a long one appears when it
+    /// is complete.
+    fn send(&self, whole: &Utf8Path, name: &str) -> Result<(), Error> {
+        let mut file = File::open(whole).map_err(Error::io("open", whole))?;
+        let bytes = file.metadata().map_err(Error::io("check", whole))?.len();
+        let part = PART.max(bytes.div_ceil(PARTS_MAX));
+        if bytes > part {
+            return wait(self.upload(&mut file, part, whole, name));
+        }
+        match wait(self.create(name, next(&mut file, part, whole)?))? {
+            true => Ok(()),
+            false => Err(Error::io("name", self.at.join(name))(io::ErrorKind::AlreadyExists.into())),
+        }
     }
 
     fn path(&self, name: &str) -> Path {
@@ -226,14 +282,7 @@ impl Place for Bucket {
     }
 
     fn publish(&self, whole: &Utf8Path, name: &str) -> Result<(), Error> {
-        let mut file = File::open(whole).map_err(Error::io("open", whole))?;
-        let bytes = file.metadata().map_err(Error::io("check", whole))?.len();
-        let part = PART.max(bytes.div_ceil(PARTS_MAX));
-        if bytes > part {
-            wait(self.upload(&mut file, part, whole, name))?;
-        } else if !wait(self.create(name, next(&mut file, part, whole)?))? {
-            return Err(Error::io("name", self.at.join(name))(io::ErrorKind::AlreadyExists.into()));
-        }
+        self.send(whole, name)?;
         remove(whole)
     }
 

@@ -16,7 +16,12 @@ use super::{Decryptor, EncryptionMode, Error, Recipient, opened};
 const PLAIN: &[u8] = b"PGDMP";
 /// The suffixes of dumps: encrypted ones, and those of earlier versions.
 const SUFFIXES: [&str; 2] = [".dump.age", ".dump"];
+/// Created with the first dump, and never written to.
+const LOCK: &str = ".lock";
 const UNFINISHED: &str = ".new-";
+/// The time of a dump in the name of its copy, such as `20261120T020013Z`.
+const COPIED: &str = "%Y%m%dT%H%M%SZ";
+const COPIED_LENGTH: usize = 16;
 /// The deadline of a job; an older unfinished file belongs to a job that was killed.
 const LONGEST_RUN: Duration = Duration::from_secs(6 * 3600);
 /// The most dumps of one day.
@@ -51,7 +56,7 @@ impl DumpFolder {
     ) -> Result<StoredDump, Error> {
         let new = self.0.join(format!("{UNFINISHED}{}", unique_name()));
         let stored = encrypt(dump, &new, recipients).and_then(|bytes| {
-            let _held = Lock::exclusive(self.0.join(".lock"), 0o600)?;
+            let _held = Lock::exclusive(self.0.join(LOCK), 0o600)?;
             self.prune(keep)?;
             let name = self.free_name(at)?;
             let file = self.0.join(&name);
@@ -90,6 +95,18 @@ impl DumpFolder {
     /// The names of the dumps, the newest first.
     pub fn names(&self) -> Result<Vec<String>, Error> {
         Ok(self.listed()?.into_iter().map(|(_, name)| name).collect())
+    }
+
+    /// The encrypted dumps with the names of their copies in a bucket, the oldest first.
+    pub(super) fn copies(&self) -> Result<Vec<(Utf8PathBuf, String)>, Error> {
+        let named = |(at, name): (SystemTime, String)| Some((self.0.join(&name), copy_name(&name, at)?));
+        Ok(self.listed()?.into_iter().rev().filter_map(named).collect())
+    }
+
+    /// When the first dump was stored here.
+    pub(super) fn since(&self) -> Result<SystemTime, Error> {
+        let lock = self.0.join(LOCK);
+        std::fs::metadata(&lock).and_then(|lock| lock.modified()).map_err(Error::io("check", lock.as_path()))
     }
 
     fn listed(&self) -> Result<Vec<(SystemTime, String)>, Error> {
@@ -149,6 +166,23 @@ impl DumpFolder {
         }
         Ok(())
     }
+}
+
+/// The name of a dump's copy in a bucket: with the time of the dump, because the names of a lost volume are given again.
+/// A copy that was put back keeps its name. `None` for a dump that is not encrypted.
+fn copy_name(name: &str, at: SystemTime) -> Option<String> {
+    if is_copy(name) {
+        return Some(name.to_owned());
+    }
+    let (stem, at) = (name.strip_suffix(SUFFIXES[0])?, Timestamp::try_from(at).ok()?);
+    Some(format!("{stem}.{}{}", at.strftime(COPIED), SUFFIXES[0]))
+}
+
+/// Whether this is the name of a copy in a bucket.
+pub(super) fn is_copy(name: &str) -> bool {
+    let stem = name.strip_prefix("backup_").and_then(|rest| rest.strip_suffix(SUFFIXES[0]));
+    let time = stem.and_then(|stem| stem.split_once('.')).map(|(_, time)| time);
+    time.is_some_and(|time| time.len() == COPIED_LENGTH && time.bytes().all(|b| b.is_ascii_alphanumeric()))
 }
 
 /// Creates a private file, or replaces its content.

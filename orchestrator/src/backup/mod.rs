@@ -2,7 +2,7 @@
 //!
 //! Start with [`Manifest`] (the content of a backup), then `archive` (its bytes: a standard tar) and `seal` (encryption
 //! in the format of the tool `age`). [`BackupDirectory`] is the backup directory with its retention, in a folder or a [`Bucket`]. [`Log`] is the archived
-//! write-ahead log of a PostgreSQL, for restores to a point in time. [`DumpFolder`] has the database dumps of a cluster. The provider knows which data of a site belongs
+//! write-ahead log of a PostgreSQL, for restores to a point in time. [`DumpFolder`] has the database dumps of a cluster, which [`Bucket::copy_dumps`] copies to a bucket. The provider knows which data of a site belongs
 //! into a backup; the server program reads the databases. The caller passes both in.
 
 mod archive;
@@ -17,8 +17,8 @@ mod seal;
 pub use textnlp_bundle::PublicKey;
 
 pub use archive::{Content, Item, listed, unpack, write};
-pub use bucket::Bucket;
 pub(crate) use bucket::error_text;
+pub use bucket::{Bucket, CopiedDumps};
 pub use directory::{BackupDirectory, BackupFacts, StoredBackup, VerificationResult, removable};
 pub use dumps::{DumpFolder, StoredDump};
 pub use error::Error;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 use textnlp_net::network::Network;
-use textnlp_provider::cluster::{ClusterGpus, ClusterSite, OwnPostgres};
+use textnlp_provider::cluster::{ClusterGpus, ClusterSite, NodeChoice, OwnPostgres};
 use textnlp_provider::component::{self as part, Component, ComponentSpec, Program, SecretRecipe, Site};
 use textnlp_provider::{CloudId, ComponentName, SiteName};
 
@@ -43,6 +43,8 @@ pub const DATABASE_PASSWORD: &str = "database-password";
 /// The password of the replicas of a managed database.
 pub const REPLICATION_PASSWORD: &str = "replication-password";
 
+/// The variables with which a cluster signs in to the bucket of its copies.
+const BACKUP_CREDENTIALS: &str = "backup-credentials";
 /// The token for an external Prometheus.
 const PROMETHEUS_TOKEN: &str = "prometheus-token";
 /// The time that a gateway adds to the limit of what is behind it: the server ends a stream with an error event and the
@@ -138,6 +140,8 @@ fn place(environment: &Environment, site: &SiteSettings) -> Site {
 
 fn cluster_site(e: &Environment, site: &SiteSettings) -> ClusterSite {
     let own = e.database_hosting() == Some(Hosting::Cluster);
+    // Beside clusters that are created, the setting is not for those that exist.
+    let has_nodes = !is_existing(e, site) || e.sites.iter().all(|one| is_existing(e, one));
     ClusterSite {
         namespace: e.cluster.namespace.clone(),
         settings: site.cluster.clone(),
@@ -159,6 +163,12 @@ fn cluster_site(e: &Environment, site: &SiteSettings) -> ClusterSite {
         gpu: gpus(e, site),
         existing: is_existing(e, site),
         nodes: None,
+        // What a pod requests is known where its objects are expanded.
+        node_choice: NodeChoice {
+            size: e.cluster.node_size.filter(|_| has_nodes),
+            machine: site.instance_type.clone(),
+            pod: None,
+        },
         bucket_identity: None,
         node_autoscaler: None,
     }
@@ -572,6 +582,14 @@ fn backup(e: &Environment, release: &Release) -> part::Backup {
             secrets: name(names::SECRETS),
             private_ca: release.files.private_ca.clone(),
         }),
+        copies: e.dump_copies().map(|url| {
+            Box::new(part::DumpCopies {
+                url,
+                credentials: backup.credentials.is_some().then(|| name(names::SECRETS)),
+                endpoint: release.files.backup_endpoint.clone(),
+                egress: egress(e, release),
+            })
+        }),
     }
 }
 
@@ -706,13 +724,14 @@ fn workload(e: &Environment, site: &SiteSettings, release: &Release) -> part::Wo
         }),
         outside: outside(e, release),
         served: e.models.iter().map(|model| served(model, release)).collect(),
-        egress: part::Egress {
-            private_ca: release.files.private_ca.clone(),
-            proxy: proxy(e),
-            policies: e.has_network_policies(),
-        },
+        egress: egress(e, release),
         saml: release.files.saml.get(&site.name).cloned(),
     }
+}
+
+/// What connections of pods need.
+fn egress(e: &Environment, release: &Release) -> part::Egress {
+    part::Egress { private_ca: release.files.private_ca.clone(), proxy: proxy(e), policies: e.has_network_policies() }
 }
 
 /// The proxy as environment variables. Validation rejected addresses from secrets.
@@ -753,16 +772,28 @@ fn external_secrets(e: &Environment, site: &SiteSettings, release: &Release) -> 
     let webhooks = webhooks(e).iter().filter(|_| site.serves()).map(|webhook| {
         (part::webhook_secret(webhook.tenant.as_deref(), &webhook.url), external_secret(&webhook.secret, release))
     });
+    let traces = traces(e).and_then(|traces| traces.secret.as_ref()).filter(|_| site.serves());
+    let of_servers = traces.map(|secret| (part::TRACES_SECRET.to_owned(), external_secret(secret, release)));
+    let of_servers = webhooks.chain(of_servers);
     // Only what is in a cluster reads the others.
     if !site.is_in_cluster() {
-        return webhooks.collect();
+        return of_servers.collect();
     }
     let receivers = e.monitoring.receivers.iter().filter_map(|(name, address)| match address {
         UrlSource::Secret(secret) if e.monitoring.stack => Some((part::receiver_secret(name), secret)),
         UrlSource::Secret(_) | UrlSource::Url(_) => None,
     });
-    let all = receivers.chain(token.map(|token| (PROMETHEUS_TOKEN.to_owned(), token)));
-    all.map(|(name, secret)| (name, external_secret(secret, release))).chain(webhooks).collect()
+    let copies = e.backup.credentials.as_ref().filter(|_| site.role == Role::Primary && e.dump_copies().is_some());
+    let copies = copies.map(|credentials| (BACKUP_CREDENTIALS.to_owned(), credentials));
+    let all = receivers.chain(token.map(|token| (PROMETHEUS_TOKEN.to_owned(), token))).chain(copies);
+    all.map(|(name, secret)| (name, external_secret(secret, release))).chain(of_servers).collect()
+}
+
+/// The export of traces of the servers, if there is one. No inference endpoint has one.
+fn traces(e: &Environment) -> Option<&TraceExport> {
+    let monitoring = &e.server.monitoring;
+    let is_exported = monitoring.enable_tracing && monitoring.traces.endpoint.is_some() && !e.is_endpoint();
+    is_exported.then_some(&monitoring.traces)
 }
 
 /// The webhooks of the servers: none without batches, and none of an inference endpoint, which has no batches.
@@ -942,6 +973,15 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
         if !webhooks.is_empty() {
             config["textnlp"]["batch"]["webhooks"] = json!(webhooks);
         }
+    }
+    if let Some(traces) = traces(e) {
+        // As a text: no reader of the document rounds it.
+        let mut export = json!({ "endpoint": traces.endpoint, "ratio": traces.ratio.to_string() });
+        if traces.secret.is_some() {
+            // The provider adds the file of the secret.
+            export["header"] = json!(traces.header);
+        }
+        config["textnlp"]["monitoring"]["traces"] = export;
     }
     if let Some(issuer) = &security.oidc.issuer {
         let Oidc { audience, tenant, tenant_claim, scopes, roles_claim, roles, .. } = &security.oidc;

@@ -25,6 +25,8 @@ pub struct SettingFiles {
     pub saml: BTreeMap<SiteName, FileText>,
     /// The public half of the environment's backup key, for dumps that a cluster encrypts.
     pub backup_recipient: Option<String>,
+    /// The address of the store that a cluster copies its dumps to, if the file of `backup.credentials` has one.
+    pub backup_endpoint: Option<String>,
 }
 
 impl SettingFiles {
@@ -41,6 +43,7 @@ impl SettingFiles {
             prometheus_ca: ca(environment.rollout.prometheus.as_ref().and_then(|one| one.ca_file.as_ref())),
             saml: sites.filter_map(|site| Some((site.name.clone(), saml(site.cluster.saml.as_ref()?)))).collect(),
             backup_recipient: None,
+            backup_endpoint: None,
         }
     }
 }

@@ -18,8 +18,8 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 use textnlp_orchestrator::backup::{
-    BackupDirectory, BackupFacts, Bucket, Content, Decryptor, EncryptionKind, EncryptionMode, Error, Item, Key,
-    Manifest, Recipient, StoredBackup, VerificationResult, opened, removable, unpack, write,
+    BackupDirectory, BackupFacts, Bucket, Content, CopiedDumps, Decryptor, DumpFolder, EncryptionKind, EncryptionMode,
+    Error, Item, Key, Manifest, Recipient, StoredBackup, VerificationResult, opened, removable, unpack, write,
 };
 use textnlp_orchestrator::dr::report::{own_key, signing_key};
 use textnlp_provider::{EnvironmentName, Lineage, Secret};
@@ -639,6 +639,76 @@ async fn retention_of_a_bucket_is_reported_and_a_failed_upload_is_no_backup() {
     assert!(refused.hint().contains("conditional writes"), "{refused:?}");
     let left: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, [".lock"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dumps_of_a_cluster_are_copied_to_a_bucket_once_and_expire_there() {
+    let (_dir, folder) = folder();
+    let now = Timestamp::now();
+    let put = |name: &str, content: &[u8], hours: u64| {
+        let path = folder.join(name);
+        std::fs::write(&path, content).unwrap();
+        let at = std::time::SystemTime::from(now) - Duration::from_secs(hours * 3600);
+        std::fs::File::options().write(true).open(path).unwrap().set_modified(at).unwrap();
+    };
+    let copied_as = |stem: &str, hours: i64| {
+        let at = now - SignedDuration::from_hours(hours);
+        format!("{stem}.{}.dump.age", at.strftime("%Y%m%dT%H%M%SZ"))
+    };
+    let copy = |bucket: &Bucket, days: i64| {
+        let keep = Duration::from_secs(30 * 86_400);
+        bucket.copy_dumps(&DumpFolder::at(&*folder), keep, now + SignedDuration::from_hours(24 * days))
+    };
+    let store = Arc::new(InMemory::new());
+    let bucket = Bucket::new(store.clone(), "company/pilot/main", "s3://backups/company/pilot/main", "a test");
+    store.put(&Path::from("company/pilot/main/notes.dump.age"), "not a copy".into()).await.unwrap();
+    // Longer than a part; and what is no encrypted dump stays here.
+    let long: Vec<u8> = (0..20_000_000_u32).map(|n| (n / 7) as u8).collect();
+    put("backup_20261120.dump.age", &long, 2);
+    put("backup_20261120-2.dump.age", b"second", 1);
+    for name in ["backup_20261119.dump", ".new-1", ".lock", "notes.txt"] {
+        put(name, b"PGDMP", 3);
+    }
+    let both = [copied_as("backup_20261120", 2), copied_as("backup_20261120-2", 1)];
+    assert_eq!(copy(&bucket, 0).unwrap().copied, both, "the oldest first");
+    assert_eq!(copy(&bucket, 0).unwrap(), CopiedDumps::default(), "each once");
+    let there = Path::from(format!("company/pilot/main/{}", both[0]));
+    assert_eq!(store.get(&there).await.unwrap().bytes().await.unwrap(), long);
+
+    // A volume that was created again has the same names, and dumps that were put back are not copied again.
+    put("backup_20261120.dump.age", b"of another volume", 0);
+    put(&both[1], b"second", 0);
+    assert_eq!(copy(&bucket, 0).unwrap().copied, [copied_as("backup_20261120", 0)]);
+
+    // What was cut off while it was put back does not replace its copy.
+    put(&both[0], &long[..18_000_000], 0);
+    assert_eq!(copy(&bucket, 0).unwrap(), CopiedDumps::default());
+    assert_eq!(store.get(&there).await.unwrap().bytes().await.unwrap(), long);
+    std::fs::remove_file(folder.join(&both[0])).unwrap();
+
+    // By age, and never the newest, nor those of a volume before this one.
+    let lock = std::fs::File::options().write(true).open(folder.join(".lock")).unwrap();
+    lock.set_modified(std::time::SystemTime::from(now) + Duration::from_secs(60)).unwrap();
+    assert_eq!(copy(&bucket, 31).unwrap(), CopiedDumps::default());
+    lock.set_modified(std::time::SystemTime::from(now) - Duration::from_secs(60)).unwrap();
+    let expired = copy(&bucket, 31).unwrap();
+    assert_eq!((expired.copied.len(), expired.removed, expired.retained.len()), (0, 2, 0), "{expired:?}");
+    let newest = format!("company/pilot/main/{}", copied_as("backup_20261120", 0));
+    assert_eq!(objects(&store).await, [&*newest, "company/pilot/main/notes.dump.age"]);
+
+    // What was copied before a failure is not copied again, and what the bucket retains is reported.
+    let locked = Arc::new(Retaining { objects: InMemory::new(), lax: false, batches: false });
+    let locked = Bucket::new(locked, "", "s3://locked", "a test");
+    std::fs::remove_file(folder.join(&both[1])).unwrap();
+    put("backup_20261121.dump.age", &long, 0);
+    put("backup_20261121-2.dump.age", b"third", 0);
+    let failed = copy(&locked, 0).unwrap_err();
+    assert!(matches!(failed, Error::Bucket { action: "upload", .. }), "{failed:?}");
+    put("backup_20261121.dump.age", b"shorter", 0);
+    assert_eq!(copy(&locked, 0).unwrap().copied, [copied_as("backup_20261121", 0)]);
+    let retained = copy(&locked, 31).unwrap();
+    assert_eq!((retained.removed, retained.retained.len()), (0, 3), "{retained:?}");
+    assert!(retained.retained[0].contains("s3://locked/backup_2026112"), "{retained:?}");
 }
 
 #[test]

@@ -46,6 +46,10 @@ const PLANTED: [(&str, &[Plant]); 4] = [
                 "server.batch.webhooks[0].secret",
                 "server.batch.enabled=true server.batch.webhooks=[{\"url\":\"https://hooks.example.com/\"}]",
             ),
+            (
+                "server.monitoring.traces.secret",
+                "server.monitoring.traces.endpoint=https://collector.example.com/v1/traces",
+            ),
             ("gates.sign_on_secret", ""),
         ],
     ),

@@ -8,7 +8,8 @@ use textnlp_provider::settings::{
 };
 use textnlp_provider::{Component, Site};
 
-use crate::lower::{DISKS, addon, bucket_identity, endpoint, node_autoscaler};
+use crate::lower::{DISKS, SYSTEM, addon, bucket_identity, endpoint, node_autoscaler};
+use crate::tables::machines::NODES;
 use crate::tables::rds_ca;
 
 /// What is not listed here is refused.
@@ -37,6 +38,9 @@ const KUBERNETES: &[Capability] = &[
     State(Store::Folder),
     State(Store::S3),
     Backup(Store::Folder),
+    Backup(Store::S3),
+    Backup(Store::Gs),
+    Backup(Store::Az),
     Optional(Setting::AddressRange),
     Optional(Setting::AlertReceivers),
     Optional(Setting::ArchiveAfter),
@@ -62,6 +66,7 @@ const KUBERNETES: &[Capability] = &[
     Optional(Setting::GpuMachines),
     Optional(Setting::Maintenance),
     Optional(Setting::MfaDevice),
+    Optional(Setting::NodeSize),
     Optional(Setting::ExistingZone),
     Optional(Setting::ManagedCertificate),
     Optional(Setting::ModelReplica),
@@ -137,7 +142,8 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
     if let Some(authority) = verified_by.filter(|authority| authority.is_none()) {
         *authority = rds_ca::of_region(&site.region).map(|pem| Ok(pem.to_owned()));
     }
-    let (inner, mut site) = textnlp_cloud::inside(&inner, site, "system-nodes");
+    let nodes = NODES.of_any_site(site).named(SYSTEM);
+    let (inner, mut site) = textnlp_cloud::inside(&inner, site, &format!("{nodes}-nodes"));
     if let Some(gpu) = textnlp_cloud::created_gpus(&mut site) {
         // AWS's images of nodes have the driver, and no plugin: <https://docs.aws.amazon.com/eks/latest/userguide/ml-eks-optimized-ami.html>.
         gpu.device_plugin = true;

@@ -9,11 +9,12 @@ use textnlp_provider::settings::{
 };
 use textnlp_provider::{Component, Site};
 
-use crate::lower::bucket_identity;
+use crate::lower::{NODES_PART, bucket_identity};
+use crate::tables::machines::NODES;
 
 /// The component as the provider of the objects inside of the cluster expands it: without what Azure's own resources answer for. Pure.
 pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
-    let (mut inner, mut site) = textnlp_cloud::inside(component, site, "nodes");
+    let (mut inner, mut site) = textnlp_cloud::inside(component, site, &NODES.of_any_site(site).named(NODES_PART));
     // Without the stack the receivers get the alerts of Azure Monitor only.
     if let ComponentSpec::Monitoring(monitoring) = &mut inner.part
         && !monitoring.stack
@@ -58,6 +59,9 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             State(Store::Folder),
             State(Store::Az),
             Backup(Store::Folder),
+            Backup(Store::S3),
+            Backup(Store::Gs),
+            Backup(Store::Az),
             Gpu(GpuSize::Small),
             Gpu(GpuSize::Medium),
             Gpu(GpuSize::Large),
@@ -80,6 +84,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Optional(Setting::ModelReplica),
             Optional(Setting::MonitoringStack),
             Optional(Setting::NetworkPolicies),
+            Optional(Setting::NodeSize),
             Optional(Setting::PrivateAuthority),
             Optional(Setting::Proxy),
             Optional(Setting::Registry),

@@ -208,6 +208,7 @@ optional_settings! {
     ClusterAccess = "cluster.access",
     ClusterNetworks = "cluster.allow_from",
     ClusterNodes = "cluster.max_nodes",
+    NodeSize = "cluster.node_size",
     UnrestrictedPods = "cluster.restricted",
     ClusterVersion = "cluster.version",
     DatabaseReplica = "database.replica_region",
@@ -258,6 +259,7 @@ const REASONS: &[(&str, &str)] = &[
     ("cluster.access", "only clusters of EKS get access entries"),
     ("cluster.allow_from", "no cluster is created here"),
     ("cluster.max_nodes", "there are no nodes of a cluster"),
+    ("cluster.node_size", "no nodes are created here"),
     ("cluster.restricted", "pods always keep to the Pod Security Standard `restricted`"),
     ("cluster.version", "no cluster is created here"),
     (

@@ -4,13 +4,14 @@
 //! The settings are those of a runtime: every provider whose programs run as pods reads the same ones.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::name::ComponentName;
-use crate::settings::{Spot, Strategy};
+use crate::settings::{NodeSize, Spot, Strategy};
 use crate::units::{Bytes, Cores, Span};
 use crate::words;
 
@@ -52,6 +53,9 @@ pub struct ClusterSite {
     /// The nodes, where the cluster's provider creates them. Pods start after them: nodes may take longer than pods may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<ClusterNodes>,
+    /// What its nodes without GPU are chosen by, where the cluster's provider creates them.
+    #[serde(default, skip_serializing_if = "NodeChoice::is_usual")]
+    pub node_choice: NodeChoice,
     /// How the servers' pods sign in to buckets, where the cluster's provider gives them an identity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bucket_identity: Option<BucketIdentity>,
@@ -79,9 +83,63 @@ impl ClusterSite {
             gpu: None,
             existing: false,
             nodes: None,
+            node_choice: NodeChoice::default(),
             bucket_identity: None,
             node_autoscaler: None,
         }
+    }
+}
+
+/// What nodes without GPU are chosen by; with nothing set, the provider's smallest size that a pod fits on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeChoice {
+    /// Their size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<NodeSize>,
+    /// Their machine type by the provider's name, in place of that of a size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+    /// What a pod of the servers requests; `None` where it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Capacity>,
+}
+
+impl NodeChoice {
+    /// Whether nothing is set or known.
+    pub fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// CPU and memory: what a pod requests, or what a node has for pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capacity {
+    /// CPU cores.
+    pub cpu: Cores,
+    /// Memory.
+    pub memory: Bytes,
+}
+
+impl Capacity {
+    /// Whether a node with this capacity can run a pod with these requests.
+    pub fn holds(&self, pod: &Self) -> bool {
+        self.cpu >= pod.cpu && self.memory >= pod.memory
+    }
+
+    /// What is left without another one; zero where it is larger.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        Self {
+            cpu: Cores(self.cpu.0.saturating_sub(other.cpu.0)),
+            memory: Bytes(self.memory.0.saturating_sub(other.memory.0)),
+        }
+    }
+}
+
+/// As quantities of Kubernetes: `2100m CPU and 4160Mi memory`.
+impl fmt::Display for Capacity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} CPU and {}Mi memory", self.cpu, self.memory.0 >> 20)
     }
 }
 

@@ -558,7 +558,7 @@ pub struct InferenceEndpoint {
 pub struct Egress {
     /// Certificate authorities trusted besides the public ones, as PEM.
     pub private_ca: Option<FileText>,
-    /// The proxy variables for model downloads: `HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`.
+    /// The proxy variables: `HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`.
     pub proxy: BTreeMap<String, String>,
     /// Whether network policies limit it to what the programs need.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -827,9 +827,12 @@ pub fn webhook_secret(tenant: Option<&str>, url: &str) -> String {
     format!("webhook-{}", hex::encode(&digest[..8]))
 }
 
-/// Sets the file of the secret of each webhook in the tree of a server's configuration. `file`: the path of the secret with this name.
-/// Returns the names.
-pub fn set_webhook_files(tree: &mut Map<String, Value>, file: impl Fn(&str) -> String) -> Vec<String> {
+/// The name of the secret of the collector of traces among the secrets of a site.
+pub const TRACES_SECRET: &str = "traces";
+
+/// Sets the files of the secrets of each webhook and of the collector of traces in the tree of a server's configuration. `file`: the path of
+/// the secret with this name. Returns the names.
+pub fn set_secret_files(tree: &mut Map<String, Value>, file: impl Fn(&str) -> String) -> Vec<String> {
     let webhooks = tree.get_mut("batch").and_then(|batch| batch.get_mut("webhooks")).and_then(Value::as_array_mut);
     let mut names = Vec::new();
     for webhook in webhooks.into_iter().flatten() {
@@ -837,6 +840,11 @@ pub fn set_webhook_files(tree: &mut Map<String, Value>, file: impl Fn(&str) -> S
         let name = webhook_secret(webhook["tenant"].as_str(), url);
         webhook["secret_file"] = Value::String(file(&name));
         names.push(name);
+    }
+    let traces = tree.get_mut("monitoring").and_then(|monitoring| monitoring.get_mut("traces"));
+    if let Some(traces) = traces.and_then(Value::as_object_mut).filter(|traces| traces.contains_key("header")) {
+        traces.insert("secret_file".to_owned(), Value::String(file(TRACES_SECRET)));
+        names.push(TRACES_SECRET.to_owned());
     }
     names
 }
@@ -1134,7 +1142,7 @@ pub struct Backup {
     pub every_seconds: u64,
     /// Seconds for which a backup is retained.
     pub keep_seconds: u64,
-    /// A folder or an object store's URL; `None` is next to the state.
+    /// A folder or an object store's URL; `None` is next to the state, or in a cluster only its volume.
     pub destination: Option<String>,
     /// Whether each backup is verified by restoring it.
     pub verify: bool,
@@ -1147,6 +1155,23 @@ pub struct Backup {
     /// The database that a cluster dumps although a cloud runs it; `None` for one that the cluster or a machine runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub managed: Option<ManagedDumps>,
+    /// The bucket that a cluster copies its dumps to; `None` for a machine, which has its backups at the destination.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copies: Option<Box<DumpCopies>>,
+}
+
+/// See [`Backup::copies`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DumpCopies {
+    /// The address of the folder with the copies.
+    pub url: String,
+    /// The component of the secret with the variables that sign in; `None` signs in as the account of the job.
+    pub credentials: Option<ComponentName>,
+    /// The address of the store, if it is not that of the cloud.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// How the store is reached.
+    pub egress: Egress,
 }
 
 /// See [`Backup::managed`].

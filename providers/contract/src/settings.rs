@@ -159,6 +159,20 @@ impl GpuSize {
 }
 
 words! {
+    /// The size of a node without GPU; each provider maps it to a machine type.
+    pub enum NodeSize {
+        /// 4 vCPUs and 16 GiB of memory.
+        Small = "small",
+        /// 8 vCPUs and 32 GiB of memory.
+        Medium = "medium",
+        /// 16 vCPUs and 64 GiB of memory.
+        Large = "large",
+        /// 32 vCPUs and 128 GiB of memory.
+        Xlarge = "xlarge",
+    }
+}
+
+words! {
     /// Whether cheaper spot capacity is used, which the provider can reclaim.
     pub enum Spot {
         /// Never.

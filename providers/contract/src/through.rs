@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::bill::{Billed, BilledRequest};
+use crate::cluster::Capacity;
 use crate::combined::SecondPart;
 use crate::component::{Component, Site};
 use crate::connect::{Connect, HostEndpoint, NAME_NOT_FOUND};
@@ -56,6 +57,8 @@ pub struct Through {
     host: ComponentName,
     /// The component and the site as the inner expands them.
     inner_part: SecondPart,
+    /// What a pod of the servers requests.
+    pod: Option<Capacity>,
     kinds: &'static [Kind],
     ways: Mutex<Connections>,
 }
@@ -88,7 +91,14 @@ impl Through {
     pub fn new(outer: Arc<dyn Provider>, inner: Arc<dyn Provider>, reach: Reach, host: ComponentName) -> Self {
         let kinds = joined(outer.kinds(), inner.kinds());
         let inner_part: SecondPart = |component, site| Some((component.clone(), site.clone()));
-        Self { outer, inner, reach, connects: BTreeMap::new(), host, inner_part, kinds, ways: Mutex::default() }
+        let connects = BTreeMap::new();
+        Self { outer, inner, reach, connects, host, inner_part, pod: None, kinds, ways: Mutex::default() }
+    }
+
+    /// The same, whose outer chooses nodes by what a pod of the servers requests.
+    #[must_use]
+    pub fn sizing(self, pod: Option<Capacity>) -> Self {
+        Self { pod, ..self }
     }
 
     /// Limits what the inner expands: without the settings that the outer alone answers for.
@@ -340,6 +350,11 @@ impl Provider for Through {
     }
 
     fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
+        let mut site = site.clone();
+        if let Some(cluster) = &mut site.cluster {
+            cluster.node_choice.pod = self.pod;
+        }
+        let site = &site;
         let mut wanted = self.outer.lower(component, site)?;
         let Some((inner_component, inner_site)) = (self.inner_part)(component, site) else { return Ok(wanted) };
         let inside = self.inner.lower(&inner_component, &inner_site)?.into_iter().map(|one| {

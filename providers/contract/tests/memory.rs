@@ -257,6 +257,7 @@ fn every_component_is_expanded_into_resources() {
                 verify: true,
                 recipients: Vec::new(),
                 point_in_time_seconds: None,
+                copies: None,
                 managed: None,
             }),
         ),

@@ -8,12 +8,14 @@ use textnlp_provider::settings::{
 };
 use textnlp_provider::{Component, Site};
 
-use crate::lower::{NOTICES_AFTER, bucket_identity};
+use crate::lower::{NOTICES_AFTER, SYSTEM, bucket_identity};
+use crate::tables::machines::NODES;
 
 /// The component as the provider of the objects inside of the cluster expands it: without what Google Cloud's own resources answer for.
 /// Pure.
 pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
-    let (mut inner, mut site) = textnlp_cloud::inside(component, site, "system-nodes");
+    let nodes = NODES.of_any_site(site).named(SYSTEM);
+    let (mut inner, mut site) = textnlp_cloud::inside(component, site, &format!("{nodes}-nodes"));
     // Without the stack the receivers get the alerts of Cloud Monitoring only.
     if let ComponentSpec::Monitoring(monitoring) = &mut inner.part
         && !monitoring.stack
@@ -53,6 +55,9 @@ const KUBERNETES: &[Capability] = &[
     State(Store::Folder),
     State(Store::Gs),
     Backup(Store::Folder),
+    Backup(Store::S3),
+    Backup(Store::Gs),
+    Backup(Store::Az),
     Gpu(GpuSize::Small),
     Gpu(GpuSize::Medium),
     Gpu(GpuSize::Large),
@@ -80,6 +85,7 @@ const KUBERNETES: &[Capability] = &[
     Optional(Setting::ModelReplica),
     Optional(Setting::MonitoringStack),
     Optional(Setting::NetworkPolicies),
+    Optional(Setting::NodeSize),
     Optional(Setting::PrivateAuthority),
     Optional(Setting::Proxy),
     Optional(Setting::Registry),

@@ -67,7 +67,7 @@ fn is_smaller_volume(row: &Row, field: &str, before: Option<&Value>, after: Opti
 }
 
 /// A Kubernetes quantity in bytes: `10Gi`, `500M`, `1e9`.
-fn quantity(text: &str) -> Option<f64> {
+pub(crate) fn quantity(text: &str) -> Option<f64> {
     let split = text.find(|c: char| c.is_ascii_alphabetic() && c != 'e').unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let power =

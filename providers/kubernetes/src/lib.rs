@@ -47,7 +47,7 @@ pub use adapter::{Adapter, Answer, FrontProxy};
 pub use canary::{ORDERS, OperatorCommand, QueryApi, RolloutReport, Scrape, Stage};
 pub use capabilities::CAPABILITIES;
 pub use export::export;
-pub use lower::{BACKUP, RESTORE, local_part};
+pub use lower::{BACKUP, RESTORE, local_part, server_pod};
 pub use one_off_job::JobResult;
 pub use operations::{ClusterOperations, endpoint};
 pub use provider::{Access, Kubernetes, kubeconfig_files};

@@ -37,6 +37,7 @@ pub struct ClusterOperations {
     kubeconfig: Option<KubeconfigContext>,
     namespace: String,
     is_autoscaled: bool,
+    copies: Option<String>,
 }
 
 /// A kubeconfig, if it is not the usual one, and a context in it, if it is not the current one.
@@ -52,12 +53,18 @@ impl ClusterOperations {
     ) -> Self {
         let access = Access::kubeconfig(file.clone(), context.clone());
         let kubeconfig = Some((file, context));
-        Self { cluster: Kubernetes::new(access, secrets), kubeconfig, namespace, is_autoscaled }
+        Self { cluster: Kubernetes::new(access, secrets), kubeconfig, namespace, is_autoscaled, copies: None }
     }
 
     /// The same for a cluster that no kubeconfig names.
     pub fn of(cluster: Kubernetes, namespace: String, is_autoscaled: bool) -> Self {
-        Self { cluster, kubeconfig: None, namespace, is_autoscaled }
+        Self { cluster, kubeconfig: None, namespace, is_autoscaled, copies: None }
+    }
+
+    /// The same with the address of the bucket that dumps are copied to.
+    #[must_use]
+    pub fn copying_to(self, copies: Option<String>) -> Self {
+        Self { copies, ..self }
     }
 
     fn place(&self, lineage: Lineage) -> (&str, Lineage) {
@@ -228,7 +235,8 @@ impl RolloutReport {
 #[async_trait]
 impl SiteBackups for ClusterOperations {
     fn location(&self) -> String {
-        format!("volume textnlp-backups of namespace {}", self.namespace)
+        let copies = self.copies.as_ref().map_or(String::new(), |url| format!(", to be copied to {url}"));
+        format!("volume textnlp-backups of namespace {}{copies}", self.namespace)
     }
 
     fn log_command(&self) -> String {

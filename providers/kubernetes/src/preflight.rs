@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
-use textnlp_provider::cluster::{ClusterGpus, GPU, GPU_POOL, POOL};
-use textnlp_provider::units::counted;
+use textnlp_provider::cluster::{Capacity, ClusterGpus, ClusterSite, GPU, GPU_POOL, POOL};
+use textnlp_provider::units::{Bytes, Cores, counted};
 use textnlp_provider::{ErrorKind, Ownership, Problem, Result, Wanted, error_chain};
 
 use crate::api::Api;
+use crate::diff::quantity;
 use crate::error::{Call, Rule, missing_rules};
 use crate::gateway;
 use crate::identity::{self, ObjectLocation};
@@ -47,9 +48,9 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
     if let Some((site, gpu)) = site.and_then(|site| Some((site, site.gpu.as_ref()?)))
         && !brings_gpus(&supported)
     {
-        let grows = site.max_nodes.is_some_and(|most| most > site.min_nodes);
-        problems.extend(gpus(&api, gpu, grows).await?);
+        problems.extend(gpus(&api, gpu, grows(site)).await?);
     }
+    problems.extend(room(&api, &supported, site).await?);
     problems.extend(site.and_then(|site| site.max_nodes.filter(|most| *most > site.min_nodes)).map(|most| {
         let cause =
             format!("`cluster.max_nodes` is {most}, but this program does not create nodes in an existing cluster");
@@ -123,6 +124,192 @@ fn brings_gpus(supported: &[(&'static Row, &Wanted)]) -> bool {
     supported.iter().any(|(row, wanted)| row.name == "kubernetes.deployment" && of_pods(wanted))
 }
 
+/// Whether a node autoscaler adds nodes, as the environment says.
+fn grows(site: &ClusterSite) -> bool {
+    site.max_nodes.is_some_and(|most| most > site.min_nodes)
+}
+
+/// Pods of Deployments that no node could run, however empty it is: they would wait. The nodes of a cluster that its provider creates are
+/// chosen by its pods, and may not be there yet.
+async fn room(api: &Api, supported: &[(&'static Row, &Wanted)], site: Option<&ClusterSite>) -> Result<Vec<Problem>> {
+    static NODES: Row = table::nodes();
+    let is_existing = site.is_some_and(|site| site.existing);
+    let deployments = supported.iter().filter(|(row, _)| row.name == "kubernetes.deployment");
+    let deployments: Vec<_> = deployments.filter(|(_, wanted)| is_existing || wanted.via.is_none()).collect();
+    if deployments.is_empty() {
+        return Ok(Vec::new());
+    }
+    let call = Call { action: "read the nodes of", verb: "list", row: &NODES, namespace: None, name: None };
+    let nodes = match api.list(&call, "").await {
+        Ok(nodes) => nodes,
+        Err(error) if error.kind == ErrorKind::Denied => {
+            let cause =
+                "whether its nodes have room for the pods could not be checked: you are not allowed to list nodes";
+            return Ok(vec![Problem::note("cluster", cause, "no action is needed if `up` succeeds")]);
+        }
+        Err(error) => return Err(error),
+    };
+    let pod = |wanted: &Wanted| no_node(&nodes, &wanted.spec.as_value()["spec"]["template"]["spec"]);
+    let mut found = Vec::new();
+    for (row, wanted) in deployments {
+        if let Some(problem) = pod(wanted)
+            && !deployed(api, row, wanted).await?.is_some_and(|there| runs(&there, wanted.spec.as_value()))
+        {
+            found.push((*wanted, problem));
+        }
+    }
+    if found.is_empty() {
+        return Ok(Vec::new());
+    }
+    let is_autoscaled = site.is_some_and(grows) || is_autoscaled(api, &nodes).await?;
+    let problem = |(wanted, (cause, fix)): (&Wanted, (String, String))| match is_autoscaled {
+        true => {
+            let cause = format!("{cause}; it waits until such a node is there");
+            let fix = "check that the cluster's node autoscaler can add one, or add it";
+            Problem::warning(wanted.id.to_string(), cause, fix)
+        }
+        false => {
+            let autoscaler = "where a node autoscaler adds them, set `cluster.max_nodes` above `cluster.min_nodes`";
+            Problem::new(wanted.id.to_string(), cause, format!("{fix}; {autoscaler}"))
+        }
+    };
+    Ok(found.into_iter().map(problem).collect())
+}
+
+/// Whether the cluster may add nodes of other sizes: some of its nodes are of a kind that it does so for, or a node autoscaler is there, or
+/// may be.
+async fn is_autoscaled(api: &Api, nodes: &[Value]) -> Result<bool> {
+    /// The status that Cluster Autoscaler writes, and the API of Karpenter, which AKS and EKS Auto Mode have too.
+    const SIGNS: [&str; 2] =
+        ["/api/v1/namespaces/kube-system/configmaps/cluster-autoscaler-status", "/apis/karpenter.sh"];
+    if has_growing(nodes) {
+        return Ok(true);
+    }
+    for path in SIGNS {
+        let action = "look for the node autoscaler of";
+        let call = Call { action, verb: "get", row: table::namespaces(), namespace: None, name: None };
+        if may_be_there(api.document(&call, path).await)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether what was asked for exists, or may not be read: in doubt it does. Pure.
+fn may_be_there(answer: Result<Value>) -> Result<bool> {
+    match answer {
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
+        Err(error) if error.kind == ErrorKind::Denied => Ok(true),
+        other => other.map(|_| true),
+    }
+}
+
+/// Whether one of the nodes is of Karpenter, of EKS Auto Mode or Fargate
+/// (<https://docs.aws.amazon.com/eks/latest/userguide/associate-workload.html>, aws/containers-roadmap#1976), or of GKE Autopilot, whose
+/// nodes alone have such names (as GoogleContainerTools/kpt-config-sync knows them). Pure.
+fn has_growing(nodes: &[Value]) -> bool {
+    const LABELS: [&str; 3] =
+        ["karpenter.sh/nodepool", "karpenter.sh/provisioner-name", "eks.amazonaws.com/compute-type"];
+    nodes.iter().map(|node| &node["metadata"]).any(|node| {
+        let is_of_autopilot = node["name"].as_str().is_some_and(|name| name.starts_with("gk3-"));
+        is_of_autopilot || LABELS.iter().any(|label| node["labels"][label].is_string())
+    })
+}
+
+/// Why none of these nodes could run a pod, and what to do: no pod runs on nodes with other labels, with taints that it does not tolerate
+/// or with less CPU and memory than it requests. Missing GPUs are reported for all pods together. Pure.
+fn no_node(nodes: &[Value], pod: &Value) -> Option<(String, String)> {
+    let has_gpu = has_gpu(pod);
+    let offers_gpu = |node: &Value| quantity(node["status"]["allocatable"][GPU].as_str()?).filter(|gpus| *gpus >= 1.0);
+    let nodes: Vec<&Value> = nodes.iter().filter(|node| !has_gpu || offers_gpu(node).is_some()).collect();
+    if nodes.is_empty() {
+        return None;
+    }
+    let requested = requests(pod);
+    let allowed = nodes.iter().filter(|node| is_allowed(node, pod));
+    let room = allowed.map(|node| capacity(&node["status"]["allocatable"], u32::MAX));
+    // The nearest to enough: of those with the memory the one with the most CPU, else the one with the most memory.
+    let nearness = |room: &Capacity| match room.memory >= requested.memory {
+        true => (true, u64::from(room.cpu.0)),
+        false => (false, room.memory.0),
+    };
+    let Some(largest) = room.clone().max_by_key(nearness) else {
+        let cause = format!("it has {}, and none that its pods may run on", counted(nodes.len(), "node"));
+        let fix = "change the labels and taints of nodes, or `sites[].cluster.node_selector` and `tolerations`";
+        return Some((cause, fix.to_owned()));
+    };
+    if room.clone().any(|room| room.holds(&requested)) {
+        return None;
+    }
+    let cause = format!(
+        "a pod requests {requested}, and the largest of {} that it may run on has {largest}",
+        counted(room.count(), "node")
+    );
+    let fix = "add a larger node, or lower `sites[].cluster.resources.requests`, or use a smaller model or fewer bits for its weights";
+    Some((cause, fix.to_owned()))
+}
+
+/// What a pod requests of a node: its containers run at the same time, and those before them one after another. Pure.
+fn requests(pod: &Value) -> Capacity {
+    let of = |field: &str| {
+        let containers = pod[field].as_array().into_iter().flatten();
+        containers.map(|container| capacity(&container["resources"]["requests"], 0)).collect::<Vec<_>>()
+    };
+    let mut all = Capacity { cpu: Cores(0), memory: Bytes(0) };
+    for one in of("containers") {
+        all.cpu.0 = all.cpu.0.saturating_add(one.cpu.0);
+        all.memory.0 = all.memory.0.saturating_add(one.memory.0);
+    }
+    for one in of("initContainers") {
+        all = Capacity { cpu: all.cpu.max(one.cpu), memory: all.memory.max(one.memory) };
+    }
+    all
+}
+
+/// CPU and memory of an object; what is not stated, or cannot be read, is `otherwise`. Pure.
+fn capacity(of: &Value, otherwise: u32) -> Capacity {
+    let text = |name: &str| match &of[name] {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let memory = quantity(&text("memory")).map_or(u64::from(otherwise) << 32, |bytes| bytes as u64);
+    Capacity { cpu: text("cpu").parse().unwrap_or(Cores(otherwise)), memory: Bytes(memory) }
+}
+
+/// How the keys of taints begin that tell of a node's state, and go with it: also those of node autoscalers for a node that they remove,
+/// in place of which they add another one
+/// (<https://github.com/kubernetes/autoscaler/blob/master/cluster-autoscaler/utils/taints/taints.go>).
+const OF_STATE: [&str; 5] = [
+    "node.kubernetes.io/",
+    "node.cloudprovider.kubernetes.io/",
+    "ToBeDeletedByClusterAutoscaler",
+    "DeletionCandidateOfClusterAutoscaler",
+    "karpenter.sh/disrupt",
+];
+
+/// Whether a pod may run on a node by its labels and taints. Taints of a node's state pass. Pure.
+fn is_allowed(node: &Value, pod: &Value) -> bool {
+    let list = |of: &Value| of.as_array().cloned().unwrap_or_default();
+    let (labels, tolerations) = (&node["metadata"]["labels"], list(&pod["tolerations"]));
+    let is_of_state = |taint: &Value| {
+        let key = taint["key"].as_str().unwrap_or_default();
+        OF_STATE.iter().any(|start| key.starts_with(start))
+    };
+    let tolerates = |one: &Value, taint: &Value| {
+        let value = |of: &Value| of["value"].as_str().unwrap_or_default().to_owned();
+        let is_of_key = one["key"].is_null() || one["key"] == taint["key"];
+        let is_of_value = one["operator"] == "Exists" || value(one) == value(taint);
+        is_of_key && is_of_value && (one["effect"].is_null() || one["effect"] == taint["effect"])
+    };
+    let is_tolerated = |taint: &Value| {
+        let passes = taint["effect"] == "PreferNoSchedule" || is_of_state(taint);
+        passes || tolerations.iter().any(|one| tolerates(one, taint))
+    };
+    let mut selector = pod["nodeSelector"].as_object().into_iter().flatten();
+    let is_selected = selector.all(|(key, value)| labels.get(key) == Some(value));
+    is_selected && list(&node["spec"]["taints"]).iter().all(is_tolerated)
+}
+
 /// GPUs are there where NVIDIA's device plugin offers them, or where a node autoscaler adds nodes with them.
 async fn gpus(api: &Api, gpu: &ClusterGpus, grows: bool) -> Result<Option<Problem>> {
     static NODES: Row = table::nodes();
@@ -165,13 +352,7 @@ fn missing_gpus(nodes: &[Value], wanted: u32, grows: bool) -> Option<Problem> {
 /// Servers that get GPUs with the image that computes on the CPU now. It may be one with CUDA, so this is only a warning; the job that
 /// runs before them knows.
 async fn image_of_cpu(api: &Api, row: &'static Row, wanted: &Wanted) -> Result<Option<Problem>> {
-    let Ok(location) = ObjectLocation::of_spec(row, &wanted.spec) else { return Ok(None) };
-    let (namespace, name) = (location.namespace.as_deref(), Some(location.name.as_str()));
-    let call = Call { action: "read", verb: "get", row, namespace, name };
-    let there = match api.get(&call).await {
-        Err(error) if error.kind == ErrorKind::Denied => None,
-        other => other?,
-    };
+    let there = deployed(api, row, wanted).await?;
     let image = there.as_ref().and_then(|there| kept_image(there, wanted.spec.as_value()));
     Ok(image.map(|image| {
         let cause =
@@ -179,6 +360,28 @@ async fn image_of_cpu(api: &Api, row: &'static Row, wanted: &Wanted) -> Result<O
         let fix = "build one by `server/cuda/Dockerfile`, push it, and write its digest, or remove `gpu`";
         Problem::warning("cluster.image", cause, fix)
     }))
+}
+
+/// A deployment as it is, if it exists and may be read.
+async fn deployed(api: &Api, row: &'static Row, wanted: &Wanted) -> Result<Option<Value>> {
+    let Ok(location) = ObjectLocation::of_spec(row, &wanted.spec) else { return Ok(None) };
+    let (namespace, name) = (location.namespace.as_deref(), Some(location.name.as_str()));
+    let call = Call { action: "read", verb: "get", row, namespace, name };
+    match api.get(&call).await {
+        Err(error) if error.kind == ErrorKind::Denied => Ok(None),
+        other => other,
+    }
+}
+
+/// Whether the pods of a deployment run with the wanted requests on the wanted nodes: what runs fits, whatever the nodes show. Pure.
+fn runs(there: &Value, wanted: &Value) -> bool {
+    let (before, after) = (&there["spec"]["template"]["spec"], &wanted["spec"]["template"]["spec"]);
+    let status = &there["status"];
+    let is_running = status["availableReplicas"].as_u64().is_some_and(|pods| pods > 0);
+    // During a rollout, those that run may be of the template before.
+    let is_current = status["updatedReplicas"] == status["replicas"];
+    let is_same = requests(before) == requests(after) && before["nodeSelector"] == after["nodeSelector"];
+    is_running && is_current && is_same
 }
 
 /// The image of pods that get a GPU, if it stays the same. Pure.
@@ -370,6 +573,105 @@ mod tests {
         assert_eq!(kept(&before, &servers("b", with.clone())), None);
         assert_eq!(kept(&before, &servers("a", without)), None);
         assert_eq!(kept(&servers("a", with.clone()), &servers("a", with)), None);
+    }
+
+    #[test]
+    fn pods_that_no_node_can_run_are_found() {
+        let node = |cpu: &str, memory: &str| {
+            json!({
+                "metadata": { "labels": { "disk": "fast" } },
+                "spec": {},
+                "status": { "allocatable": { "cpu": cpu, "memory": memory } },
+            })
+        };
+        let container =
+            |cpu: &str, memory: &str| json!({ "resources": { "requests": { "cpu": cpu, "memory": memory } } });
+        let pod = json!({
+            "initContainers": [container("1", "6Gi")],
+            "containers": [container("4", "5Gi"), container("100m", "64Mi"), {}],
+        });
+        assert_eq!(requests(&pod).to_string(), "4100m CPU and 6144Mi memory");
+        let found = |nodes: &[Value], pod: &Value| no_node(nodes, pod).map(|(cause, _)| cause);
+        assert_eq!(found(&[node("3920m", "12Gi"), node("7910m", "13498416Ki")], &pod), None);
+        assert_eq!(found(&[], &pod), None, "a cluster without nodes is not measured");
+        assert_eq!(found(&[json!({})], &pod), None, "nor is a node that states nothing");
+        // The one has the CPU, and the other the memory, as has a third one with less of the CPU.
+        let cause = found(&[node("8", "4Gi"), node("3920m", "12Gi"), node("2", "24Gi")], &pod).unwrap();
+        let expected = "a pod requests 4100m CPU and 6144Mi memory, and the largest of 3 nodes that it may run on has 3920m CPU and 12288Mi memory";
+        assert_eq!(cause, expected);
+        let mut slow = pod.clone();
+        slow["nodeSelector"] = json!({ "disk": "slow" });
+        let large = node("16", "64Gi");
+        let none = Some("it has 1 node, and none that its pods may run on".to_owned());
+        assert_eq!(found(std::slice::from_ref(&large), &slow), none);
+        slow["nodeSelector"] = json!({ "disk": "fast" });
+        assert_eq!(found(std::slice::from_ref(&large), &slow), None);
+        let tainted = |key: &str, effect: &str| {
+            let mut node = large.clone();
+            node["spec"]["taints"] = json!([{ "key": key, "value": "text", "effect": effect }]);
+            node
+        };
+        assert_eq!(found(&[tainted("team", "NoSchedule")], &pod), none);
+        assert_eq!(found(&[tainted("team", "PreferNoSchedule")], &pod), None);
+        for state in ["node.kubernetes.io/unschedulable", "ToBeDeletedByClusterAutoscaler", "karpenter.sh/disrupted"] {
+            assert_eq!(found(&[tainted(state, "NoSchedule")], &pod), None, "{state} passes");
+        }
+        for (toleration, is_enough) in [
+            (json!({ "key": "team", "operator": "Equal", "value": "text", "effect": "NoSchedule" }), true),
+            (json!({ "key": "team", "value": "other" }), false),
+            (json!({ "key": "team", "operator": "Exists", "effect": "NoExecute" }), false),
+            (json!({ "operator": "Exists" }), true),
+        ] {
+            let mut pod = pod.clone();
+            pod["tolerations"] = json!([toleration]);
+            assert_eq!(found(&[tainted("team", "NoSchedule")], &pod).is_none(), is_enough, "{toleration}");
+        }
+        // Nodes without GPUs are not those of a pod with one, and missing GPUs are reported elsewhere.
+        let mut with_gpu = pod.clone();
+        with_gpu["containers"][0]["resources"]["limits"] = json!({ GPU: 1 });
+        assert_eq!(found(std::slice::from_ref(&large), &with_gpu), None);
+        let mut small = node("3920m", "12Gi");
+        small["status"]["allocatable"][GPU] = json!("1");
+        assert!(found(&[large, small], &with_gpu).is_some_and(|cause| cause.contains("of 1 node ")));
+    }
+
+    #[test]
+    fn clusters_that_may_add_nodes_are_known() {
+        let node = |name: &str, labels: Value| json!({ "metadata": { "name": name, "labels": labels } });
+        let fixed = node("gke-pilot-pool-1", json!({ "cloud.google.com/gke-provisioning": "standard" }));
+        assert!(!has_growing(std::slice::from_ref(&fixed)));
+        for other in [
+            node("ip-10-0-0-1", json!({ "karpenter.sh/nodepool": "general" })),
+            node("ip-10-0-0-1", json!({ "karpenter.sh/provisioner-name": "default" })),
+            node("fargate-ip-10-0-0-1", json!({ "eks.amazonaws.com/compute-type": "fargate" })),
+            node("i-0123", json!({ "eks.amazonaws.com/compute-type": "auto" })),
+            node("gk3-pilot-pool-1", json!({})),
+        ] {
+            assert!(has_growing(&[fixed.clone(), other.clone()]), "{other}");
+        }
+        let error = |kind| Err(textnlp_provider::Error::new(kind, "read", "the status of the node autoscaler"));
+        assert!(may_be_there(Ok(json!({}))).unwrap());
+        assert!(!may_be_there(error(ErrorKind::NotFound)).unwrap());
+        assert!(may_be_there(error(ErrorKind::Denied)).unwrap(), "in doubt nothing is refused");
+        assert!(may_be_there(error(ErrorKind::Unavailable)).is_err());
+    }
+
+    #[test]
+    fn pods_that_run_fit() {
+        let deployment = |cpu: &str, selector: Value, status: Value| {
+            let container = json!({ "resources": { "requests": { "cpu": cpu, "memory": "4Gi" } } });
+            let pod = json!({ "containers": [container], "nodeSelector": selector });
+            json!({ "spec": { "template": { "spec": pod } }, "status": status })
+        };
+        let all = json!({ "replicas": 2, "updatedReplicas": 2, "availableReplicas": 1 });
+        let wanted = deployment("4", Value::Null, Value::Null);
+        assert!(runs(&deployment("4000m", Value::Null, all.clone()), &wanted));
+        assert!(!runs(&deployment("3", Value::Null, all.clone()), &wanted), "it requested less");
+        assert!(!runs(&deployment("4", json!({ "disk": "fast" }), all), &wanted), "it ran on other nodes");
+        let waits = json!({ "replicas": 2, "updatedReplicas": 2, "unavailableReplicas": 2 });
+        assert!(!runs(&deployment("4", Value::Null, waits), &wanted));
+        let rollout = json!({ "replicas": 3, "updatedReplicas": 1, "availableReplicas": 2 });
+        assert!(!runs(&deployment("4", Value::Null, rollout), &wanted), "those that run may be of another template");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use textnlp_process::{TRACEPARENT, TRACESTATE, TraceContext};
 use tokio::time::Instant;
 
 use super::Gateway;
@@ -437,6 +438,14 @@ fn forwarded_headers(received: &HeaderMap, host: Option<HeaderValue>, client: Cl
     headers.insert(FORWARDED_PROTO, HeaderValue::from_static(if client.tls { "https" } else { "http" }));
     headers.insert(FORWARDED_HOST, host);
     headers.insert(REQUEST_ID, id.clone());
+    // The gateway has no span of its own, so a valid context goes on unchanged. Without one, the server begins a trace.
+    let context = TraceContext::of(received);
+    if context.as_ref().is_none_or(|context| context.state.is_none()) {
+        headers.remove(TRACESTATE);
+    }
+    if context.is_none() {
+        headers.remove(TRACEPARENT);
+    }
     headers
 }
 
@@ -582,6 +591,19 @@ mod tests {
         check(&[("forwarded", "for=1.2.3.4")], None, "forwarded", None);
         check(&[], Some("a.example"), "host", Some("a.example"));
         check(&[("host", "b.example")], Some("a.example"), "x-forwarded-host", Some("a.example"));
+    }
+
+    #[test]
+    fn valid_trace_context_is_forwarded_and_an_invalid_one_removed() {
+        const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let parent = ("traceparent", PARENT);
+        check(&[parent], None, "traceparent", Some(PARENT));
+        check(&[parent, ("tracestate", "vendor=1")], None, "tracestate", Some("vendor=1"));
+        check(&[parent, ("tracestate", "vendor")], None, "tracestate", None);
+        check(&[parent, ("tracestate", "vendor")], None, "traceparent", Some(PARENT));
+        let wrong = ("traceparent", "00-0-0-01");
+        check(&[wrong, ("tracestate", "vendor=1")], None, "traceparent", None);
+        check(&[wrong, ("tracestate", "vendor=1")], None, "tracestate", None);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! What each program of the server has: addresses, an HTTP listener, a graceful shutdown, metrics, a configuration file.
+//! What each program of the server has: addresses, an HTTP listener, a graceful shutdown, metrics, a configuration file, the trace of a
+//! request.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 mod address;
@@ -9,6 +10,7 @@ mod leaving;
 mod line_limit;
 mod listen;
 mod memory;
+mod trace;
 
 pub use address::Address;
 pub use cors::Cors;
@@ -17,6 +19,7 @@ pub use leaving::{Connected, Leaving};
 pub use line_limit::LineLimit;
 pub use listen::{Listener, Peer, Serving};
 pub use memory::release_memory;
+pub use trace::{TRACEPARENT, TRACESTATE, TraceContext};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::de::DeserializeOwned;

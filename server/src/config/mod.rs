@@ -5,6 +5,7 @@ mod database;
 mod document;
 mod features;
 mod prices;
+mod traces;
 mod units;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ pub use document::Problem;
 pub use prices::{Price, Prices, TokenPrices};
 pub use textnlp_process::Address;
 pub use textnlp_store::{Database, DatabaseAt, FeatureValue, PostgresAt, Rate};
+pub use traces::{TraceExport, TraceHeader};
 pub use units::{ByteSize, Span};
 
 /// A checked configuration.
@@ -328,6 +330,8 @@ pub struct RoleScopes {
 pub struct Monitoring {
     /// Whether a request's spans are logged with their times.
     pub enable_tracing: bool,
+    /// Where spans are sent, too.
+    pub traces: Option<TraceExport>,
     /// The least severe level that is logged.
     pub log_level: tracing::Level,
     /// The log file; standard output when absent.
@@ -337,7 +341,7 @@ pub struct Monitoring {
 impl Monitoring {
     /// The defaults for programs without such a section.
     pub(crate) fn standard() -> Self {
-        Self { enable_tracing: false, log_level: tracing::Level::INFO, log_file: None }
+        Self { enable_tracing: false, traces: None, log_level: tracing::Level::INFO, log_file: None }
     }
 }
 
@@ -395,6 +399,8 @@ impl Config {
         self.api.docs = false;
         self.api.require_https = false;
         self.batch = None;
+        // Its cloud has no file for a secret, and may have no network.
+        self.monitoring.traces = None;
         self
     }
 
@@ -735,8 +741,10 @@ fn monitoring(section: Section<'_>) -> (Monitoring, Option<u64>) {
         ("WARN", tracing::Level::WARN),
         ("ERROR", tracing::Level::ERROR),
     ];
+    let enable_tracing = section.flag("enable_tracing").unwrap_or(false);
     let monitoring = Monitoring {
-        enable_tracing: section.flag("enable_tracing").unwrap_or(false),
+        enable_tracing,
+        traces: traces::traces(&section, enable_tracing),
         log_level: section.word("log_level", &levels).unwrap_or(tracing::Level::INFO),
         log_file: section.text("log_file").map(Utf8PathBuf::from),
     };

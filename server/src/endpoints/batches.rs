@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use serde_json::{Map, Value, json};
 use textnlp_store::batches::{Batch, BatchRefusal, BatchState, EndReason};
 use textnlp_store::{Action, Actor, AuditEvent, StoreError, now_ms};
@@ -41,7 +41,9 @@ pub(crate) async fn run(
     id: &str,
     body: Value,
 ) -> Result<Value, ApiError> {
-    let record = Record::begin(app.clone(), id.to_owned(), BATCH, endpoint.path().to_owned(), None);
+    // No HTTP request: it has neither a parent nor a scheme.
+    let trace = app.traces.as_ref().and_then(|traces| traces.begin(&HeaderMap::new(), ""));
+    let record = Record::begin(app.clone(), id.to_owned(), BATCH, endpoint.path().to_owned(), None, trace);
     record.caller(caller);
     let call = Call::internal(app.clone(), record.clone());
     let late = || ApiError::new(StatusCode::GATEWAY_TIMEOUT, "timeout", "the request exceeded its time limit");

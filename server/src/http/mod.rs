@@ -242,7 +242,7 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
         .filter(|id| is_request_id(id))
         .map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned);
     // Unknown paths share one label: clients can invent any number of them.
-    let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
+    let route = request.extensions().get::<MatchedPath>().map_or(record::NO_ROUTE, MatchedPath::as_str).to_owned();
     let method = match *request.method() {
         Method::GET => "GET",
         Method::POST => "POST",
@@ -253,7 +253,11 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     };
     let by_https = record::uses_https(&request);
     let probe = record::is_probe(&route);
-    let record = Record::begin(app.clone(), id.clone(), method, route, record::client(&request));
+    let scheme = if by_https { "https" } else { "http" };
+    // Load balancers would fill the collector with probes.
+    let traces = app.traces.as_ref().filter(|_| !probe);
+    let trace = traces.and_then(|traces| traces.begin(request.headers(), scheme));
+    let record = Record::begin(app.clone(), id.clone(), method, route, record::client(&request), trace);
     request.extensions_mut().insert(record.clone());
     let mut response = if app.config.api.require_https && !by_https && !probe {
         ApiError::new(StatusCode::FORBIDDEN, "https_required", "this server requires HTTPS")
@@ -261,7 +265,9 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
             .into_response()
     } else {
         // A panic in a handler becomes one error response, and the connection continues.
-        let span = tracing::info_span!("request", request_id = %id, method, route = %record.route);
+        let trace_id = record.trace_id();
+        let trace_id = trace_id.as_deref();
+        let span = tracing::info_span!("request", request_id = %id, trace_id, method, route = %record.route);
         let answer = AssertUnwindSafe(next.run(request).instrument(span)).catch_unwind();
         // Streams start within this time and have a deadline of their own.
         let limit = app.config.api.timeout + std::time::Duration::from_secs(1);

@@ -53,6 +53,20 @@ async fn forwarding_headers_of_untrusted_clients_are_replaced() {
 }
 
 #[tokio::test]
+async fn trace_context_is_forwarded_unchanged_and_two_parents_are_removed() {
+    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let a = Backend::tcp("a").await;
+    let site = Site::new(&[&a]).await;
+    let traced = || Request::get("/x").header("traceparent", PARENT).header("tracestate", "vendor=1");
+    site.open(traced(), "").await;
+    let seen = a.state.last.lock().unwrap().clone();
+    assert_eq!((seen["traceparent"].as_str(), seen["tracestate"].as_str()), (PARENT, "vendor=1"));
+    site.open(traced().header("traceparent", PARENT), "").await;
+    let seen = a.state.last.lock().unwrap().clone();
+    assert!(!seen.contains_key("traceparent") && !seen.contains_key("tracestate"), "{seen:?}");
+}
+
+#[tokio::test]
 async fn backend_connections_are_reused() {
     let a = Backend::tcp("a").await;
     let site = Site::with(&[&a], "  health: { interval_ms: 3600000 }\n").await;

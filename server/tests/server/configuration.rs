@@ -111,6 +111,26 @@ fn every_configuration_error_has_its_location_and_a_suggestion() {
         "retention_days: 27",
         &["analytics.retention_days", "is 27; it must be 0 or at least 28"],
     );
+    for (traces, says) in [
+        ("endpoint: collector", ["traces.endpoint", "is not an `https:` or `http:` address"]),
+        ("endpoint: 'https://a:b@c.example.com/'", ["traces.endpoint", "is not an `https:` or `http:` address"]),
+        ("ratio: 1", ["traces.endpoint", "is missing"]),
+        ("endpoint: https://c/, ratio: 1.5", ["traces.ratio", "is not a number from 0 to 1: `1.5`"]),
+        ("endpoint: https://c/, header: authorization", ["traces.header", "needs `secret_file`"]),
+        (
+            "endpoint: https://c/, header: 'a b', secret_file: /s",
+            ["traces.header", "`a b` is not the name of a header"],
+        ),
+        (
+            "endpoint: http://c/, header: a, secret_file: /s",
+            ["traces.endpoint", "the secret would be sent without TLS"],
+        ),
+    ] {
+        let enabled = format!("enable_tracing: true, traces: {{ {traces} }}");
+        check("enable_tracing: false", &enabled, &says);
+    }
+    let disabled = "enable_tracing: false, traces: { endpoint: https://c/ }";
+    check("enable_tracing: false", disabled, &["monitoring.traces", "needs `enable_tracing: true`"]);
     for (webhook, says) in [
         ("url: http://hooks.example.com/, secret_file: /s", ["batch.webhooks[0].url", "is not an `https:` address"]),
         ("url: 'https://a:b@hooks.example.com/', secret_file: /s", ["batch.webhooks[0].url", "without a password"]),

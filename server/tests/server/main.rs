@@ -35,5 +35,6 @@ mod sign_on;
 mod templates;
 mod tickets;
 mod tools;
+mod traces;
 mod usage;
 mod webhooks;

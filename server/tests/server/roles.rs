@@ -261,6 +261,36 @@ async fn server_logs_requests_drains_on_sigterm_and_exits_with_zero() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn access_line_of_a_traced_request_has_its_trace() {
+    let files = Files::new();
+    let file = path(&files.folder, "server.yaml");
+    let traces = "{ enable_tracing: true, traces: { endpoint: \"http://127.0.0.1:9/v1/traces\", ratio: 0 }, log_file";
+    std::fs::write(&file, std::fs::read_to_string(&file).unwrap().replace("{ log_file", traces)).unwrap();
+    let mut child = files.command(&["serve"]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let client = Client::new(&Address::Unix(path(&files.folder, "s.sock")));
+    until("it is ready", async || {
+        client.try_connect().await.is_some() && client.send("GET", "/ready", &[], b"").await.status == 200
+    })
+    .await;
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    for (id, flags) in [("traced-1", "01"), ("other-1", "00")] {
+        let parent = format!("00-{TRACE}-00f067aa0ba902b7-{flags}");
+        let headers = [("x-request-id", id), ("traceparent", parent.as_str())];
+        assert_eq!(client.send("GET", "/.well-known/jwks.json", &headers, b"").await.status, 200);
+    }
+    let process = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
+    until("it has ended", async || child.try_wait().unwrap().is_some()).await;
+    let log = std::fs::read_to_string(path(&files.folder, "log/server.log")).unwrap();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let trace = |id: &str| {
+        let found = lines.iter().find(|line| line["target"] == "access" && line["request_id"] == id);
+        found.unwrap_or_else(|| panic!("{log}"))["trace_id"].clone()
+    };
+    assert_eq!((trace("traced-1"), trace("other-1")), (json!(TRACE), Value::Null));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn second_signal_exits_immediately() {
     let files = Files::new();
     write_model(&path(&files.folder, "tiny"), Shape { width: 256, layers: 8, context: 8192, ..Shape::default() });

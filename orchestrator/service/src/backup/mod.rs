@@ -51,12 +51,24 @@ pub fn shelf(
 pub fn bucket_problem(chosen: &ChosenEnvironment) -> Option<Problem> {
     let Environment { backup, network, .. } = &chosen.loaded.environment;
     let url = backup.destination.as_deref().filter(|url| backup.enabled && url.contains("://"))?;
-    let failure = chosen.scope.platform.backup_bucket(url, backup.credentials.as_ref(), network).err()?;
+    let failure = match chosen.loaded.environment.dumps_in_cluster() {
+        false => chosen.scope.platform.backup_bucket(url, backup.credentials.as_ref(), network).err()?,
+        // Without credentials, pods have variables of their own.
+        true => chosen.scope.platform.bucket_of_pods(url, backup.credentials.as_ref()?).err()?,
+    };
     let fix = failure.hint.unwrap_or_default();
     Some(Problem::new("backup.destination", format!("{:#}", failure.error), fix))
 }
 
-/// The same for a destination that is a folder, or none.
+/// The address of the store that a cluster copies its dumps to, if it is not that of the cloud. [`bucket_problem`] reports
+/// one that cannot be read.
+pub fn bucket_endpoint(chosen: &ChosenEnvironment) -> Option<String> {
+    let environment = &chosen.loaded.environment;
+    let (url, credentials) = (environment.dump_copies()?, environment.backup.credentials.as_ref()?);
+    chosen.scope.platform.bucket_of_pods(&url, credentials).ok().flatten()
+}
+
+/// The backup directory of a destination that is a folder, or of none.
 fn local(name: &EnvironmentName, folder: &Utf8Path, destination: Option<&str>) -> BackupDirectory {
     BackupDirectory::at(match destination {
         Some(destination) => Utf8Path::new(destination).join(name.as_str()),

@@ -425,6 +425,7 @@ impl RestoredDatabase<'_> {
         set("api", "require_https", json!(false));
         set("monitoring", "metrics_port", Value::Null);
         set("monitoring", "log_file", Value::Null);
+        set("monitoring", "traces", Value::Null);
         for field in ["url", "url_file", "password_file", "ca_file"] {
             set("database", field, self.settings.get(field).cloned().unwrap_or_default());
         }

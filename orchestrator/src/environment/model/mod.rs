@@ -22,7 +22,7 @@ pub use textnlp_provider::cluster::{
 pub use textnlp_provider::component::{ClusterIdentity, MaintenanceWindow};
 pub use textnlp_provider::settings::{
     CacheKind, DatabaseCopy, DatabaseKind, DnsAlgorithm, Failover, GpuSize, Hosting, ModelExecutor, ModelRole,
-    NodeUpgrade, Quantize, Role, Runtime, Spot, Strategy, TlsMode, TrafficMode,
+    NodeSize, NodeUpgrade, Quantize, Role, Runtime, Spot, Strategy, TlsMode, TrafficMode,
 };
 pub use textnlp_provider::units::{Bytes, Cores, Rate, SecretSource, Span, UrlSource};
 pub(crate) use textnlp_provider::words;
@@ -245,6 +245,12 @@ impl Environment {
             && self.primary().is_some_and(SiteSettings::is_in_cluster)
     }
 
+    /// The folder of the bucket that a cluster copies its dumps to.
+    pub fn dump_copies(&self) -> Option<String> {
+        let url = self.backup.destination.as_deref().filter(|url| url.contains("://") && self.dumps_in_cluster())?;
+        Some(format!("{}/{}/{}", url.trim_end_matches('/'), self.environment, self.primary()?.name))
+    }
+
     /// Whether sites that fail over to one another share one built-in PostgreSQL with a primary that moves between them.
     pub fn shares_database(&self) -> bool {
         self.witness_place().is_some() && self.database_hosting().is_some_and(|hosting| hosting != Hosting::External)
@@ -345,7 +351,8 @@ pub struct SiteSettings {
     /// The account, subscription, project or host; if unset, the one that is signed in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<String>,
-    /// The type of the instances of an inference endpoint, such as `ml.m5.xlarge`; if unset, the provider's default.
+    /// The type of the instances of an inference endpoint, such as `ml.m5.xlarge`, or of the nodes without GPU of a cluster that is
+    /// created, such as `m7i.2xlarge`; if unset, the provider's default, for nodes that of `cluster.node_size`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance_type: Option<String>,
     /// The services of this site; if unset, those that its role needs.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Bytes, CacheKind, ClusterIdentity, DatabaseKind, GpuSize, Hosting, NodeUpgrade, SecretSource, Span, Spot, TlsMode,
-    UrlSource, section, words,
+    Bytes, CacheKind, ClusterIdentity, DatabaseKind, GpuSize, Hosting, NodeSize, NodeUpgrade, SecretSource, Span, Spot,
+    TlsMode, UrlSource, section, words,
 };
 
 words! {
@@ -215,6 +215,9 @@ section! {
         /// The maximum number of nodes; if unset, always `min_nodes`.
         #[schemars(range(min = 1, max = 1000))]
         pub max_nodes: Option<u32> = None,
+        /// The size of the nodes without GPU of a cluster that is created; if unset, `small`, or the smallest one with room for a pod of
+        /// the servers if it cannot run there. `sites[].instance_type` names a machine type instead.
+        pub node_size: Option<NodeSize> = None,
         /// Whether pods run under the restricted security profile.
         pub restricted: bool = true,
     }

@@ -18,10 +18,10 @@ section! {
         /// The retention of backups.
         pub keep: Span = Span::seconds(30 * 86_400),
         /// The destination: a folder, or a bucket as `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX` or `az://CONTAINER/PREFIX`;
-        /// if unset, a folder next to the state.
+        /// if unset, a folder next to the state. A cluster stores dumps on a volume, and copies them to the bucket.
         pub destination: Option<String> = None,
         /// A file with the variables by which a bucket is opened, one `NAME=VALUE` in a line; if unset, those of a command,
-        /// and for scheduled backups the role of the machine.
+        /// for scheduled backups the role of the machine, and in a cluster the service account `textnlp-backup`.
         pub credentials: Option<SecretSource> = None,
         /// Whether each backup is verified by a restore.
         pub verify: bool = true,

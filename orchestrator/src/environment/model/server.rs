@@ -260,12 +260,30 @@ section! {
         /// The port of `/metrics`.
         #[schemars(range(min = 1, max = 65535))]
         pub metrics_port: u16 = 9090,
-        /// Whether requests are traced across services.
+        /// Whether requests are traced: their spans are logged, and sent to `traces.endpoint`.
         pub enable_tracing: bool = false,
+        /// Export of spans.
+        pub traces: TraceExport = TraceExport::default(),
         /// The log level.
         pub log_level: LogLevel = LogLevel::Info,
         /// Your own log file; if unset, the site's log folder.
         pub log_file: Option<String> = None,
+    }
+}
+
+section! {
+    /// Export of spans to an OpenTelemetry collector, by OTLP over HTTP. Spans have no texts, keys or client addresses.
+    pub struct TraceExport {
+        /// The collector's address with its path: `https://collector.example.com:4318/v1/traces`. If unset, nothing is sent.
+        pub endpoint: Option<String> = None,
+        /// The share of requests that are traced; a valid `traceparent` of the client takes precedence.
+        #[schemars(range(min = 0.0, max = 1.0))]
+        pub ratio: f64 = 1.0,
+        /// The header that has the secret.
+        #[schemars(length(min = 1, max = 64))]
+        pub header: String = "authorization".to_owned(),
+        /// A reference to the secret that the collector asks for: `Bearer TOKEN`. If unset, none is sent.
+        pub secret: Option<SecretSource> = None,
     }
 }
 

@@ -26,12 +26,23 @@ const WITHOUT_EFFECT_ON_CLOUD_RUN: &[&str] =
     &["gpu.count", "gpu.per_machine", "gpu.spot", "scaling.requests_per_second"];
 
 impl Checker<'_> {
-    /// The instance type belongs to an endpoint; such a site is alone, and has no settings without effect.
+    /// The instance type belongs to an endpoint or to nodes; a site with an endpoint is alone, and has no settings without effect.
     pub(super) fn inference_endpoint(&mut self, i: usize, site: &SiteSettings) {
         let at = format!("sites[{i}]");
-        if site.instance_type.is_some() && site.runtime != Runtime::Sagemaker {
-            let cause = format!("with `runtime: {}` it has no effect", site.runtime);
-            self.error(&format!("{at}.instance_type"), cause, "remove it, or write `runtime: sagemaker`");
+        if site.instance_type.is_some() {
+            let path = format!("{at}.instance_type");
+            match site.runtime {
+                Runtime::Sagemaker => {}
+                Runtime::Kubernetes if self.environment.cluster.node_size.is_some() => {
+                    let cause = "`cluster.node_size` chooses the machines of the same nodes";
+                    self.error(&path, cause, "remove one of the two");
+                }
+                Runtime::Kubernetes => {}
+                runtime => {
+                    let cause = format!("with `runtime: {runtime}` it has no effect");
+                    self.error(&path, cause, "remove it, or write `runtime: sagemaker` or `runtime: kubernetes`");
+                }
+            }
         }
         if !site.is_endpoint() {
             return;

@@ -157,6 +157,7 @@ fn requested(e: &Environment) -> Vec<(Capability, String)> {
                 let nodes = e.cluster.max_nodes.unwrap_or(e.cluster.min_nodes).max(e.cluster.min_nodes);
                 (nodes > 1).then(|| nodes.to_string())
             }
+            Setting::NodeSize => e.cluster.node_size.map(|size| size.to_string()),
             Setting::UnrestrictedPods => (!e.cluster.restricted).then(|| "false".to_owned()),
             Setting::ClusterVersion => e.cluster.version.clone(),
             Setting::DatabaseReplica => e.database.replica_region.clone(),

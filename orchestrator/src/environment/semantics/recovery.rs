@@ -241,9 +241,12 @@ impl Checker<'_> {
             }
         }
         // The supervisor takes backups, and its working directory differs from the operator's.
-        if let Some(place) =
-            backup.destination.as_deref().filter(|place| !place.contains("://") && !place.starts_with('/'))
-        {
+        let folder = backup.destination.as_deref().filter(|place| !place.contains("://"));
+        if let Some(place) = folder.filter(|_| e.dumps_in_cluster()) {
+            let cause = format!("the dumps of a cluster are on a volume in it, not in the folder `{}`", cut(place));
+            let fix = "write the bucket for copies of them, `s3://BUCKET/PREFIX`, `gs://…` or `az://…`, or remove it";
+            self.say(Severity::Refusal, "backup.destination", cause, fix);
+        } else if let Some(place) = folder.filter(|place| !place.starts_with('/')) {
             let cause = format!("`{}` is neither an absolute path nor an object store", cut(place));
             self.error("backup.destination", cause, "write an absolute path, or remove it");
         }
@@ -262,10 +265,11 @@ impl Checker<'_> {
         }
     }
 
-    /// Requirements of backups in a bucket. The supervisor takes them, without the variables of an operator.
+    /// Requirements of backups in a bucket. The supervisor of a machine or the job of a cluster writes there, without the
+    /// variables of an operator.
     fn backup_bucket(&mut self) {
         let e = self.environment;
-        let backup = &e.backup;
+        let (backup, in_cluster) = (&e.backup, e.dumps_in_cluster());
         let Some(url) = backup.destination.as_deref().filter(|place| place.contains("://")) else {
             if backup.credentials.is_some() {
                 let fix = "remove it, or name a bucket in `backup.destination`";
@@ -283,28 +287,38 @@ impl Checker<'_> {
             let fix = "name a folder in `backup.destination`, or remove `point_in_time`";
             self.say(Severity::Refusal, "backup.point_in_time", cause, fix);
         }
-        const FIX: &str = "write `secret:file:/PATH`: a file with lines such as `AWS_ACCESS_KEY_ID=…`, readable only by the user of the supervisor";
+        let (who, reader) = match in_cluster {
+            true => ("the job in the cluster", "you"),
+            false => ("the supervisor", "the user of the supervisor"),
+        };
+        let fix = format!(
+            "write `secret:file:/PATH`: a file with lines such as `AWS_ACCESS_KEY_ID=…`, readable only by {reader}"
+        );
         match &backup.credentials {
             Some(SecretSource::File(file)) if file.starts_with('/') => {}
             Some(_) => {
-                let cause =
-                    "the supervisor takes backups, with neither the variables nor the working directory of your shell";
-                self.error("backup.credentials", cause, FIX);
+                let cause = format!(
+                    "{who} writes to the bucket, with neither the variables nor the working directory of your shell"
+                );
+                self.error("backup.credentials", cause, fix);
             }
             None if backup.enabled && url.starts_with("az://") => {
-                self.error(
-                    "backup.credentials",
-                    "the storage account is a variable, which the supervisor does not have",
-                    FIX,
-                );
+                let cause = format!("the storage account is a variable, which {who} does not have");
+                self.error("backup.credentials", cause, fix);
+            }
+            None if in_cluster => {
+                let cause = "the job in the cluster signs in as the service account `textnlp-backup` of the namespace";
+                let fix = format!("if that has no rights in the cloud, {fix}");
+                self.say(Severity::Note, "backup.credentials", cause, fix);
             }
             None if backup.enabled => {
                 let cause = "scheduled backups sign in with the role of the machine, and do not have your variables";
-                self.say(Severity::Note, "backup.credentials", cause, format!("if it has no role, {FIX}"));
+                self.say(Severity::Note, "backup.credentials", cause, format!("if it has no role, {fix}"));
             }
             None => {}
         }
-        if backup.enabled && e.network.private_ca.as_ref().is_some_and(|file| !file.starts_with('/')) {
+        let private_ca = e.network.private_ca.as_ref().filter(|_| backup.enabled && !in_cluster);
+        if private_ca.is_some_and(|file| !file.starts_with('/')) {
             let cause = "the supervisor that takes backups runs in another folder";
             self.error("network.private_ca", cause, "write a path that begins with `/`");
         }

@@ -217,6 +217,7 @@ impl Checker<'_> {
         }
         self.batch(&server.batch);
         self.prices();
+        self.traces(&server.monitoring);
         let header = &server.security.api_key_header;
         if !header.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
             self.error(
@@ -277,6 +278,62 @@ impl Checker<'_> {
         }
         if !batch.webhooks.is_empty() {
             self.webhooks(&batch.webhooks);
+        }
+    }
+
+    fn traces(&mut self, monitoring: &ServerMonitoring) {
+        const PATH: &str = "server.monitoring.traces";
+        // The HTTP client writes them.
+        const RESERVED: [&str; 6] =
+            ["connection", "content-encoding", "content-length", "content-type", "host", "transfer-encoding"];
+        let (e, traces) = (self.environment, &monitoring.traces);
+        let Some(endpoint) = &traces.endpoint else {
+            if *traces != TraceExport::default() {
+                self.warn(PATH, "its settings have no effect without a collector", "add `endpoint`, or remove it");
+            }
+            return;
+        };
+        if !monitoring.enable_tracing {
+            let fix = "add `enable_tracing: true`, or remove it";
+            self.error(PATH, "it has no effect while requests are not traced", fix);
+        }
+        let at = |field: &str| format!("{PATH}.{field}");
+        match endpoint.parse::<Url>().ok().filter(is_collector) {
+            None => {
+                let cause = "this is not an `https:` or `http:` address without a password";
+                let fix = "write an address such as `https://collector.example.com:4318/v1/traces`";
+                self.error(&at("endpoint"), cause, fix);
+            }
+            Some(url) if url.scheme() == "http" && !textnlp_net::client::is_loopback(&url) => {
+                if traces.secret.is_some() {
+                    let cause = "the secret would be sent without TLS";
+                    self.error(&at("secret"), cause, "write `endpoint: https://…`, or remove it");
+                } else {
+                    self.warn(&at("endpoint"), "spans are sent without TLS", "write `https://…`");
+                }
+            }
+            Some(_) => {}
+        }
+        if !traces.header.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+            let cause = format!("`{}` is not the name of a header", cut(&traces.header));
+            self.error(&at("header"), cause, "write letters, digits and hyphens, such as `authorization`");
+        }
+        if RESERVED.contains(&traces.header.to_ascii_lowercase().as_str()) {
+            let cause = format!("`{}` is a header of each message", cut(&traces.header));
+            self.error(&at("header"), cause, "write the header of the secret, such as `authorization`");
+        }
+        if traces.secret.is_none() && traces.header != TraceExport::default().header {
+            self.warn(&at("header"), "it has no effect without a secret", "add `secret`, or remove it");
+        }
+        if e.is_endpoint() {
+            let cause = "an inference endpoint exports no traces";
+            self.say(Severity::Refusal, PATH, cause, "remove it, or serve on another kind of site");
+        }
+        let proxy = &e.network.proxy;
+        let in_cluster = e.sites.iter().any(|site| site.runtime == Runtime::Kubernetes);
+        if in_cluster && (proxy.https.is_some() || proxy.http.is_some()) {
+            let cause = "servers in a cluster reach the collector directly, and not by `network.proxy`";
+            self.warn(PATH, cause, "let pods connect to it");
         }
     }
 
@@ -661,6 +718,14 @@ fn is_webhook(url: &Url) -> bool {
         && url.password().is_none()
         && url.fragment().is_none()
         && (url.scheme() == "https" || (url.scheme() == "http" && textnlp_net::client::is_loopback(url)))
+}
+
+fn is_collector(url: &Url) -> bool {
+    matches!(url.scheme(), "https" | "http")
+        && url.has_host()
+        && url.username().is_empty()
+        && url.password().is_none()
+        && url.fragment().is_none()
 }
 
 /// An `Origin` as browsers send it: scheme, host and optional port, or `*` for all.

@@ -167,7 +167,7 @@ fn provider_without_capabilities_is_refused_every_setting() {
     let mut catalogue = Catalogue::default();
     catalogue.providers.insert("onprem".to_owned(), Offer { capabilities, ..Offer::default() });
     let asked = "network: { waf: true, policies: true, cidr: 10.0.0.0/16, subnets: [a], open_ports: [9000] }\n\
-                 features: { a: true }\ntags: { team: a }\ncluster: { restricted: false, version: \"1.30\", max_nodes: 2, allow_from: [], access: [{ identity: ann, level: view }] }\n\
+                 features: { a: true }\ntags: { team: a }\ncluster: { restricted: false, version: \"1.30\", max_nodes: 2, node_size: large, allow_from: [], access: [{ identity: ann, level: view }] }\n\
                  scaling: { max: 3, cpu: 70 }\nbackup: { enabled: true }\nmonitoring: { stack: true, retention: 30d }\n\
                  storage: { model_folder: /models, replicate_to: eu-west-1 }\ngpu: { size: small, max: 2, machines: [a], upgrade: surge }\ndatabase: { kind: postgres, hosting: managed, replica_region: eu-west-1 }\ncache: { kind: redis, hosting: managed }\n\
                  maintenance: { day: sunday, at: \"03:00\", hours: 4 }\n\
@@ -181,6 +181,7 @@ fn provider_without_capabilities_is_refused_every_setting() {
         "cluster.access",
         "cluster.allow_from",
         "cluster.max_nodes",
+        "cluster.node_size",
         "cluster.restricted",
         "cluster.version",
         "database.kind",
@@ -325,6 +326,11 @@ fn settings_without_effect_on_an_inference_endpoint_are_errors() {
     }
     let said = with("runtime: process, instance_type: ml.m5.xlarge", "");
     assert!(said.contains("`sites[0].instance_type`: with `runtime: process` it has no effect"), "{said}");
+    let of_nodes = "runtime: kubernetes, instance_type: m7i.2xlarge";
+    assert!(!with(of_nodes, "").contains("instance_type"), "{}", with(of_nodes, ""));
+    let said = with(of_nodes, "cluster: { node_size: large }\n");
+    let refused = "error: `sites[0].instance_type`: `cluster.node_size` chooses the machines of the same nodes";
+    assert!(said.contains(refused), "{said}");
     let fits = with(
         "runtime: cloud-run, cluster: { image: r.example/t:1, resources: { limits: { cpu: 4, memory: 16GiB } } }",
         "scaling: { max: 4 }\n",

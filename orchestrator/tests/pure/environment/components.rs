@@ -1,5 +1,7 @@
 //! What an environment becomes: components, site by site.
 
+use textnlp_provider::settings::NodeSize;
+
 use super::*;
 
 #[test]
@@ -59,6 +61,7 @@ fn later_settings_reach_the_server_only_when_not_default() {
         &usual["audit"],
         &usual["analytics"],
         &usual["batch"],
+        &usual["monitoring"]["traces"],
         &usual["features"],
         &usual["models"]["prefix_cache"],
         &usual["models"]["draft_tokens"],
@@ -86,6 +89,28 @@ fn secrets_of_webhooks_are_given_and_not_in_the_configuration() {
     assert_eq!(given.as_object().unwrap().len(), 2);
     let (config, given) = parts_with(&[webhooks]);
     assert_eq!((&config["batch"], &given), (&json!(null), &json!(null)), "without batches they have no effect");
+}
+
+#[test]
+fn collector_of_traces_reaches_the_server_and_its_secret_only_by_reference() {
+    let endpoint = "server.monitoring.traces.endpoint=https://collector.example.com/v1/traces";
+    let parts_with = |sets: &[&str]| {
+        let overrides = Overrides { sets: sets.iter().map(|&set| set.to_owned()).collect(), ..Overrides::default() };
+        let environment = Library::built_in().load("staging", &overrides, &Catalogue::default()).unwrap().environment;
+        let (_, parts) = components(&environment, &Release::resolve(&environment, &artifacts())).remove(0);
+        let part = |name: &str| json!(parts.iter().find(|part| part.name.as_str() == name).unwrap().part);
+        let config = part("server")["workload"]["config"]["textnlp"]["monitoring"]["traces"].clone();
+        (config, part("secrets")["secrets"]["given"].clone())
+    };
+    let enabled = "server.monitoring.enable_tracing=true";
+    let wanted = json!({ "endpoint": "https://collector.example.com/v1/traces", "ratio": "1" });
+    assert_eq!(parts_with(&[enabled, endpoint]), (wanted, json!(null)));
+    let of_secret = ["server.monitoring.traces.secret=secret:env:COLLECTOR", "server.monitoring.traces.ratio=0.1"];
+    let (config, given) = parts_with(&[&[enabled, endpoint][..], &of_secret].concat());
+    let wanted =
+        json!({ "endpoint": "https://collector.example.com/v1/traces", "ratio": "0.1", "header": "authorization" });
+    assert_eq!((config, &given["traces"]["source"]), (wanted, &json!("secret:env:COLLECTOR")));
+    assert_eq!(parts_with(&[enabled, of_secret[0]]), (json!(null), json!(null)), "nothing is sent without an endpoint");
 }
 
 #[test]
@@ -176,6 +201,33 @@ fn policies_and_pinned_images_follow_from_the_phase_and_dumps_have_the_backup_ke
     assert_eq!(of("staging", &[]), (false, None, None));
     // A machine has the key itself.
     assert_eq!(of("air-gapped", &[]).2, Some(json!([])));
+}
+
+#[test]
+fn dumps_of_a_cluster_have_a_folder_in_the_bucket_and_a_secret_that_machines_do_not_get() {
+    let of = |name: &str, sets: &[&str]| {
+        let overrides = Overrides { sets: sets.iter().map(|&set| set.to_owned()).collect(), ..Overrides::default() };
+        let environment = Library::built_in().load(name, &overrides, &Catalogue::default()).unwrap().environment;
+        let mut artifacts = artifacts();
+        artifacts.files.backup_endpoint = Some("https://minio.example.com:9000".to_owned());
+        let (site, parts) = components(&environment, &Release::resolve(&environment, &artifacts)).remove(0);
+        let part = |name: &str| parts.iter().find(|part| part.name.as_str() == name).map(|part| json!(part.part));
+        let given = part("secrets").unwrap()["secrets"]["given"]["backup-credentials"]["source"].clone();
+        (site.name, part("backup").unwrap()["backup"]["copies"].clone(), given)
+    };
+    let bucket = "backup.destination=s3://b/p/";
+    let source = "secret:file:/etc/textnlp/bucket.env";
+    let credentials = format!("backup.credentials={source}");
+    let (site, copies, given) = of("pilot", &[bucket, &credentials]);
+    assert_eq!(copies["url"], format!("s3://b/p/pilot/{site}"));
+    assert_eq!((&copies["credentials"], &given), (&json!("secrets"), &json!(source)));
+    assert_eq!(copies["endpoint"], "https://minio.example.com:9000");
+    assert_eq!(copies["egress"]["policies"], true);
+    let (_, copies, given) = of("pilot", &[bucket]);
+    assert_eq!((&copies["credentials"], given), (&json!(null), json!(null)));
+    assert_eq!(of("pilot", &[]).1, json!(null));
+    let (_, copies, given) = of("air-gapped", &[bucket, &credentials]);
+    assert_eq!((copies, given), (json!(null), json!(null)));
 }
 
 #[test]
@@ -520,6 +572,27 @@ fn existing_objects_are_assigned_to_their_components() {
     let (_, parts) = components(&environment, &release).remove(0);
     let existing: Vec<_> = parts.iter().filter_map(|c| Some(format!("{}={}", c.name, c.existing.as_ref()?))).collect();
     assert_eq!(existing, ["network=net-1", "cluster=c-1", "models=b-1"]);
+}
+
+#[test]
+fn the_size_of_nodes_is_for_the_clusters_that_are_created() {
+    let sets = ["traffic.existing=Z1", "sites[2].cluster.address=https://192.0.2.7:8443", "cluster.node_size=large"];
+    let overrides = Overrides { sets: sets.map(str::to_owned).into(), ..Overrides::default() };
+    let loaded = Library::built_in().load("multi-region-clouds", &overrides, &Catalogue::default());
+    let mut environment = loaded.unwrap().environment;
+    let sizes = |environment: &Environment| -> Vec<Option<NodeSize>> {
+        let release = Release::resolve(environment, &artifacts());
+        let sites = components(environment, &release).into_iter().filter_map(|(site, _)| site.cluster);
+        sites.map(|cluster| cluster.node_choice.size).collect()
+    };
+    let large = Some(NodeSize::Large);
+    assert_eq!(sizes(&environment), [large; 3]);
+    environment.sites[1].existing.cluster = Some("theirs".to_owned());
+    assert_eq!(sizes(&environment), [large, None, large]);
+    for site in &mut environment.sites {
+        site.existing.cluster = Some("theirs".to_owned());
+    }
+    assert_eq!(sizes(&environment), [large; 3], "where no nodes are created, it is refused");
 }
 
 #[test]

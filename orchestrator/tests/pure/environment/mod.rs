@@ -858,6 +858,8 @@ fn each_validation_rule_has_its_own_message() {
     let hooks = |more: &str| {
         plus(&format!("server: {{ batch: {{ enabled: true, webhooks: [{{ {more}, secret: secret:env:PATH }}] }} }}"))
     };
+    let traced =
+        |more: &str| plus(&format!("server: {{ monitoring: {{ enable_tracing: true, traces: {{ {more} }} }} }}"));
     let own = |more: &str| {
         plus(&format!("models: [{{ name: a, source: bundled }}, {{ name: own, source: bundled, {more} }}]"))
     };
@@ -966,6 +968,19 @@ fn each_validation_rule_has_its_own_message() {
         (hooks("url: https://a.example.com").replace("provider: onprem", "provider: onprem, runtime: sagemaker"), "`server.batch.webhooks`: an inference endpoint has no batches"),
         (hooks("url: https://a.example.com").replace("secret:env:PATH", "whsec_AAAA"), "this is a secret in plain text"),
         (hooks("url: https://a.example.com").replace("enabled: true", "enabled: false"), "its settings have no effect while there are no batches"),
+        (traced("endpoint: collector.example.com"), "`server.monitoring.traces.endpoint`: this is not an `https:` or `http:` address"),
+        (traced("endpoint: 'https://ada:hunter2@collector.example.com'"), "this is not an `https:` or `http:` address without a password"),
+        (traced("endpoint: http://collector.example.com, secret: secret:env:PATH"), "`server.monitoring.traces.secret`: the secret would be sent without TLS"),
+        (traced("endpoint: http://collector.example.com"), "spans are sent without TLS"),
+        (traced("endpoint: https://collector.example.com, secret: hunter2"), "this is a secret in plain text"),
+        (traced("endpoint: https://collector.example.com, header: 'a b'"), "`server.monitoring.traces.header`: `a b` is not the name of a header"),
+        (traced("endpoint: https://collector.example.com, header: x-api-key"), "`server.monitoring.traces.header`: it has no effect without a secret"),
+        (traced("endpoint: https://collector.example.com, header: Content-Type, secret: secret:env:PATH"), "`server.monitoring.traces.header`: `Content-Type` is a header of each message"),
+        (traced("endpoint: https://collector.example.com, header: host, secret: secret:env:PATH"), "`server.monitoring.traces.header`: `host` is a header of each message"),
+        (traced("endpoint: https://collector.example.com, ratio: 2"), "2 is out of range"),
+        (traced("ratio: 0.5"), "its settings have no effect without a collector"),
+        (traced("endpoint: https://collector.example.com").replace("enable_tracing: true", "enable_tracing: false"), "it has no effect while requests are not traced"),
+        (traced("endpoint: https://collector.example.com").replace("provider: onprem", "provider: onprem, runtime: sagemaker"), "an inference endpoint exports no traces"),
         (plus("server: { prices: { prompt: -1 } }"), "-1 is out of range"),
         (plus("server: { prices: { answer: 1000001 } }"), "write a number from 0 to 1000000"),
         (plus("server: { prices: { prompt: .nan } }"), "`server.prices"),
@@ -1208,6 +1223,32 @@ fn backups_in_a_bucket_need_what_the_supervisor_can_read() {
                 }
             }
             expected => assert!(said.contains(expected), "{backup}: {said}"),
+        }
+    }
+}
+
+#[test]
+fn dumps_of_a_cluster_are_copied_to_a_bucket_and_not_to_a_folder() {
+    let credentials = "backup.credentials=secret:file:/etc/textnlp/bucket.env";
+    for (sets, expected) in [
+        (&["backup.destination=s3://b/p", credentials][..], ""),
+        (&["backup.destination=gs://b"], ""),
+        // Files of settings are read where `up` runs.
+        (&["backup.destination=s3://b/p", "network.private_ca=ca.pem"], ""),
+        (&["backup.destination=az://c/p"], "which the job in the cluster does not have"),
+        (&["backup.destination=/mnt/elsewhere"], "are on a volume in it, not in the folder `/mnt/elsewhere`"),
+        (&["backup.destination=elsewhere"], "write the bucket for copies of them, `s3://BUCKET/PREFIX`"),
+        (&["backup.destination=s3://b/p", "backup.credentials=secret:file:bucket.env"], "neither the variables"),
+    ] {
+        let overrides = Overrides { sets: sets.iter().map(|&set| set.to_owned()).collect(), ..Overrides::default() };
+        let said = said(Library::built_in().load("pilot", &overrides, &Catalogue::default()));
+        match expected {
+            "" => {
+                for wrong in ["`backup.destination`", "error: `backup.", "supervisor"] {
+                    assert!(!said.contains(wrong), "{sets:?}: {said}");
+                }
+            }
+            expected => assert!(said.contains(expected), "{sets:?}: {said}"),
         }
     }
 }

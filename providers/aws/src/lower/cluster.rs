@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use textnlp_provider::cluster::{GPU, GPU_POOL, POOL};
 use textnlp_provider::component::{Cluster, ClusterIdentity, GpuPool};
-use textnlp_provider::settings::{AccessLevel, GpuSize, Spot};
+use textnlp_provider::settings::{AccessLevel, Spot};
 use textnlp_provider::{Ownership, ResourceId};
 use textnlp_token::partition;
 
@@ -20,6 +20,8 @@ pub(super) const PODS: &str = "pods.eks.amazonaws.com";
 pub(crate) const DISKS: &str = "aws-ebs-csi-driver";
 /// How long the logs of the control plane are kept, in days.
 const LOG_DAYS: u32 = 90;
+/// The pool of the nodes without GPU.
+pub(crate) const SYSTEM: &str = "system";
 /// The disk of a machine in GiB: images and models.
 const DISK_GIB: u32 = 100;
 /// The same with a GPU: its images and models are larger.
@@ -121,16 +123,21 @@ impl Lowering<'_> {
         }
         let cni = self.addon("vpc-cni", &main, settings, &[network]);
         let before = [agent, proxy, cni];
+        let general = match machines::NODES.of_site(self.site) {
+            Ok(nodes) => nodes,
+            Err((field, cause, fix)) => return self.problem(field, cause, fix),
+        };
+        let types: Vec<&str> = general.types.iter().map(String::as_str).collect();
         let site = self.site.cluster.as_deref();
         let min = site.map_or(1, |site| site.min_nodes);
         let max = site.and_then(|site| site.max_nodes).unwrap_or(min).max(min);
         let system = self.machines(
             &Machines {
-                name: "system",
-                types: machines::candidates(GpuSize::None),
+                name: &general.named(SYSTEM),
+                types: &types,
                 capacity: &["ON_DEMAND"],
                 scaling: json!({ "min": min, "max": max, "desired": min }),
-                labels: json!({ POOL: "system" }),
+                labels: json!({ POOL: SYSTEM }),
                 taints: json!([]),
                 disk_gib: DISK_GIB,
                 subnets: &subnets,
@@ -176,9 +183,17 @@ impl Lowering<'_> {
             self.problem("gpu.machines", cause, fix);
         }
         let named: Vec<&str> = pool.machines.iter().map(String::as_str).collect();
+        let types: &[&str] = if named.is_empty() { machines::candidates(pool.size) } else { &named };
+        let tried = types.iter().filter_map(|name| machines::machine(name));
+        let tried = tried.filter(|machine| machine.family.withdrawn.is_none()).map(|machine| machine.node());
+        let alike = machines::gpus().filter(|machine| machine.gpus == pool.gpus()).map(|machine| machine.node());
+        let (tried, alike): (Vec<_>, Vec<_>) = (tried.collect(), alike.collect());
+        if let Some((cause, fix)) = machines::NODES.small_gpus(self.site, &tried, &alike) {
+            self.problem("gpu.machines", cause, fix);
+        }
         let machines = Machines {
             name: "gpu",
-            types: if named.is_empty() { machines::candidates(pool.size) } else { &named },
+            types,
             capacity,
             // EKS takes no group without room for a machine.
             scaling: json!({ "min": pool.count, "max": pool.most().max(1), "desired": pool.count }),

@@ -3,7 +3,7 @@
 //! | component | resources |
 //! |---|---|
 //! | model store | `SITE/models/key`, `bucket`: the key of the site's data and the bucket of your models; `replica-key`, `replica-bucket`, `replica-role` for copies in another region; `reader-role` and `reader` for pods that read models of buckets |
-//! | cluster | `SITE/cluster`: the control plane; `role`, `node-role`, `network-role`, `disk-role`, `key`, `logs`, `oidc`, `network-identity`, `disk-identity`, `addon-vpc-cni` and the like, `system-template`, `system-nodes`; `gpu-template` and `gpu-nodes` with GPUs; `autoscaler-role` and `autoscaler-identity` where a pool may grow. An existing cluster is read only |
+//! | cluster | `SITE/cluster`: the control plane; `role`, `node-role`, `network-role`, `disk-role`, `key`, `logs`, `oidc`, `network-identity`, `disk-identity`, `addon-vpc-cni` and the like, `system-template`, `system-nodes`, of other machines than the usual ones `system-medium-template` and the like; `gpu-template` and `gpu-nodes` with GPUs; `autoscaler-role` and `autoscaler-identity` where a pool may grow. An existing cluster is read only |
 //! | registry | `SITE/registry/repository`, if its address is that of this account |
 //! | database | `SITE/database/subnets`, `access`, `parameters`, `instance`, `replica-N`: a managed PostgreSQL; `remote`, `remote-key`, `remote-vpc` and the like: its replica in another region |
 //! | inference endpoint | `SITE/server/endpoint`: the endpoint of SageMaker; `model`, `config`, `role`, `logs`, `alarm-errors`; `scaling` with autoscaling |
@@ -23,7 +23,7 @@ mod registry;
 mod zones;
 
 pub(crate) use autoscaler::node_autoscaler;
-pub(crate) use cluster::{DISKS, addon};
+pub(crate) use cluster::{DISKS, SYSTEM, addon};
 pub use models::models_bucket;
 pub(crate) use models::{PUBLISHERS, bucket_identity};
 use serde::Serialize;

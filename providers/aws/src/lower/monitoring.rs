@@ -14,8 +14,9 @@ use textnlp_provider::{ComponentName, ResourceId};
 use textnlp_token::partition;
 
 use super::database::{Server, server};
-use super::{Lowering, output};
+use super::{Lowering, SYSTEM, output};
 use crate::names;
+use crate::tables::machines::NODES;
 
 /// The longest name of a budget; those of topics, alarms and dashboards may be longer.
 const MOST_OF_NAME: usize = 100;
@@ -390,9 +391,11 @@ impl Lowering<'_> {
                 vec![of(String::new(), cluster, "name")]
             }
             Watched::Machines if monitored.cluster => {
-                let pools = ["system", "gpu"].into_iter().filter(|pool| *pool != "gpu" || monitored.gpu);
+                let general = NODES.of_any_site(self.site).named(SYSTEM);
+                let pools = [(SYSTEM, general.as_str()), ("gpu", "gpu")].into_iter();
+                let pools = pools.filter(|(pool, _)| *pool != "gpu" || monitored.gpu);
                 let group = |pool: &str| named("cluster", &format!("{pool}-nodes"));
-                pools.map(|pool| of(format!("-{pool}"), group(pool), "autoscaling_group")).collect()
+                pools.map(|(part, pool)| of(format!("-{part}"), group(pool), "autoscaling_group")).collect()
             }
             Watched::DatabaseServer if servers(monitoring).is_some() => {
                 let first = of(String::new(), named("database", "instance"), "name");

@@ -2,6 +2,7 @@
 
 mod monitoring;
 mod network;
+mod nodes;
 mod quotas;
 mod zones;
 
@@ -32,6 +33,7 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted], lineage: Option
         ("the names", names(api, wanted).boxed()),
         ("the alarms", monitoring::monitoring(api, wanted).boxed()),
         ("the networks", network::network(api, wanted).boxed()),
+        ("the nodes", nodes::nodes(api, wanted).boxed()),
         ("the quotas", quotas::quotas(api, wanted, lineage).boxed()),
         ("the quotas of endpoints", quotas::endpoints(api, wanted).boxed()),
         ("the machines of the region", quotas::offerings(api, wanted).boxed()),

@@ -16,7 +16,7 @@ use crate::tables::quotas::{
 };
 use crate::tags;
 
-const NODE_GROUP: &str = "aws.eks-node-group";
+pub(super) const NODE_GROUP: &str = "aws.eks-node-group";
 /// Kinds whose objects count against a quota of the region.
 const COUNTED: &[(&str, &Quota)] = &[
     ("aws.db-instance", &DATABASES),

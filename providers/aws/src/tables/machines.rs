@@ -1,6 +1,9 @@
 //! The instance types that the provider knows: facts, quotas, images, and which machines serve a [`GpuSize`].
 
-use textnlp_provider::settings::GpuSize;
+use textnlp_cloud::{NodeTable, NodeType, reserved_cpu};
+use textnlp_provider::cluster::Capacity;
+use textnlp_provider::settings::{GpuSize, NodeSize};
+use textnlp_provider::units::Bytes;
 
 use super::quotas::{self, Quota};
 
@@ -66,6 +69,11 @@ impl Machine {
         format!("{}.{}", self.family.name, self.size)
     }
 
+    /// It as a node of a cluster.
+    pub fn node(&self) -> NodeType {
+        NodeType { name: self.name(), vcpus: self.vcpus, memory_mib: self.memory_mib.into() }
+    }
+
     /// Memory of each GPU, in MiB; 0 without one.
     pub fn gpu_memory_mib(&self) -> u32 {
         self.family.gpu.map_or(0, |(_, memory)| memory)
@@ -122,7 +130,7 @@ pub fn all() -> impl Iterator<Item = Machine> {
 /// offers, and [`Family::withdrawn`], tell whether to try it.
 pub fn candidates(size: GpuSize) -> &'static [&'static str] {
     match size {
-        GpuSize::None => &["m7i.xlarge", "m6i.xlarge"],
+        GpuSize::None => NODES.sizes[0].1,
         GpuSize::Small => &["g4dn.xlarge", "g4dn.2xlarge", "g6.xlarge", "g5.xlarge"],
         GpuSize::Medium => &["g4dn.2xlarge", "g6.2xlarge", "g4dn.4xlarge", "g5.2xlarge"],
         // The memory of an L40S is about as fast as that of a V100, and at a lower price; that of an A10G is slower.
@@ -135,6 +143,63 @@ pub fn candidates(size: GpuSize) -> &'static [&'static str] {
 pub fn gpus() -> impl Iterator<Item = Machine> {
     all().filter(|machine| {
         machine.gpus > 0 && machine.family.architecture == Architecture::X86 && machine.family.withdrawn.is_none()
+    })
+}
+
+/// The nodes without GPU.
+pub static NODES: NodeTable = NodeTable {
+    sizes: &[
+        (NodeSize::Small, &["m7i.xlarge", "m6i.xlarge"]),
+        (NodeSize::Medium, &["m7i.2xlarge", "m6i.2xlarge"]),
+        (NodeSize::Large, &["m7i.4xlarge", "m6i.4xlarge"]),
+        (NodeSize::Xlarge, &["m7i.8xlarge", "m6i.8xlarge"]),
+    ],
+    known: || {
+        let is_node = |machine: &Machine| machine.gpus == 0 && machine.family.architecture == Architecture::X86;
+        all().filter(is_node).map(|machine| machine.node()).collect()
+    },
+    reserved,
+    least_reserved: reserved,
+};
+
+/// What the kubelet of EKS's images keeps: of the memory 255 MiB, and 11 MiB for each pod that a node may have
+/// (<https://github.com/awslabs/amazon-eks-ami/blob/main/nodeadm/internal/kubelet/config.go>).
+fn reserved(node: &NodeType) -> Capacity {
+    Capacity { cpu: reserved_cpu(node.vcpus), memory: Bytes((255 + 11 * most_pods(node)) << 20) }
+}
+
+/// The most pods of a machine, by its network interfaces and their addresses
+/// (<https://github.com/awslabs/amazon-eks-ami/blob/264120506f12b7fb88ecde54418cef140b1e5194/nodeadm/internal/kubelet/eni-max-pods.txt>).
+fn most_pods(node: &NodeType) -> u64 {
+    /// Those that have another number than most machines with as many vCPUs.
+    const OTHERS: &[(&str, u64)] = &[
+        ("g4dn.xlarge", 29),
+        ("g4dn.2xlarge", 29),
+        ("g4dn.4xlarge", 29),
+        ("g4dn.8xlarge", 58),
+        ("g4dn.16xlarge", 58),
+        ("g5.12xlarge", 737),
+        ("g5.16xlarge", 234),
+        ("g5.48xlarge", 345),
+        ("g6e.12xlarge", 292),
+        ("g6e.24xlarge", 492),
+        ("g6e.48xlarge", 492),
+        ("p3.16xlarge", 234),
+        ("p5.4xlarge", 118),
+        ("p5.48xlarge", 100),
+        ("p5e.48xlarge", 100),
+        ("p5en.48xlarge", 198),
+        ("t3.micro", 4),
+        ("t3.small", 11),
+        ("t3.medium", 17),
+        ("t3.large", 35),
+    ];
+    let other = OTHERS.iter().find(|(name, _)| *name == node.name).map(|(_, pods)| *pods);
+    other.unwrap_or(match node.vcpus {
+        0..=2 => 29,
+        3..=8 => 58,
+        9..=48 => 234,
+        _ => 737,
     })
 }
 
@@ -294,6 +359,8 @@ const R: &[(&str, u32, u32, u32)] = &[
 
 #[cfg(test)]
 mod tests {
+    use textnlp_provider::units::Cores;
+
     use super::super::tests::python;
     use super::*;
 
@@ -363,6 +430,54 @@ print(json.dumps(model['shapes']['AMITypes']['enum']))";
                 assert_eq!(other.family.architecture, first.family.architecture);
             }
             assert!(found.iter().any(|machine| machine.family.withdrawn.is_none()));
+        }
+    }
+
+    fn of_name(name: &str) -> Machine {
+        machine(name).unwrap()
+    }
+
+    #[test]
+    fn nodes_grow_with_their_size() {
+        for ((size, types), vcpus) in NODES.sizes.iter().zip([4, 8, 16, 32]) {
+            for name in *types {
+                let found = of_name(name);
+                assert_eq!((found.vcpus, found.memory_mib, found.gpus), (vcpus, vcpus * 4096, 0), "{size} {name}");
+                assert!(NODES.suffixes().contains(&name.replace('.', "-")), "{name} can be chosen by its name");
+            }
+        }
+    }
+
+    /// What nodes of EKS were seen to have for pods: CPU in thousandths of a core and memory in KiB, as far as it was shown, and where.
+    const SEEN: &[(&str, Option<u32>, Option<u64>, &str)] = &[
+        ("m6i.xlarge", None, Some(15_219_416), "Azure/AKS#1216, of a machine with 16 GiB"),
+        ("t3.xlarge", Some(3920), None, "awslabs/amazon-eks-ami#387"),
+    ];
+
+    #[test]
+    fn nodes_have_for_pods_what_was_seen() {
+        for (name, cpu, kib, source) in SEEN {
+            let node = of_name(name).node();
+            let (room, most) = (NODES.room(&node), NODES.most(&node));
+            let memory = kib.map_or(most.memory, |kib| Bytes(kib << 10));
+            let seen = Capacity { cpu: cpu.map_or(most.cpu, Cores), memory };
+            assert!(seen.holds(&room) && most.holds(&seen), "{name}: {room} / {seen} / {most}: {source}");
+        }
+    }
+
+    #[test]
+    fn nodes_have_as_many_pods_as_their_addresses_allow() {
+        let pods = |name: &str| most_pods(&of_name(name).node());
+        for (names, most) in [
+            (&["m7i.xlarge", "m6i.xlarge", "m7i.2xlarge", "g5.xlarge", "g6e.2xlarge", "t3.xlarge"][..], 58),
+            (&["m7i.large", "m6i.large", "g4dn.xlarge", "g4dn.2xlarge", "g4dn.4xlarge"], 29),
+            (&["m7i.4xlarge", "m6i.8xlarge", "m7i.12xlarge", "g5.4xlarge", "g6.12xlarge", "g5.16xlarge"], 234),
+            (&["m7i.16xlarge", "g5.12xlarge", "g6.48xlarge", "p4d.24xlarge"], 737),
+            (&["p5.48xlarge", "p5e.48xlarge"], 100),
+        ] {
+            for name in names {
+                assert_eq!(pods(name), most, "{name}");
+            }
         }
     }
 

@@ -1,16 +1,17 @@
 //! Clusters and what is in them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use textnlp_aws::{Access, Aws};
-use textnlp_provider::cluster::{ClusterGpus, ClusterSite, NodeAutoscaler};
+use textnlp_provider::cluster::{Capacity, ClusterGpus, ClusterSite, NodeAutoscaler, NodeChoice};
 use textnlp_provider::component::{Cluster, ClusterIdentity, Component, ComponentSpec, GpuPool, Network, Site};
 use textnlp_provider::conformance::{TestBed, Violation, lowers_purely};
 use textnlp_provider::memory::Fuse;
-use textnlp_provider::settings::{AccessLevel, GpuSize, Spot};
+use textnlp_provider::settings::{AccessLevel, GpuSize, NodeSize, Spot};
+use textnlp_provider::units::{Bytes, Cores};
 use textnlp_provider::{
     CloudId, Effect, ErrorKind, Health, Observed, Operation, Ownership, Progress, Provider, Recorded, ResourceId,
     Scope, Verb, Wanted, error_chain,
@@ -21,7 +22,7 @@ use textnlp_sim::aws::logs::{LogGroup, Logs};
 use textnlp_sim::aws::{ec2, elb};
 use textnlp_sim::{Credential, Disruption, Market, Options, Rule, Simulator, Timing};
 
-use crate::engine::{Account, Stack, UP, component};
+use crate::engine::{Account, Stack, UP, component, site_of};
 use crate::iam::{role, with};
 use crate::network::{finish, operation, seen};
 use crate::shape::Shape;
@@ -525,6 +526,115 @@ fn each_pool_is_updated_once_wherever_the_process_is_killed() {
     assert!(plan.steps.is_empty(), "another run plans {:#?}", plan.steps);
     let is_update = |one: &&textnlp_sim::Exchange| one.operation == "UpdateNodegroupVersion";
     assert_eq!(account.simulator.requests().iter().filter(is_update).count(), 2);
+}
+
+#[test]
+fn nodes_of_another_size_are_there_before_the_old_ones_go() {
+    let account = Account::new(Options::zero_latency());
+    let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_000a);
+    let components = [
+        component("network", ComponentSpec::Network(Network::default())),
+        component("cluster", ComponentSpec::Cluster(Cluster::of("network".parse().unwrap()))),
+    ];
+    let wanted = |size| {
+        let mut site = site_of("staging", false, 3);
+        let cluster = site.cluster.as_mut().unwrap();
+        // A node in each zone.
+        cluster.min_nodes = 3;
+        cluster.node_choice.size = size;
+        account.lower(&components, &site)
+    };
+    stack.reach(UP, &wanted(None));
+    let same = stack.look(UP, &wanted(Some(NodeSize::Small))).0;
+    assert!(same.steps.is_empty(), "the usual size is what was there: {:#?}", same.steps);
+
+    let plan = stack.reach(UP, &wanted(Some(NodeSize::Medium)));
+    let step = |id: &str, verb: Verb| {
+        let is_it = |call: &&textnlp_orchestrator::plan::Call| call.verb() == verb;
+        let of_pool = |part: &str| format!("here/cluster/{part}");
+        let mut steps = plan.steps.iter().filter(|step| step.resource.as_str() == of_pool(id));
+        steps.find(|step| step.node.calls().iter().any(is_it)).unwrap_or_else(|| panic!("{id}: {:#?}", plan.steps)).id
+    };
+    let (new, old) = (step("system-medium-nodes", Verb::Create), step("system-nodes", Verb::Delete));
+    let (mut todo, mut before) = (vec![old], BTreeSet::new());
+    while let Some(id) = todo.pop() {
+        if before.insert(id) {
+            todo.extend(&plan.steps[id as usize].after);
+        }
+    }
+    assert!(before.contains(&new), "the old nodes wait for the new ones: {:#?}", plan.steps);
+    let again = stack.look(UP, &wanted(Some(NodeSize::Medium))).0;
+    assert!(again.steps.is_empty(), "{:#?}", again.steps);
+}
+
+#[test]
+fn nodes_that_take_the_place_of_others_are_in_every_zone() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let (.., group) = with_nodes(&bed).await?;
+        let of = |name: &str, least: u32| {
+            let scaling = json!({ "min": least, "max": 3, "desired": least });
+            with(&group, json!({ "name": name, "labels": { "textnlp/pool": "system" }, "scaling": scaling }))
+        };
+        let refused = async |group: Wanted| {
+            let problems = bench.provider.preflight(&[group]).await.unwrap();
+            problems.into_iter().find(|one| one.place == "cluster.min_nodes")
+        };
+        assert_eq!(refused(of("system-medium", 1)).await, None, "no volume is older than these nodes");
+        bed.make(&of("system", 1)).await?;
+        let problem = refused(of("system-medium", 1)).await.unwrap();
+        assert!(!problem.warning && problem.cause.contains("takes the place of `system`"), "{problem:?}");
+        assert!(problem.fix.contains("`cluster.min_nodes: 2`"), "{problem:?}");
+        assert_eq!(refused(of("system-medium", 2)).await, None, "the cluster has two zones");
+        assert_eq!(refused(of("system", 1)).await, None, "these nodes stay");
+        Ok(())
+    });
+}
+
+#[test]
+fn nodes_have_room_for_a_pod_of_the_servers() {
+    let bench = Bench::new();
+    let expand = |machine: Option<&str>, cpu: u32, gpu: Option<GpuPool>| {
+        let pod = Some(Capacity { cpu: Cores(cpu), memory: Bytes(9 << 30) });
+        let node_choice = NodeChoice { size: None, machine: machine.map(str::to_owned), pod };
+        let gpus = ClusterGpus {
+            count: 1,
+            existing: false,
+            node_selector: BTreeMap::new(),
+            tolerations: Vec::new(),
+            device_plugin: false,
+        };
+        let cluster = ClusterSite { node_choice, gpu: gpu.as_ref().map(|_| gpus), ..ClusterSite::of("textnlp") };
+        let site = Site { cluster: Some(Box::new(cluster)), ..site() };
+        let cluster = Cluster { gpu, ..Cluster::of("network".parse().unwrap()) };
+        let cluster = component("cluster", ComponentSpec::Cluster(cluster));
+        let general = textnlp_aws::inside(&cluster, &site).unwrap().1.cluster.unwrap().nodes.unwrap().general;
+        let all = bench.provider.lower(&cluster, &site).map_err(|problems| problems.to_string())?;
+        let group = all.into_iter().find(|one| one.id.as_str() == format!("here/cluster/{general}")).unwrap();
+        let of = |field: &str| group.spec.get(field).cloned().unwrap();
+        Ok::<_, String>((general, of("instance_types"), of("labels")))
+    };
+    let pool = |part: &str, types: &[&str]| Ok((part.to_owned(), json!(types), json!({ "textnlp/pool": "system" })));
+    assert_eq!(expand(None, 2100, None), pool("system-nodes", &["m7i.xlarge", "m6i.xlarge"]));
+    // Requests that run on the usual nodes today do not replace them.
+    assert_eq!(expand(None, 3700, None), pool("system-nodes", &["m7i.xlarge", "m6i.xlarge"]));
+    assert_eq!(expand(None, 5100, None), pool("system-medium-nodes", &["m7i.2xlarge", "m6i.2xlarge"]));
+    assert_eq!(expand(None, 16_100, None), pool("system-xlarge-nodes", &["m7i.8xlarge", "m6i.8xlarge"]));
+    assert_eq!(expand(Some("m6i.2xlarge"), 5100, None), pool("system-m6i-2xlarge-nodes", &["m6i.2xlarge"]));
+    let refused = expand(Some("m7i.xlarge"), 5100, None).unwrap_err();
+    assert!(refused.contains("5100m CPU") && refused.contains("`m7i.xlarge` has at most 3920m CPU"), "{refused}");
+    assert!(refused.contains("write `cluster.node_size: medium`"), "{refused}");
+    // The images of the servers are for x86_64.
+    assert!(expand(Some("m7g.2xlarge"), 2100, None).unwrap_err().contains("`m7g.2xlarge` is no known"));
+    // Pods with GPUs run on other nodes, which have to be large enough.
+    let usual = pool("system-nodes", &["m7i.xlarge", "m6i.xlarge"]);
+    assert_eq!(expand(None, 2100, Some(GpuPool::of(GpuSize::Small, 1))), usual);
+    // One of the types that are tried is enough: the nodes of a site may be of it.
+    assert_eq!(expand(None, 5100, Some(GpuPool::of(GpuSize::Small, 1))), usual);
+    let refused = expand(None, 8100, Some(GpuPool::of(GpuSize::Small, 1))).unwrap_err();
+    assert!(refused.contains("`g4dn.xlarge` has at most 3920m CPU"), "{refused}");
+    assert!(refused.contains("`gpu.machines: [g4dn.4xlarge]`"), "{refused}");
 }
 
 #[test]

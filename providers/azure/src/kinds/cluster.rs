@@ -11,6 +11,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::State;
 use textnlp_cloud::document::{get, set};
+use textnlp_cloud::tags::LINEAGE;
 use textnlp_provider::{Declare, Error, ErrorKind, Foreign, Identity, Kind, Outputs, Pricing, Recorded, Result, Spec};
 
 use super::identity::{CLUSTER_ADMIN, grant, is_granted};
@@ -221,7 +222,13 @@ impl RestKind for Cluster {
     /// Pools that others added: they would end with it.
     async fn foreign(_api: &Api, id: &str, document: &Value) -> Result<Vec<Foreign>> {
         let pools = document["properties"]["agentPoolProfiles"].as_array().into_iter().flatten();
-        let names = pools.filter_map(|pool| pool["name"].as_str()).filter(|name| ![SYSTEM, CPU, GPU].contains(name));
+        // Those of other machines than the usual ones are known by their tags.
+        let is_tagged = |pool: &Value| {
+            let lineage = &document["tags"][LINEAGE];
+            lineage.is_string() && pool["tags"][LINEAGE] == *lineage
+        };
+        let others = pools.filter(|pool| !is_tagged(pool)).filter_map(|pool| pool["name"].as_str());
+        let names = others.filter(|name| ![SYSTEM, CPU, GPU].contains(name));
         Ok(names.filter_map(|name| external(&format!("{id}/agentPools/{name}"), "node pool")).collect())
     }
 
@@ -282,6 +289,11 @@ impl RestKind for Cluster {
         }
         Ok(())
     }
+}
+
+/// A name as that of a pool: at most 12 lower-case letters and digits (<https://learn.microsoft.com/azure/aks/create-node-pools>).
+pub(crate) fn pool_name(name: &str) -> String {
+    name.chars().filter(char::is_ascii_alphanumeric).take(12).collect()
 }
 
 fn system(document: &Value) -> &Value {
@@ -607,6 +619,7 @@ fn is_within(seen: &Value, wanted: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tables::machines::NODES;
 
     #[test]
     fn versions_are_least_ones() {
@@ -614,6 +627,15 @@ mod tests {
         assert_eq!(seen, json!("1.34"));
         assert!(Cluster::fits("version", &Value::Null, &seen));
         assert!(Cluster::fits("version", &json!("1.33"), &seen) && !Cluster::fits("version", &json!("1.35"), &seen));
+    }
+
+    #[test]
+    fn pools_of_all_sizes_have_names_of_their_own() {
+        assert_eq!((pool_name("cpu"), pool_name("cpu-medium")), ("cpu".to_owned(), "cpumedium".to_owned()));
+        let suffixes = NODES.suffixes();
+        let names: BTreeSet<String> = suffixes.iter().map(|suffix| pool_name(&format!("{CPU}-{suffix}"))).collect();
+        assert_eq!(names.len(), suffixes.len(), "{names:?}");
+        assert!(names.contains("cpud16sv5") && !names.contains(CPU), "{names:?}");
     }
 
     #[test]

@@ -4,16 +4,18 @@ use serde_json::{Value, json};
 use textnlp_cloud::GPU_NODES;
 use textnlp_provider::cluster::POOL;
 use textnlp_provider::component::{Cluster, GpuPool, MaintenanceWindow};
-use textnlp_provider::settings::{GpuSize, Spot};
+use textnlp_provider::settings::Spot;
 use textnlp_provider::{CloudId, Ownership, ResourceId};
 
 use super::{Lowering, MODELS, NETWORK, output};
-use crate::kinds::cluster::{CPU, GPU, ON_DEMAND, SPOT, WINDOWS};
+use crate::kinds::cluster::{CPU, GPU, ON_DEMAND, SPOT, WINDOWS, pool_name};
 use crate::kinds::identity::{KEY_USER, NETWORK_CONTRIBUTOR};
 use crate::names;
-use crate::tables::machines::{MACHINES, Machine, SYSTEM, named, of_size};
+use crate::tables::machines::{MACHINES, Machine, NODES, SYSTEM, named, of_size};
 use crate::tables::zones;
 
+/// The part of a cluster that is its nodes without GPU.
+pub(crate) const NODES_PART: &str = "nodes";
 /// The most characters of the name of an identity that this program gives.
 const MOST: usize = 63;
 /// The most characters of a DNS prefix: <https://learn.microsoft.com/azure/aks/troubleshoot-aks-cluster-creation-issues>.
@@ -111,9 +113,14 @@ impl Lowering<'_> {
                 self.part(part, "azure.maintenance", weekly(&main, name, &window));
             }
         }
-        let Some(machine) = of_size(GpuSize::None) else { return };
-        let pool = self.pool(CPU, machine, &main, network, json!({ "min": min, "max": max }), &[ON_DEMAND]);
-        let nodes = self.part("nodes", "azure.pool", pool);
+        let general = match NODES.of_site(self.site) {
+            Ok(general) => general,
+            Err((field, cause, fix)) => return self.problem(field, cause, fix),
+        };
+        let Some(machine) = general.types.first().and_then(|name| named(name)) else { return };
+        let name = pool_name(&general.named(CPU));
+        let pool = self.pool(&name, machine, &main, network, json!({ "min": min, "max": max }), &[ON_DEMAND]);
+        let nodes = self.part(&general.named(NODES_PART), "azure.pool", pool);
         if let Some(gpu) = &cluster.gpu {
             self.gpu_nodes(gpu, &main, network);
             // A cluster has one change at a time (Azure/AKS#1913).
@@ -131,6 +138,11 @@ impl Lowering<'_> {
             None => of_size(pool.size),
         };
         let Some(machine) = machine else { return };
+        let alike = MACHINES.iter().filter(|one| one.gpu.is_some_and(|(.., count)| count == pool.gpus()));
+        let alike: Vec<_> = alike.map(Machine::node).collect();
+        if let Some((cause, fix)) = NODES.small_gpus(self.site, &[machine.node()], &alike) {
+            self.problem("gpu.machines", cause, fix);
+        }
         let markets: &[&str] = match pool.spot {
             Spot::Never => &[ON_DEMAND],
             Spot::Prefer => &[SPOT, ON_DEMAND],
@@ -157,7 +169,7 @@ impl Lowering<'_> {
             "machine": machine.name,
             "disk_gb": if has_gpu { GPU_DISK_GB } else { DISK_GB },
             "subnet": self.output_of(network, "subnet", "id"),
-            "labels": { POOL: name },
+            "labels": { POOL: if has_gpu { GPU } else { CPU } },
             "scaling": scaling,
             "gpu_taint": has_gpu,
             // A pool of CPUs is wherever Azure has room; one with GPUs is tried zone by zone (skypilot-org/skypilot#10145).

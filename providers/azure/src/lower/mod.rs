@@ -7,7 +7,7 @@
 //! `vnet`, `subnet` and, if it is named, `database-subnet` are existing too |
 //! | model store | `SITE/models/account`, `container`: the blobs of your models, or only `container` where it is an existing one; `reader-identity`, `reader-role` and `reader` for pods that read
 //! them; where data is protected `vault` and `key` |
-//! | cluster | `SITE/cluster`: the control plane with its system pool; `identity`, `network-role`: what it may do; `key-role` where data is protected; `upgrades` and `node-upgrades`: its maintenance windows; `nodes`; `gpu-nodes` with GPUs. An existing cluster is read only |
+//! | cluster | `SITE/cluster`: the control plane with its system pool; `identity`, `network-role`: what it may do; `key-role` where data is protected; `upgrades` and `node-upgrades`: its maintenance windows; `nodes`, of other machines than the usual ones `nodes-medium` and the like; `gpu-nodes` with GPUs. An existing cluster is read only |
 //! | registry | `SITE/registry/registry`, `repository` for an image that is pushed, and `pull`, if its address is one of Azure |
 //! | database | `SITE/database/zone`, `zone-link`: its names in the network; `server`, `instance`: the PostgreSQL and its database; `remote`: the
 //! replica in another region, with `remote-group`, `remote-network`, `remote-subnet`, `remote-zone`, `remote-link` of its own, and what
@@ -24,6 +24,7 @@ mod monitoring;
 mod network;
 mod registry;
 
+pub(crate) use cluster::NODES_PART;
 pub(crate) use models::bucket_identity;
 pub use models::models_container;
 use serde_json::{Value, json};
@@ -194,9 +195,10 @@ pub(crate) mod tests {
     use std::collections::BTreeMap;
 
     use textnlp_provider::CloudId;
-    use textnlp_provider::cluster::{ClusterGpus, ClusterSite};
+    use textnlp_provider::cluster::{Capacity, ClusterGpus, ClusterSite, NodeChoice};
     use textnlp_provider::component::{Cluster, GpuPool, Model, ModelReplica, ModelStore, Network, Registry};
     use textnlp_provider::settings::{GpuSize, Runtime, Spot};
+    use textnlp_provider::units::{Bytes, Cores};
 
     use super::*;
 
@@ -296,6 +298,30 @@ pub(crate) mod tests {
         assert_eq!(main.spec.get("pods"), Some(&json!("100.64.0.0/16")));
         let open = cluster(Some(Vec::new())).unwrap_err().to_string();
         assert!(open.contains("an empty list is every network"), "{open}");
+    }
+
+    #[test]
+    fn nodes_have_room_for_a_pod_of_the_servers() {
+        let expand = |machine: Option<&str>, cpu: u32| {
+            let pod = Some(Capacity { cpu: Cores(cpu), memory: Bytes(9 << 30) });
+            let node_choice = NodeChoice { size: None, machine: machine.map(str::to_owned), pod };
+            let cluster = ClusterSite { node_choice, ..ClusterSite::of("textnlp") };
+            let site = Site { cluster: Some(Box::new(cluster)), ..site(false) };
+            let cluster = component("cluster", ComponentSpec::Cluster(Cluster::of("network".parse().unwrap())));
+            let general = crate::inside(&cluster, &site).unwrap().1.cluster.unwrap().nodes.unwrap().general;
+            let all = lower(&cluster, &site).map_err(|problems| problems.to_string())?;
+            let pool = all.into_iter().find(|one| one.id.as_str() == format!("main/cluster/{general}")).unwrap();
+            let of = |field: &str| pool.spec.as_value()[field].clone();
+            Ok::<_, String>([json!(general), of("name"), of("machine"), of("labels")["textnlp/pool"].clone()])
+        };
+        let pool = |words: [&str; 4]| Ok(words.map(|word| json!(word)));
+        let usual = pool(["nodes", "cpu", "Standard_D4s_v5", "cpu"]);
+        assert_eq!(expand(None, 2100), usual);
+        assert_eq!(expand(None, 3600), usual, "requests that run on the usual nodes today do not replace them");
+        assert_eq!(expand(None, 5100), pool(["nodes-medium", "cpumedium", "Standard_D8s_v5", "cpu"]));
+        let refused = expand(Some("Standard_D2s_v5"), 1100).unwrap_err();
+        assert!(refused.contains("`Standard_D2s_v5` has at most 1900m CPU"), "{refused}");
+        assert!(refused.contains("`cluster.node_size: small`"), "{refused}");
     }
 
     #[test]

@@ -41,6 +41,11 @@ const SIGN_IN: Hint = Some(
     "sign in with `az login`, or set AZURE_TENANT_ID, AZURE_CLIENT_ID, and AZURE_CLIENT_SECRET or AZURE_CLIENT_CERTIFICATE_PATH",
 );
 const NAME: Hint = Some("the name is taken in all of Azure: give the environment or the site another name");
+/// <https://learn.microsoft.com/azure/aks/delete-node-pool>.
+const DRAIN: Hint = Some(
+    "a disruption budget allows no eviction: add a replica, or delete the pool by `az aks nodepool delete --ignore-pod-disruption-budget true`, \
+     which ends its pods at once; then run the command again",
+);
 const EVICTION: Hint = Some(
     "the disruption budget that the message names allows no eviction: add a replica, or lower its `minAvailable` for the upgrade",
 );
@@ -156,6 +161,8 @@ const ROWS: &[Row<(), Hint>] = &[
     row("InvalidApiVersionParameter", "", Invalid, None),
     // Azure/AKS#4860.
     row("UnsatisfiablePDB", "", Invalid, EVICTION),
+    // Azure/AKS#2090.
+    row("PodDrainFailure", "", Invalid, DRAIN),
     row("InsufficientSubnetSize", "", Invalid, Some("set a larger `network.cidr` in another environment")),
     // Azure/azure-cli#7573, Azure/AKS#892.
     row("RequestDisallowedByPolicy", "", Denied, POLICY),
@@ -237,6 +244,7 @@ mod tests {
             (&["PrincipalNotFound"], Some(400), Conflict),
             (&["RequestDisallowedByPolicy"], Some(403), Denied),
             (&["StorageAccountAlreadyTaken"], Some(409), Exists),
+            (&["PodDrainFailure"], None, Invalid),
             (&["UnheardOf"], Some(400), Invalid),
             (&["UnheardOf"], None, Unavailable),
             (&[], Some(409), Conflict),

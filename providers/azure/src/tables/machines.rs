@@ -1,6 +1,9 @@
 //! The machine sizes that the provider knows: their GPUs, the quotas that they count against, and which one serves a [`GpuSize`].
 
-use textnlp_provider::settings::GpuSize;
+use textnlp_cloud::{NodeTable, NodeType};
+use textnlp_provider::cluster::Capacity;
+use textnlp_provider::settings::{GpuSize, NodeSize};
+use textnlp_provider::units::{Bytes, Cores};
 
 /// The source of a row, as of 2025-10.
 const T4: &str = "https://learn.microsoft.com/azure/virtual-machines/sizes/gpu-accelerated/ncast4v3-series";
@@ -62,7 +65,61 @@ pub static MACHINES: &[Machine] = &[
     machine("Standard_NC80adis_H100_v5", 80, 640, Some(("H100 NVL", 94, 2)), "StandardNCadsH100v5Family", H100),
     machine("Standard_ND96isr_H100_v5", 96, 1_900, Some(("H100", 80, 8)), "standardNDSH100v5Family", ND_H100),
     machine("Standard_ND96isr_H200_v5", 96, 1_850, Some(("H200", 141, 8)), "standardNDISRH200V5Family", ND_H200),
+    machine("Standard_D8s_v5", 8, 32, None, "standardDSv5Family", GENERAL),
+    machine("Standard_D16s_v5", 16, 64, None, "standardDSv5Family", GENERAL),
+    machine("Standard_D32s_v5", 32, 128, None, "standardDSv5Family", GENERAL),
 ];
+
+impl Machine {
+    /// It as a node of a cluster.
+    pub fn node(&self) -> NodeType {
+        NodeType { name: self.name.to_owned(), vcpus: self.vcpus, memory_mib: u64::from(self.memory_gib) << 10 }
+    }
+}
+
+/// The nodes without GPU.
+pub static NODES: NodeTable = NodeTable {
+    sizes: &[
+        (NodeSize::Small, &["Standard_D4s_v5"]),
+        (NodeSize::Medium, &["Standard_D8s_v5"]),
+        (NodeSize::Large, &["Standard_D16s_v5"]),
+        (NodeSize::Xlarge, &["Standard_D32s_v5"]),
+    ],
+    known: || MACHINES.iter().filter(|machine| machine.gpu.is_none()).map(Machine::node).collect(),
+    reserved,
+    least_reserved,
+};
+
+/// What AKS keeps of a node since Kubernetes 1.29: of the CPU [`reserved_cpu`]; of the memory 20 MB for each pod that it may have and
+/// 50 MB, and no more than a quarter (<https://learn.microsoft.com/azure/aks/node-resource-reservations>). A node of an overlay network
+/// may have 250 pods, unless its pool sets another number (<https://learn.microsoft.com/azure/aks/concepts-network-ip-address-planning>).
+fn reserved(node: &NodeType) -> Capacity {
+    Capacity { cpu: reserved_cpu(node.vcpus), memory: Bytes((5_050_u64 << 20).min(node.memory() / 4)) }
+}
+
+/// The least of that and of what it kept before, which a version with long-term support still does: parts of the memory, and 750 MiB at
+/// which pods are evicted in place of 100 MiB.
+fn least_reserved(node: &NodeType) -> Capacity {
+    let mut left = node.memory();
+    let mut part = |gib: u64, percent: u64| {
+        let of = left.min(gib << 30);
+        left -= of;
+        of / 100 * percent
+    };
+    let before = part(4, 25) + part(4, 20) + part(8, 10) + part(112, 6) + part(1 << 20, 2) + (650 << 20);
+    let now = 5_050_000_000_u64.min(node.memory() / 4);
+    Capacity { cpu: reserved_cpu(node.vcpus), memory: Bytes(now.min(before)) }
+}
+
+/// AKS has a table of CPU: 140, 180, 260, 420 and 740 thousandths of a core for 4, 8, 16, 32 and 64 cores. Between them, where machines
+/// with GPUs are, it says nothing, and this is a line through them.
+fn reserved_cpu(vcpus: u32) -> Cores {
+    Cores(match vcpus {
+        0 | 1 => 60,
+        2 => 100,
+        more => more.saturating_mul(10).saturating_add(100),
+    })
+}
 
 /// The quota of a region for all machines on demand, and that for spot machines of every family (kubernetes/autoscaler#2607):
 /// <https://learn.microsoft.com/azure/virtual-machines/quotas>.
@@ -116,6 +173,35 @@ pub fn server_tier(size: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nodes_grow_with_their_size() {
+        for ((size, types), vcpus) in NODES.sizes.iter().zip([4, 8, 16, 32]) {
+            let found = named(types[0]).unwrap();
+            assert_eq!((types.len(), found.vcpus, found.memory_gib), (1, vcpus, vcpus * 4), "{size}");
+        }
+        for (vcpus, cpu) in [(1, 60), (2, 100), (4, 140), (8, 180), (16, 260), (32, 420), (64, 740)] {
+            assert_eq!(reserved_cpu(vcpus), Cores(cpu), "{vcpus}");
+        }
+        let memory = |name: &str| reserved(&named(name).unwrap().node()).memory;
+        assert_eq!(memory("Standard_D4s_v5"), Bytes(4 << 30));
+        assert_eq!(memory("Standard_D8s_v5"), Bytes(5050 << 20));
+    }
+
+    /// What nodes of AKS were seen to have for pods: vCPUs and GiB of the machine, CPU in thousandths of a core if it was shown, memory in
+    /// KiB, and where. Both are of versions before 1.29.
+    const SEEN: &[(u32, u64, Option<u32>, u64, &str)] =
+        &[(4, 16, None, 12_909_408, "Azure/AKS#1216"), (2, 4, Some(1900), 2_209_260, "Azure/AKS#3525")];
+
+    #[test]
+    fn nodes_have_for_pods_what_was_seen() {
+        for (vcpus, gib, cpu, kib, source) in SEEN {
+            let node = NodeType { name: String::new(), vcpus: *vcpus, memory_mib: gib << 10 };
+            let (room, most) = (NODES.room(&node), NODES.most(&node));
+            let seen = Capacity { cpu: cpu.map_or(most.cpu, Cores), memory: Bytes(kib << 10) };
+            assert!(seen.holds(&room) && most.holds(&seen), "{gib} GiB: {room} / {seen} / {most}: {source}");
+        }
+    }
 
     #[test]
     fn classes_have_growing_machines() {

@@ -69,15 +69,19 @@ mod tests {
         }
     }
 
+    /// They have a list price, which the table does not have yet: the plan says that it does not know what these nodes cost.
+    const UNKNOWN: [&str; 3] = ["Standard_D8s_v5", "Standard_D16s_v5", "Standard_D32s_v5"];
+
     #[test]
     fn machines_have_a_price() {
         for machine in MACHINES {
+            let is_unknown = UNKNOWN.contains(&machine.name);
             // Neither region has these.
-            let is_absent = machine.name == "Standard_ND96isr_H200_v5";
+            let is_absent = is_unknown || machine.name == "Standard_ND96isr_H200_v5";
             for region in ["eastus", "westeurope"] {
                 assert_eq!(micros(machine.name, region).is_none(), is_absent, "{} {region}", machine.name);
             }
-            assert!(micros(machine.name, "eastus2").is_some(), "{}", machine.name);
+            assert_eq!(micros(machine.name, "eastus2").is_none(), is_unknown, "{}", machine.name);
         }
         for gib in [64, 128, 256] {
             assert!(micros(disk(gib), "westeurope").is_some(), "{gib} GiB");

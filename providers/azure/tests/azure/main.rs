@@ -754,13 +754,14 @@ fn what_others_added_to_a_network_or_a_cluster_keeps_it() {
                 (Wanted { spec: spec.clone(), ..one.clone() }, record(one, &spec, &object)),
             );
         }
-        for (number, container, part, cidr) in [
-            (100, "main/network/vnet", "main/network/subnet", Some("10.42.100.0/24")),
-            (101, "main/cluster", "main/cluster/nodes", None),
+        for (number, container, part, name, cidr) in [
+            (100, "main/network/vnet", "main/network/subnet", "theirs", Some("10.42.100.0/24")),
+            // This program gives such a name too.
+            (101, "main/cluster", "main/cluster/nodes", "cpumedium", None),
         ] {
             let (part, _) = &made[part];
             let mut spec = part.spec.as_value().clone();
-            spec["name"] = json!("theirs");
+            spec["name"] = json!(name);
             if let Some(cidr) = cidr {
                 spec["cidr"] = json!(cidr);
             }
@@ -769,7 +770,7 @@ fn what_others_added_to_a_network_or_a_cluster_keeps_it() {
             bench.finish(&other).await;
             let (one, recorded) = &made[container];
             let why = refusal(&bench, number + 100, one, recorded).await;
-            assert!(why.contains("theirs` is inside"), "{container}: {why}");
+            assert!(why.contains(&format!("{name}` is inside")), "{container}: {why}");
         }
     });
 }
@@ -821,6 +822,7 @@ fn cluster_only() -> (Bench, Vec<Wanted>) {
 }
 
 /// hashicorp/terraform-provider-azurerm#33143: the count is the autoscaler's. Azure/AKS#4860: a disruption budget refuses an upgrade.
+/// Azure/AKS#2090: it fails the deletion of a pool.
 #[test]
 fn what_runs_in_a_cluster_has_its_say() {
     run(async {
@@ -849,6 +851,25 @@ fn what_runs_in_a_cluster_has_its_say() {
         );
         bench.cloud.world().conduct.keeps_pods = false;
         bench.finish(&op).await;
+
+        bench.cloud.world().conduct.keeps_pods = true;
+        let (pool, recorded) = of("main/cluster/nodes");
+        let delete = bench.operation(902, Verb::Delete, pool, &pool.spec, Some(recorded));
+        let (mut answer, mut error) = (bench.provider.begin(&delete).await, None);
+        for _ in 0..STEPS {
+            match answer {
+                Ok(Progress::Pending { handle, .. }) => answer = bench.provider.advance(&delete, &handle).await,
+                Ok(Progress::Failed { error: found, .. }) | Err(found) => {
+                    error = Some(found);
+                    break;
+                }
+                Ok(Progress::Done(_)) => break,
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let error = error.unwrap();
+        let hint = error.hint.as_deref().unwrap_or_default();
+        assert!(error.kind == ErrorKind::Invalid && hint.contains("ignore-pod-disruption-budget"), "{error:?}");
     });
 }
 

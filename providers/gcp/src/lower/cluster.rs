@@ -5,20 +5,22 @@ use serde_json::{Value, json};
 use textnlp_cloud::GPU_NODES;
 use textnlp_provider::cluster::{GPU_POOL, POOL};
 use textnlp_provider::component::{Cluster, GpuPool, MaintenanceWindow};
-use textnlp_provider::settings::{GpuSize, NodeUpgrade, Spot};
+use textnlp_provider::settings::{NodeUpgrade, Spot};
 use textnlp_provider::{CloudId, Ownership, ResourceId};
 
 use super::network::{PODS, SERVICES, with_ranges};
 use super::{Lowering, NETWORK, output};
 use crate::kinds::container::{BLUE_GREEN, ON_DEMAND, SPOT, SURGE};
 use crate::names;
-use crate::tables::machines::{MACHINES, Machine, of_size};
+use crate::tables::machines::{MACHINES, Machine, NODES, machine, of_size};
 use crate::tables::zones;
 
 /// What nodes do with their account: metrics and logs, and images. The first one is what GKE documents as the least
 /// (<https://cloud.google.com/kubernetes-engine/docs/how-to/hardening-your-cluster#use_least_privilege_sa>).
 const NODE_ROLES: [(&str, &str); 2] =
     [("nodes-role", "roles/container.defaultNodeServiceAccount"), ("nodes-images", "roles/artifactregistry.reader")];
+/// The pool of the nodes without GPU.
+pub(crate) const SYSTEM: &str = "system";
 /// The disk of a machine in GiB: images and models.
 const DISK_GB: u32 = 100;
 /// The same with a GPU: its images and models are larger.
@@ -107,11 +109,15 @@ impl Lowering<'_> {
         let zones = zones::zones(&self.site.region).map_or(1, |zones| u32::try_from(zones.len()).unwrap_or(1).max(1));
         let min = if min > zones { min.next_multiple_of(zones) } else { min };
         let max = max.max(min);
-        let Some(machine) = of_size(GpuSize::None) else { return };
+        let general = match NODES.of_site(self.site) {
+            Ok(general) => general,
+            Err((field, cause, fix)) => return self.problem(field, cause, fix),
+        };
+        let Some(machine) = general.types.first().and_then(|name| machine(name, None)) else { return };
         let scaling = json!({ "min": min, "max": max });
-        let surge = NodeUpgrade::Surge;
-        let pool = self.pool("system", machine, &main, &nodes, scaling, &[], &[ON_DEMAND], surge);
-        let system = self.part("system-nodes", "gcp.node-pool", pool);
+        let (name, surge) = (general.named(SYSTEM), NodeUpgrade::Surge);
+        let pool = self.pool(&name, machine, &main, &nodes, scaling, &[], &[ON_DEMAND], surge);
+        let system = self.part(&format!("{name}-nodes"), "gcp.node-pool", pool);
         if let Some(gpu) = &cluster.gpu {
             self.gpu_nodes(gpu, &main, &nodes);
             // GKE taints machines with GPUs only beside other ones (terraform-google-modules/terraform-google-kubernetes-engine#703).
@@ -129,6 +135,11 @@ impl Lowering<'_> {
             None => of_size(pool.size),
         };
         let Some(machine) = machine else { return };
+        let alike = MACHINES.iter().filter(|one| one.gpu.is_some_and(|(_, count)| count == pool.gpus()));
+        let alike: Vec<_> = alike.map(Machine::node).collect();
+        if let Some((cause, fix)) = NODES.small_gpus(self.site, &[machine.node()], &alike) {
+            self.problem("gpu.machines", cause, fix);
+        }
         let Some(zones) = zones::zones(&self.site.region) else {
             let cause = format!("the zones of the region `{}` are unknown", self.site.region);
             return self.problem("region", cause, "choose another region, such as europe-west4");
@@ -168,7 +179,7 @@ impl Lowering<'_> {
             "account": output(nodes, "email"),
             // GKE's drivers of GPUs are not signed for it in every version.
             "secure_boot": machine.gpu.is_none(),
-            "labels": { POOL: name },
+            "labels": { POOL: if machine.gpu.is_some() { GPU_POOL } else { SYSTEM } },
             "nodes": scaling["min"],
             "scaling": scaling,
             "gpu_taint": machine.gpu.is_some(),

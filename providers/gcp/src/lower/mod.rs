@@ -8,7 +8,8 @@
 //! and for a bucket in two regions `replica-key-ring`, `replica-key` and `replica-key-access` in place of `key-access`; `reader` for
 //! pods that read models of it |
 //! | cluster | `SITE/cluster`: the control plane; `nodes`, `nodes-role` and `nodes-images`: the account of the nodes and its roles;
-//! `key-access` where data is protected; `system-nodes`; `gpu-nodes` with GPUs. An existing cluster is read only |
+//! `key-access` where data is protected; `system-nodes`, of other machines than the usual ones `system-medium-nodes` and the like;
+//! `gpu-nodes` with GPUs. An existing cluster is read only |
 //! | registry | `SITE/registry/repository`, if its address is that of this project and region; `key-access` where data is protected |
 //! | database | `SITE/database/range`, `connection`: private services access; `server`, `database`, `instance`: the PostgreSQL, its
 //! database, and the user that the service connects as; `replica-N`; `remote`: the replica in another region; `key-access` where data is
@@ -30,6 +31,7 @@ mod network;
 mod registry;
 mod run;
 
+pub(crate) use cluster::SYSTEM;
 pub(crate) use dns::NOTICES_AFTER;
 pub(crate) use models::bucket_identity;
 pub use models::models_bucket;
@@ -237,12 +239,12 @@ pub(crate) mod tests {
     use std::collections::BTreeMap;
 
     use textnlp_provider::CloudId;
-    use textnlp_provider::cluster::ClusterSite;
+    use textnlp_provider::cluster::{Capacity, ClusterSite, NodeChoice};
     use textnlp_provider::component::{
         Cluster, GpuPool, MaintenanceWindow, Model, ModelReplica, ModelStore, Network, Registry,
     };
     use textnlp_provider::settings::{GpuSize, NodeUpgrade, Spot, Weekday};
-    use textnlp_provider::units::TimeOfDay;
+    use textnlp_provider::units::{Bytes, Cores, TimeOfDay};
 
     use super::*;
 
@@ -447,6 +449,34 @@ pub(crate) mod tests {
             let problems = lower(&component, &site(true)).unwrap_err().to_string();
             assert!(problems.contains("replicate_to") && problems.contains(says), "{problems}");
         }
+    }
+
+    #[test]
+    fn nodes_have_room_for_a_pod_of_the_servers() {
+        let expand = |machine: Option<&str>, cpu: u32| {
+            let pod = Some(Capacity { cpu: Cores(cpu), memory: Bytes(9 << 30) });
+            let node_choice = NodeChoice { size: None, machine: machine.map(str::to_owned), pod };
+            let cluster = ClusterSite { node_choice, ..ClusterSite::of("textnlp") };
+            let site = Site { cluster: Some(Box::new(cluster)), ..site(false) };
+            let cluster = component("cluster", ComponentSpec::Cluster(Cluster::of("network".parse().unwrap())));
+            let general = crate::inside(&cluster, &site).unwrap().1.cluster.unwrap().nodes.unwrap().general;
+            let all = lower(&cluster, &site).map_err(|problems| problems.to_string())?;
+            let pool = all.into_iter().find(|one| one.id.as_str() == format!("main/cluster/{general}")).unwrap();
+            let of = |field: &str| pool.spec.as_value()[field].clone();
+            Ok::<_, String>([json!(general), of("name"), of("machine"), of("labels")["textnlp/pool"].clone()])
+        };
+        let pool = |words: [&str; 4]| Ok(words.map(|word| json!(word)));
+        let usual = pool(["system-nodes", "system", "e2-standard-4", "system"]);
+        assert_eq!(expand(None, 2100), usual);
+        assert_eq!(expand(None, 3700), usual, "requests that run on the usual nodes today do not replace them");
+        let medium = pool(["system-medium-nodes", "system-medium", "e2-standard-8", "system"]);
+        assert_eq!(expand(None, 5100), medium);
+        assert_eq!(expand(Some("e2-standard-8"), 5100), medium, "it is the machine of a size");
+        let refused = expand(Some("e2-standard-4"), 5100).unwrap_err();
+        assert!(refused.contains("`e2-standard-4` has at most 3920m CPU"), "{refused}");
+        assert!(refused.contains("`cluster.node_size: medium`"), "{refused}");
+        let refused = expand(None, 40_000).unwrap_err();
+        assert!(refused.contains("40 CPU and 9216Mi memory"), "{refused}");
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! The machine types that the provider knows: their GPUs, the quotas that they count against, and which one serves a [`GpuSize`].
 
-use textnlp_provider::settings::GpuSize;
+use textnlp_cloud::{NodeTable, NodeType, reserved_cpu};
+use textnlp_provider::cluster::Capacity;
+use textnlp_provider::settings::{GpuSize, NodeSize};
+use textnlp_provider::units::Bytes;
 
 /// As of 2025-06.
 const GPUS: &str = "https://cloud.google.com/compute/docs/gpus";
@@ -42,6 +45,11 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// It as a node of a cluster.
+    pub fn node(&self) -> NodeType {
+        NodeType { name: self.name.to_owned(), vcpus: self.vcpus, memory_mib: u64::from(self.memory_gib) << 10 }
+    }
+
     /// Its GPUs where they are attached to it and have a price of their own; those of other machines are a part of them.
     pub fn attached(&self) -> Option<(&'static Gpu, u32)> {
         self.gpu.filter(|(gpu, _)| **gpu == T4)
@@ -190,7 +198,62 @@ pub static MACHINES: &[Machine] = &[
         disk_type: HYPERDISK,
         source: GPUS,
     },
+    Machine {
+        name: "e2-standard-8",
+        vcpus: 8,
+        memory_gib: 32,
+        gpu: None,
+        quota: "CPUS",
+        disk_type: PD,
+        source: GENERAL,
+    },
+    Machine {
+        name: "e2-standard-16",
+        vcpus: 16,
+        memory_gib: 64,
+        gpu: None,
+        quota: "CPUS",
+        disk_type: PD,
+        source: GENERAL,
+    },
+    Machine {
+        name: "e2-standard-32",
+        vcpus: 32,
+        memory_gib: 128,
+        gpu: None,
+        quota: "CPUS",
+        disk_type: PD,
+        source: GENERAL,
+    },
 ];
+
+/// The nodes without GPU.
+pub static NODES: NodeTable = NodeTable {
+    sizes: &[
+        (NodeSize::Small, &["e2-standard-4"]),
+        (NodeSize::Medium, &["e2-standard-8"]),
+        (NodeSize::Large, &["e2-standard-16"]),
+        (NodeSize::Xlarge, &["e2-standard-32"]),
+    ],
+    known: || MACHINES.iter().filter(|machine| machine.gpu.is_none()).map(Machine::node).collect(),
+    reserved,
+    least_reserved: reserved,
+};
+
+fn reserved(node: &NodeType) -> Capacity {
+    Capacity { cpu: reserved_cpu(node.vcpus), memory: Bytes(reserved_memory(node.memory())) }
+}
+
+/// What GKE keeps of a node's memory, in bytes: <https://cloud.google.com/kubernetes-engine/docs/concepts/plan-node-sizes#memory_reservations>.
+fn reserved_memory(bytes: u64) -> u64 {
+    let mut left = bytes;
+    let mut part = |gib: u64, percent: u64| {
+        let of = left.min(gib << 30);
+        left -= of;
+        of / 100 * percent
+    };
+    part(4, 25) + part(4, 20) + part(8, 10) + part(112, 6) + part(1 << 20, 2)
+}
 
 /// The machine type that serves a size class.
 const SIZES: &[(GpuSize, usize)] =
@@ -210,7 +273,36 @@ pub fn machine(name: &str, accelerator: Option<&str>) -> Option<&'static Machine
 
 #[cfg(test)]
 mod tests {
+    use textnlp_provider::units::Cores;
+
     use super::*;
+
+    #[test]
+    fn nodes_grow_with_their_size() {
+        for ((size, types), vcpus) in NODES.sizes.iter().zip([4, 8, 16, 32]) {
+            let found = machine(types[0], None).unwrap();
+            assert_eq!((types.len(), found.vcpus, found.memory_gib), (1, vcpus, vcpus * 4), "{size}");
+        }
+        assert_eq!(reserved_memory(256 << 30) >> 20, 12_165);
+    }
+
+    /// What nodes of GKE were seen to have for pods: vCPUs and GiB of the machine, CPU in thousandths of a core, memory in KiB, and where.
+    const SEEN: &[(u32, u64, u32, u64, &str)] = &[
+        (4, 16, 3920, 13_498_416, "https://cloud.google.com/kubernetes-engine/docs/concepts/plan-node-sizes"),
+        (4, 32, 3920, 29_085_928, "2i2c-org/infrastructure#2121"),
+        (16, 128, 15_890, 122_210_676, "2i2c-org/infrastructure#2121"),
+        (64, 512, 63_770, 510_603_916, "2i2c-org/infrastructure#2121"),
+    ];
+
+    #[test]
+    fn nodes_have_for_pods_what_was_seen() {
+        for (vcpus, gib, cpu, kib, source) in SEEN {
+            let node = NodeType { name: String::new(), vcpus: *vcpus, memory_mib: gib << 10 };
+            let (room, most) = (NODES.room(&node), NODES.most(&node));
+            let seen = Capacity { cpu: Cores(*cpu), memory: Bytes(kib << 10) };
+            assert!(seen.holds(&room) && most.holds(&seen), "{gib} GiB: {room} / {seen} / {most}: {source}");
+        }
+    }
 
     #[test]
     fn sizes_have_machines() {

@@ -1,5 +1,5 @@
 //! Settings of a company network: a private certificate authority besides the public ones, and a proxy for model
-//! downloads.
+//! downloads and copies of dumps.
 
 use serde_json::{Value, json};
 use textnlp_provider::ResourceId;
@@ -11,7 +11,7 @@ use super::Lowering;
 const MAP: &str = "textnlp-private-ca";
 /// Its mount path in pods.
 const FOLDER: &str = "/etc/textnlp-private-ca";
-/// The variable with the path of the certificate authority, for model downloads.
+/// The variable with the path of the certificate authority.
 const VARIABLE: &str = "TEXTNLP_CA_FILE";
 
 impl Lowering<'_> {
@@ -41,7 +41,7 @@ pub(super) fn private_authority(egress: &Egress) -> Value {
     }
 }
 
-/// The environment variables for model downloads.
+/// The environment variables for connections to stores.
 pub(super) fn download_env(egress: &Egress) -> impl Iterator<Item = Value> {
     let file = egress.private_ca.as_ref().map(|_| (VARIABLE.to_owned(), format!("{FOLDER}/ca.crt")));
     let variables = egress.proxy.clone().into_iter().chain(file);

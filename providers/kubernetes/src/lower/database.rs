@@ -2,14 +2,14 @@
 
 use serde_json::{Value, json};
 use textnlp_provider::cluster::OwnPostgres;
-use textnlp_provider::component::{Backup, Database, DatabaseAddress, Egress, ManagedDumps, Postgres};
+use textnlp_provider::component::{Backup, Database, DatabaseAddress, DumpCopies, Egress, ManagedDumps, Postgres};
 use textnlp_provider::settings::Hosting;
 use textnlp_provider::{ComponentName, OutputRef, ResourceId};
 
-use super::company::private_authority;
+use super::company::{download_env, private_authority};
 use super::images::postgres_image;
 use super::template::Template;
-use super::{Lowering, PROGRAM, SECRETS};
+use super::{ACCOUNT_OF_PODS, Lowering, PROGRAM, SECRETS};
 use crate::manifest::PLAIN;
 
 /// The name of the PostgreSQL cluster; CloudNativePG derives the names of its services and certificate authority from
@@ -45,6 +45,12 @@ const WORK: &str = "/var/lib/textnlp/work";
 /// The Secret with the private key for a restore, which an operator creates for that time, and its mount path.
 const KEY_SECRET: &str = "textnlp-backup-key";
 const KEY_FOLDER: &str = "/etc/textnlp-backup-key";
+/// The key of the variables that sign in to the bucket of copies, among the secrets of a site.
+const CREDENTIALS: &str = "backup-credentials";
+/// The Secret with them, its file and its mount path.
+const CREDENTIALS_SECRET: &str = "textnlp-backup-credentials";
+const CREDENTIALS_FILE: &str = "bucket.env";
+const CREDENTIALS_FOLDER: &str = "/etc/textnlp-backup-credentials";
 /// The schedule of a job that is only started manually, a date that never comes: the 30th of February.
 const NEVER: &str = "0 0 30 2 *";
 /// The mount path of the script.
@@ -239,7 +245,7 @@ impl Lowering<'_> {
         Some(way)
     }
 
-    /// Verified backups on a volume of the namespace, and the job that restores one.
+    /// Verified backups on a volume of the namespace, their copies in a bucket, and the job that restores one.
     pub(super) fn backup(&mut self, backup: &Backup) {
         let dumped = match (&self.cluster.postgres, &backup.managed) {
             (Some(own), _) => self.own_dumped(own),
@@ -249,13 +255,10 @@ impl Lowering<'_> {
                 return self.problem("backup", cause, "set `backup: { enabled: false }`, and back it up where it runs");
             }
         };
-        if let Some(target) = &backup.destination {
-            let cause = format!("backups from a cluster to `{target}` are not supported yet");
-            self.problem(
-                "destination",
-                cause,
-                "remove it: backups are stored on the volume textnlp-backups of the namespace",
-            );
+        if let Some(target) = backup.destination.as_ref().filter(|_| backup.copies.is_none()) {
+            let cause = format!("the dumps of a cluster are on a volume in it, not in `{target}`");
+            let fix = "write the bucket for copies of them, `s3://BUCKET/PREFIX`, `gs://…` or `az://…`, or remove it";
+            self.problem("destination", cause, fix);
         }
         let user = self.user().map(|_| POSTGRES_USER);
         if backup.verify && user.is_none() {
@@ -293,19 +296,36 @@ impl Lowering<'_> {
             let command = ["sh", &format!("{SCRIPT_FOLDER}/backup.sh"), verb];
             json!({ "name": name, "image": image, "command": command, "env": env, "is_postgres": true })
         };
-        let ours = |name: &str, verb: &str, arguments: Vec<String>| {
+        let ours = |name: &str, verb: &str, arguments: Vec<String>, env: Vec<Value>| {
             let command = [PROGRAM, "backup", verb].map(str::to_owned).into_iter().chain(arguments);
             let command: Vec<String> = command.collect();
-            json!({ "name": name, "image": program, "command": command, "env": [], "is_postgres": false })
+            json!({ "name": name, "image": program, "command": command, "env": env, "is_postgres": false })
         };
         let (dump, report, folder) =
             (format!("{WORK}/dump"), format!("--report={WORK}/report"), format!("--folder={DUMPS}"));
         let keep = format!("--keep={}", backup.keep_seconds);
         let recipients = backup.recipients.iter().map(|recipient| format!("--recipient={recipient}"));
-        let encrypt = [format!("--dump={dump}"), report.clone(), folder.clone(), keep].into_iter().chain(recipients);
+        let mut encrypt: Vec<String> =
+            [format!("--dump={dump}"), report.clone(), folder.clone(), keep].into_iter().chain(recipients).collect();
+        let (mut env_of_store, mut needs_of_store, mut store) = (Vec::new(), Vec::new(), Value::Null);
+        if let Some(copies) = backup.copies.as_deref() {
+            encrypt.push(format!("--destination={}", copies.url));
+            if copies.credentials.is_some() {
+                encrypt.push(format!("--credentials={CREDENTIALS_FOLDER}/{CREDENTIALS_FILE}"));
+            }
+            env_of_store.extend(download_env(&copies.egress));
+            needs_of_store = self.store_access(copies);
+            store = json!({
+                "secret": copies.credentials.is_some().then_some(CREDENTIALS_SECRET),
+                "file": CREDENTIALS_FILE, "folder": CREDENTIALS_FOLDER, "authority": private_authority(&copies.egress),
+            });
+        }
+        // Only an account of its own may sign in to the bucket.
+        let signs_in = backup.copies.as_ref().is_some_and(|copies| copies.credentials.is_none());
+        let account = if signs_in { BACKUP } else { ACCOUNT_OF_PODS };
         let decrypt = [folder, format!("--key={KEY_FOLDER}/key.txt"), format!("--out={dump}"), report];
-        let storing = [postgres("dump", "dump"), ours(BACKUP, "encrypt", encrypt.collect())];
-        let restoring = [ours("decrypt", "decrypt", decrypt.into()), postgres(RESTORE, "restore")];
+        let storing = [postgres("dump", "dump"), ours(BACKUP, "encrypt", encrypt, env_of_store)];
+        let restoring = [ours("decrypt", "decrypt", decrypt.into(), Vec::new()), postgres(RESTORE, "restore")];
         let needs: Vec<ResourceId> = [volume, script].into_iter().chain(needs).collect();
         for (id, name, steps, schedule, tries) in
             [(scheduled, BACKUP, storing, schedule.as_str(), 2), (restore, RESTORE, restoring, NEVER, 0)]
@@ -315,6 +335,10 @@ impl Lowering<'_> {
                 "namespace": namespace, "name": name, "steps": steps, "schedule": schedule, "suspend": is_restore,
                 "tries": tries, "user": user, "authority_secret": authority, "owner_secret": secret,
                 "key_secret": is_restore.then_some(KEY_SECRET),
+                "account": if is_restore { ACCOUNT_OF_PODS } else { account },
+                "store": (!is_restore).then_some(&store),
+                // An account's credentials would also be given to the container with the database's password.
+                "skip": (signs_in && !is_restore).then_some("dump"),
                 "folders": {
                     "script": SCRIPT_FOLDER, "authority": AUTHORITY, "owner": OWNER_FOLDER, "dumps": DUMPS,
                     "work": WORK, "key": KEY_FOLDER,
@@ -322,8 +346,36 @@ impl Lowering<'_> {
                 // The restored database and the compressed dump.
                 "disk": disk(disk_bytes.saturating_add(disk_bytes / 2)),
             });
-            self.object(id, Template::DatabaseJob, &inputs, needs.clone());
+            let further = needs_of_store.iter().filter(|_| !is_restore);
+            self.object(id, Template::DatabaseJob, &inputs, needs.iter().chain(further).cloned());
         }
+    }
+
+    /// What the job that copies dumps to a bucket has of its own: the credentials or an account, and a network policy. Returns what
+    /// must exist first.
+    fn store_access(&mut self, copies: &DumpCopies) -> Vec<ResourceId> {
+        let component = self.component.name.clone();
+        let mut needs = Vec::new();
+        match &copies.credentials {
+            Some(secrets) => {
+                let ids = (self.id(component.as_str(), "credentials"), self.id(secrets.as_str(), CREDENTIALS));
+                if let (Some(id), Some(value)) = ids {
+                    let data = json!({ (CREDENTIALS_FILE): OutputRef::new(value, "secret") });
+                    self.secret(id.clone(), CREDENTIALS_SECRET, "Opaque", &data, Vec::new());
+                    needs.push(id);
+                }
+            }
+            None => {
+                let inputs = json!({ "namespace": self.cluster.namespace, "name": BACKUP });
+                self.part_of_kind("account", Template::ServiceAccount, &inputs, []);
+                needs.extend(self.id(component.as_str(), "account"));
+            }
+        }
+        if copies.egress.private_ca.is_some() {
+            needs.extend(self.id(SERVER, "private-ca"));
+        }
+        needs.extend(self.copies_policy(copies));
+        needs
     }
 
     /// The PostgreSQL beside the servers.
@@ -423,6 +475,8 @@ fn major(image: &str) -> Option<u32> {
 
 /// The component that the backups belong to.
 const DATABASE: &str = "database";
+/// The component with the certificate authorities of a company.
+const SERVER: &str = "server";
 
 /// Bytes as a Kubernetes quantity, in the largest unit that divides them.
 pub(super) fn disk(bytes: u64) -> String {

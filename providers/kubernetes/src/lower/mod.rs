@@ -47,6 +47,7 @@ pub(crate) use ingress::{FILLED_BY_CERT_MANAGER, gateway_port};
 pub use local::local_part;
 use nodes::Volume;
 pub(crate) use nodes::{SHARED_VOLUME, has_gpu, job_nodes};
+pub use resources::server_pod;
 use template::{Template, render};
 
 /// The conventional `nonroot` uid of images.
@@ -230,6 +231,13 @@ impl Lowering<'_> {
     }
 
     fn cluster(&mut self) {
+        let choice = &self.cluster.node_choice;
+        if self.cluster.nodes.is_none() {
+            let chosen = [("cluster.node_size", choice.size.is_some()), ("instance_type", choice.machine.is_some())];
+            for (field, _) in chosen.into_iter().filter(|(_, is_set)| *is_set) {
+                self.problem(field, "the nodes of an existing cluster are its operator's", "remove it");
+            }
+        }
         if let Some(gpu) = self.cluster.gpu.as_ref().filter(|gpu| gpu.device_plugin) {
             let inputs = json!({ "image": DEVICE_PLUGIN, "nodes": self.gpu_nodes(gpu) });
             self.part_of_kind("device-plugin", Template::DevicePlugin, &inputs, []);

@@ -1,17 +1,18 @@
 //! Network policies: the connections that pods accept and open. Everything else is denied.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
 use textnlp_models::Source;
 use textnlp_net::network::Network as Addresses;
 use textnlp_provider::ResourceId;
-use textnlp_provider::cluster::{EgressRule, METADATA_SERVICES, Transport};
-use textnlp_provider::component::{DatabaseAddress, Network, Workload};
+use textnlp_provider::cluster::{BucketIdentity, EgressRule, METADATA_SERVICES, Transport};
+use textnlp_provider::component::{DatabaseAddress, DumpCopies, Network, Workload};
 use textnlp_provider::settings::Hosting;
 
 use super::adapter::ADAPTER;
-use super::database::POSTGRES;
+use super::database::{BACKUP, POSTGRES};
 use super::nodes::Volume;
 use super::template::Template;
 use super::{HTTPS_PORT, Lowering, METRICS_PORT};
@@ -128,38 +129,21 @@ impl Lowering<'_> {
         let webhooks = workload.config.pointer("/textnlp/batch/webhooks").and_then(Value::as_array);
         let webhooks = webhooks.into_iter().flatten().filter_map(|webhook| webhook["url"].as_str()).flat_map(hosts);
         let webhooks: Vec<(Host, u16)> = webhooks.collect();
+        let collector = workload.config.pointer("/textnlp/monitoring/traces/endpoint").and_then(Value::as_str);
         let mut made = Vec::new();
         for (part, name, pods, to) in [
             ("allow-database", "textnlp-database-out", database_clients(), database),
             (MODELS_POLICY, "textnlp-models", servers.clone(), self.downloads(workload)),
             ("allow-oidc", "textnlp-oidc", servers.clone(), issuer.map_or(Vec::new(), hosts)),
-            ("allow-webhooks", "textnlp-webhooks", servers, webhooks),
+            ("allow-webhooks", "textnlp-webhooks", servers.clone(), webhooks),
+            ("allow-traces", "textnlp-traces", servers, collector.map_or(Vec::new(), hosts)),
             ("allow-prometheus", "textnlp-prometheus", controller, outside.map_or(Vec::new(), |one| hosts(&one.url))),
         ] {
-            let mut rules: Vec<Value> = Vec::new();
-            for (host, port) in to {
-                if let Host::Address(address) = host
-                    && is_metadata(address)
-                {
-                    let cause = format!(
-                        "{address} is in a network of the cloud's metadata services, which give the credentials of the node"
-                    );
-                    self.problem("egress", cause, "write the address of another server: pods never connect to these");
-                    continue;
-                }
-                let rule = rule(host.to(), &[port]);
-                if !rules.contains(&rule) {
-                    rules.push(rule);
-                }
-            }
+            let mut rules = self.rules(to);
             if part == MODELS_POLICY
                 && let Some(identity) = self.bucket_identity(&workload.served)
             {
-                // They are in the networks of metadata services, and give credentials of the pods' account only.
-                rules.extend(identity.services.iter().map(|service| {
-                    let to = Host::Address(service.ip()).to();
-                    rule(to, &[service.port()])
-                }));
+                rules.extend(sign_in(identity));
             }
             if !rules.is_empty() {
                 self.allow_out(part, name, pods, rules);
@@ -167,6 +151,47 @@ impl Lowering<'_> {
             }
         }
         made
+    }
+
+    /// The connections of the job that copies dumps to a bucket. Returns the policy.
+    pub(super) fn copies_policy(&mut self, copies: &DumpCopies) -> Option<ResourceId> {
+        const PART: &str = "allow-copies";
+        if !copies.egress.policies {
+            return None;
+        }
+        let (scheme, _) = copies.url.split_once("://")?;
+        let mut to = copies.endpoint.as_deref().map_or(Vec::new(), hosts);
+        // Other stores than those with the protocol of S3 accept tokens, which a service of the cloud gives.
+        if to.is_empty() || scheme != "s3" {
+            to.push((Host::Public, 443));
+        }
+        let mut rules = self.rules(by_proxy(to, &copies.egress.proxy));
+        let identity = self.cluster.bucket_identity.as_ref().filter(|identity| identity.scheme == scheme);
+        rules.extend(identity.filter(|_| copies.credentials.is_none()).into_iter().flat_map(sign_in));
+        let pods = json!({ "matchLabels": { "app.kubernetes.io/name": BACKUP } });
+        self.allow_out(PART, "textnlp-backup-out", pods, rules);
+        self.id(self.component.name.as_str(), PART)
+    }
+
+    /// The rules of destinations. Metadata services are refused.
+    fn rules(&mut self, to: Vec<(Host, u16)>) -> Vec<Value> {
+        let mut rules: Vec<Value> = Vec::new();
+        for (host, port) in to {
+            if let Host::Address(address) = host
+                && is_metadata(address)
+            {
+                let cause = format!(
+                    "{address} is in a network of the cloud's metadata services, which give the credentials of the node"
+                );
+                self.problem("egress", cause, "write the address of another server: pods never connect to these");
+                continue;
+            }
+            let rule = rule(host.to(), &[port]);
+            if !rules.contains(&rule) {
+                rules.push(rule);
+            }
+        }
+        rules
     }
 
     /// The destinations of model downloads, which the pods of the servers make before they start. None for models in an
@@ -184,17 +209,7 @@ impl Lowering<'_> {
                 Source::Bundled | Source::File(_) | Source::Catalogue(_) => {}
             }
         }
-        let proxy = &workload.egress.proxy;
-        let proxies = ["HTTPS_PROXY", "HTTP_PROXY"].into_iter().filter_map(|name| proxy.get(name));
-        let proxies: Vec<(Host, u16)> = proxies.flat_map(|url| hosts(url)).collect();
-        if found.is_empty() || proxies.is_empty() {
-            return found;
-        }
-        if !proxy.contains_key("NO_PROXY") {
-            found.clear();
-        }
-        found.extend(proxies);
-        found
+        by_proxy(found, &workload.egress.proxy)
     }
 
     fn allow_out(&mut self, part: &str, name: &str, pods: Value, rules: Vec<Value>) {
@@ -224,6 +239,26 @@ impl Host {
             }
         }
     }
+}
+
+/// Destinations with the proxies that connections to them use. Without exceptions, they are the proxies only.
+fn by_proxy(mut to: Vec<(Host, u16)>, proxy: &BTreeMap<String, String>) -> Vec<(Host, u16)> {
+    let proxies = ["HTTPS_PROXY", "HTTP_PROXY"].into_iter().filter_map(|name| proxy.get(name));
+    let proxies: Vec<(Host, u16)> = proxies.flat_map(|url| hosts(url)).collect();
+    if to.is_empty() || proxies.is_empty() {
+        return to;
+    }
+    if !proxy.contains_key("NO_PROXY") {
+        to.clear();
+    }
+    to.extend(proxies);
+    to
+}
+
+/// The services on each node that give credentials. They are in the networks of metadata services, and give those of the pods' account
+/// only.
+fn sign_in(identity: &BucketIdentity) -> impl Iterator<Item = Value> {
+    identity.services.iter().map(|service| rule(Host::Address(service.ip()).to(), &[service.port()]))
 }
 
 /// The selector of all pods of this deployment.

@@ -2,8 +2,22 @@
 
 use serde_json::{Value, json};
 use textnlp_models::{Catalogue, Entry, Memory, Want, WeightFormat, fit};
+use textnlp_provider::cluster::Capacity;
 use textnlp_provider::component::Model;
+use textnlp_provider::units::{Bytes, Cores};
 use textnlp_provider::{cluster, settings};
+
+/// What the gateway beside each server requests, as its template says: thousandths of a core, and bytes.
+const GATEWAY: (u32, u64) = (100, 64 << 20);
+
+/// What a pod of the servers requests in all. The container that fetches the models ends before, and requests less.
+pub fn server_pod(settings: &cluster::PodResources, models: &[Model], has_gpu: bool) -> Capacity {
+    let server = PodResources::of(settings, models, has_gpu);
+    Capacity {
+        cpu: Cores(server.cpu_request_milli.saturating_add(GATEWAY.0)),
+        memory: Bytes(server.memory_request_bytes.saturating_add(GATEWAY.1)),
+    }
+}
 
 /// Requests and limits of the server in each pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

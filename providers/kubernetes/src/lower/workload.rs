@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 use textnlp_provider::cluster::MODELS_ACCOUNT;
-use textnlp_provider::component::{Endpoint, Workload, set_webhook_files};
+use textnlp_provider::component::{Endpoint, Workload, set_secret_files};
 use textnlp_provider::settings::Strategy;
 use textnlp_provider::{OutputRef, ResourceId};
 
@@ -100,13 +100,13 @@ impl Lowering<'_> {
 
         let is_analyzed = tree.get("analytics").is_some();
         let space = space(&tree);
-        let webhooks = set_webhook_files(&mut tree, |secret| format!("{SECRETS}/{secret}"));
+        let external = set_secret_files(&mut tree, |secret| format!("{SECRETS}/{secret}"));
         self.config_map(config.clone(), "textnlp-config", [(CONFIG_FILE.to_owned(), filled(tree, &way.settings))]);
         let mut data = secret.clone();
         data["jwt-key.pem"] = json!(OutputRef::new(jwt, "secret"));
-        for webhook in webhooks {
-            let Some(value) = self.id(workload.secrets.as_str(), &webhook) else { return };
-            data[webhook] = json!(OutputRef::new(value, "secret"));
+        for name in external {
+            let Some(value) = self.id(workload.secrets.as_str(), &name) else { return };
+            data[name] = json!(OutputRef::new(value, "secret"));
         }
         self.secret(secrets.clone(), SECRETS_NAME, "Opaque", &data, Vec::new());
 

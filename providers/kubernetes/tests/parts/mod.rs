@@ -7,8 +7,8 @@ use serde_json::json;
 use textnlp_kubernetes::{Access, Kubernetes};
 use textnlp_provider::cluster::{
     Analytics, Balancer, BucketIdentity, ClusterAccess, ClusterGpus, ClusterIngress, ClusterModels, ClusterNodes,
-    ClusterSite, IngressKind, ModelVolume, NodeAutoscaler, OwnPostgres, PodResources, ResourceAmounts, TaintEffect,
-    Toleration, TolerationOperator,
+    ClusterSite, IngressKind, ModelVolume, NodeAutoscaler, NodeChoice, OwnPostgres, PodResources, ResourceAmounts,
+    TaintEffect, Toleration, TolerationOperator,
 };
 use textnlp_provider::component::*;
 use textnlp_provider::settings::{DatabaseKind, Hosting, ModelRole, Quantize, Role, Runtime, Spot, Strategy};
@@ -36,6 +36,7 @@ pub struct Fixture {
     pub balancer: Option<Balancer>,
     pub gpu: Option<ClusterGpus>,
     pub nodes: Option<ClusterNodes>,
+    pub node_choice: NodeChoice,
     pub bucket_identity: Option<BucketIdentity>,
     pub node_autoscaler: Option<NodeAutoscaler>,
     pub min_nodes: u32,
@@ -67,6 +68,7 @@ impl Fixture {
             gpu: self.gpu.clone(),
             existing: false,
             nodes: self.nodes.clone(),
+            node_choice: self.node_choice.clone(),
             bucket_identity: self.bucket_identity.clone(),
             node_autoscaler: self.node_autoscaler.clone(),
         }
@@ -124,6 +126,7 @@ pub fn fixture() -> Fixture {
         balancer: None,
         gpu: None,
         nodes: None,
+        node_choice: NodeChoice::default(),
         bucket_identity: None,
         node_autoscaler: None,
         min_nodes: 1,
@@ -231,6 +234,7 @@ pub fn backup() -> Backup {
         recipients: vec!["age1own".to_owned(), "age1other".to_owned()],
         point_in_time_seconds: None,
         managed: None,
+        copies: None,
     }
 }
 

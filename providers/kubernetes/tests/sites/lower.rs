@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use expect_test::{expect, expect_file};
 use serde_json::{Value, json};
 use textnlp_cluster::Cluster as ControlPlane;
-use textnlp_kubernetes::local_part;
+use textnlp_kubernetes::{local_part, server_pod};
 use textnlp_provider::cluster::{
     Analytics, Balancer, BucketIdentity, ClusterAccess, ClusterGpus, ClusterNodes, EgressRule, IdentityToken,
-    NodeAutoscaler, OwnPostgres, Transport,
+    NodeAutoscaler, NodeChoice, OwnPostgres, Transport,
 };
 use textnlp_provider::component::*;
-use textnlp_provider::settings::{CacheKind, DatabaseKind, Hosting, Runtime, Spot, Strategy, TlsMode};
+use textnlp_provider::settings::{CacheKind, DatabaseKind, Hosting, NodeSize, Runtime, Spot, Strategy, TlsMode};
 use textnlp_provider::{Component, OutputRef, Ownership, Site, Wanted};
 
 use crate::parts::*;
@@ -408,6 +408,25 @@ fn secrets_of_webhooks_are_in_a_secret_and_their_addresses_are_reached() {
     assert!(!plain.iter().any(|one| one.id.as_str().ends_with("/allow-webhooks")));
 }
 
+#[test]
+fn collector_of_traces_is_the_only_address_of_its_policy_and_its_secret_is_in_a_secret() {
+    let mut server = workload();
+    server.egress.policies = true;
+    let traces = json!({ "endpoint": "https://192.0.2.9:4318/v1/traces", "ratio": "1", "header": "authorization" });
+    server.config["textnlp"]["monitoring"] = json!({ "enable_tracing": true, "traces": traces });
+    let made = lowered(&component("server", ComponentSpec::Workload(server)), fixture()).unwrap();
+    let find = |end: &str| made.iter().find(|one| one.id.as_str().ends_with(end)).unwrap().spec.as_value();
+    let config = find("/server/config")["data"]["server.yaml"].as_str().unwrap();
+    assert!(config.contains("\"secret_file\":\"/etc/textnlp-secrets/traces\""), "{config}");
+    assert!(find("/server/secrets").to_string().contains("/secrets/traces#secret"));
+    let wanted = json!([{
+        "to": [{ "ipBlock": { "cidr": "192.0.2.9/32" } }], "ports": [{ "protocol": "TCP", "port": 4318 }],
+    }]);
+    assert_eq!(find("/allow-traces")["spec"]["egress"], wanted);
+    let plain = lowered(&component("server", ComponentSpec::Workload(workload())), fixture()).unwrap();
+    assert!(!plain.iter().any(|one| one.id.as_str().ends_with("/allow-traces")));
+}
+
 /// Other sites ask for the readiness of this one at a port that clients do not reach.
 #[test]
 fn health_checks_of_other_sites_have_a_port_and_a_service() {
@@ -564,10 +583,10 @@ fn managed_database_uses_tls_and_verifies_its_backups() {
         assert_eq!(cluster(replicas)["postgresql"]["synchronous"]["dataDurability"], durability);
     }
     // Whoever asks for what is not there is told so, all of it at once.
-    let asks = Backup { destination: Some("s3://bucket".to_owned()), every_seconds: 7 * 3600, ..backup() };
+    let asks = Backup { destination: Some("/mnt/dumps".to_owned()), every_seconds: 7 * 3600, ..backup() };
     let place = by_route(own_fixture());
     let problems = lowered(&component("backup", ComponentSpec::Backup(asks)), place).unwrap_err().to_string();
-    for says in ["`s3://bucket`", "cannot run every 25200 s", "has no name"] {
+    for says in ["not in `/mnt/dumps`", "`s3://BUCKET/PREFIX`", "cannot run every 25200 s", "has no name"] {
         assert!(problems.contains(says), "{says}: {problems}");
     }
     let far = lowered(&component("backup", ComponentSpec::Backup(backup())), fixture()).unwrap_err();
@@ -587,6 +606,122 @@ fn managed_database_uses_tls_and_verifies_its_backups() {
     let managed = Database { hosting: Some(Hosting::Managed), ..own_stored() };
     // A cloud's provider creates it; pods reach it by its outputs.
     assert!(lowered(&component("database", ComponentSpec::Database(managed)), fixture()).unwrap().is_empty());
+}
+
+const COPIES: &str = "s3://company-backups/textnlp/pilot/main";
+
+fn copies(secrets: Option<&str>) -> DumpCopies {
+    let egress = Egress { policies: true, ..Egress::default() };
+    let credentials = secrets.map(|name| name.parse().unwrap());
+    DumpCopies { url: COPIES.to_owned(), credentials, endpoint: None, egress }
+}
+
+/// Backups whose dumps are copied to a bucket.
+fn copying(copies: DumpCopies, place: &Fixture) -> Vec<Wanted> {
+    let destination = Some("s3://company-backups/textnlp".to_owned());
+    let backup = Backup { destination, copies: Some(Box::new(copies)), ..backup() };
+    lowered(&component("backup", ComponentSpec::Backup(backup)), place.clone()).unwrap()
+}
+
+#[test]
+fn only_the_job_that_copies_dumps_to_a_bucket_gets_its_credentials_and_connects_to_it() {
+    let of = |copies: DumpCopies, place: &Fixture| -> BTreeMap<String, Wanted> {
+        let made = copying(copies, place).into_iter();
+        made.map(|one| (one.id.as_str().trim_start_matches("main/backup/").to_owned(), one)).collect()
+    };
+    let job =
+        |made: &BTreeMap<String, Wanted>, part: &str| made[part].spec.as_value()["spec"]["jobTemplate"]["spec"].clone();
+    let pod = |made: &BTreeMap<String, Wanted>, part: &str| job(made, part)["template"]["spec"].clone();
+    let rules = |made: &BTreeMap<String, Wanted>| made["allow-copies"].spec.as_value()["spec"]["egress"].clone();
+    let ports = |made: &BTreeMap<String, Wanted>| -> Vec<u64> {
+        let rules = rules(made);
+        let of_rule = |rule: &Value| rule["ports"].as_array().cloned().unwrap_or_default();
+        rules.as_array().unwrap().iter().flat_map(of_rule).filter_map(|port| port["port"].as_u64()).collect()
+    };
+
+    // With credentials: a Secret, which the container that copies mounts, and the account without rights.
+    let made = of(copies(Some("secrets")), &own_fixture());
+    let parts: Vec<&str> = made.keys().map(String::as_str).collect();
+    assert_eq!(parts, ["allow-copies", "credentials", "restore", "schedule", "script", "volume"]);
+    let data = json!({ "bucket.env": { "$output": "main/secrets/backup-credentials#secret" } });
+    assert_eq!(made["credentials"].spec.as_value()["data"], data);
+    let needs = |part: &str| made[part].needs.iter().map(|need| need.on.to_string()).collect::<Vec<_>>();
+    for part in ["main/backup/credentials", "main/backup/allow-copies"] {
+        assert!(needs("schedule").iter().any(|on| on == part), "{part}: {:?}", needs("schedule"));
+        assert!(needs("restore").iter().all(|on| on != part), "{part}: {:?}", needs("restore"));
+    }
+    let pods = pod(&made, "schedule");
+    let command = pods["containers"][0]["command"].as_array().unwrap().clone();
+    let flag = |name: &str| command.iter().filter_map(Value::as_str).find_map(|one| one.strip_prefix(name));
+    assert_eq!(flag("--destination="), Some(COPIES));
+    assert_eq!(flag("--credentials="), Some("/etc/textnlp-backup-credentials/bucket.env"));
+    assert!(pods["containers"][0]["volumeMounts"].to_string().contains(r#""name":"credentials""#), "{pods}");
+    assert!(!pods["initContainers"][0].to_string().contains("credentials"), "{pods}");
+    assert_eq!(pods["serviceAccountName"], "textnlp-api");
+    assert!(!pod(&made, "restore").to_string().contains("credentials"), "{}", pod(&made, "restore"));
+    // A failed copy does not dump the database again.
+    let retries = &job(&made, "schedule")["podFailurePolicy"]["rules"][0];
+    assert_eq!(
+        (&retries["action"], &retries["onExitCodes"]["containerName"]),
+        (&json!("FailJob"), &json!("textnlp-backup"))
+    );
+    assert!(job(&made, "restore").get("podFailurePolicy").is_none());
+    // To the public network, from the pods of that job only.
+    let selector = &made["allow-copies"].spec.as_value()["spec"]["podSelector"];
+    assert_eq!(*selector, json!({ "matchLabels": { "app.kubernetes.io/name": "textnlp-backup" } }));
+    assert!(ports(&made) == [443] && rules(&made).to_string().contains("10.0.0.0/8"), "{}", rules(&made));
+
+    // Without: an account of its own, and the services on the nodes that give credentials for such buckets.
+    let identity = |scheme: &str| BucketIdentity {
+        scheme: scheme.to_owned(),
+        own: format!("{scheme}://models/"),
+        variables: BTreeMap::new(),
+        token: None,
+        services: vec!["169.254.170.23:80".parse().unwrap()],
+        part: "reader".to_owned(),
+        skip_annotation: None,
+    };
+    let with = |scheme| Fixture { bucket_identity: Some(identity(scheme)), ..own_fixture() };
+    let made = of(copies(None), &with("s3"));
+    assert_eq!(pod(&made, "schedule")["serviceAccountName"], "textnlp-backup");
+    assert_eq!(pod(&made, "restore")["serviceAccountName"], "textnlp-api");
+    // Not for the container with the database's password.
+    let annotations = job(&made, "schedule")["template"]["metadata"]["annotations"].clone();
+    assert_eq!(annotations, json!({ "eks.amazonaws.com/skip-containers": "dump" }));
+    assert_eq!(pod(&made, "schedule")["initContainers"][0]["name"], "dump");
+    assert!(job(&made, "restore")["template"]["metadata"].get("annotations").is_none());
+    assert_eq!(made["account"].spec.as_value()["metadata"]["name"], "textnlp-backup");
+    assert!(!made.contains_key("credentials") && !pod(&made, "schedule").to_string().contains("credentials"));
+    assert_eq!(ports(&made), [443, 80]);
+    assert!(rules(&made).to_string().contains("169.254.170.23/32"), "{}", rules(&made));
+    assert_eq!(ports(&of(copies(None), &with("gs"))), [443], "those of another cloud give none for it");
+    assert_eq!(ports(&of(copies(Some("secrets")), &with("s3"))), [443], "nor with credentials");
+
+    // Another store, a company's authority and its proxy.
+    let proxy = BTreeMap::from([("HTTPS_PROXY".to_owned(), "http://10.0.0.9:3128".to_owned())]);
+    let endpoint = Some("https://10.0.0.7:9000".to_owned());
+    let store = DumpCopies { endpoint, ..copies(Some("secrets")) };
+    assert_eq!(rules(&of(store.clone(), &own_fixture()))[0]["to"], json!([{ "ipBlock": { "cidr": "10.0.0.7/32" } }]));
+    assert_eq!(ports(&of(store.clone(), &own_fixture())), [9000]);
+    let egress = Egress { proxy, private_ca: Some(Ok("PEM".to_owned())), policies: true };
+    let made = of(DumpCopies { egress, ..store }, &own_fixture());
+    assert_eq!(ports(&made), [3128]);
+    let pods = pod(&made, "schedule")["containers"][0].clone();
+    let variable = |name: &str| {
+        let variables = pods["env"].as_array().unwrap();
+        variables.iter().find(|one| one["name"] == name).map(|one| one["value"].clone())
+    };
+    assert_eq!(variable("HTTPS_PROXY"), Some(json!("http://10.0.0.9:3128")));
+    assert_eq!(variable("TEXTNLP_CA_FILE"), Some(json!("/etc/textnlp-private-ca/ca.crt")));
+    assert!(pods["volumeMounts"].to_string().contains("/etc/textnlp-private-ca"), "{pods}");
+    assert!(made["schedule"].needs.iter().any(|need| need.on.as_str() == "main/server/private-ca"));
+    // A metadata service is refused, and without policies there is none.
+    let metadata = DumpCopies { endpoint: Some("https://169.254.169.254".to_owned()), ..copies(Some("secrets")) };
+    let asks = Backup { destination: Some(COPIES.to_owned()), copies: Some(Box::new(metadata)), ..backup() };
+    let refused = lowered(&component("backup", ComponentSpec::Backup(asks)), own_fixture()).unwrap_err();
+    assert!(refused.to_string().contains("metadata services"), "{refused}");
+    let open = of(DumpCopies { egress: Egress::default(), ..copies(Some("secrets")) }, &own_fixture());
+    assert!(!open.contains_key("allow-copies"));
 }
 
 #[test]
@@ -869,6 +1004,34 @@ fn operators_machine_creates_secrets_certificates_and_the_relay_parts() {
     assert_eq!((adapter.name.as_str(), &made.names), ("adapter", &vec!["textnlp-adapter.textnlp.svc".to_owned()]));
     // A site outside of clusters has no such part.
     assert!(local_part(&server, &site()).is_none());
+}
+
+#[test]
+fn nodes_are_chosen_by_what_the_containers_of_a_pod_request() {
+    let all = objects(&fixture());
+    let servers = all.iter().find(|one| one.id.as_str().ends_with("/deployment")).unwrap();
+    let pod = &servers.spec.as_value()["spec"]["template"]["spec"];
+    let requests = |field: &str| -> Vec<Value> {
+        pod[field].as_array().unwrap().iter().map(|one| one["resources"]["requests"].clone()).collect()
+    };
+    let both = [json!({ "cpu": "2", "memory": "4Gi" }), json!({ "cpu": "100m", "memory": "64Mi" })];
+    assert_eq!(requests("containers"), both);
+    assert_eq!(requests("initContainers"), [json!({ "cpu": "100m", "memory": "128Mi" })], "less than both");
+    let said = server_pod(&fixture().settings.resources, &models().models, false);
+    assert_eq!(said.to_string(), "2100m CPU and 4160Mi memory");
+}
+
+#[test]
+fn nodes_of_an_existing_cluster_are_not_chosen() {
+    let node_choice = NodeChoice { size: Some(NodeSize::Large), machine: Some("m7i.2xlarge".to_owned()), pod: None };
+    let cluster = component("cluster", ComponentSpec::Cluster(Cluster::of("network".parse().unwrap())));
+    let chosen = Fixture { node_choice, ..fixture() };
+    let refused = lowered(&cluster, chosen.clone()).unwrap_err().to_string();
+    for field in ["cluster.node_size", "instance_type"] {
+        assert!(refused.contains(field), "{refused}");
+    }
+    let nodes = ClusterNodes { general: "system-nodes".to_owned(), gpu: None, disks: None };
+    assert!(lowered(&cluster, Fixture { nodes: Some(nodes), ..chosen }).is_ok());
 }
 
 #[test]
@@ -1228,7 +1391,11 @@ async fn api_server_accepts_every_object_and_its_pods_are_restricted() {
     let image = own_objects(&image).into_iter().filter(|one| ends.iter().any(|end| one.id.as_str().ends_with(end)));
     let image: Vec<Wanted> = image.collect();
     assert_eq!(image.len(), 2);
-    for one in whole.iter().chain(&own).chain(&canary).chain(&parts).chain(&image).chain(&adapter).chain(&gateway) {
+    let own_place = Fixture { namespace: namespace.clone(), ..own_fixture() };
+    let mut copying = [Some("secrets"), None].map(|secrets| copying(copies(secrets), &own_place)).concat();
+    copying.retain(|one| !["/volume", "/script", "/restore"].iter().any(|end| one.id.as_str().ends_with(end)));
+    let all = whole.iter().chain(&own).chain(&copying).chain(&canary).chain(&parts).chain(&image);
+    for one in all.chain(&adapter).chain(&gateway) {
         let (_, noun) = one.kind.as_str().split_once('.').unwrap();
         let is_secret = noun == "secret";
         let mut object = filled(one.spec.as_value(), is_secret || noun == "api-service");
@@ -1253,7 +1420,7 @@ async fn api_server_accepts_every_object_and_its_pods_are_restricted() {
         assert!(is_secret || !errors.to_lowercase().contains("warning"), "{}: {errors}", one.id);
         tried += 1;
     }
-    assert_eq!(tried, 72, "all of them");
+    assert_eq!(tried, 78, "all of them");
 }
 
 const API: &[(&str, &str, &str)] = &[

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 use textnlp_keys::SOCKET_PATH_MAX;
-use textnlp_provider::component::{ConnectionLimits, Endpoint, Program, Workload, set_webhook_files};
+use textnlp_provider::component::{ConnectionLimits, Endpoint, Program, Workload, set_secret_files};
 use textnlp_provider::{ComponentName, OutputRef, ResourceId};
 
 use super::recovery::{reached, ready_socket};
@@ -43,8 +43,8 @@ pub(super) fn jwt_file(workload: &ComponentName) -> String {
     format!("certs/{workload}-jwt-key.pem")
 }
 
-/// The file of the secret of a workload's webhook.
-fn webhook_file(workload: &ComponentName, secret: &str) -> String {
+/// The file of a secret of a workload: of a webhook, or of the collector of traces.
+fn secret_file(workload: &ComponentName, secret: &str) -> String {
     format!("certs/{workload}-{secret}")
 }
 
@@ -91,14 +91,14 @@ impl Lowering<'_> {
         self.want(jwt_file.clone(), ResourceKind::File, &spec, [network.clone()]);
         let models = self.served_models(&config, &workload.models);
         let folder = self.folder.clone();
-        let mut webhooks = Vec::new();
-        for secret in set_webhook_files(&mut config, |secret| folder.join(&webhook_file(&name, secret)).to_string()) {
+        let mut secrets = Vec::new();
+        for secret in set_secret_files(&mut config, |secret| folder.join(&secret_file(&name, secret)).to_string()) {
             let (Some(file), Some(value)) = (self.part(&secret), self.part_of(&workload.secrets, &secret)) else {
                 return;
             };
-            let spec = json!({ "path": webhook_file(&name, &secret), "secret": OutputRef::new(value, "secret") });
+            let spec = json!({ "path": secret_file(&name, &secret), "secret": OutputRef::new(value, "secret") });
             self.want(file.clone(), ResourceKind::File, &spec, [network.clone()]);
-            webhooks.push((secret, file));
+            secrets.push((secret, file));
         }
 
         let mut processes = Vec::new();
@@ -159,7 +159,7 @@ impl Lowering<'_> {
             }
             let mut inputs: BTreeMap<String, Value> = BTreeMap::new();
             inputs.insert("jwt-key".to_owned(), json!(OutputRef::new(jwt_file.clone(), "sha256")));
-            for (name, file) in store.files.iter().chain(&webhooks) {
+            for (name, file) in store.files.iter().chain(&secrets) {
                 inputs.insert(name.clone(), json!(OutputRef::new(file.clone(), "sha256")));
             }
             for (label, id) in &models {

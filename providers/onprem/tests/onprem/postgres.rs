@@ -113,6 +113,22 @@ fn secret_of_a_webhook_is_a_file_whose_change_restarts_the_server() {
 }
 
 #[test]
+fn secret_of_the_collector_of_traces_is_a_file_whose_change_restarts_the_server() {
+    let (onprem, site) = (onprem("/srv/state"), site());
+    let mut server = workload(&database(Some(DatabaseAddress::Secret(given("a1"))), |_| {}));
+    let traces = serde_json::json!({ "endpoint": "https://collector.example.com/", "header": "authorization" });
+    server.config["textnlp"]["monitoring"] = serde_json::json!({ "enable_tracing": true, "traces": traces });
+    let component = Component { name: name("server"), existing: None, part: ComponentSpec::Workload(server) };
+    let wanted = onprem.lower(&component, &site).unwrap();
+    let find = |id: &str| wanted.iter().find(|one| one.id.as_str() == id).unwrap();
+    assert_eq!(find("here/server/traces").spec.get("secret").unwrap()["$output"], "here/secrets/traces#secret");
+    let config = &find("here/server/config-0").spec.get("document").unwrap()["textnlp"]["monitoring"]["traces"];
+    assert_eq!(config["secret_file"], "/srv/state/sites/here/certs/server-traces");
+    let inputs = find("here/server/replica-0").spec.get("inputs").unwrap();
+    assert_eq!(inputs["traces"]["$output"], "here/server/traces#sha256");
+}
+
+#[test]
 fn managed_postgres_expands_into_a_directory_program_and_processes() {
     check(
         &database(None, |p| p.replicas = 1),

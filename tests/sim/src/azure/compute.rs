@@ -18,6 +18,7 @@ pub(crate) const SIZES: &[Size] = &[
     ("Standard_D4s_v5", "standardDSv5Family", 4, 16, 0, true),
     ("Standard_D8s_v5", "standardDSv5Family", 8, 32, 0, true),
     ("Standard_D16s_v5", "standardDSv5Family", 16, 64, 0, true),
+    ("Standard_D32s_v5", "standardDSv5Family", 32, 128, 0, true),
     ("Standard_D2ds_v5", "standardDDSv5Family", 2, 8, 0, true),
     ("Standard_D4ds_v5", "standardDDSv5Family", 4, 16, 0, true),
     ("Standard_D8ds_v5", "standardDDSv5Family", 8, 32, 0, true),

@@ -155,10 +155,7 @@ pub(crate) const KINDS: &[Kind] = &[
         accept: accept_pool,
         finish: finish_pool,
         refuse_delete: refuse_pool,
-        end: |cloud, key| {
-            give_back(cloud, key);
-            Ok(())
-        },
+        end: end_pool,
         show: show_pool,
         ..KIND
     },
@@ -280,6 +277,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Report("Azure/terraform-azurerm-aks#428"),
     ),
     rule("a disruption budget without evictions refuses upgrades: UnsatisfiablePDB", Source::Report("Azure/AKS#4860")),
+    rule(
+        "a disruption budget without evictions fails the deletion of a pool: PodDrainFailure in DeleteVMSSAgentPoolFailed",
+        Source::Report("hashicorp/terraform-provider-azurerm#10411"),
+    ),
     rule(
         "the autoscaler changes the count of a pool between reads, and a count beyond its bounds is refused",
         Source::Report("hashicorp/terraform-provider-azurerm#33143"),
@@ -616,6 +617,19 @@ fn add_node_group(cloud: &mut Cloud, key: &str, cluster: &Value) {
         }
         cloud.put(&id, identity);
     }
+}
+
+fn end_pool(cloud: &mut Cloud, key: &str) -> Result<(), Value> {
+    if cloud.conduct.keeps_pods {
+        let inner = json!({
+            "code": "PodDrainFailure",
+            "message": "Node 'aks-vmss000001' failed to be drained with error: 'Drain did not complete pods [one] within 10m0s'",
+        });
+        let message = format!("VMSSAgentPoolReconciler retry failed: {inner}");
+        return Err(Problem::new(400, "DeleteVMSSAgentPoolFailed", message).error());
+    }
+    give_back(cloud, key);
+    Ok(())
 }
 
 fn end_cluster(cloud: &mut Cloud, key: &str) -> Result<(), Value> {

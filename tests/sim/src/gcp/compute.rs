@@ -179,6 +179,7 @@ pub(crate) const MACHINES: &[(&str, i64, i64, Option<Accelerators>)] = &[
     ("e2-medium", 2, 4096, None),
     ("e2-standard-16", 16, 65_536, None),
     ("e2-standard-2", 2, 8192, None),
+    ("e2-standard-32", 32, 131_072, None),
     ("e2-standard-4", 4, 16_384, None),
     ("e2-standard-8", 8, 32_768, None),
     ("g2-standard-12", 12, 49_152, Some(("nvidia-l4", 1))),

@@ -169,6 +169,18 @@ fn a_cluster_is_written_as_a_whole() {
     assert_eq!(client.get(CLUSTER).ok()["tags"], json!({ "d": "e" }));
 }
 
+/// hashicorp/terraform-provider-azurerm#10411.
+#[test]
+fn a_disruption_budget_fails_the_deletion_of_a_pool() {
+    let client = quick();
+    client.make(&at("cpu"), pool("Standard_D2s_v5", 1, json!({})));
+    client.cloud.world().conduct.keeps_pods = true;
+    assert_eq!(client.failure(client.delete(&at("cpu"))), "DeleteVMSSAgentPoolFailed");
+    assert_eq!(client.get(&at("cpu")).ok()["properties"]["provisioningState"], "Failed");
+    client.cloud.world().conduct.keeps_pods = false;
+    client.drop_one(&at("cpu"));
+}
+
 /// MicrosoftDocs/azure-docs#62378, kubernetes/autoscaler#2607, Azure-Samples/azuresandbox#70, jenkins-infra/azure#1416, Azure/AKS#5746,
 /// mddazure/azure-vwan-microhack#9, Azure/terraform-azurerm-aks#428, Azure/AKS#1444.
 #[test]

@@ -358,6 +358,7 @@ fn whole_life(
 /// Servers that get GPUs with an image without CUDA: the plan has `parts`, and its document is returned; the pool is created, and the
 /// job before the servers refuses the image, so that these answer as before.
 fn refused_gpus(run: impl Fn(&[&str], &[&str]) -> Said, folder: &Utf8Path, parts: &[&str]) -> Value {
+    other_nodes(&run);
     let sets = [CHANGED[0], CHANGED[1], GPUS];
     let file = folder.join("gpu.plan");
     let plan = run(&["plan", "-o", "json", "--out", file.as_str()], &sets).expect(0).json();
@@ -382,6 +383,25 @@ fn refused_gpus(run: impl Fn(&[&str], &[&str]) -> Said, folder: &Utf8Path, parts
     let text = run(&["generate", "Once upon a time"], &[]);
     assert!(text.exit == 0 && !text.out.trim().is_empty(), "{text:?}");
     plan
+}
+
+/// Nodes of another size are planned beside those that run, and nodes that are too small for a pod are refused.
+fn other_nodes(run: &impl Fn(&[&str], &[&str]) -> Said) {
+    let plan = run(&["plan", "-o", "json"], &[CHANGED[0], CHANGED[1], "cluster.node_size=large"]).expect(0).json();
+    let steps = plan["steps"].as_array().unwrap();
+    let pools = |action: &str| -> Vec<&Value> {
+        let of_pool = |id: &str| id.starts_with("here/cluster/") && id.contains("nodes");
+        let is_it = |step: &&Value| step["action"] == action && step["resource"].as_str().is_some_and(of_pool);
+        steps.iter().filter(is_it).map(|step| &step["resource"]).collect()
+    };
+    let (created, deleted) = (pools("create"), pools("delete"));
+    let is_larger = created.len() == 1 && created[0].as_str().is_some_and(|id| id.contains("large"));
+    assert!(is_larger && deleted.len() == 1, "{created:?} {deleted:?}: {plan:#}");
+    let small = ["cluster.node_size=small", "sites[0].cluster.resources={ requests: { cpu: 5 } }"];
+    let refused = run(&["plan"], &small);
+    for words in ["requests 5100m CPU", "write `cluster.node_size: medium`"] {
+        assert!(refused.exit != 0 && refused.err.contains(words), "{refused:?}");
+    }
 }
 
 /// A GPU for each server.
