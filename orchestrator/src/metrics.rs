@@ -63,12 +63,19 @@ pub(crate) const MEMORY: &str = "process_resident_memory_bytes";
 pub(crate) const MODEL_LOAD_SECONDS: &str = "textnlp_model_load_seconds";
 /// 0 for a replica whose metrics could not be read.
 pub(crate) const GATHERED: &str = "textnlp_gateway_backend_metrics_gathered";
+/// Only replicas have it. [`GATHERED`] is also of the other programs whose metrics the gateway serves, such as the site agent.
+pub(crate) const WEIGHT: &str = "textnlp_gateway_backend_weight";
 const COUNTERS: [&str; 5] = [REQUESTS, LATENCY, FIRST_TOKEN, GENERATED, PROMPT];
 const GAUGES: [&str; 4] = [QUEUE, RUNNING, MEMORY, GATHERED];
 
 /// Metrics that dashboards and alerts need and every scrape of a service has that answered a generation. A model that
 /// only makes embeddings has no first token.
 pub const KEY_METRICS: [&str; 6] = [REQUESTS, LATENCY, GENERATED, QUEUE, RUNNING, MEMORY];
+
+/// The sample of a site whose metrics could not be read, in a scrape of several sites.
+pub fn unread_site(site: &str) -> String {
+    format!("{GATHERED}{{site=\"{site}\"}} 0\n")
+}
 
 /// The samples of one scrape of a site that a summary needs.
 #[derive(Debug, Clone, Default, PartialEq)]

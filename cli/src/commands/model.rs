@@ -323,7 +323,7 @@ async fn bench(session: &Session, args: &ModelBench, console: Console) -> Result
         let error = anyhow::anyhow!(problems.join("\n"));
         return Err(Failure::usage("context_too_short", error).hint("choose shorter prompts with --prompt-tokens"));
     }
-    let mut measured = Vec::new();
+    let (mut measured, mut failure) = (Vec::new(), None);
     for (source, summary) in chosen {
         let progress = Progress::new(console);
         let report = |what: &str| progress.doing(&format!("{source}, {what}"));
@@ -334,12 +334,22 @@ async fn bench(session: &Session, args: &ModelBench, console: Console) -> Result
         };
         let speeds = models::read(source, &session.here, || session.model_cache(), read).await;
         progress.finish();
-        let speeds = speeds?.ok_or_else(|| models::not_in_cache(source, &session.again()))?;
-        let speeds = speeds.map_err(|why| Failure::new(Exit::Failed, "model", anyhow::anyhow!("{source}: {why}")))?;
-        measured.push((source, summary, speeds));
+        let speeds = match speeds {
+            Ok(Some(speeds)) => {
+                speeds.map_err(|why| Failure::new(Exit::Failed, "model", anyhow::anyhow!("{source}: {why}")))
+            }
+            Ok(None) => Err(models::not_in_cache(source, &session.again())),
+            Err(failure) => Err(failure),
+        };
+        match speeds {
+            Ok(speeds) => measured.push((source, summary, speeds)),
+            Err(first) if measured.is_empty() => return Err(first),
+            Err(later) => {
+                failure = Some(later);
+                break;
+            }
+        }
     }
-    let mut text: Vec<String> =
-        measured.iter().map(|(source, summary, speeds)| bench_text(source, summary, speeds)).collect();
     let mut speeds = Vec::new();
     for (source, speed) in measured.iter().flat_map(|(source, _, speeds)| speeds.iter().map(move |one| (source, one))) {
         let mut document = json!(speed);
@@ -351,14 +361,36 @@ async fn bench(session: &Session, args: &ModelBench, console: Console) -> Result
         "source": args.sources.first().filter(|_| args.sources.len() == 1),
         "quantize": format, "threads": threads, "streams": matrix.sequences.last(), "speeds": speeds, "csv": csv,
     });
-    if let Some(file) = &csv {
-        let used = if threads == 0 { cores } else { threads };
-        let written = output::write(file, Replace::umask(), bench_csv(&measured, format, used).as_bytes());
-        // The measurement is not lost with the file.
-        written.map_err(|failure| failure.document(document.clone()))?;
-        text.push(format!("wrote {file}"));
+    let used = if threads == 0 { cores } else { threads };
+    let csv = csv.as_deref().map(|file| (file, bench_csv(&measured, format, used)));
+    bench_outcome(&measured, failure, (document, csv), console)
+}
+
+/// The results as text, document and CSV. They took hours: they are not lost with a later model that failed, or with the
+/// file.
+fn bench_outcome(
+    measured: &[(&str, Summary, Vec<Speed>)],
+    failure: Option<Failure>,
+    (document, csv): (Value, Option<(&Utf8Path, String)>),
+    console: Console,
+) -> Result<Success, Failure> {
+    let mut text: Vec<String> =
+        measured.iter().map(|(source, summary, speeds)| bench_text(source, summary, speeds)).collect();
+    let mut written = Ok(());
+    if let Some((file, lines)) = csv {
+        written = output::write(file, Replace::umask(), lines.as_bytes());
+        if written.is_ok() {
+            text.push(format!("wrote {file}"));
+        }
     }
-    Ok(Success::new(text.join("\n"), document))
+    let text = text.join("\n");
+    match failure.map_or(written, Err) {
+        Ok(()) => Ok(Success::new(text, document)),
+        Err(failure) => {
+            console.stream(&format!("{text}\n"));
+            Err(failure.document(document))
+        }
+    }
 }
 
 fn ascending(values: &[u32]) -> Vec<usize> {
@@ -547,9 +579,9 @@ fn summary_text(source: &str, s: &Summary) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::Output;
 
-    #[test]
-    fn results_are_written_as_csv() {
+    fn measured(source: &str) -> (&str, Summary, Vec<Speed>) {
         let result = |sequences, decode| SpeedResult {
             prompt_tokens: 128,
             sequences,
@@ -566,8 +598,32 @@ mod tests {
             weights: 1000,
             results: vec![result(1, Some(100.5)), result(8, None)],
         };
-        let summary = || Catalogue::embedded().get("gpt2").unwrap().summary();
-        let measured = [("gpt2", summary(), vec![speed.clone()]), ("a \"b\", c", summary(), vec![speed])];
+        (source, Catalogue::embedded().get("gpt2").unwrap().summary(), vec![speed])
+    }
+
+    #[test]
+    fn results_are_kept_if_a_later_model_or_the_file_fails() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = Utf8Path::from_path(folder.path()).unwrap();
+        let (measured, file) = ([measured("gpt2")], folder.join("results.csv"));
+        let outcome = |failure: Option<Failure>, file: &Utf8Path| {
+            let csv = Some((file, bench_csv(&measured, WeightFormat::AsIs, 2)));
+            bench_outcome(&measured, failure, (json!({ "speeds": [1] }), csv), Console::new(Output::Json, true))
+        };
+        let later = Failure::new(Exit::Failed, "model", anyhow::anyhow!("large: it needs more memory"));
+        let failed = outcome(Some(later), &file).unwrap_err();
+        assert_eq!((failed.exit, failed.error.to_string().as_str()), (Exit::Failed, "large: it needs more memory"));
+        assert_eq!(failed.document["speeds"], json!([1]));
+        assert_eq!(std::fs::read_to_string(&file).unwrap().lines().count(), 3);
+        let unwritten = outcome(None, folder).unwrap_err();
+        assert_eq!(unwritten.document["speeds"], json!([1]));
+        let done = outcome(None, &file).unwrap();
+        assert!(done.text.contains("loaded in") && done.text.contains("wrote "), "{}", done.text);
+    }
+
+    #[test]
+    fn results_are_written_as_csv() {
+        let measured = [measured("gpt2"), measured("a \"b\", c")];
         let text = bench_csv(&measured, WeightFormat::Q8_0, 2);
         let lines: Vec<&str> = text.split("\r\n").collect();
         assert_eq!(lines.len(), 6, "{text}");

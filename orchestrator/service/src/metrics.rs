@@ -67,7 +67,7 @@ const NO_PROMETHEUS: &str = "no Prometheus of the operator in the site's namespa
 
 /// How the metrics of a site are scraped.
 enum Scraper {
-    Address(HttpWire),
+    Address(Box<dyn Wire>),
     Site(Arc<dyn SiteMetrics>, Lineage),
 }
 
@@ -103,6 +103,16 @@ impl Scraper {
                 Ok(replicas.into_iter().map(|(name, text)| (Some(name), text)).collect())
             }
         }
+    }
+
+    /// What all replicas export now.
+    async fn exported(&self) -> Result<String, String> {
+        let mut all = String::new();
+        for (replica, text) in self.texts().await? {
+            let unread = || format!("{} could not be read", replica.unwrap_or_default());
+            all.push_str(&text.ok_or_else(unread)?);
+        }
+        Ok(all)
     }
 }
 
@@ -156,11 +166,12 @@ pub fn dashboard(chosen: &ChosenEnvironment) -> Result<Value, Failure> {
     })))
 }
 
-/// The metrics of all servers of all serving sites.
-pub struct SiteWire(Vec<(SiteName, Scraper)>);
+/// The metrics of all servers of all serving sites; `None` for a site without an address on this machine and a provider that
+/// reads them.
+pub struct SiteWire(Vec<(SiteName, Option<Scraper>)>);
 
 impl SiteWire {
-    /// Those of a running environment; `None` if no address of this machine has metrics of it, and no provider reads them.
+    /// Those of a running environment; `None` if those of no site can be read.
     pub async fn of(chosen: &ChosenEnvironment) -> Result<Option<Self>, Failure> {
         let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
         let (lineage, addresses) = running::metrics_addresses(scope).await?;
@@ -168,28 +179,49 @@ impl SiteWire {
         let mut sites = Vec::new();
         for (site, address) in addresses {
             let scraper = match address {
-                Some(address) => Some(Scraper::Address(HttpWire::new(&address, &trust)?)),
+                Some(address) => Some(Scraper::Address(Box::new(HttpWire::new(&address, &trust)?))),
                 None => reader(scope, environment, &site)?.map(|reader| Scraper::Site(reader, lineage)),
             };
-            sites.extend(scraper.map(|scraper| (site, scraper)));
+            sites.push((site, scraper));
         }
-        Ok((!sites.is_empty()).then_some(Self(sites)))
+        Ok(sites.iter().any(|(_, scraper)| scraper.is_some()).then_some(Self(sites)))
     }
 }
 
 #[async_trait]
 impl Wire for SiteWire {
-    /// Answers every request with the metrics. Fails if a site or one of its replicas does not answer.
+    /// Answers every request with the metrics. Where sites have addresses, one that answers is enough for key metrics: the
+    /// answer names the other sites that could not be read. Else it fails if a site or one of its replicas does not answer.
     async fn send(&self, _: LoadRequest) -> Result<LoadResponse, RequestFailure> {
-        let mut body = Vec::new();
+        let has_address = |scraper: &Option<Scraper>| matches!(scraper, Some(Scraper::Address(_)));
+        let (mut body, mut failure) = (Vec::new(), None);
+        let mut is_read = !self.0.iter().any(|(_, scraper)| has_address(scraper));
+        let fails = is_read;
         for (site, scraper) in &self.0 {
-            let failed = |why: String| RequestFailure::Connect(format!("{site}: {why}"));
-            for (replica, text) in scraper.texts().await.map_err(failed)? {
-                let unread = || failed(format!("{} could not be read", replica.unwrap_or_default()));
-                body.extend_from_slice(text.ok_or_else(unread)?.as_bytes());
+            let exported = match scraper {
+                Some(scraper) => scraper.exported().await,
+                None => Err("no address has its metrics, and no provider reads them".to_owned()),
+            };
+            match exported {
+                Ok(text) => {
+                    is_read |= has_address(scraper);
+                    body.extend_from_slice(text.as_bytes());
+                }
+                Err(why) => {
+                    tracing::warn!(%site, why, "metrics not read");
+                    body.extend_from_slice(metrics::unread_site(site.as_str()).as_bytes());
+                    let failed = RequestFailure::Connect(format!("{site}: {why}"));
+                    if fails && scraper.is_some() {
+                        return Err(failed);
+                    }
+                    failure.get_or_insert(failed);
+                }
             }
         }
-        Ok(LoadResponse { status: 200, body })
+        match failure {
+            Some(failure) if !is_read => Err(failure),
+            _ => Ok(LoadResponse { status: 200, body }),
+        }
     }
 
     /// The provider verifies the connection; no client of the service uses this path.
@@ -260,7 +292,7 @@ pub async fn summarize(
         progress.doing(&format!("reading the metrics of {site}"));
         let mut notes = Vec::new();
         let scraper = match address {
-            Some(address) => Scraper::Address(HttpWire::new(&address, &trust)?),
+            Some(address) => Scraper::Address(Box::new(HttpWire::new(&address, &trust)?)),
             None => {
                 let Some(reader) = reader(scope, environment, &site)? else { continue };
                 match from_prometheus(&*reader, &site, period.unwrap_or(PERIOD), clock).await {
@@ -494,14 +526,54 @@ mod tests {
 
     #[test]
     fn sites_without_an_address_are_scraped_for_the_gate() {
-        let fake: Arc<dyn SiteMetrics> = Arc::new(Fake { scraped: Mutex::new(0), prometheus: None });
-        let wire = SiteWire { sites: vec![(site(), fake)], lineage: Lineage(Uuid::nil()) };
+        let wire = SiteWire(vec![(site(), Some(cluster(0)))]);
         let answer = run(wire.send(LoadRequest::get("/metrics"))).unwrap();
         assert_eq!(answer.status, 200);
         assert_eq!(String::from_utf8_lossy(&answer.body).matches("http_requests_total").count(), 2, "of both pods");
         // A replica that cannot be read leaves the check unmeasured.
         let failed = run(wire.send(LoadRequest::get("/metrics"))).unwrap_err();
         assert_eq!(failed, RequestFailure::Connect("here: pod-b could not be read".to_owned()));
+    }
+
+    /// What an address exports; `None` for one that does not answer.
+    struct Exporter(Option<&'static str>);
+
+    #[async_trait]
+    impl Wire for Exporter {
+        async fn send(&self, _: LoadRequest) -> Result<LoadResponse, RequestFailure> {
+            let text = self.0.ok_or(RequestFailure::Timeout)?;
+            Ok(LoadResponse { status: 200, body: text.as_bytes().to_vec() })
+        }
+
+        fn verified(&self) -> bool {
+            false
+        }
+    }
+
+    /// A site whose pods were scraped so often.
+    fn cluster(scraped: u32) -> Scraper {
+        Scraper::Site(Arc::new(Fake { scraped: Mutex::new(scraped), prometheus: None }), Lineage(Uuid::nil()))
+    }
+
+    #[test]
+    fn sites_that_cannot_be_read_are_named_beside_an_address_that_answers() {
+        let read = |sites: Vec<(&str, Option<Scraper>)>| {
+            let sites = sites.into_iter().map(|(name, scraper)| (SiteName::new(name).unwrap(), scraper));
+            let wire = SiteWire(sites.collect());
+            let answer = run(wire.send(LoadRequest::get("/metrics")));
+            answer.map(|answer| String::from_utf8(answer.body).unwrap())
+        };
+        let address = |text| Some(Scraper::Address(Box::new(Exporter(text))));
+        let unread = |site: &str| format!("textnlp_gateway_backend_metrics_gathered{{site=\"{site}\"}} 0\n");
+        let text = "textnlp_queue_length 1\n";
+        let some = read(vec![("a", address(None)), ("b", address(Some(text))), ("c", Some(cluster(1))), ("d", None)]);
+        assert_eq!(some, Ok(format!("{}{text}{}{}", unread("a"), unread("c"), unread("d"))));
+        let none = read(vec![("a", address(None)), ("b", Some(cluster(0))), ("c", None)]);
+        assert!(matches!(&none, Err(RequestFailure::Connect(why)) if why.starts_with("a: ")), "{none:?}");
+        let clusters = read(vec![("a", Some(cluster(0))), ("b", None)]).unwrap();
+        assert!(clusters.ends_with(&unread("b")), "{clusters}");
+        let ending = read(vec![("a", Some(cluster(0))), ("b", Some(cluster(1)))]);
+        assert!(matches!(&ending, Err(RequestFailure::Connect(why)) if why.starts_with("b: pod-b")), "{ending:?}");
     }
 
     #[test]

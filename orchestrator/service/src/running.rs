@@ -138,11 +138,17 @@ pub fn lost_state(state: &State, scope: &Scope) -> Option<Failure> {
 }
 
 /// The deployment, and its serving sites with the addresses of their metrics; `None` where no address of this machine has
-/// them. The global endpoint's own metrics do not include those of the servers.
+/// them.
 pub async fn metrics_addresses(scope: &Scope) -> Result<(Lineage, BTreeMap<SiteName, Option<String>>), Failure> {
     let state = state(scope).await?;
-    let endpoints = endpoints(scope, &state)?.into_iter();
-    Ok((state.lineage(), endpoints.map(|(site, endpoint)| (site, endpoint.metrics)).collect()))
+    Ok((state.lineage(), of_servers(endpoints(scope, &state)?)))
+}
+
+/// The addresses of metrics. Where the global endpoint runs alone, as beside the witness, there are no servers.
+fn of_servers(endpoints: BTreeMap<SiteName, ServiceEndpoint>) -> BTreeMap<SiteName, Option<String>> {
+    let has_servers = |endpoint: &ServiceEndpoint| endpoint.metrics.is_some() || !endpoint.is_global;
+    let serving = endpoints.into_iter().filter(|(_, endpoint)| has_servers(endpoint));
+    serving.map(|(site, endpoint)| (site, endpoint.metrics)).collect()
 }
 
 /// The recorded endpoints of the sites that serve.
@@ -272,4 +278,30 @@ pub async fn models(scope: &Scope) -> Result<BTreeSet<String>, Failure> {
         found.extend(models.filter_map(|(_, holding)| text(&holding.current.as_ref()?.outputs, "digest")));
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn global_endpoint_beside_the_witness_has_no_metrics_of_servers() {
+        let endpoint = |metrics: Option<&str>, is_global| ServiceEndpoint {
+            url: "https://a.example".to_owned(),
+            ca_file: None,
+            metrics: metrics.map(str::to_owned),
+            is_global,
+            access: EndpointAccess::Keys,
+        };
+        let sites = [
+            ("cluster", endpoint(None, false)),
+            ("home", endpoint(Some("http://127.0.0.1:9090"), true)),
+            ("witness", endpoint(None, true)),
+        ];
+        let sites = sites.map(|(name, endpoint)| (SiteName::new(name).unwrap(), endpoint));
+        let found = of_servers(BTreeMap::from(sites));
+        let names: Vec<(&str, Option<&str>)> =
+            found.iter().map(|(site, address)| (site.as_str(), address.as_deref())).collect();
+        assert_eq!(names, [("cluster", None), ("home", Some("http://127.0.0.1:9090"))]);
+    }
 }

@@ -13,7 +13,7 @@ use super::{Check, IssuedKey};
 use crate::clock::Clock;
 use crate::environment::Environment;
 use crate::load::{Key, LoadRequest, LoadResponse, RequestFailure, Wire};
-use crate::metrics::{GATHERED, KEY_METRICS};
+use crate::metrics::{GATHERED, KEY_METRICS, WEIGHT};
 
 pub(super) struct Prober<'a> {
     pub(super) wire: &'a dyn Wire,
@@ -425,16 +425,28 @@ pub(super) async fn gauges(
     measured.collect()
 }
 
+/// A server or a site whose metrics could not be read.
+fn unread(text: &str) -> Option<String> {
+    let is_server = |name: &str| {
+        exposition::samples(text).any(|sample| sample.name == WEIGHT && sample.label("replica") == Some(name))
+    };
+    exposition::samples(text).filter(|sample| sample.name == GATHERED && sample.value == 0.0).find_map(|sample| {
+        let site = sample.label("site").map(|site| format!("site {site}"));
+        site.or_else(|| sample.label("replica").filter(|replica| is_server(replica)).map(str::to_owned))
+    })
+}
+
 /// The highest value of a metric, of all servers: one that could not be read may have a higher one.
 fn highest(check: &CheckDefinition, gauge: Gauge, environment: &Environment, text: &str) -> Check {
-    let unread = exposition::samples(text).find(|sample| sample.name == GATHERED && sample.value == 0.0);
-    if let Some(unread) = unread {
-        let replica = unread.label("replica").unwrap_or("a replica");
-        return check.unknown(environment, format_args!("the metrics of {replica} could not be read"));
+    if let Some(unread) = unread(text) {
+        return check.unknown(environment, format_args!("the metrics of {unread} could not be read"));
     }
+    let samples: Vec<Sample<'_>> = exposition::samples(text).filter(|sample| sample.name == gauge.metric).collect();
     // A server that cannot measure it exports 0.
-    let measured = |sample: &Sample<'_>| sample.name == gauge.metric && sample.value.is_finite() && sample.value > 0.0;
-    let samples: Vec<Sample<'_>> = exposition::samples(text).filter(measured).collect();
+    if let Some(none) = samples.iter().find(|sample| !(sample.value.is_finite() && sample.value > 0.0)) {
+        let server = none.label("replica").unwrap_or("a server");
+        return check.unknown(environment, format_args!("{server} exports no value of `{}`", gauge.metric));
+    }
     let Some(most) = samples.iter().max_by(|a, b| a.value.total_cmp(&b.value)) else {
         return check.unknown(environment, format_args!("no server exports a value of `{}`", gauge.metric));
     };

@@ -614,7 +614,8 @@ pub fn judge(gates: &Gates, measured: &Measured) -> Vec<Check> {
             "no generation succeeded: {}",
             if kinds.is_empty() { "none ended".to_owned() } else { kinds.join(", ") }
         );
-        return vec![Check::unmeasured(P95, gates.p95_ms, "ms", why).at_most()];
+        let latency = Check::unmeasured(P95, gates.p95_ms, "ms", why).at_most();
+        return [latency].into_iter().chain(generation_rate(gates, measured)).collect();
     }
     let p95 = measured.generate.p95_ms;
     let rate = measured.error_rate();
@@ -640,8 +641,8 @@ pub fn judge(gates: &Gates, measured: &Measured) -> Vec<Check> {
     [latency, errors].into_iter().chain(generation_rate(gates, measured)).collect()
 }
 
-/// The rate of generated tokens, if it has a limit. Users who think do not show what a service can do above what they ask
-/// for.
+/// The rate of generated tokens, if it has a limit. Users who think and wait do not show what a service can do above the
+/// rate at which it meets the latency.
 fn generation_rate(gates: &Gates, measured: &Measured) -> Option<Check> {
     let least = gates.tokens_per_second?;
     let limit = format!("at least {least}");
@@ -652,10 +653,13 @@ fn generation_rate(gates: &Gates, measured: &Measured) -> Option<Check> {
     if measured.stopped {
         return unmeasured("the load test was stopped before its end".to_owned());
     }
-    let most = measured.load.tokens_per_second_needed(Duration::ZERO);
+    if measured.generate.count == 0 {
+        return unmeasured("no generation succeeded".to_owned());
+    }
+    let needed = measured.load.tokens_per_second_needed(Duration::from_millis(gates.p95_ms.into()));
     let is_met = measured.tokens_per_second >= f64::from(least);
-    if !is_met && most < f64::from(least) {
-        return unmeasured(format!("this load asks for at most {most:.0} tokens/s: raise `gates.users`"));
+    if !is_met && needed < f64::from(least) {
+        return unmeasured(format!("this load needs only {needed:.0} tokens/s: raise `gates.users`"));
     }
     // Rounded down, so that what is shown is not above the limit while the value is below it.
     let rate = (measured.tokens_per_second * 10.0).floor() / 10.0;

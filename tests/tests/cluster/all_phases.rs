@@ -14,8 +14,8 @@ use crate::operator::{Operator, pinned};
 const WALK: [(&str, &str); 4] =
     [("pilot", "first"), ("scale-up", "wide"), ("enterprise", "many"), ("optimized", "best")];
 /// All pods share the cores of one machine, so that no number of them is faster than one. How much faster a type of weights is depends on the
-/// processor, and on what else runs on it today, and so does the rate of tokens.
-const UNMEASURED: [&str; 2] = ["inference speed-up", "generation rate"];
+/// processor, and on what else runs on it today.
+const UNMEASURED: [&str; 1] = ["inference speed-up"];
 
 /// Writes the environments. Returns their namespaces.
 fn environments(operator: &Operator, provider: &Server, is_watched: bool) -> [String; WALK.len()] {
@@ -36,7 +36,7 @@ fn environments(operator: &Operator, provider: &Server, is_watched: bool) -> [St
             phases::tenant_settings(&provider.address)
         ),
         format!(
-            "{grows}gates: {{ sessions: 60, availability_window: 5s, model_load_time: 60s }}\n{}",
+            "{grows}gates: {{ sessions: 60, availability_window: 5s, model_load_time: 60s, server_memory: 4GB }}\n{}",
             machine_price("main", 60)
         ),
     ];
