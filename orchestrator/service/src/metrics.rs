@@ -195,8 +195,8 @@ impl Wire for SiteWire {
     async fn send(&self, _: LoadRequest) -> Result<LoadResponse, RequestFailure> {
         let has_address = |scraper: &Option<Scraper>| matches!(scraper, Some(Scraper::Address(_)));
         let (mut body, mut failure) = (Vec::new(), None);
-        let mut is_read = !self.0.iter().any(|(_, scraper)| has_address(scraper));
-        let fails = is_read;
+        let needs_all = !self.0.iter().any(|(_, scraper)| has_address(scraper));
+        let mut is_read = needs_all;
         for (site, scraper) in &self.0 {
             let exported = match scraper {
                 Some(scraper) => scraper.exported().await,
@@ -211,7 +211,7 @@ impl Wire for SiteWire {
                     tracing::warn!(%site, why, "metrics not read");
                     body.extend_from_slice(metrics::unread_site(site.as_str()).as_bytes());
                     let failed = RequestFailure::Connect(format!("{site}: {why}"));
-                    if fails && scraper.is_some() {
+                    if needs_all && scraper.is_some() {
                         return Err(failed);
                     }
                     failure.get_or_insert(failed);

@@ -64,7 +64,7 @@ impl Regions {
     }
 
     pub(crate) fn up(name: &str) -> Self {
-        let regions = Self::new(name);
+        let regions = Self::with(name, "", "gates: { model_load_time: 60s, server_memory: 4GB }\n");
         regions.run(&["up", "--yes", "--no-gate"]).expect(0);
         regions.until_in_sync();
         regions
