@@ -51,10 +51,18 @@ const PLANTED: [(&str, &[Plant]); 4] = [
                 "server.monitoring.traces.endpoint=https://collector.example.com/v1/traces",
             ),
             ("gates.sign_on_secret", ""),
+            ("backup.credentials", "backup.enabled=true backup.destination=s3://backups/textnlp"),
         ],
     ),
     // Of a cluster's pods a proxy is refused whose address is a secret.
-    ("staging", &[("network.proxy.http", ""), ("network.proxy.https", "")]),
+    (
+        "staging",
+        &[
+            ("network.proxy.http", ""),
+            ("network.proxy.https", ""),
+            ("backup.credentials", "backup.enabled=true backup.destination=s3://backups/textnlp"),
+        ],
+    ),
     ("pilot", &[("database.password", "database.hosting=external database.host=db.example.com database.user=ada")]),
     (
         "multi-region",
