@@ -279,7 +279,6 @@ const REASONS: &[(&str, &str)] = &[
     ("network.policies", "network policies are for pods"),
     ("network.subnets", "only clusters that are created in a cloud get existing subnets"),
     ("network.waf", "the web application firewall is part of an ingress in a cluster"),
-    ("registry.password", "images are pulled with the credentials of the nodes"),
     ("rollout.bake", "only canary and blue-green releases wait"),
     ("rollout.deadline", "only canary and blue-green releases have a deadline"),
     ("scaling.max", "replicas on a machine are not scaled automatically"),

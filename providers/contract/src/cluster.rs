@@ -25,6 +25,9 @@ pub struct ClusterSite {
     /// The component that the image of the servers is pushed by; `None` if it is there already.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_from: Option<ComponentName>,
+    /// The account at the registry that nodes pull its images with; `None` pulls with the credentials of the nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry: Option<RegistryAccount>,
     /// How a release replaces the previous one.
     pub rollout: Strategy,
     /// The Secret with the TLS certificate and key, if it exists already; otherwise one is created.
@@ -71,6 +74,7 @@ impl ClusterSite {
             namespace: namespace.into(),
             settings: ClusterAccess::default(),
             image_from: None,
+            registry: None,
             rollout: Strategy::Rolling,
             certificate: None,
             postgres: None,
@@ -88,6 +92,20 @@ impl ClusterSite {
             node_autoscaler: None,
         }
     }
+}
+
+/// The password of a registry among the secrets of a site.
+pub const REGISTRY_PASSWORD: &str = "registry-password";
+
+/// An account at a registry of images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistryAccount {
+    /// The registry as images name it, or a part of it: `registry.example.com/team`.
+    pub address: String,
+    /// The name of the user.
+    pub user: String,
+    /// The component with its [`REGISTRY_PASSWORD`].
+    pub secrets: ComponentName,
 }
 
 /// What nodes without GPU are chosen by; with nothing set, the provider's smallest size that a pod fits on.

@@ -276,14 +276,29 @@ section! {
 }
 
 section! {
-    /// The registry of images.
+    /// The registry of images: one of the site's cloud, which `up` pushes the image of this program to, or, with an account, your own.
     pub struct RegistrySettings {
-        /// Its address; if unset, the images in the bundle are used.
+        /// Its address; if unset, `sites[].cluster.image` names the image.
         pub url: Option<String> = None,
         /// An existing registry, by its id.
         pub existing: Option<String> = None,
-        /// The password of the registry.
+        /// The user of the account that a cluster's nodes pull the images with.
+        pub user: Option<String> = None,
+        /// The password of that account.
         pub password: Option<SecretSource> = None,
+    }
+}
+
+impl RegistrySettings {
+    /// The address of a registry of the site's cloud. One with an account is yours: nothing is created in it or pushed to it.
+    pub fn of_cloud(&self) -> Option<&str> {
+        self.url.as_deref().filter(|_| self.password.is_none())
+    }
+
+    /// The registry as images name it: `registry.example.com/team`.
+    pub fn address(&self) -> Option<&str> {
+        let url = self.url.as_deref()?;
+        Some(url.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/'))
     }
 }
 

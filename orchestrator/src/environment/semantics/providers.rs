@@ -196,7 +196,7 @@ fn requested(e: &Environment) -> Vec<(Capability, String)> {
             Setting::WebApplicationFirewall => is_on(e.network.waf),
             Setting::ExistingRegistry => existing(|of| of.registry.as_ref(), &e.registry.existing),
             Setting::RegistryPassword => e.registry.password.as_ref().map(ToString::to_string),
-            Setting::Registry => e.registry.url.clone(),
+            Setting::Registry => e.registry.of_cloud().map(str::to_owned),
             // Only a rollout in steps waits.
             Setting::RolloutBake => {
                 changed(e.rollout.bake, rollout.bake).filter(|_| e.rollout.strategy == Strategy::Rolling)

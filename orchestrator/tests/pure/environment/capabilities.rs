@@ -91,6 +91,7 @@ const DETAILS: &[&str] = &[
     "gpu.per_machine",
     "gpu.spot",
     "network.existing",
+    "registry.user",
     "rollout.first_share",
     "rollout.prometheus.",
     "rollout.queries[].",

@@ -848,6 +848,8 @@ fn each_validation_rule_has_its_own_message() {
     const DOMAIN: &str = "traffic: { domain: text.example.com }\n";
     let there = |ingress: &str| site(&format!("runtime: kubernetes, cluster: {{ ingress: {{ {ingress} }} }}"));
     let within = |settings: &str| site(&format!("runtime: kubernetes, cluster: {{ {settings} }}"));
+    let registry =
+        |account: &str| within("image: \"r.example.com/team/textnlp:1\"") + &format!("registry: {{ {account} }}\n");
     let two = |second: &str, more: &str| {
         GOOD.replace(
             "provider: onprem }",
@@ -923,6 +925,16 @@ fn each_validation_rule_has_its_own_message() {
         (within("analytics: { image: a, spot: often }"), "`often` is not one of `never`, `prefer`, `only`"),
         (within("models: { kind: node }"), "needs a `hostPath` volume, which the restricted profile of the namespace refuses"),
         (within("models: { kind: image }"), "no image with the models is configured"),
+        (registry("url: r.example.com, user: ci"), "`registry.user`: it has no effect without `registry.password`"),
+        (registry("url: r.example.com, password: secret:env:PATH"), "`registry.password`: the account at the registry has no user"),
+        (registry("url: r.example.com, user: 'ci:x', password: secret:env:PATH"), "`registry.user`: `ci:x` is not the name of a user"),
+        (registry("url: r.example.com, user: '', password: secret:env:PATH"), "`registry.user`: `` is not the name of a user"),
+        (registry("user: ci, password: secret:env:PATH"), "`registry.url`: it is not set, and an account is of one registry"),
+        (registry("url: 'https://', user: ci, password: secret:env:PATH"), "`registry.url`: `https://` is not the address of a registry"),
+        (registry("url: '*.example.com', user: ci, password: secret:env:PATH"), "`registry.url`: `*.example.com` is not the address of a registry"),
+        (registry("url: r.example.com, existing: a, user: ci, password: secret:env:PATH"), "an existing registry of a cloud is used with the credentials of the nodes"),
+        (registry("url: r.example.com/te, user: ci, password: secret:env:PATH"), "warning: `sites[0].cluster.image`: no image of the site is in `r.example.com/te`"),
+        (registry("url: r.example.com, user: ci, password: hunter2"), "this is a secret in plain text"),
         (within("models: { kind: claim, reference: a }"), "it has no effect with `kind: claim`"),
         (within("models: { size: 1GiB }"), "it has no effect with `kind: pod`"),
         (within("models: { kind: claim, storage_class: A_b }"), "`A_b` is not the name of an object"),

@@ -36,7 +36,7 @@ impl Lowering<'_> {
             "tls_secret": TLS_SECRET,
             "authority": OutputRef::new(authority, "ca_pem"),
         });
-        self.object(account.clone(), Template::ServiceAccount, &inputs, []);
+        self.service_account(Some(account.clone()), ADAPTER);
         self.object(role.clone(), Template::AdapterRole, &inputs, []);
         self.object(binding.clone(), Template::RoleBinding, &inputs, [account.clone(), role]);
         self.object(trust.clone(), Template::AdapterTrust, &inputs, [account]);

@@ -119,9 +119,9 @@ impl Lowering<'_> {
         let rights = identity.as_ref().and_then(|identity| self.id(workload.models.as_str(), &identity.part));
         // Jobs have another account: their containers get no credentials.
         let models_account = identity.as_ref().and_then(|_| {
-            let inputs = json!({ "namespace": self.cluster.namespace, "name": MODELS_ACCOUNT });
-            self.part_of_kind("models-account", Template::ServiceAccount, &inputs, []);
-            self.id(name.as_str(), "models-account")
+            let account = self.id(name.as_str(), "models-account");
+            self.service_account(account.clone(), MODELS_ACCOUNT);
+            account
         });
         let private_ca = self.private_ca(&workload.egress);
         if secret.get("database-url").is_some() {
