@@ -306,7 +306,6 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release, pushed: Opti
     let is_home = site.role == Role::Primary;
     let budget = budget(e).filter(|_| is_home);
     if e.monitoring.stack || !e.monitoring.receivers.is_empty() || budget.is_some() {
-        let existing = there.monitoring.as_ref().or(e.monitoring.existing.as_ref());
         let monitored = part::Monitored {
             network: there.network.is_none() && e.network.existing.is_none(),
             cluster: there.cluster.is_none() && e.cluster.existing.is_none(),
@@ -315,11 +314,7 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release, pushed: Opti
                 .then(|| database(e, site, release)),
         };
         let monitoring = monitoring(e, e.monitoring.stack, is_home, release);
-        add(
-            names::MONITORING,
-            existing,
-            ComponentSpec::Monitoring(part::Monitoring { monitored, budget, ..monitoring }),
-        );
+        add(names::MONITORING, None, ComponentSpec::Monitoring(part::Monitoring { monitored, budget, ..monitoring }));
     }
     made
 }

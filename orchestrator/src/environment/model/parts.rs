@@ -116,8 +116,6 @@ section! {
         /// The maximum number of connections.
         #[schemars(range(min = 1, max = 10_000))]
         pub max_connections: u32 = 100,
-        /// The memory limit.
-        pub max_size: Bytes = Bytes(64 << 20),
         /// An existing cache, by its id.
         pub existing: Option<String> = None,
     }
@@ -218,8 +216,6 @@ section! {
         /// The size of the nodes without GPU of a cluster that is created; if unset, `small`, or the smallest one with room for a pod of
         /// the servers if it cannot run there. `sites[].instance_type` names a machine type instead.
         pub node_size: Option<NodeSize> = None,
-        /// Whether pods run under the restricted security profile.
-        pub restricted: bool = true,
     }
 }
 
@@ -232,8 +228,6 @@ section! {
         pub existing: Option<String> = None,
         /// Existing subnets, by their ids.
         pub subnets: Vec<String> = Vec::new(),
-        /// Ports that the firewall opens in addition to the API's.
-        pub open_ports: Vec<u16> = Vec::new(),
         /// Whether a web application firewall protects the API.
         pub waf: bool = false,
         /// Whether network policies limit the connections of pods. If unset: from phase pilot on.
@@ -307,10 +301,6 @@ section! {
     pub struct MonitoringSettings {
         /// Whether scrape targets, alert rules and a dashboard are created, for a cluster's Prometheus operator or a cloud's own monitoring.
         pub stack: bool = false,
-        /// The retention of metrics.
-        pub retention: Span = Span::seconds(15 * 86_400),
-        /// An existing monitoring system, by its id.
-        pub existing: Option<String> = None,
         /// Alert receivers, by name.
         pub receivers: BTreeMap<String, UrlSource> = BTreeMap::new(),
         /// Alert thresholds.

@@ -585,19 +585,17 @@ fn unsupported_provider_settings_are_refused_by_name() {
     );
     // A setting that is written out at its default asks nothing.
     check(
-        "rollout: { bake: 10m, deadline: 1h }\ntraffic: { ttl: 60, health_path: /health }\nmonitoring: { retention: 15d, alerts: { disk: 90 } }\n",
+        "rollout: { bake: 10m, deadline: 1h }\ntraffic: { ttl: 60 }\nmonitoring: { alerts: { disk: 90 } }\n",
         expect![[r#""#]],
     );
     check(
-        "rollout: { bake: 5m, deadline: 2h }\ntraffic: { ttl: 5, health_path: /ready }\nmonitoring: { retention: 30d, alerts: { disk: 70, memory: 70 } }\n\
+        "rollout: { bake: 5m, deadline: 2h }\ntraffic: { ttl: 5 }\nmonitoring: { alerts: { disk: 70, memory: 70 } }\n\
          gpu: { size: small }\nnetwork: { waf: true, cidr: 10.0.0.0/16 }\n",
         expect![[r#"
             mine.yaml:5:18: not yet: `rollout.bake`: provider `onprem` does not support this setting (`5m`): only canary and blue-green releases wait; remove it
             mine.yaml:5:32: not yet: `rollout.deadline`: provider `onprem` does not support this setting (`2h`): only canary and blue-green releases have a deadline; remove it
             mine.yaml:6:17: not yet: `traffic.ttl`: provider `onprem` does not support this setting (`5s`): only records of `dns` get another TTL; remove it
-            mine.yaml:6:33: not yet: `traffic.health_path`: provider `onprem` does not support this setting (`/ready`): health checks always request `/health`; remove it
-            mine.yaml:7:26: not yet: `monitoring.retention`: provider `onprem` does not support this setting (`30d`): the Prometheus that collects the metrics decides how long it keeps them; remove it
-            mine.yaml:7:39: not yet: `monitoring.alerts`: provider `onprem` does not support this setting (`memory, disk`): without a receiver or `monitoring.stack` there is no alert; remove it
+            mine.yaml:7:23: not yet: `monitoring.alerts`: provider `onprem` does not support this setting (`memory, disk`): without a receiver or `monitoring.stack` there is no alert; remove it
             mine.yaml:8:14: not yet: `gpu.size`: provider `onprem` does not support GPUs of size `small`: the GPUs of machines are no parts of an environment; remove it
             mine.yaml:9:17: not yet: `network.waf`: provider `onprem` does not support this setting (`true`): the web application firewall is part of an ingress in a cluster; remove it
             mine.yaml:9:29: not yet: `network.cidr`: provider `onprem` does not support this setting (`10.0.0.0/16`): no network is created here; remove it"#]],
@@ -1046,7 +1044,8 @@ fn each_validation_rule_has_its_own_message() {
             "not yet: `sites[1].existing.zone`: the records of several sites are in one zone, that of the primary",
         ),
         (two(STANDBY, &zone("192.0.2.53", ", existing: Z1")), "the witness updates the same name with `dns`"),
-        (plus("traffic: { health_path: health }"), "a path begins with a slash"),
+        (plus("traffic: { health_path: /health }"), "`health_path` is not a key of `traffic`"),
+        (plus("monitoring: { existing: a }"), "`existing` is not a key of `monitoring`"),
         (plus("dr: { failback: automatic }"), "failback has no effect without failover"),
         (plus("replication: { database: { mode: streaming } }"), "there is no second site to replicate to"),
         (
