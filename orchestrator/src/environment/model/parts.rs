@@ -270,13 +270,14 @@ section! {
 }
 
 section! {
-    /// The registry of images: one of the site's cloud, which `up` pushes the image of this program to, or, with an account, your own.
+    /// The registry of images.
     pub struct RegistrySettings {
-        /// Its address; if unset, `sites[].cluster.image` names the image.
+        /// Its address. Without a password it is a registry of the site's cloud, which `up` pushes the image of this program to;
+        /// with one it is yours.
         pub url: Option<String> = None,
         /// An existing registry, by its id.
         pub existing: Option<String> = None,
-        /// The user of the account that a cluster's nodes pull the images with.
+        /// The user of the account at your registry that nodes of a cluster pull images with.
         pub user: Option<String> = None,
         /// The password of that account.
         pub password: Option<SecretSource> = None,
