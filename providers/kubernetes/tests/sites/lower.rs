@@ -1451,7 +1451,9 @@ async fn api_server_accepts_every_object_and_its_pods_are_restricted() {
     let own_place = Fixture { namespace: namespace.clone(), ..own_fixture() };
     let mut copying = [Some("secrets"), None].map(|secrets| copying(copies(secrets), &own_place)).concat();
     copying.retain(|one| !["/volume", "/script", "/restore"].iter().any(|end| one.id.as_str().ends_with(end)));
-    let all = whole.iter().chain(&own).chain(&copying).chain(&canary).chain(&parts).chain(&image);
+    let private = objects(&with_registry(Fixture { namespace: namespace.clone(), ..fixture() })).into_iter();
+    let private: Vec<Wanted> = private.filter(|one| one.kind.as_str() == "kubernetes.service-account").collect();
+    let all = whole.iter().chain(&own).chain(&copying).chain(&canary).chain(&parts).chain(&image).chain(&private);
     for one in all.chain(&adapter).chain(&gateway) {
         let (_, noun) = one.kind.as_str().split_once('.').unwrap();
         let is_secret = noun == "secret";
