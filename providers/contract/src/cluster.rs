@@ -108,6 +108,17 @@ pub struct RegistryAccount {
     pub secrets: ComponentName,
 }
 
+/// Whether an image is in a registry, or in a part of it. As for kubelets, an image without a host is on Docker Hub.
+pub fn is_in_registry(image: &str, address: &str) -> bool {
+    let image = match image.split_once('/') {
+        Some(("index.docker.io", name)) => format!("docker.io/{name}"),
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => image.to_owned(),
+        Some(_) => format!("docker.io/{image}"),
+        None => format!("docker.io/library/{image}"),
+    };
+    image.strip_prefix(address).is_some_and(|rest| rest.starts_with('/'))
+}
+
 /// What nodes without GPU are chosen by; with nothing set, the provider's smallest size that a pod fits on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeChoice {
@@ -638,5 +649,23 @@ pub struct Toleration {
 impl Default for Toleration {
     fn default() -> Self {
         Self { key: None, operator: TolerationOperator::Equal, value: None, effect: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_without_a_host_are_in_the_registry_of_docker_hub() {
+        for image in ["team/textnlp:1", "docker.io/team/textnlp:1", "index.docker.io/team/textnlp:1"] {
+            assert!(is_in_registry(image, "docker.io") && is_in_registry(image, "docker.io/team"), "{image}");
+            assert!(!is_in_registry(image, "docker.io/te") && !is_in_registry(image, "team"), "{image}");
+        }
+        assert!(is_in_registry("textnlp:1@sha256:ab", "docker.io/library"));
+        for host in ["r.example.com", "r:5000", "localhost"] {
+            let image = format!("{host}/team/textnlp:1");
+            assert!(is_in_registry(&image, host) && !is_in_registry(&image, "docker.io"), "{image}");
+        }
     }
 }

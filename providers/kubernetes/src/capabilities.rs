@@ -52,7 +52,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             ("registry.existing", "the registry is yours"),
             (
                 "registry.url",
-                "the registry is yours: `sites[].cluster.image` names the image, and an account has a `registry.password`",
+                "the registry is yours: `sites[].cluster.image` names the image; for an account, set `registry.password` too",
             ),
         ],
     }],

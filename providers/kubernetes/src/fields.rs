@@ -369,6 +369,26 @@ mod tests {
         check(seen(3), json!({}), &own("kubectl", "scale"), &taken("kubectl"));
     }
 
+    /// OpenShift writes a name of its own into the pull secrets of each service account, a list without a merge
+    /// strategy (report openshift/openshift-controller-manager#306).
+    #[test]
+    fn pull_secrets_of_an_account_are_contested_when_they_are_added_and_taken_later() {
+        let account = |names: &[&str]| {
+            let names: Vec<Value> = names.iter().map(|name| json!({ "name": name })).collect();
+            json!({ "kind": "ServiceAccount", "imagePullSecrets": names })
+        };
+        let (ours, theirs) = (json!({ "f:kind": {} }), json!({ "f:imagePullSecrets": {} }));
+        let manager = "openshift-controller-manager";
+        let others = [(manager, "", theirs)];
+        let live = account(&["textnlp-api-dockercfg-x"]);
+        let contested = [("imagePullSecrets", FieldOwner::Contested(manager.to_owned()))];
+        check([account(&["textnlp-registry"]), account(&[]), live], ours.clone(), &others, &contested);
+        let (wanted, live) =
+            (account(&["textnlp-registry"]), account(&["textnlp-registry", "textnlp-api-dockercfg-x"]));
+        let taken = [("imagePullSecrets", FieldOwner::Taken(manager.to_owned()))];
+        check([wanted.clone(), wanted, live], ours, &others, &taken);
+    }
+
     #[test]
     fn externally_removed_field_is_ours_to_restore() {
         let wanted = json!({ "data": { "a": "1" } });

@@ -272,8 +272,8 @@ section! {
 section! {
     /// The registry of images.
     pub struct RegistrySettings {
-        /// Its address. Without a password it is a registry of the site's cloud, which `up` pushes the image of this program to;
-        /// with one it is yours.
+        /// Its address. Without a password, a registry of the site's cloud: `up` pushes the image of this program there
+        /// unless `sites[].cluster.image` names one. With a password, your own.
         pub url: Option<String> = None,
         /// An existing registry, by its id.
         pub existing: Option<String> = None,
@@ -293,7 +293,9 @@ impl RegistrySettings {
     /// The registry as images name it: `registry.example.com/team`.
     pub fn address(&self) -> Option<&str> {
         let url = self.url.as_deref()?;
-        Some(url.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/'))
+        let address = url.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
+        // The address of `docker login`. Images name that registry `docker.io`, and kubelets match by their names.
+        Some(if matches!(address, "index.docker.io" | "index.docker.io/v1") { "docker.io" } else { address })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Checks of a site's cluster: access, ingress, auxiliary pods and scheduling.
 
 use textnlp_net::network::Network;
-use textnlp_provider::cluster::METADATA_SERVICES;
+use textnlp_provider::cluster::{METADATA_SERVICES, is_in_registry};
 
 use super::super::model::*;
 use super::super::units::cut;
@@ -82,7 +82,8 @@ impl Checker<'_> {
             }
         }
         let Some(address) = e.registry.address() else {
-            return self.error("registry.url", "it is not set, and an account is of one registry", whole);
+            let cause = "it is not set, and the account needs the address of its registry";
+            return self.error("registry.url", cause, whole);
         };
         let host = address.split('/').next().unwrap_or_default();
         // A kubelet would take `*` as a pattern, and send the password to other hosts too.
@@ -100,8 +101,7 @@ impl Checker<'_> {
             let analytics = access.analytics.as_ref().and_then(|analytics| analytics.image.as_ref());
             let images = [&access.image, &access.database_image, &access.models.reference];
             let mut images = images.into_iter().flatten().chain(analytics);
-            let is_inside = |image: &String| image.strip_prefix(address).is_some_and(|rest| rest.starts_with('/'));
-            if !images.any(is_inside) {
+            if !images.any(|image| is_in_registry(image, address)) {
                 let cause =
                     format!("no image of the site is in `{}`, so nodes do not use the account there", cut(address));
                 let fix = format!("write an image such as `{}/textnlp:VERSION@sha256:…`", cut(address));

@@ -927,11 +927,14 @@ fn each_validation_rule_has_its_own_message() {
         (registry("url: r.example.com, password: secret:env:PATH"), "`registry.password`: the account at the registry has no user"),
         (registry("url: r.example.com, user: 'ci:x', password: secret:env:PATH"), "`registry.user`: `ci:x` is not the name of a user"),
         (registry("url: r.example.com, user: '', password: secret:env:PATH"), "`registry.user`: `` is not the name of a user"),
-        (registry("user: ci, password: secret:env:PATH"), "`registry.url`: it is not set, and an account is of one registry"),
+        (registry("user: ci, password: secret:env:PATH"), "`registry.url`: it is not set, and the account needs the address of its registry"),
         (registry("url: 'https://', user: ci, password: secret:env:PATH"), "`registry.url`: `https://` is not the address of a registry"),
         (registry("url: '*.example.com', user: ci, password: secret:env:PATH"), "`registry.url`: `*.example.com` is not the address of a registry"),
         (registry("url: r.example.com, existing: a, user: ci, password: secret:env:PATH"), "an existing registry of a cloud is used with the credentials of the nodes"),
         (registry("url: r.example.com/te, user: ci, password: secret:env:PATH"), "warning: `sites[0].cluster.image`: no image of the site is in `r.example.com/te`"),
+        (registry("url: 'https://index.docker.io/v1/', user: ci, password: secret:env:PATH"), "no image of the site is in `docker.io`"),
+        (registry("url: index.docker.io/v1, user: ci, password: secret:env:PATH"), "no image of the site is in `docker.io`"),
+        (registry("url: index.docker.io, user: ci, password: secret:env:PATH"), "no image of the site is in `docker.io`"),
         (registry("url: r.example.com, user: ci, password: hunter2"), "this is a secret in plain text"),
         (within("models: { kind: claim, reference: a }"), "it has no effect with `kind: claim`"),
         (within("models: { size: 1GiB }"), "it has no effect with `kind: pod`"),
@@ -1175,6 +1178,14 @@ fn each_validation_rule_has_its_own_message() {
     }
     assert_eq!(said(load(GOOD, &Overrides::default(), &Catalogue::default())), "");
     assert!(!said(load(&asked(URL, QUERY), &Overrides::default(), &Catalogue::default())).contains("rollout"));
+    let hub = "registry: { url: docker.io, user: ci, password: secret:env:PATH }\n";
+    for (image, is_warned) in
+        [("team/textnlp:1", false), ("docker.io/team/textnlp:1", false), ("r.example.com/a:1", true)]
+    {
+        let text = within(&format!("image: \"{image}\"")) + hub;
+        let said = said(load(&text, &Overrides::default(), &Catalogue::default()));
+        assert_eq!(said.contains("no image of the site is in"), is_warned, "{image}: {said}");
+    }
 }
 
 /// Readers copy the environments of the guides.

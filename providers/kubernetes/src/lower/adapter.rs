@@ -35,6 +35,7 @@ impl Lowering<'_> {
             "port": HTTPS_PORT,
             "tls_secret": TLS_SECRET,
             "authority": OutputRef::new(authority, "ca_pem"),
+            "registry": self.registry(),
         });
         self.service_account(Some(account.clone()), ADAPTER);
         self.object(role.clone(), Template::AdapterRole, &inputs, []);

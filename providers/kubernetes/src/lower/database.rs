@@ -1,7 +1,7 @@
 //! The database: an external one, or a PostgreSQL that CloudNativePG runs beside the servers, with its backups.
 
 use serde_json::{Value, json};
-use textnlp_provider::cluster::OwnPostgres;
+use textnlp_provider::cluster::{OwnPostgres, is_in_registry};
 use textnlp_provider::component::{Backup, Database, DatabaseAddress, DumpCopies, Egress, ManagedDumps, Postgres};
 use textnlp_provider::settings::Hosting;
 use textnlp_provider::{ComponentName, OutputRef, ResourceId};
@@ -151,7 +151,10 @@ impl Lowering<'_> {
         let data = json!({ "username": { PLAIN: OWNER }, "password": OutputRef::new(password, "secret") });
         let labels = json!({ (RELOADED): "true" });
         self.labelled_secret(owner.clone(), (OWNER_SECRET, "kubernetes.io/basic-auth"), &labels, &data, Vec::new());
-        let pull_secret = self.pull_secret();
+        // A pull secret that is added to a running cluster can stall the operator (report
+        // cloudnative-pg/cloudnative-pg#8370), so only an image that needs it gets one.
+        let is_private = self.registry().is_some_and(|address| is_in_registry(&image, address));
+        let pull_secret = self.pull_secret().filter(|_| is_private);
         let inputs = json!({
             "namespace": self.cluster.namespace,
             "name": POSTGRES,

@@ -250,7 +250,7 @@ impl Lowering<'_> {
         if let Some(autoscaler) = &self.cluster.node_autoscaler {
             self.node_autoscaler(autoscaler);
         }
-        self.registry();
+        self.registry_account();
         self.service_account(self.id(CLUSTER, "service-account"), ACCOUNT_OF_PODS);
         if self.is_carried() {
             self.service_account(self.id(CLUSTER, "rollout-account"), ACCOUNT);
@@ -267,7 +267,7 @@ impl Lowering<'_> {
     }
 
     /// The Secret with the account at the registry of the images.
-    fn registry(&mut self) {
+    fn registry_account(&mut self) {
         let (Some(account), Some(id)) = (&self.cluster.registry, self.pull_secret()) else { return };
         let Some(password) = self.id(account.secrets.as_str(), REGISTRY_PASSWORD) else { return };
         let password = OutputRef::new(password, "secret");
@@ -275,7 +275,14 @@ impl Lowering<'_> {
         self.secret(id, REGISTRY_NAME, PULL_SECRET, &json!({ (PULL_FILE): file }), Vec::new());
     }
 
-    /// The resource of that Secret, if there is one.
+    /// The registry of that account. Pods name it in an annotation, so that those without the account are replaced:
+    /// Kubernetes gives it to a pod only when the pod is created
+    /// (<https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/#serviceaccount-admission-controller>).
+    fn registry(&self) -> Option<&str> {
+        self.cluster.registry.as_ref().map(|account| account.address.as_str())
+    }
+
+    /// The id of the Secret with the account; `None` without an account.
     fn pull_secret(&self) -> Option<ResourceId> {
         self.cluster.registry.as_ref().and_then(|_| self.id(CLUSTER, "registry"))
     }

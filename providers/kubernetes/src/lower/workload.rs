@@ -145,12 +145,15 @@ impl Lowering<'_> {
         let before = before.chain(policies);
         let before = before.chain(private_ca.clone().filter(|_| authority == private_authority(&workload.egress)));
         let job = |name: &str, args: Value, env: &[Value]| {
+            // A changed database connection migrates the new database. Other configuration has no effect on the job.
+            let mut annotations = json!({ "textnlp-secrets-digest": digest(&secrets) });
+            if let Some(registry) = self.registry() {
+                annotations["textnlp-registry"] = json!(registry);
+            }
             json!({
                 "namespace": self.cluster.namespace, "name": name, "image": image, "program": PROGRAM, "user": self.user(), "args": args,
                 "env": env, "database_authority": authority, "nodes": self.nodes(),
-                // A changed database connection migrates the new database. Other configuration has no effect on the
-                // job.
-                "annotations": { "textnlp-secrets-digest": digest(&secrets) },
+                "annotations": annotations,
             })
         };
         let mut inputs = job("textnlp-migrate", json!(arguments), &env);
@@ -211,6 +214,9 @@ impl Lowering<'_> {
                 "textnlp-gateway-digest": digest(&gateway),
             }),
         };
+        if let Some(registry) = self.registry() {
+            annotations["textnlp-registry"] = json!(registry);
+        }
         let mut needs = vec![account, migrate];
         if carried {
             let parts = ["rollout-account", "rollout-role", "rollout-binding"];

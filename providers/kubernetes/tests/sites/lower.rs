@@ -438,6 +438,7 @@ fn every_pod_of_the_namespace_is_pulled_with_the_account_at_the_registry() {
     };
     let plain =
         Fixture { rollout: Strategy::Canary, adapter: true, node_autoscaler: Some(autoscaler), ..own_fixture() };
+    let plain = plain.set(|site| site.database_image = Some(pinned("registry.example.com/postgresql:15")));
     let with_account = with_registry(plain.clone());
     let all = |place: &Fixture| {
         let mut made = own_objects(place);
@@ -479,6 +480,19 @@ fn every_pod_of_the_namespace_is_pulled_with_the_account_at_the_registry() {
             assert!(accounts.contains(account) || is_elsewhere, "{}: {account}", one.id);
         }
     }
+    // Pods get it when they are created: those that cannot pull their image are replaced.
+    for id in ["main/server/migrate", "main/server/first-key", "main/server/deployment", "main/adapter/deployment"] {
+        let one = made.iter().find(|one| one.id.as_str() == id).unwrap();
+        let annotations = &one.spec.as_value()["spec"]["template"]["metadata"]["annotations"];
+        assert_eq!(annotations["textnlp-registry"], "registry.example.com", "{id}");
+    }
+    // A database whose image is elsewhere stays as it is: CloudNativePG can stop updating one that gets a pull secret.
+    let database = |place: &Fixture| {
+        let made = own_objects(place);
+        made.into_iter().find(|one| one.kind.as_str() == "kubernetes.postgres-cluster").unwrap()
+    };
+    let (before, after) = (database(&own_fixture()), database(&with_registry(own_fixture())));
+    assert_eq!((&before.spec, &before.needs), (&after.spec, &after.needs));
     // Without an account nothing says so.
     let text: Vec<String> = all(&plain).iter().map(|one| one.spec.to_string()).collect();
     assert!(text.iter().all(|one| !one.contains("textnlp-registry") && !one.contains("imagePullSecrets")));
