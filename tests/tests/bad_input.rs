@@ -319,10 +319,10 @@ fn invalid_arguments_are_refused_before_any_change() {
             &["`gates.availability_window`: 31d is not from 1s to 30d", "write a time such as `24h`"],
         ),
         wrong(
-            &["plan", "--env", "staging", "--set", "traffic.health_path=/ready"],
+            &["plan", "--env", "staging", "--set", "network.waf=true"],
             2,
             "not_available",
-            &["`traffic.health_path`: provider `onprem` does not support this setting (`/ready`)", "remove it"],
+            &["`network.waf`: provider `onprem` does not support this setting (`true`)", "remove it"],
         ),
         wrong(&["generate"], 2, "usage", &["<PROMPT>"]),
         wrong(&["plan", "--env", "a", "--file", "b"], 2, "usage", &["--file"]),

@@ -11,9 +11,10 @@ use textnlp_keys::trust::inspect;
 use textnlp_net::trust::TrustRoots;
 use textnlp_orchestrator::environment::{Environment, Library, Overrides, components};
 use textnlp_orchestrator::release::{Artifacts, Release, digest};
+use textnlp_provider::capabilities::Setting;
 use textnlp_provider::component::Program;
 use textnlp_provider::settings::Runtime;
-use textnlp_provider::{Component, Wanted};
+use textnlp_provider::{Capability, Component, Wanted};
 
 use super::{Context, PROVIDERS, Row, catalogue, secrets};
 
@@ -355,6 +356,31 @@ fn scale_up_expands_in_clusters_of_every_provider() {
         let gateway = gateway.as_ref().unwrap_or_else(|problems| panic!("{}: {problems}", row.name));
         let ingress = gateway.iter().find(|one| one.kind.as_str() == "kubernetes.ingress").unwrap();
         assert!(ingress.spec.as_value().to_string().contains("enable-modsecurity"), "{}: {ingress:?}", row.name);
+    }
+}
+
+#[test]
+fn private_registry_is_a_secret_in_clusters_of_every_provider() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = Utf8Path::from_path(folder.path()).unwrap().join("password");
+    textnlp_files::Replace::private().write(&file, b"hunter2").unwrap();
+    let password = format!("registry.password=secret:file:{file}");
+    let image = format!("sites[0].cluster.image=registry.example.com/team/textnlp@{}", digest(b"image"));
+    let sets = ["registry.url=https://registry.example.com/team/", "registry.user=ci", &password, &image];
+    for (head, row, runtime) in heads().into_iter().filter(|(.., runtime)| *runtime == Runtime::Kubernetes) {
+        let support = row.capabilities.of(runtime).unwrap();
+        assert!(support.supports(Capability::Optional(Setting::RegistryPassword)), "{head}");
+        let parts = expanded(row, &environment(ENVIRONMENT, row, runtime, &sets));
+        let part = |name: &str| {
+            let (_, lowered) = parts.iter().find(|(part, _)| part == name).unwrap();
+            lowered.as_ref().unwrap_or_else(|problems| panic!("{head}: {problems}"))
+        };
+        assert!(parts.iter().all(|(part, _)| part != "registry"), "{head}: no repository is created in it");
+        let secret = part("cluster").iter().find(|one| one.id.as_str().ends_with("/cluster/registry")).unwrap();
+        let account = &secret.spec.as_value()["data"][".dockerconfigjson"];
+        assert_eq!(account["$registry"], "registry.example.com/team", "{head}");
+        let password = part("secrets").iter().find(|one| one.id.as_str().ends_with("/secrets/registry-password"));
+        assert!(secret.needs.iter().any(|need| Some(&need.on) == password.map(|one| &one.id)), "{head}: {secret:?}");
     }
 }
 

@@ -173,7 +173,9 @@ fn given(environment: &Environment) -> BTreeMap<String, String> {
     let traces = &environment.server.monitoring.traces.secret;
     // Machines read the file themselves.
     let copies = environment.backup.credentials.as_ref().filter(|_| environment.dump_copies().is_some());
+    let registry = &environment.registry.password;
     let all = addresses.chain(&database.password).chain(key).chain(token).chain(webhooks).chain(traces).chain(copies);
+    let all = all.chain(registry);
     let marked = all.filter_map(|secret| {
         let given = ExternalSecret { source: secret.to_string(), version: String::new() };
         let value = given.read()?;
@@ -246,6 +248,21 @@ mod tests {
         };
         assert!(mark("pilot", "a=1").is_some() && mark("pilot", "a=1") != mark("pilot", "a=2"));
         assert_eq!(mark("staging", "a=1"), None, "machines read the file themselves");
+    }
+
+    #[test]
+    fn another_password_of_the_registry_is_a_change() {
+        let kept = tempfile::tempdir().unwrap();
+        let file = Utf8Path::from_path(kept.path()).unwrap().join("password");
+        let mark = |text: &str| {
+            textnlp_files::Replace::private().write(&file, text.as_bytes()).unwrap();
+            let password = format!("registry.password=secret:file:{file}");
+            let sets = ["registry.url=r.example.com", "registry.user=ci", &password];
+            let overrides = Overrides { sets: sets.map(str::to_owned).to_vec(), ..Overrides::default() };
+            let environment = Library::built_in().load("pilot", &overrides, &Catalogue::default()).unwrap().environment;
+            given(&environment).remove(&format!("secret:file:{file}"))
+        };
+        assert!(mark("a").is_some() && mark("a") != mark("b"));
     }
 
     #[test]

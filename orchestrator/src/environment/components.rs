@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 use textnlp_net::network::Network;
-use textnlp_provider::cluster::{ClusterGpus, ClusterSite, NodeChoice, OwnPostgres};
+use textnlp_provider::cluster::{
+    ClusterGpus, ClusterSite, NodeChoice, OwnPostgres, REGISTRY_PASSWORD, RegistryAccount,
+};
 use textnlp_provider::component::{self as part, Component, ComponentSpec, Program, SecretRecipe, Site};
 use textnlp_provider::{CloudId, ComponentName, SiteName};
 
@@ -146,6 +148,7 @@ fn cluster_site(e: &Environment, site: &SiteSettings) -> ClusterSite {
         namespace: e.cluster.namespace.clone(),
         settings: site.cluster.clone(),
         image_from: None,
+        registry: registry_account(e),
         rollout: e.rollout.strategy,
         certificate: site.existing.certificate.clone().or_else(|| e.tls.existing.clone()),
         postgres: own.then(|| OwnPostgres {
@@ -172,6 +175,13 @@ fn cluster_site(e: &Environment, site: &SiteSettings) -> ClusterSite {
         bucket_identity: None,
         node_autoscaler: None,
     }
+}
+
+/// The account at the registry of the images, if there is one.
+fn registry_account(e: &Environment) -> Option<RegistryAccount> {
+    e.registry.password.as_ref()?;
+    let (address, user) = (e.registry.address()?.to_owned(), e.registry.user.clone()?);
+    Some(RegistryAccount { address, user, secrets: name(names::SECRETS) })
 }
 
 /// The disk for the dumps of a database, in bytes.
@@ -271,11 +281,11 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release, pushed: Opti
             ComponentSpec::Cache(part::Cache { kind: e.cache.kind }),
         );
     }
-    if let Some(url) = &e.registry.url {
+    if let Some(url) = e.registry.of_cloud() {
         add(
             names::REGISTRY,
             there.registry.as_ref().or(e.registry.existing.as_ref()),
-            ComponentSpec::Registry(part::Registry { url: url.clone(), image: pushed }),
+            ComponentSpec::Registry(part::Registry { url: url.to_owned(), image: pushed }),
         );
     }
     if is_member {
@@ -296,7 +306,6 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release, pushed: Opti
     let is_home = site.role == Role::Primary;
     let budget = budget(e).filter(|_| is_home);
     if e.monitoring.stack || !e.monitoring.receivers.is_empty() || budget.is_some() {
-        let existing = there.monitoring.as_ref().or(e.monitoring.existing.as_ref());
         let monitored = part::Monitored {
             network: there.network.is_none() && e.network.existing.is_none(),
             cluster: there.cluster.is_none() && e.cluster.existing.is_none(),
@@ -305,11 +314,7 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release, pushed: Opti
                 .then(|| database(e, site, release)),
         };
         let monitoring = monitoring(e, e.monitoring.stack, is_home, release);
-        add(
-            names::MONITORING,
-            existing,
-            ComponentSpec::Monitoring(part::Monitoring { monitored, budget, ..monitoring }),
-        );
+        add(names::MONITORING, None, ComponentSpec::Monitoring(part::Monitoring { monitored, budget, ..monitoring }));
     }
     made
 }
@@ -349,8 +354,8 @@ fn of_endpoint(e: &Environment, site: &SiteSettings, release: &Release, pushed: 
     };
     let bucket = site.existing.bucket.as_ref().or(e.storage.existing.as_ref());
     add(names::MODELS, bucket, ComponentSpec::ModelStore(store));
-    if let Some(url) = &e.registry.url {
-        add(names::REGISTRY, None, ComponentSpec::Registry(part::Registry { url: url.clone(), image: pushed }));
+    if let Some(url) = e.registry.of_cloud() {
+        add(names::REGISTRY, None, ComponentSpec::Registry(part::Registry { url: url.to_owned(), image: pushed }));
     }
     add(names::SERVER, None, ComponentSpec::InferenceEndpoint(endpoint));
     if has_receivers || budget.is_some() {
@@ -785,7 +790,8 @@ fn external_secrets(e: &Environment, site: &SiteSettings, release: &Release) -> 
     });
     let copies = e.backup.credentials.as_ref().filter(|_| site.role == Role::Primary && e.dump_copies().is_some());
     let copies = copies.map(|credentials| (BACKUP_CREDENTIALS.to_owned(), credentials));
-    let all = receivers.chain(token.map(|token| (PROMETHEUS_TOKEN.to_owned(), token))).chain(copies);
+    let registry = e.registry.password.as_ref().map(|password| (REGISTRY_PASSWORD.to_owned(), password));
+    let all = receivers.chain(token.map(|token| (PROMETHEUS_TOKEN.to_owned(), token))).chain(copies).chain(registry);
     all.map(|(name, secret)| (name, external_secret(secret, release))).chain(of_servers).collect()
 }
 

@@ -132,13 +132,13 @@ pub fn resolved_images(environment: &Environment, artifacts: &Artifacts) -> BTre
 
 /// The repository of `registry.url`, as references name it.
 fn repository(environment: &Environment) -> Option<String> {
-    let url = environment.registry.url.as_deref()?;
-    Some(url.trim_start_matches("https://").trim_end_matches('/').to_owned())
+    environment.registry.of_cloud()?;
+    environment.registry.address().map(str::to_owned)
 }
 
 /// Whether `up` pushes the image of this site.
 pub fn pushes_image(environment: &Environment, site: &SiteSettings) -> bool {
-    site.runs_image() && site.cluster.image.is_none() && environment.registry.url.is_some()
+    site.runs_image() && site.cluster.image.is_none() && environment.registry.of_cloud().is_some()
 }
 
 /// The environment with the images of a release.

@@ -38,7 +38,7 @@ const PLANTED: [(&str, &[Plant]); 4] = [
                 "rollout.strategy=canary rollout.prometheus.url=https://prometheus.example.com \
                  rollout.queries=[{\"name\":\"up\",\"query\":\"up\",\"at_least\":1}]",
             ),
-            ("registry.password", "registry.url=registry.example.com"),
+            ("registry.password", "registry.url=registry.example.com registry.user=ada"),
             ("monitoring.receivers.oncall", ""),
             ("prerequisites.external_keys.weather", ""),
             ("server.security.jwt_secret", ""),

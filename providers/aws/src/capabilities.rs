@@ -75,6 +75,7 @@ const KUBERNETES: &[Capability] = &[
     Optional(Setting::PrivateAuthority),
     Optional(Setting::Proxy),
     Optional(Setting::Registry),
+    Optional(Setting::RegistryPassword),
     Optional(Setting::SessionDuration),
     Optional(Setting::Subnets),
     Optional(Setting::Tags),

@@ -88,6 +88,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Optional(Setting::PrivateAuthority),
             Optional(Setting::Proxy),
             Optional(Setting::Registry),
+            Optional(Setting::RegistryPassword),
             Optional(Setting::Subnets),
             Optional(Setting::Tags),
             Optional(Setting::WebApplicationFirewall),

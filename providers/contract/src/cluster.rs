@@ -25,6 +25,9 @@ pub struct ClusterSite {
     /// The component that the image of the servers is pushed by; `None` if it is there already.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_from: Option<ComponentName>,
+    /// The account at the registry that nodes pull its images with; `None` pulls with the credentials of the nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry: Option<RegistryAccount>,
     /// How a release replaces the previous one.
     pub rollout: Strategy,
     /// The Secret with the TLS certificate and key, if it exists already; otherwise one is created.
@@ -71,6 +74,7 @@ impl ClusterSite {
             namespace: namespace.into(),
             settings: ClusterAccess::default(),
             image_from: None,
+            registry: None,
             rollout: Strategy::Rolling,
             certificate: None,
             postgres: None,
@@ -88,6 +92,31 @@ impl ClusterSite {
             node_autoscaler: None,
         }
     }
+}
+
+/// The password of a registry among the secrets of a site.
+pub const REGISTRY_PASSWORD: &str = "registry-password";
+
+/// An account at a registry of images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistryAccount {
+    /// The registry as images name it, or a part of it: `registry.example.com/team`.
+    pub address: String,
+    /// The name of the user.
+    pub user: String,
+    /// The component with its [`REGISTRY_PASSWORD`].
+    pub secrets: ComponentName,
+}
+
+/// Whether an image is in a registry, or in a part of it. As for kubelets, an image without a host is on Docker Hub.
+pub fn is_in_registry(image: &str, address: &str) -> bool {
+    let image = match image.split_once('/') {
+        Some(("index.docker.io", name)) => format!("docker.io/{name}"),
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => image.to_owned(),
+        Some(_) => format!("docker.io/{image}"),
+        None => format!("docker.io/library/{image}"),
+    };
+    image.strip_prefix(address).is_some_and(|rest| rest.starts_with('/'))
 }
 
 /// What nodes without GPU are chosen by; with nothing set, the provider's smallest size that a pod fits on.
@@ -620,5 +649,23 @@ pub struct Toleration {
 impl Default for Toleration {
     fn default() -> Self {
         Self { key: None, operator: TolerationOperator::Equal, value: None, effect: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_without_a_host_are_in_the_registry_of_docker_hub() {
+        for image in ["team/textnlp:1", "docker.io/team/textnlp:1", "index.docker.io/team/textnlp:1"] {
+            assert!(is_in_registry(image, "docker.io") && is_in_registry(image, "docker.io/team"), "{image}");
+            assert!(!is_in_registry(image, "docker.io/te") && !is_in_registry(image, "team"), "{image}");
+        }
+        assert!(is_in_registry("textnlp:1@sha256:ab", "docker.io/library"));
+        for host in ["r.example.com", "r:5000", "localhost"] {
+            let image = format!("{host}/team/textnlp:1");
+            assert!(is_in_registry(&image, host) && !is_in_registry(&image, "docker.io"), "{image}");
+        }
     }
 }

@@ -89,6 +89,7 @@ const KUBERNETES: &[Capability] = &[
     Optional(Setting::PrivateAuthority),
     Optional(Setting::Proxy),
     Optional(Setting::Registry),
+    Optional(Setting::RegistryPassword),
     Optional(Setting::Subnets),
     Optional(Setting::Tags),
     Optional(Setting::WebApplicationFirewall),

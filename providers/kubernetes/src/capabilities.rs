@@ -44,12 +44,16 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Optional(Setting::NetworkPolicies),
             Optional(Setting::PrivateAuthority),
             Optional(Setting::Proxy),
+            Optional(Setting::RegistryPassword),
             Optional(Setting::Tags),
             Optional(Setting::WebApplicationFirewall),
         ],
         refused: &[
             ("registry.existing", "the registry is yours"),
-            ("registry.url", "the registry is yours: `sites[].cluster.image` names the image"),
+            (
+                "registry.url",
+                "the registry is yours: `sites[].cluster.image` names the image; for an account, set `registry.password` too",
+            ),
         ],
     }],
     site_records: None,

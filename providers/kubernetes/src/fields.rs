@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::manifest::PLAIN;
+use crate::manifest::{PLAIN, REGISTRY};
 
 /// One difference between a live object and the wanted one.
 #[derive(Debug, Clone, PartialEq)]
@@ -315,9 +315,9 @@ fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
     a == b || (is_empty(a) && is_empty(b))
 }
 
-/// References to outputs and secrets are atomic, and so is a plain value in a Secret.
+/// References to outputs and secrets are atomic, and so are a plain value and an account at a registry in a Secret.
 fn is_one_value(fields: &Map<String, Value>) -> bool {
-    const MARKS: [&str; 3] = ["$output", "$secret", PLAIN];
+    const MARKS: [&str; 4] = ["$output", "$secret", PLAIN, REGISTRY];
     fields.is_empty() || MARKS.iter().any(|mark| fields.contains_key(*mark))
 }
 
@@ -367,6 +367,26 @@ mod tests {
         check(seen(2), json!({}), &own("kubectl-edit", ""), &contested("kubectl-edit"));
         check(seen(3), json!({}), &own("kube-controller-manager", "scale"), &taken("kube-controller-manager"));
         check(seen(3), json!({}), &own("kubectl", "scale"), &taken("kubectl"));
+    }
+
+    /// OpenShift writes a name of its own into the pull secrets of each service account, a list without a merge
+    /// strategy (report openshift/openshift-controller-manager#306).
+    #[test]
+    fn pull_secrets_of_an_account_are_contested_when_they_are_added_and_taken_later() {
+        let account = |names: &[&str]| {
+            let names: Vec<Value> = names.iter().map(|name| json!({ "name": name })).collect();
+            json!({ "kind": "ServiceAccount", "imagePullSecrets": names })
+        };
+        let (ours, theirs) = (json!({ "f:kind": {} }), json!({ "f:imagePullSecrets": {} }));
+        let manager = "openshift-controller-manager";
+        let others = [(manager, "", theirs)];
+        let live = account(&["textnlp-api-dockercfg-x"]);
+        let contested = [("imagePullSecrets", FieldOwner::Contested(manager.to_owned()))];
+        check([account(&["textnlp-registry"]), account(&[]), live], ours.clone(), &others, &contested);
+        let (wanted, live) =
+            (account(&["textnlp-registry"]), account(&["textnlp-registry", "textnlp-api-dockercfg-x"]));
+        let taken = [("imagePullSecrets", FieldOwner::Taken(manager.to_owned()))];
+        check([wanted.clone(), wanted, live], ours, &others, &taken);
     }
 
     #[test]

@@ -14,6 +14,9 @@ use crate::table::{API_SERVICE, Row};
 pub(crate) const FIELDS: &str = "fields";
 /// Marks a value in a Secret that is not secret: `{"$plain": "textnlp"}`.
 pub(crate) const PLAIN: &str = "$plain";
+/// Marks the account at a registry: `{"$registry": "r.example.com", "username": "ci", "password": {"$secret": …}}`. In a Secret it is
+/// the file of [`docker_config`].
+pub(crate) const REGISTRY: &str = "$registry";
 /// The label of a ConfigMap whose texts are outputs, one per key.
 pub(crate) const CARRIED: &str = "textnlp-carried";
 /// The placeholder for a value in a Secret that the deployment does not own.
@@ -48,12 +51,24 @@ pub(crate) async fn applied(
                 *value = Value::from(base64::engine::general_purpose::STANDARD.encode(word));
                 continue;
             }
-            let Some(reference) = SecretRef::from_value(value) else {
+            let registry = value.get(REGISTRY).and_then(Value::as_str).map(str::to_owned);
+            let Some(reference) = SecretRef::from_value(if registry.is_some() { &value["password"] } else { &*value })
+            else {
                 return Err(invalid(format!("`data.{key}` is not a reference to a secret")));
             };
             let secret = secrets.get(&reference).await?;
-            *value = Value::from(base64::engine::general_purpose::STANDARD.encode(secret.expose()));
-            versions.insert(key.clone(), json!(reference));
+            let Some(registry) = registry else {
+                *value = Value::from(base64::engine::general_purpose::STANDARD.encode(secret.expose()));
+                versions.insert(key.clone(), json!(reference));
+                continue;
+            };
+            let Some(password) = secret.expose_text() else {
+                return Err(invalid(format!("the password of `{registry}` is not UTF-8")));
+            };
+            let user = value["username"].as_str().unwrap_or_default();
+            let file = docker_config(&registry, user, password);
+            versions.insert(key.clone(), value.clone());
+            *value = Value::from(base64::engine::general_purpose::STANDARD.encode(file));
         }
     } else if !op.spec.secrets().is_empty() {
         return Err(invalid("a secret is in a field that the API server does not treat as secret".to_owned()));
@@ -80,6 +95,13 @@ pub(crate) async fn applied(
         return Err(invalid(format!("the object is larger than {LARGEST} bytes, the limit of a cluster")));
     }
     Ok(manifest)
+}
+
+/// The file by which a kubelet signs in to a registry, with the members that `kubectl create secret docker-registry` writes
+/// (<https://kubernetes.io/docs/concepts/containers/images/#config-json>).
+fn docker_config(registry: &str, user: &str, password: &str) -> String {
+    let basic = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+    json!({ "auths": { (registry): { "username": user, "password": password, "auth": basic } } }).to_string()
 }
 
 /// The manifest that releases all fields of an object: it contains only the object's identity.

@@ -45,7 +45,7 @@ impl Sites {
              traffic: {{ mode: gateway, port: {}, metrics_port: {}, weights: {{ aws-primary: 100, gcp-secondary: 0 }} }}\n\
              replication: {{ database: {{ mode: streaming, max_lag: 5s }} }}\n\
              dr: {{ mode: automatic, witness: {{ provider: onprem, region: local }}, rpo: 5m, rto: 15m, failback: automatic, drill: live }}\n\
-             scaling: {{ min: 2 }}\ncluster: {{ namespace: {namespace}, restricted: true }}\nbackup: {{ enabled: false }}\n{user}",
+             scaling: {{ min: 2 }}\ncluster: {{ namespace: {namespace} }}\nbackup: {{ enabled: false }}\n{user}",
             site("aws-primary", "primary", "us-east-1", clusters[0]),
             site("gcp-secondary", "secondary", "europe-west4", clusters[1]),
             sandbox.port,

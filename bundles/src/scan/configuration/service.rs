@@ -302,21 +302,6 @@ pub(super) const CHECKS: &[Check] = &[
         },
     },
     Check {
-        id: "pods-unrestricted",
-        severity: Severity::Medium,
-        title: "The cluster accepts privileged pods",
-        reason: "A compromised pod can then become root on its node, and reach other nodes from there.",
-        fix: "set `cluster.restricted: true`",
-        passes: "environment: a\nphase: pilot\ncluster: { restricted: true }",
-        fails: "environment: a\nphase: pilot\ncluster: { restricted: false }",
-        find: |document, hits| {
-            let open = document.value.pointer("/cluster/restricted") == Some(&Value::Bool(false));
-            if document.of == DocumentKind::Environment && !document.in_development() && open {
-                hits.at("cluster.restricted");
-            }
-        },
-    },
-    Check {
         id: "certificate-long-lived",
         severity: Severity::Low,
         title: "Certificates are valid for longer than 398 days",

@@ -476,9 +476,6 @@ pub struct Existing {
     /// A registry of images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry: Option<String>,
-    /// A monitoring workspace.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub monitoring: Option<String>,
 }
 
 impl Existing {

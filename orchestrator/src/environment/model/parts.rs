@@ -116,8 +116,6 @@ section! {
         /// The maximum number of connections.
         #[schemars(range(min = 1, max = 10_000))]
         pub max_connections: u32 = 100,
-        /// The memory limit.
-        pub max_size: Bytes = Bytes(64 << 20),
         /// An existing cache, by its id.
         pub existing: Option<String> = None,
     }
@@ -218,8 +216,6 @@ section! {
         /// The size of the nodes without GPU of a cluster that is created; if unset, `small`, or the smallest one with room for a pod of
         /// the servers if it cannot run there. `sites[].instance_type` names a machine type instead.
         pub node_size: Option<NodeSize> = None,
-        /// Whether pods run under the restricted security profile.
-        pub restricted: bool = true,
     }
 }
 
@@ -232,8 +228,6 @@ section! {
         pub existing: Option<String> = None,
         /// Existing subnets, by their ids.
         pub subnets: Vec<String> = Vec::new(),
-        /// Ports that the firewall opens in addition to the API's.
-        pub open_ports: Vec<u16> = Vec::new(),
         /// Whether a web application firewall protects the API.
         pub waf: bool = false,
         /// Whether network policies limit the connections of pods. If unset: from phase pilot on.
@@ -278,12 +272,30 @@ section! {
 section! {
     /// The registry of images.
     pub struct RegistrySettings {
-        /// Its address; if unset, the images in the bundle are used.
+        /// Its address. Without a password, a registry of the site's cloud: `up` pushes the image of this program there
+        /// unless `sites[].cluster.image` names one. With a password, your own.
         pub url: Option<String> = None,
         /// An existing registry, by its id.
         pub existing: Option<String> = None,
-        /// The password of the registry.
+        /// The user of the account at your registry that nodes of a cluster pull images with.
+        pub user: Option<String> = None,
+        /// The password of that account.
         pub password: Option<SecretSource> = None,
+    }
+}
+
+impl RegistrySettings {
+    /// The address of a registry of the site's cloud. One with an account is yours: nothing is created in it or pushed to it.
+    pub fn of_cloud(&self) -> Option<&str> {
+        self.url.as_deref().filter(|_| self.password.is_none())
+    }
+
+    /// The registry as images name it: `registry.example.com/team`.
+    pub fn address(&self) -> Option<&str> {
+        let url = self.url.as_deref()?;
+        let address = url.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
+        // The address of `docker login`. Images name that registry `docker.io`, and kubelets match by their names.
+        Some(if matches!(address, "index.docker.io" | "index.docker.io/v1") { "docker.io" } else { address })
     }
 }
 
@@ -292,10 +304,6 @@ section! {
     pub struct MonitoringSettings {
         /// Whether scrape targets, alert rules and a dashboard are created, for a cluster's Prometheus operator or a cloud's own monitoring.
         pub stack: bool = false,
-        /// The retention of metrics.
-        pub retention: Span = Span::seconds(15 * 86_400),
-        /// An existing monitoring system, by its id.
-        pub existing: Option<String> = None,
         /// Alert receivers, by name.
         pub receivers: BTreeMap<String, UrlSource> = BTreeMap::new(),
         /// Alert thresholds.

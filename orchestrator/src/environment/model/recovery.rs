@@ -54,8 +54,6 @@ section! {
         pub managed_certificate: bool = false,
         /// Traffic weights by site; a standby has 0 until a failover.
         pub weights: BTreeMap<String, u32> = BTreeMap::new(),
-        /// The path of external health checks; only `/health` is supported.
-        pub health_path: String = "/health".to_owned(),
         /// The TTL of DNS records.
         pub ttl: Span = Span::seconds(60),
     }

@@ -1,7 +1,7 @@
 //! Checks of a site's cluster: access, ingress, auxiliary pods and scheduling.
 
 use textnlp_net::network::Network;
-use textnlp_provider::cluster::METADATA_SERVICES;
+use textnlp_provider::cluster::{METADATA_SERVICES, is_in_registry};
 
 use super::super::model::*;
 use super::super::units::cut;
@@ -58,6 +58,54 @@ impl Checker<'_> {
                     "pods fetch models through it, and a proxy address from a secret is not supported in pods yet";
                 let fix = "write the address of a proxy that asks for no password: `http://PROXY:3128`";
                 self.error(&format!("network.proxy.{field}"), cause, fix);
+            }
+        }
+    }
+
+    /// The account at a registry, with which nodes pull the images of clusters.
+    pub(super) fn registry(&mut self) {
+        let e = self.environment;
+        let RegistrySettings { url, existing, user, password } = &e.registry;
+        let whole = "write `registry: { url: HOST, user: USER, password: secret:env:NAME }`, or remove it";
+        match (user, password) {
+            (None, None) => return,
+            (Some(_), None) => {
+                return self.error("registry.user", "it has no effect without `registry.password`", whole);
+            }
+            (None, Some(_)) => self.error("registry.password", "the account at the registry has no user", whole),
+            (Some(user), Some(_)) => {
+                // Both are sent as `USER:PASSWORD` (RFC 7617).
+                if user.is_empty() || user.contains(|c: char| c == ':' || c.is_control()) {
+                    let cause = format!("`{}` is not the name of a user", cut(user));
+                    self.error("registry.user", cause, "write a name without `:`");
+                }
+            }
+        }
+        let Some(address) = e.registry.address() else {
+            let cause = "it is not set, and the account needs the address of its registry";
+            return self.error("registry.url", cause, whole);
+        };
+        let host = address.split('/').next().unwrap_or_default();
+        // A kubelet would take `*` as a pattern, and send the password to other hosts too.
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-._:/".contains(c);
+        if host.is_empty() || !address.chars().all(is_plain) {
+            let cause = format!("`{}` is not the address of a registry", cut(url.as_deref().unwrap_or_default()));
+            self.error("registry.url", cause, "write `HOST`, `HOST:PORT` or `HOST/PATH`, as images name it");
+        }
+        if existing.is_some() || e.sites.iter().any(|site| site.existing.registry.is_some()) {
+            let cause = "an existing registry of a cloud is used with the credentials of the nodes";
+            self.error("registry.existing", cause, "remove it, or remove `registry.user` and `registry.password`");
+        }
+        for (i, site) in e.sites.iter().enumerate().filter(|(_, site)| site.is_in_cluster()) {
+            let access = &site.cluster;
+            let analytics = access.analytics.as_ref().and_then(|analytics| analytics.image.as_ref());
+            let images = [&access.image, &access.database_image, &access.models.reference];
+            let mut images = images.into_iter().flatten().chain(analytics);
+            if !images.any(|image| is_in_registry(image, address)) {
+                let cause =
+                    format!("no image of the site is in `{}`, so nodes do not use the account there", cut(address));
+                let fix = format!("write an image such as `{}/textnlp:VERSION@sha256:…`", cut(address));
+                self.warn(&format!("sites[{i}].cluster.image"), cause, fix);
             }
         }
     }

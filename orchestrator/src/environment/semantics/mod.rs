@@ -62,6 +62,7 @@ pub(crate) fn check(environment: &Environment, tree: &Node, catalogue: &Catalogu
     let mut meaning = Checker { environment, tree, problems };
     meaning.sites();
     meaning.proxy_of_pods();
+    meaning.registry();
     meaning.ports();
     meaning.models();
     meaning.server();

@@ -103,8 +103,7 @@ impl Checker<'_> {
 /// Everything that the environment asks of a provider, with the value as the operator wrote it. A setting at its default asks nothing:
 /// environments in bundles have every default written out.
 fn requested(e: &Environment) -> Vec<(Capability, String)> {
-    let (rollout, traffic, monitoring) =
-        (Rollout::default(), TrafficSettings::default(), MonitoringSettings::default());
+    let (rollout, traffic) = (Rollout::default(), TrafficSettings::default());
     let gpus = e.sites.iter().filter_map(|site| site.gpu.as_ref()).chain([&e.gpu]);
     let gpu = gpus.map(|gpu| gpu.size).find(|size| *size != GpuSize::None);
     let choices = [
@@ -145,9 +144,6 @@ fn requested(e: &Environment) -> Vec<(Capability, String)> {
             Setting::BackupSize => e.backup.size.map(|size| size.to_string()),
             Setting::PointInTimeRecovery => e.backup.point_in_time.map(|span| span.to_string()),
             Setting::BillingExport => e.budget.billing_export.clone(),
-            Setting::CacheSize => {
-                (e.cache.max_size != CacheSettings::default().max_size).then(|| e.cache.max_size.to_string())
-            }
             Setting::ClusterAccess => list(e.cluster.access.iter().map(|one| one.identity.clone()).collect()),
             Setting::ClusterNetworks => {
                 let networks = e.cluster.allow_from.as_ref();
@@ -158,7 +154,6 @@ fn requested(e: &Environment) -> Vec<(Capability, String)> {
                 (nodes > 1).then(|| nodes.to_string())
             }
             Setting::NodeSize => e.cluster.node_size.map(|size| size.to_string()),
-            Setting::UnrestrictedPods => (!e.cluster.restricted).then(|| "false".to_owned()),
             Setting::ClusterVersion => e.cluster.version.clone(),
             Setting::DatabaseReplica => e.database.replica_region.clone(),
             Setting::GpuAutoscaling => {
@@ -180,11 +175,8 @@ fn requested(e: &Environment) -> Vec<(Capability, String)> {
             // A limit without a receiver raises no alert.
             Setting::AlertLimits => list(alert_limits(limits)).filter(|_| !notified),
             Setting::AlertReceivers => list(e.monitoring.receivers.keys().cloned().collect()),
-            Setting::ExistingMonitoring => existing(|of| of.monitoring.as_ref(), &e.monitoring.existing),
-            Setting::MetricsRetention => changed(e.monitoring.retention, monitoring.retention),
             Setting::MonitoringStack => is_on(e.monitoring.stack),
             Setting::AddressRange => e.network.cidr.clone(),
-            Setting::OpenPorts => list(e.network.open_ports.iter().map(ToString::to_string).collect()),
             // The default of a phase applies only where there are pods.
             Setting::NetworkPolicies => is_on(e.network.policies == Some(true)),
             Setting::PrivateAuthority => e.network.private_ca.clone(),
@@ -196,7 +188,7 @@ fn requested(e: &Environment) -> Vec<(Capability, String)> {
             Setting::WebApplicationFirewall => is_on(e.network.waf),
             Setting::ExistingRegistry => existing(|of| of.registry.as_ref(), &e.registry.existing),
             Setting::RegistryPassword => e.registry.password.as_ref().map(ToString::to_string),
-            Setting::Registry => e.registry.url.clone(),
+            Setting::Registry => e.registry.of_cloud().map(str::to_owned),
             // Only a rollout in steps waits.
             Setting::RolloutBake => {
                 changed(e.rollout.bake, rollout.bake).filter(|_| e.rollout.strategy == Strategy::Rolling)
@@ -212,9 +204,6 @@ fn requested(e: &Environment) -> Vec<(Capability, String)> {
             Setting::Tags => list(e.tags.keys().cloned().collect()),
             Setting::ExistingZone => existing(|of| of.zone.as_ref(), &e.traffic.existing),
             Setting::ManagedCertificate => e.traffic.managed_certificate.then(|| "true".to_owned()),
-            Setting::HealthPath => {
-                (e.traffic.health_path != traffic.health_path).then(|| e.traffic.health_path.clone())
-            }
             // The records of a zone have a lifetime.
             Setting::DnsTtl => changed(e.traffic.ttl, traffic.ttl).filter(|_| e.dns.is_none()),
         }

@@ -88,9 +88,6 @@ impl Checker<'_> {
                 "write one such as `textnlp.example.com`",
             );
         }
-        if !e.traffic.health_path.starts_with('/') {
-            self.error("traffic.health_path", "a path begins with a slash", "write `/health`");
-        }
     }
 
     pub(super) fn recovery(&mut self, catalogue: &Catalogue) {

@@ -105,7 +105,7 @@ pub(super) const MULTI_REGION: &[Indicator] = &[
     alert("replication", "replication", "a site lags by more than `replication.database.max_lag` (5 s)"),
     metric("data at risk", "textnlp_rpo_seconds", "above `dr.rpo` (300 s)"),
     metric("traffic", "textnlp_site_weight", "0 for a site that should have traffic"),
-    metric("DNS records", "textnlp_dns_current", "0, with `traffic.mode: dns`"),
+    metric("DNS records", "textnlp_dns_current", "0, with `dns`"),
     BACKUPS,
 ];
 

@@ -91,6 +91,7 @@ const DETAILS: &[&str] = &[
     "gpu.per_machine",
     "gpu.spot",
     "network.existing",
+    "registry.user",
     "rollout.first_share",
     "rollout.prometheus.",
     "rollout.queries[].",
@@ -107,7 +108,6 @@ const DETAILS: &[&str] = &[
     "sites[].existing.cluster",
     "sites[].existing.database",
     "sites[].existing.key",
-    "sites[].existing.monitoring",
     "sites[].existing.network",
     "sites[].existing.registry",
     "sites[].existing.role",
@@ -166,9 +166,9 @@ fn provider_without_capabilities_is_refused_every_setting() {
     let capabilities = Capabilities { runtimes, ..Capabilities::default() };
     let mut catalogue = Catalogue::default();
     catalogue.providers.insert("onprem".to_owned(), Offer { capabilities, ..Offer::default() });
-    let asked = "network: { waf: true, policies: true, cidr: 10.0.0.0/16, subnets: [a], open_ports: [9000] }\n\
-                 features: { a: true }\ntags: { team: a }\ncluster: { restricted: false, version: \"1.30\", max_nodes: 2, node_size: large, allow_from: [], access: [{ identity: ann, level: view }] }\n\
-                 scaling: { max: 3, cpu: 70 }\nbackup: { enabled: true }\nmonitoring: { stack: true, retention: 30d }\n\
+    let asked = "network: { waf: true, policies: true, cidr: 10.0.0.0/16, subnets: [a] }\n\
+                 features: { a: true }\ntags: { team: a }\ncluster: { version: \"1.30\", max_nodes: 2, node_size: large, allow_from: [], access: [{ identity: ann, level: view }] }\n\
+                 scaling: { max: 3, cpu: 70 }\nbackup: { enabled: true }\nmonitoring: { stack: true }\n\
                  storage: { model_folder: /models, replicate_to: eu-west-1 }\ngpu: { size: small, max: 2, machines: [a], upgrade: surge }\ndatabase: { kind: postgres, hosting: managed, replica_region: eu-west-1 }\ncache: { kind: redis, hosting: managed }\n\
                  maintenance: { day: sunday, at: \"03:00\", hours: 4 }\n\
                  budget: { billing_export: my-project.costs.gcp_billing_export_v1_A }\n";
@@ -182,7 +182,6 @@ fn provider_without_capabilities_is_refused_every_setting() {
         "cluster.allow_from",
         "cluster.max_nodes",
         "cluster.node_size",
-        "cluster.restricted",
         "cluster.version",
         "database.kind",
         "database.replica_region",
@@ -192,10 +191,8 @@ fn provider_without_capabilities_is_refused_every_setting() {
         "gpu.size",
         "gpu.upgrade",
         "maintenance",
-        "monitoring.retention",
         "monitoring.stack",
         "network.cidr",
-        "network.open_ports",
         "network.policies",
         "network.subnets",
         "network.waf",

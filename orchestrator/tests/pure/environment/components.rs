@@ -575,6 +575,32 @@ fn existing_objects_are_assigned_to_their_components() {
 }
 
 #[test]
+fn account_at_a_registry_reaches_sites_in_clusters_only_and_nothing_is_pushed_to_it() {
+    let text = GOOD.replace("name: here, provider: onprem", "name: here, provider: onprem, runtime: kubernetes");
+    let account = "registry: { url: \"https://r.example.com/team/\", user: ci, password: \"secret:env:PULL\" }\n";
+    let of = |text: &str| {
+        let overrides =
+            Overrides { variables: [("PULL".to_owned(), "hunter2".to_owned())].into(), ..Overrides::default() };
+        let environment = load(text, &overrides, &Catalogue::default()).unwrap().environment;
+        let given = [("secret:env:PULL".to_owned(), "5eed12".to_owned())].into();
+        let artifacts = Artifacts { given, image: Some("1.0-a@sha256:1".to_owned()), ..artifacts() };
+        let release = Release::resolve(&environment, &artifacts);
+        assert!(release.lock.images.is_empty(), "{:?}", release.lock.images);
+        let (site, parts) = components(&environment, &release).remove(0);
+        assert!(parts.iter().all(|part| part.name.as_str() != "registry"));
+        let secrets = parts.iter().find(|part| part.name.as_str() == "secrets").unwrap();
+        (site.cluster.and_then(|cluster| cluster.registry), json!(secrets.part)["secrets"]["given"].clone())
+    };
+    let (registry, given) = of(&format!("{text}{account}"));
+    let wanted = json!({ "address": "r.example.com/team", "user": "ci", "secrets": "secrets" });
+    assert_eq!(json!(registry), wanted);
+    assert_eq!(given, json!({ "registry-password": { "source": "secret:env:PULL", "version": "5eed12" } }));
+    let (registry, given) = of(&format!("{GOOD}{account}"));
+    assert!(registry.is_none() && given.get("registry-password").is_none(), "{given}");
+    assert_eq!(of(&text).0, None);
+}
+
+#[test]
 fn the_size_of_nodes_is_for_the_clusters_that_are_created() {
     let sets = ["traffic.existing=Z1", "sites[2].cluster.address=https://192.0.2.7:8443", "cluster.node_size=large"];
     let overrides = Overrides { sets: sets.map(str::to_owned).into(), ..Overrides::default() };

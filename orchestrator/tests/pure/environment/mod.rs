@@ -585,19 +585,17 @@ fn unsupported_provider_settings_are_refused_by_name() {
     );
     // A setting that is written out at its default asks nothing.
     check(
-        "rollout: { bake: 10m, deadline: 1h }\ntraffic: { ttl: 60, health_path: /health }\nmonitoring: { retention: 15d, alerts: { disk: 90 } }\n",
+        "rollout: { bake: 10m, deadline: 1h }\ntraffic: { ttl: 60 }\nmonitoring: { alerts: { disk: 90 } }\n",
         expect![[r#""#]],
     );
     check(
-        "rollout: { bake: 5m, deadline: 2h }\ntraffic: { ttl: 5, health_path: /ready }\nmonitoring: { retention: 30d, alerts: { disk: 70, memory: 70 } }\n\
+        "rollout: { bake: 5m, deadline: 2h }\ntraffic: { ttl: 5 }\nmonitoring: { alerts: { disk: 70, memory: 70 } }\n\
          gpu: { size: small }\nnetwork: { waf: true, cidr: 10.0.0.0/16 }\n",
         expect![[r#"
             mine.yaml:5:18: not yet: `rollout.bake`: provider `onprem` does not support this setting (`5m`): only canary and blue-green releases wait; remove it
             mine.yaml:5:32: not yet: `rollout.deadline`: provider `onprem` does not support this setting (`2h`): only canary and blue-green releases have a deadline; remove it
             mine.yaml:6:17: not yet: `traffic.ttl`: provider `onprem` does not support this setting (`5s`): only records of `dns` get another TTL; remove it
-            mine.yaml:6:33: not yet: `traffic.health_path`: provider `onprem` does not support this setting (`/ready`): health checks always request `/health`; remove it
-            mine.yaml:7:26: not yet: `monitoring.retention`: provider `onprem` does not support this setting (`30d`): the Prometheus that collects the metrics decides how long it keeps them; remove it
-            mine.yaml:7:39: not yet: `monitoring.alerts`: provider `onprem` does not support this setting (`memory, disk`): without a receiver or `monitoring.stack` there is no alert; remove it
+            mine.yaml:7:23: not yet: `monitoring.alerts`: provider `onprem` does not support this setting (`memory, disk`): without a receiver or `monitoring.stack` there is no alert; remove it
             mine.yaml:8:14: not yet: `gpu.size`: provider `onprem` does not support GPUs of size `small`: the GPUs of machines are no parts of an environment; remove it
             mine.yaml:9:17: not yet: `network.waf`: provider `onprem` does not support this setting (`true`): the web application firewall is part of an ingress in a cluster; remove it
             mine.yaml:9:29: not yet: `network.cidr`: provider `onprem` does not support this setting (`10.0.0.0/16`): no network is created here; remove it"#]],
@@ -848,6 +846,8 @@ fn each_validation_rule_has_its_own_message() {
     const DOMAIN: &str = "traffic: { domain: text.example.com }\n";
     let there = |ingress: &str| site(&format!("runtime: kubernetes, cluster: {{ ingress: {{ {ingress} }} }}"));
     let within = |settings: &str| site(&format!("runtime: kubernetes, cluster: {{ {settings} }}"));
+    let registry =
+        |account: &str| within("image: \"r.example.com/team/textnlp:1\"") + &format!("registry: {{ {account} }}\n");
     let two = |second: &str, more: &str| {
         GOOD.replace(
             "provider: onprem }",
@@ -923,6 +923,19 @@ fn each_validation_rule_has_its_own_message() {
         (within("analytics: { image: a, spot: often }"), "`often` is not one of `never`, `prefer`, `only`"),
         (within("models: { kind: node }"), "needs a `hostPath` volume, which the restricted profile of the namespace refuses"),
         (within("models: { kind: image }"), "no image with the models is configured"),
+        (registry("url: r.example.com, user: ci"), "`registry.user`: it has no effect without `registry.password`"),
+        (registry("url: r.example.com, password: secret:env:PATH"), "`registry.password`: the account at the registry has no user"),
+        (registry("url: r.example.com, user: 'ci:x', password: secret:env:PATH"), "`registry.user`: `ci:x` is not the name of a user"),
+        (registry("url: r.example.com, user: '', password: secret:env:PATH"), "`registry.user`: `` is not the name of a user"),
+        (registry("user: ci, password: secret:env:PATH"), "`registry.url`: it is not set, and the account needs the address of its registry"),
+        (registry("url: 'https://', user: ci, password: secret:env:PATH"), "`registry.url`: `https://` is not the address of a registry"),
+        (registry("url: '*.example.com', user: ci, password: secret:env:PATH"), "`registry.url`: `*.example.com` is not the address of a registry"),
+        (registry("url: r.example.com, existing: a, user: ci, password: secret:env:PATH"), "an existing registry of a cloud is used with the credentials of the nodes"),
+        (registry("url: r.example.com/te, user: ci, password: secret:env:PATH"), "warning: `sites[0].cluster.image`: no image of the site is in `r.example.com/te`"),
+        (registry("url: 'https://index.docker.io/v1/', user: ci, password: secret:env:PATH"), "no image of the site is in `docker.io`"),
+        (registry("url: index.docker.io/v1, user: ci, password: secret:env:PATH"), "no image of the site is in `docker.io`"),
+        (registry("url: index.docker.io, user: ci, password: secret:env:PATH"), "no image of the site is in `docker.io`"),
+        (registry("url: r.example.com, user: ci, password: hunter2"), "this is a secret in plain text"),
         (within("models: { kind: claim, reference: a }"), "it has no effect with `kind: claim`"),
         (within("models: { size: 1GiB }"), "it has no effect with `kind: pod`"),
         (within("models: { kind: claim, storage_class: A_b }"), "`A_b` is not the name of an object"),
@@ -1034,7 +1047,8 @@ fn each_validation_rule_has_its_own_message() {
             "not yet: `sites[1].existing.zone`: the records of several sites are in one zone, that of the primary",
         ),
         (two(STANDBY, &zone("192.0.2.53", ", existing: Z1")), "the witness updates the same name with `dns`"),
-        (plus("traffic: { health_path: health }"), "a path begins with a slash"),
+        (plus("traffic: { health_path: /health }"), "`health_path` is not a key of `traffic`"),
+        (plus("monitoring: { existing: a }"), "`existing` is not a key of `monitoring`"),
         (plus("dr: { failback: automatic }"), "failback has no effect without failover"),
         (plus("replication: { database: { mode: streaming } }"), "there is no second site to replicate to"),
         (
@@ -1167,6 +1181,14 @@ fn each_validation_rule_has_its_own_message() {
     }
     assert_eq!(said(load(GOOD, &Overrides::default(), &Catalogue::default())), "");
     assert!(!said(load(&asked(URL, QUERY), &Overrides::default(), &Catalogue::default())).contains("rollout"));
+    let hub = "registry: { url: docker.io, user: ci, password: secret:env:PATH }\n";
+    for (image, is_warned) in
+        [("team/textnlp:1", false), ("docker.io/team/textnlp:1", false), ("r.example.com/a:1", true)]
+    {
+        let text = within(&format!("image: \"{image}\"")) + hub;
+        let said = said(load(&text, &Overrides::default(), &Catalogue::default()));
+        assert_eq!(said.contains("no image of the site is in"), is_warned, "{image}: {said}");
+    }
 }
 
 /// Readers copy the environments of the guides.

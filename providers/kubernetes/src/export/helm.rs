@@ -47,7 +47,7 @@ pub(super) fn files(site: &SiteObjects, environment: &str) -> Result<Vec<ExportF
 
 /// The name of a Secret's key among the values: `jwt-key.pem` becomes `jwtKeyPem`.
 pub(super) fn value_name(key: &str) -> String {
-    let mut words = key.split(['-', '.']).map(str::to_owned);
+    let mut words = key.split(['-', '.']).filter(|word| !word.is_empty()).map(str::to_owned);
     let first = words.next().unwrap_or_default();
     words.fold(first, |all, word| {
         let (head, tail) = word.split_at(word.len().min(1));
@@ -407,5 +407,6 @@ mod tests {
         assert_eq!(value_name("jwt-key.pem"), "jwtKeyPem");
         assert_eq!(value_name("tls.crt"), "tlsCrt");
         assert_eq!(value_name("password"), "password");
+        assert_eq!(value_name(".dockerconfigjson"), "dockerconfigjson");
     }
 }

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::{ExportFile, SiteObjects, notes, yaml};
-use crate::lower::RECEIVERS_NAME;
+use crate::lower::{PULL_SECRET, RECEIVERS_NAME};
 
 pub(super) fn files(site: &SiteObjects, environment: &str) -> Result<Vec<ExportFile>, String> {
     let mut files = Vec::new();
@@ -23,7 +23,8 @@ pub(super) fn files(site: &SiteObjects, environment: &str) -> Result<Vec<ExportF
             let mut made =
                 json!({ "name": secret.name, "namespace": site.namespace, "type": secret.kind, "files": files });
             // CloudNativePG and the Prometheus operator refer to them by name in fields that Kustomize does not rewrite.
-            if secret.kind == "kubernetes.io/basic-auth" || secret.name == RECEIVERS_NAME {
+            let is_named = ["kubernetes.io/basic-auth", PULL_SECRET].contains(&secret.kind.as_str());
+            if is_named || secret.name == RECEIVERS_NAME {
                 made["options"] = json!({ "disableNameSuffixHash": true });
             }
             made

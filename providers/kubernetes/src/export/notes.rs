@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use textnlp_provider::{Controller, Delivery};
 
 use super::{FIRST_KEY, SiteObjects};
+use crate::lower::PULL_FILE;
 
 /// The comment at the head of the stream.
 pub(super) fn yaml(site: &SiteObjects, environment: &str) -> String {
@@ -159,6 +160,9 @@ fn making(site: &SiteObjects) -> String {
             "jwt-key.pem" => text += "openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out jwt-key.pem\n",
             "database-url" => {
                 text += "printf %s 'postgres://USER:PASSWORD@HOST:5432/textnlp?sslmode=verify-full' > database-url\n"
+            }
+            PULL_FILE => {
+                text += "printf %s '{\"auths\":{\"REGISTRY\":{\"username\":\"USER\",\"password\":\"PASSWORD\"}}}' > .dockerconfigjson\n";
             }
             "tls.crt" => {
                 text += "# tls.crt and tls.key: a certificate for the name that clients use, with its chain, and its key (cert-manager, your authority)\n"

@@ -35,8 +35,9 @@ impl Lowering<'_> {
             "port": HTTPS_PORT,
             "tls_secret": TLS_SECRET,
             "authority": OutputRef::new(authority, "ca_pem"),
+            "registry": self.registry(),
         });
-        self.object(account.clone(), Template::ServiceAccount, &inputs, []);
+        self.service_account(Some(account.clone()), ADAPTER);
         self.object(role.clone(), Template::AdapterRole, &inputs, []);
         self.object(binding.clone(), Template::RoleBinding, &inputs, [account.clone(), role]);
         self.object(trust.clone(), Template::AdapterTrust, &inputs, [account]);

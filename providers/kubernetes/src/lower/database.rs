@@ -1,7 +1,7 @@
 //! The database: an external one, or a PostgreSQL that CloudNativePG runs beside the servers, with its backups.
 
 use serde_json::{Value, json};
-use textnlp_provider::cluster::OwnPostgres;
+use textnlp_provider::cluster::{OwnPostgres, is_in_registry};
 use textnlp_provider::component::{Backup, Database, DatabaseAddress, DumpCopies, Egress, ManagedDumps, Postgres};
 use textnlp_provider::settings::Hosting;
 use textnlp_provider::{ComponentName, OutputRef, ResourceId};
@@ -9,7 +9,7 @@ use textnlp_provider::{ComponentName, OutputRef, ResourceId};
 use super::company::{download_env, private_authority};
 use super::images::postgres_image;
 use super::template::Template;
-use super::{ACCOUNT_OF_PODS, Lowering, PROGRAM, SECRETS};
+use super::{ACCOUNT_OF_PODS, Lowering, PROGRAM, REGISTRY_NAME, SECRETS};
 use crate::manifest::PLAIN;
 
 /// The name of the PostgreSQL cluster; CloudNativePG derives the names of its services and certificate authority from
@@ -151,11 +151,16 @@ impl Lowering<'_> {
         let data = json!({ "username": { PLAIN: OWNER }, "password": OutputRef::new(password, "secret") });
         let labels = json!({ (RELOADED): "true" });
         self.labelled_secret(owner.clone(), (OWNER_SECRET, "kubernetes.io/basic-auth"), &labels, &data, Vec::new());
+        // A pull secret that is added to a running cluster can stall the operator (report
+        // cloudnative-pg/cloudnative-pg#8370), so only an image that needs it gets one.
+        let is_private = self.registry().is_some_and(|address| is_in_registry(&image, address));
+        let pull_secret = self.pull_secret().filter(|_| is_private);
         let inputs = json!({
             "namespace": self.cluster.namespace,
             "name": POSTGRES,
             "instances": postgres.replicas.saturating_add(1),
             "image": image,
+            "pull_secret": pull_secret.as_ref().map(|_| REGISTRY_NAME),
             "version": own.version,
             "disk": disk(own.disk_bytes),
             "database": own.database,
@@ -164,7 +169,7 @@ impl Lowering<'_> {
             "owner_digest": OutputRef::new(owner.clone(), "digest"),
             "connections": postgres.connections.saturating_add(SPARE_CONNECTIONS),
         });
-        self.object(cluster, Template::Postgres, &inputs, [owner]);
+        self.object(cluster, Template::Postgres, &inputs, [owner].into_iter().chain(pull_secret));
     }
 
     /// The image of PostgreSQL, compatible with CloudNativePG; backups use the programs in it.
@@ -366,9 +371,9 @@ impl Lowering<'_> {
                 }
             }
             None => {
-                let inputs = json!({ "namespace": self.cluster.namespace, "name": BACKUP });
-                self.part_of_kind("account", Template::ServiceAccount, &inputs, []);
-                needs.extend(self.id(component.as_str(), "account"));
+                let account = self.id(component.as_str(), "account");
+                self.service_account(account.clone(), BACKUP);
+                needs.extend(account);
             }
         }
         if copies.egress.private_ca.is_some() {

@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use textnlp_provider::cluster::{ClusterAccess, ClusterSite, IngressKind};
+use textnlp_provider::cluster::{ClusterAccess, ClusterSite, IngressKind, REGISTRY_PASSWORD};
 use textnlp_provider::component::{
     CLUSTER_RECEIVERS, Cache, Certificate, ComponentSpec, MailAddresses, ModelStore, Monitoring, Network,
     ReceiverAddress, is_public_webhook, receiver_secret,
@@ -37,7 +37,7 @@ use textnlp_provider::{
 };
 
 use crate::canary::ACCOUNT;
-use crate::manifest::PLAIN;
+use crate::manifest::{PLAIN, REGISTRY};
 pub(crate) use database::POSTGRES;
 pub use database::{BACKUP, RESTORE};
 pub(crate) use gateway::AUTHORITY;
@@ -63,6 +63,11 @@ const SECRETS: &str = "/etc/textnlp-secrets";
 const SECRETS_NAME: &str = "textnlp-secrets";
 /// The Secret with the addresses of webhooks that get alerts.
 pub(crate) const RECEIVERS_NAME: &str = "textnlp-receivers";
+/// The Secret by which nodes sign in to the registry of the images, and the type of such Secrets.
+const REGISTRY_NAME: &str = "textnlp-registry";
+pub(crate) const PULL_SECRET: &str = "kubernetes.io/dockerconfigjson";
+/// The key of the file in it.
+pub(crate) const PULL_FILE: &str = ".dockerconfigjson";
 /// The ports in a pod; the environment sets the ports of the service. Requests reach the server over loopback only, from
 /// the gateway.
 const HTTP_PORT: u16 = 8080;
@@ -245,23 +250,53 @@ impl Lowering<'_> {
         if let Some(autoscaler) = &self.cluster.node_autoscaler {
             self.node_autoscaler(autoscaler);
         }
-        let inputs = json!({ "namespace": self.cluster.namespace, "name": ACCOUNT_OF_PODS });
-        self.part_of_kind("service-account", Template::ServiceAccount, &inputs, []);
+        self.registry_account();
+        self.service_account(self.id(CLUSTER, "service-account"), ACCOUNT_OF_PODS);
         if self.is_carried() {
+            self.service_account(self.id(CLUSTER, "rollout-account"), ACCOUNT);
             let inputs = json!({
                 "namespace": self.cluster.namespace,
                 "name": ACCOUNT,
                 "deployment": "textnlp-api",
                 "weighted": self.is_weighted(),
             });
-            for (part, template) in [
-                ("rollout-account", Template::ServiceAccount),
-                ("rollout-role", Template::Role),
-                ("rollout-binding", Template::RoleBinding),
-            ] {
+            for (part, template) in [("rollout-role", Template::Role), ("rollout-binding", Template::RoleBinding)] {
                 self.part_of_kind(part, template, &inputs, []);
             }
         }
+    }
+
+    /// The Secret with the account at the registry of the images.
+    fn registry_account(&mut self) {
+        let (Some(account), Some(id)) = (&self.cluster.registry, self.pull_secret()) else { return };
+        let Some(password) = self.id(account.secrets.as_str(), REGISTRY_PASSWORD) else { return };
+        let password = OutputRef::new(password, "secret");
+        let file = json!({ (REGISTRY): account.address, "username": account.user, "password": password });
+        self.secret(id, REGISTRY_NAME, PULL_SECRET, &json!({ (PULL_FILE): file }), Vec::new());
+    }
+
+    /// The registry of that account. Pods name it in an annotation, so that those without the account are replaced:
+    /// Kubernetes gives it to a pod only when the pod is created
+    /// (<https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/#serviceaccount-admission-controller>).
+    fn registry(&self) -> Option<&str> {
+        self.cluster.registry.as_ref().map(|account| account.address.as_str())
+    }
+
+    /// The id of the Secret with the account; `None` without an account.
+    fn pull_secret(&self) -> Option<ResourceId> {
+        self.cluster.registry.as_ref().and_then(|_| self.id(CLUSTER, "registry"))
+    }
+
+    /// A service account of the namespace. Kubernetes gives its Secret for images to each pod that is created with it.
+    fn service_account(&mut self, id: Option<ResourceId>, name: &str) {
+        let Some(id) = id else { return };
+        let pull_secret = self.pull_secret();
+        let inputs = json!({
+            "namespace": self.cluster.namespace,
+            "name": name,
+            "pull_secret": pull_secret.as_ref().map(|_| REGISTRY_NAME),
+        });
+        self.object(id, Template::ServiceAccount, &inputs, pull_secret);
     }
 
     /// The list of models, from which each pod fetches and verifies them.

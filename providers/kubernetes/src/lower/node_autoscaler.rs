@@ -21,6 +21,8 @@ impl Lowering<'_> {
             "provider": autoscaler.provider,
             "discovery": autoscaler.discovery,
             "variables": autoscaler.variables,
+            // Its image is public, and its namespace has no Secret for another one.
+            "pull_secret": null,
         });
         self.object(account.clone(), Template::ServiceAccount, &inputs, []);
         self.object(role.clone(), Template::NodeAutoscalerRole, &inputs, []);

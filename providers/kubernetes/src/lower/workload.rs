@@ -119,9 +119,9 @@ impl Lowering<'_> {
         let rights = identity.as_ref().and_then(|identity| self.id(workload.models.as_str(), &identity.part));
         // Jobs have another account: their containers get no credentials.
         let models_account = identity.as_ref().and_then(|_| {
-            let inputs = json!({ "namespace": self.cluster.namespace, "name": MODELS_ACCOUNT });
-            self.part_of_kind("models-account", Template::ServiceAccount, &inputs, []);
-            self.id(name.as_str(), "models-account")
+            let account = self.id(name.as_str(), "models-account");
+            self.service_account(account.clone(), MODELS_ACCOUNT);
+            account
         });
         let private_ca = self.private_ca(&workload.egress);
         if secret.get("database-url").is_some() {
@@ -145,12 +145,15 @@ impl Lowering<'_> {
         let before = before.chain(policies);
         let before = before.chain(private_ca.clone().filter(|_| authority == private_authority(&workload.egress)));
         let job = |name: &str, args: Value, env: &[Value]| {
+            // A changed database connection migrates the new database. Other configuration has no effect on the job.
+            let mut annotations = json!({ "textnlp-secrets-digest": digest(&secrets) });
+            if let Some(registry) = self.registry() {
+                annotations["textnlp-registry"] = json!(registry);
+            }
             json!({
                 "namespace": self.cluster.namespace, "name": name, "image": image, "program": PROGRAM, "user": self.user(), "args": args,
                 "env": env, "database_authority": authority, "nodes": self.nodes(),
-                // A changed database connection migrates the new database. Other configuration has no effect on the
-                // job.
-                "annotations": { "textnlp-secrets-digest": digest(&secrets) },
+                "annotations": annotations,
             })
         };
         let mut inputs = job("textnlp-migrate", json!(arguments), &env);
@@ -211,6 +214,9 @@ impl Lowering<'_> {
                 "textnlp-gateway-digest": digest(&gateway),
             }),
         };
+        if let Some(registry) = self.registry() {
+            annotations["textnlp-registry"] = json!(registry);
+        }
         let mut needs = vec![account, migrate];
         if carried {
             let parts = ["rollout-account", "rollout-role", "rollout-binding"];

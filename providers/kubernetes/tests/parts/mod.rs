@@ -7,8 +7,8 @@ use serde_json::json;
 use textnlp_kubernetes::{Access, Kubernetes};
 use textnlp_provider::cluster::{
     Analytics, Balancer, BucketIdentity, ClusterAccess, ClusterGpus, ClusterIngress, ClusterModels, ClusterNodes,
-    ClusterSite, IngressKind, ModelVolume, NodeAutoscaler, NodeChoice, OwnPostgres, PodResources, ResourceAmounts,
-    TaintEffect, Toleration, TolerationOperator,
+    ClusterSite, IngressKind, ModelVolume, NodeAutoscaler, NodeChoice, OwnPostgres, PodResources, RegistryAccount,
+    ResourceAmounts, TaintEffect, Toleration, TolerationOperator,
 };
 use textnlp_provider::component::*;
 use textnlp_provider::settings::{DatabaseKind, Hosting, ModelRole, Quantize, Role, Runtime, Spot, Strategy};
@@ -39,6 +39,7 @@ pub struct Fixture {
     pub node_choice: NodeChoice,
     pub bucket_identity: Option<BucketIdentity>,
     pub node_autoscaler: Option<NodeAutoscaler>,
+    pub registry: Option<RegistryAccount>,
     pub min_nodes: u32,
     pub pinned: bool,
 }
@@ -55,6 +56,7 @@ impl Fixture {
         ClusterSite {
             namespace: self.namespace.clone(),
             image_from: None,
+            registry: self.registry.clone(),
             settings: self.settings.clone(),
             rollout: self.rollout,
             certificate: self.certificate.clone(),
@@ -129,6 +131,7 @@ pub fn fixture() -> Fixture {
         node_choice: NodeChoice::default(),
         bucket_identity: None,
         node_autoscaler: None,
+        registry: None,
         min_nodes: 1,
         pinned: true,
     }
@@ -149,6 +152,12 @@ pub fn by_nginx(issuer: Option<&str>, fixture: Fixture) -> Fixture {
             ..ClusterIngress::default()
         });
     })
+}
+
+/// A site whose images are in a private registry.
+pub fn with_registry(fixture: Fixture) -> Fixture {
+    let (address, user) = ("registry.example.com".to_owned(), "ci".to_owned());
+    Fixture { registry: Some(RegistryAccount { address, user, secrets: "secrets".parse().unwrap() }), ..fixture }
 }
 
 /// A site behind a route of OpenShift.

@@ -120,6 +120,26 @@ fn yaml_export_is_ordered_by_dependency_and_contains_no_secret() {
 }
 
 #[test]
+fn account_at_a_registry_is_a_secret_that_the_operator_creates() {
+    let wanted = own_objects(&with_registry(own_fixture()));
+    let stream = export(&wanted, "pilot", Form::Yaml).unwrap();
+    let text = text_of(&stream, "textnlp.yaml");
+    let created =
+        "create secret generic textnlp-registry --type kubernetes.io/dockerconfigjson --from-file=.dockerconfigjson";
+    assert!(text.contains(created) && text.contains("' > .dockerconfigjson"), "{text}");
+    let all = by_name(documents(text));
+    assert_eq!(all["ServiceAccount textnlp-api"]["imagePullSecrets"], json!([{ "name": "textnlp-registry" }]));
+    // CloudNativePG reads it by the name that the object says, which Kustomize does not know.
+    let folder = export(&wanted, "pilot", Form::Kustomize).unwrap();
+    let made: Value = serde_yaml::from_str(text_of(&folder, "kustomization.yaml")).unwrap();
+    let secret = made["secretGenerator"].as_array().unwrap().iter().find(|one| one["name"] == "textnlp-registry");
+    assert_eq!(secret.unwrap()["options"]["disableNameSuffixHash"], true);
+    let chart = export(&wanted, "pilot", Form::Helm).unwrap();
+    let template = text_of(&chart, "templates/secret-textnlp-registry.yaml");
+    assert!(template.contains("(.Values.secrets).dockerconfigjson | b64enc"), "{template}");
+}
+
+#[test]
 fn gateway_route_is_in_every_export_and_the_ca_is_a_value() {
     let wanted = objects(&by_gateway(fixture()));
     for form in [Form::Yaml, Form::Kustomize, Form::Helm] {

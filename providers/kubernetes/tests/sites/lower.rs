@@ -427,6 +427,77 @@ fn collector_of_traces_is_the_only_address_of_its_policy_and_its_secret_is_in_a_
     assert!(!plain.iter().any(|one| one.id.as_str().ends_with("/allow-traces")));
 }
 
+#[test]
+fn every_pod_of_the_namespace_is_pulled_with_the_account_at_the_registry() {
+    let autoscaler = NodeAutoscaler {
+        part: "autoscaler-role".to_owned(),
+        image: pinned("registry.k8s.io/autoscaling/cluster-autoscaler:v1.34.5"),
+        provider: "aws".to_owned(),
+        discovery: "asg:tag=k8s.io/cluster-autoscaler/enabled".to_owned(),
+        variables: BTreeMap::new(),
+    };
+    let plain =
+        Fixture { rollout: Strategy::Canary, adapter: true, node_autoscaler: Some(autoscaler), ..own_fixture() };
+    let plain = plain.set(|site| site.database_image = Some(pinned("registry.example.com/postgresql:15")));
+    let with_account = with_registry(plain.clone());
+    let all = |place: &Fixture| {
+        let mut made = own_objects(place);
+        made.extend(copying(copies(None), place));
+        made
+    };
+    let made = all(&with_account);
+    let secret = made.iter().find(|one| one.id.as_str() == "main/cluster/registry").unwrap();
+    let password = OutputRef::new("main/secrets/registry-password".parse().unwrap(), "secret");
+    let spec = secret.spec.as_value();
+    assert_eq!(
+        (&spec["metadata"]["name"], &spec["type"]),
+        (&json!("textnlp-registry"), &json!("kubernetes.io/dockerconfigjson"))
+    );
+    let file = json!({ "$registry": "registry.example.com", "username": "ci", "password": password });
+    assert_eq!(spec["data"], json!({ ".dockerconfigjson": file }));
+    // Pods get it by their account, and those of CloudNativePG by its cluster.
+    let pulls = |one: &Wanted, list: &Value| {
+        *list == json!([{ "name": "textnlp-registry" }]) && one.needs.iter().any(|need| need.on == secret.id)
+    };
+    let mut accounts = BTreeSet::new();
+    for one in &made {
+        let spec = one.spec.as_value();
+        match one.kind.as_str() {
+            "kubernetes.service-account" if spec["metadata"]["namespace"] == "textnlp" => {
+                assert!(pulls(one, &spec["imagePullSecrets"]), "{}", one.id);
+                accounts.insert(spec["metadata"]["name"].as_str().unwrap());
+            }
+            "kubernetes.service-account" => assert!(spec.get("imagePullSecrets").is_none(), "{}", one.id),
+            "kubernetes.postgres-cluster" => assert!(pulls(one, &spec["spec"]["imagePullSecrets"])),
+            _ => {}
+        }
+    }
+    for one in &made {
+        let spec = &one.spec.as_value()["spec"];
+        for pod in ["/template/spec", "/jobTemplate/spec/template/spec"].iter().filter_map(|at| spec.pointer(at)) {
+            let account = pod["serviceAccountName"].as_str().unwrap_or("default");
+            let is_elsewhere = one.spec.as_value()["metadata"]["namespace"] != "textnlp";
+            assert!(accounts.contains(account) || is_elsewhere, "{}: {account}", one.id);
+        }
+    }
+    // Pods get it when they are created: those that cannot pull their image are replaced.
+    for id in ["main/server/migrate", "main/server/first-key", "main/server/deployment", "main/adapter/deployment"] {
+        let one = made.iter().find(|one| one.id.as_str() == id).unwrap();
+        let annotations = &one.spec.as_value()["spec"]["template"]["metadata"]["annotations"];
+        assert_eq!(annotations["textnlp-registry"], "registry.example.com", "{id}");
+    }
+    // A database whose image is elsewhere stays as it is: CloudNativePG can stop updating one that gets a pull secret.
+    let database = |place: &Fixture| {
+        let made = own_objects(place);
+        made.into_iter().find(|one| one.kind.as_str() == "kubernetes.postgres-cluster").unwrap()
+    };
+    let (before, after) = (database(&own_fixture()), database(&with_registry(own_fixture())));
+    assert_eq!((&before.spec, &before.needs), (&after.spec, &after.needs));
+    // Without an account nothing says so.
+    let text: Vec<String> = all(&plain).iter().map(|one| one.spec.to_string()).collect();
+    assert!(text.iter().all(|one| !one.contains("textnlp-registry") && !one.contains("imagePullSecrets")));
+}
+
 /// Other sites ask for the readiness of this one at a port that clients do not reach.
 #[test]
 fn health_checks_of_other_sites_have_a_port_and_a_service() {
@@ -1394,7 +1465,9 @@ async fn api_server_accepts_every_object_and_its_pods_are_restricted() {
     let own_place = Fixture { namespace: namespace.clone(), ..own_fixture() };
     let mut copying = [Some("secrets"), None].map(|secrets| copying(copies(secrets), &own_place)).concat();
     copying.retain(|one| !["/volume", "/script", "/restore"].iter().any(|end| one.id.as_str().ends_with(end)));
-    let all = whole.iter().chain(&own).chain(&copying).chain(&canary).chain(&parts).chain(&image);
+    let private = objects(&with_registry(Fixture { namespace: namespace.clone(), ..fixture() })).into_iter();
+    let private: Vec<Wanted> = private.filter(|one| one.kind.as_str() == "kubernetes.service-account").collect();
+    let all = whole.iter().chain(&own).chain(&copying).chain(&canary).chain(&parts).chain(&image).chain(&private);
     for one in all.chain(&adapter).chain(&gateway) {
         let (_, noun) = one.kind.as_str().split_once('.').unwrap();
         let is_secret = noun == "secret";
@@ -1420,7 +1493,7 @@ async fn api_server_accepts_every_object_and_its_pods_are_restricted() {
         assert!(is_secret || !errors.to_lowercase().contains("warning"), "{}: {errors}", one.id);
         tried += 1;
     }
-    assert_eq!(tried, 78, "all of them");
+    assert_eq!(tried, 79, "all of them");
 }
 
 const API: &[(&str, &str, &str)] = &[

@@ -7,6 +7,8 @@ mod webhooks;
 
 use std::time::Duration;
 
+use base64::Engine as _;
+
 use crate::cut::{Cut, Side};
 use crate::world::{PLANTED, World, definition, deployment, operation, provider, want, with};
 use serde_json::{Value, json};
@@ -425,6 +427,30 @@ async fn exec_plugin_supplies_the_credential() {
     let problems = Kubernetes::new(access, world.vault()).preflight(&[wanted]).await.unwrap();
     let said = format!("{problems:?}");
     assert!(said.contains("sign in first") && !said.contains(token), "{said}");
+}
+
+/// An API server refuses a Secret of this type whose content is no JSON.
+#[tokio::test(flavor = "multi_thread")]
+async fn account_at_a_registry_is_the_file_that_kubelets_read() {
+    let Some(world) = World::new("registry") else { return };
+    let password = json!({ "$secret": "key", "version": "1" });
+    let account = json!({ "$registry": "r.example.com:5000/team", "username": "ci", "password": password });
+    let data = json!({ ".dockerconfigjson": account });
+    let wanted = world.want("secret", "pull", json!({ "type": "kubernetes.io/dockerconfigjson", "data": data }));
+    let recorded = world.create(&wanted).await;
+    let template = "go-template={{index .data \".dockerconfigjson\" | base64decode}}";
+    let file: Value = serde_json::from_str(&inside(&world, &["get", "secret", "pull", "-o", template])).unwrap();
+    let basic = base64::engine::general_purpose::STANDARD.encode(format!("ci:{PLANTED}"));
+    let entry = json!({ "username": "ci", "password": PLANTED, "auth": basic });
+    assert_eq!(file, json!({ "auths": { "r.example.com:5000/team": entry } }));
+    let object = world.object(&wanted, &recorded).await;
+    let shown = serde_json::to_string(&object).unwrap();
+    assert!(!shown.contains(PLANTED) && !shown.contains(&basic), "{shown}");
+    let changes = world.provider.diff(&wanted, &recorded, &object);
+    assert!(changes.is_empty(), "{changes:?}");
+    let spec = with(&wanted.spec, "/data/.dockerconfigjson/password/version", json!("2"));
+    let changes = world.provider.diff(&Wanted { spec, ..wanted }, &recorded, &object);
+    assert!(matches!(&changes[..], [one] if matches!(one.effect, Effect::InPlace)), "{changes:?}");
 }
 
 /// The value of a secret is in the Secret and nowhere else.
