@@ -92,9 +92,7 @@ impl<'a> Expansion<'a> {
             }
             (TlsMode::LocalCa, None) => self.local_authority(certificate, hostname, authority, leaf),
             // Commands and other sites connect by addresses, which the public authority does not certify.
-            (TlsMode::Acme, None) if hostname.is_some() => {
-                self.local_authority(certificate, hostname, authority, leaf)
-            }
+            (TlsMode::Acme, None) if hostname.is_some() => self.local_authority(certificate, hostname, authority, leaf),
             (mode @ (TlsMode::LocalCa | TlsMode::Acme), Some(_)) => {
                 self.problem("existing", format!("it contradicts `{mode}`"), "set `mode: existing`")
             }

@@ -110,11 +110,13 @@ async fn account(
 ) -> Result<Account, Refusal> {
     let (order, builder) = (&site.order, Account::builder_with_http(client));
     let key = || trust::private_der(account_key).map(PrivatePkcs8KeyDer::from);
-    let known = site.record.account.clone().filter(|known| known.directory == order.directory && known.key == order.account_key);
+    let known = site
+        .record
+        .account
+        .clone()
+        .filter(|known| known.directory == order.directory && known.key == order.account_key);
     let (account, told) = match known {
-        Some(known) => {
-            (builder.from_parts(known.url, key()?, order.directory.clone()).await?, known.email)
-        }
+        Some(known) => (builder.from_parts(known.url, key()?, order.directory.clone()).await?, known.email),
         None => {
             let signing = Key::from_pkcs8_der(key()?)?;
             let key = PrivateKeyDer::Pkcs8(key()?);
@@ -191,9 +193,9 @@ async fn validate(site: &PublicCertificate, order: &mut Order) -> Result<(), Ref
     }
     let polled = order.poll_ready(&POLL).await;
     match polled {
-        Ok(OrderStatus::Invalid) => Err(failed_challenges(order).await.unwrap_or_else(|| {
-            Refusal::from("the authority ended the order and gave no reason".to_owned())
-        })),
+        Ok(OrderStatus::Invalid) => Err(failed_challenges(order)
+            .await
+            .unwrap_or_else(|| Refusal::from("the authority ended the order and gave no reason".to_owned()))),
         Ok(_) => Ok(()),
         Err(Error::Api(problem)) => Err(failed_challenges(order).await.unwrap_or_else(|| Refusal::from(&problem))),
         Err(error) => Err(error.into()),

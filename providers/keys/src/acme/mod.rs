@@ -42,10 +42,7 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(240);
 /// The fixes for what an authority refuses, by the type of the problem (RFC 8555, 6.7).
 const FIXES: [(&str, &str); 9] = [
     ("caa", "allow the authority in the CAA record of the name, or remove that record"),
-    (
-        "connection",
-        "let port 443 of every address of the name reach the port of the gateway, from the whole internet",
-    ),
+    ("connection", "let port 443 of every address of the name reach the port of the gateway, from the whole internet"),
     ("dns", "create an A or AAAA record of the name with the address of this machine"),
     ("externalAccountRequired", "choose another `tls.directory`: external account binding is not supported"),
     ("rateLimited", "wait: the supervisor orders again when the authority allows it"),
@@ -252,7 +249,7 @@ impl PublicCertificate {
         };
         // Nothing answers when no challenge is open. A folder that stays is removed by the next attempt.
         let _ = files::remove_tree(&self.folder.join(CHALLENGES));
-        let failure = match attempted {
+        let refusal = match attempted {
             Ok(sha256) => {
                 let issued = Some(IssuedRecord { directory: self.order.directory.clone(), sha256 });
                 self.record = Record { account: self.record.account.take(), issued, ..Record::default() };
@@ -262,26 +259,31 @@ impl PublicCertificate {
                         let _ = files::remove_file(&self.folder.join(KEY_FILE));
                         return Ok(());
                     }
-                    Err(why) => attempt::Refusal::from(why),
+                    Err(why) => why.into(),
                 }
             }
             Err(refusal) => refusal,
         };
-        let asked = failure.retry_after.map(|after| {
-            SignedDuration::try_from(after).map_or(RETRY_AFTER_MAX, |after| after.min(RETRY_AFTER_MAX))
-        });
+        Err(self.failed(refusal, now))
+    }
+
+    /// Records why there is no certificate, and how long the authority asks to wait.
+    fn failed(&mut self, refusal: attempt::Refusal, now: Timestamp) -> AcmeFailure {
+        let asked = refusal
+            .retry_after
+            .map(|after| SignedDuration::try_from(after).map_or(RETRY_AFTER_MAX, |after| after.min(RETRY_AFTER_MAX)));
         let asked = asked.and_then(|after| now.checked_add(after).ok());
         self.record.not_before = self.record.not_before.max(asked);
-        let failed = AcmeFailure {
+        let failure = AcmeFailure {
             at: Timestamp::now(),
-            says: failure.says,
-            problem: failure.problem,
+            says: refusal.says,
+            problem: refusal.problem,
             is_throttled: asked.is_some(),
         };
-        self.record.failure = Some(failed.clone());
+        self.record.failure = Some(failure.clone());
         // The reason of the attempt matters more than that of its record.
         let _ = self.write_record();
-        Err(failed)
+        failure
     }
 }
 
@@ -293,9 +295,13 @@ pub async fn renew(folder: &SiteFolder) -> Result<(), String> {
     };
     let secrets = FileSecretStore::new(folder.state().join("secrets"));
     let order = certificate.order.clone();
-    let account_key = secrets.get(&order.account_key).await.map_err(|error| textnlp_provider::error_chain(&error))?;
-    let client = transport::Client::new(&order, &secrets).await?;
-    certificate.renew(&account_key, Box::new(client), now).await.map_err(|failure| failure.says)
+    let account_key = secrets.get(&order.account_key).await.map_err(|error| textnlp_provider::error_chain(&error));
+    let client = transport::Client::new(&order, &secrets).await;
+    let renewed = match (account_key, client) {
+        (Ok(account_key), Ok(client)) => certificate.renew(&account_key, Box::new(client), now).await,
+        (Err(why), _) | (_, Err(why)) => Err(certificate.failed(why.into(), now)),
+    };
+    renewed.map_err(|failure| failure.says)
 }
 
 /// Removes everything that belongs to a site's public certificate. The order first: without it nothing is renewed.

@@ -37,8 +37,7 @@ impl Client {
             };
             proxies.insert(name.as_str(), address);
         }
-        let proxy =
-            ProxySettings::from_variables(|name| proxies.get(name).cloned()).or(ProxySettings::from_env());
+        let proxy = ProxySettings::from_variables(|name| proxies.get(name).cloned()).or(ProxySettings::from_env());
         let trust = TrustRoots::public_and(order.ca_file.as_deref()).map_err(|error| error.to_string())?;
         let options = ClientOptions { trust, proxy, timeout: Some(REQUEST_TIMEOUT), ..ClientOptions::default() };
         Ok(Self(options.client().map_err(|error| error.to_string())?))

@@ -967,8 +967,9 @@ fn external_gateway_reaches_pods_with_our_ca() {
 
 #[test]
 fn operators_machine_creates_secrets_certificates_and_the_relay_parts() {
-    let certificate =
-        |names: Vec<String>| ComponentSpec::Certificate(Certificate { mode: TlsMode::LocalCa, names, days: 90, acme: None });
+    let certificate = |names: Vec<String>| {
+        ComponentSpec::Certificate(Certificate { mode: TlsMode::LocalCa, names, days: 90, acme: None })
+    };
     let mut external = component("certificate", certificate(Vec::new()));
     external.existing = Some("site-tls".parse().unwrap());
     let generate =
