@@ -12,7 +12,7 @@ use super::background::{Complaint, own_program};
 use super::control::CertificateStatus;
 use super::output::{self, Notes};
 use crate::lock;
-use crate::verbs::public_certificate::ATTEMPT;
+use crate::names::ACME_LOCK;
 
 /// An attempt that takes longer hangs. It has a shorter timeout of its own.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(300);
@@ -104,7 +104,7 @@ impl PublicRenewal {
 /// Makes one attempt to order or renew the certificate of a site, if that is due and no other process does. Blocks.
 pub fn renew_certificate(folder: &camino::Utf8Path) -> Result<(), String> {
     let folder = SiteFolder::at(folder);
-    let _sole = match lock::take(&folder.lock(ATTEMPT)) {
+    let _sole = match lock::take(&folder.lock(ACME_LOCK)) {
         Ok(held) => held,
         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
         Err(error) => return Err(error.to_string()),

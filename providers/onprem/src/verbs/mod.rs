@@ -8,7 +8,7 @@ mod model;
 pub(crate) mod postgres;
 mod process;
 mod program;
-pub(crate) mod public_certificate;
+mod public_certificate;
 mod supervisor;
 
 use std::os::unix::fs::MetadataExt;

@@ -8,9 +8,7 @@ use textnlp_provider::{Error, ErrorKind, Handle, Object, Progress, Result};
 
 use super::{Observation, ObservedObject, Supervisor, Work};
 use crate::lock;
-
-/// The lock that a running attempt holds.
-pub(crate) const ATTEMPT: &str = "acme";
+use crate::names::ACME_LOCK;
 
 /// The message while the authority checks the names.
 const WAITS: &str = "waiting for the certificate: the authority connects to port 443 of each name";
@@ -21,7 +19,7 @@ pub(super) async fn put(work: &Work<'_>) -> Result<Progress> {
     work.claim(&work.folder.cloud_id(PUBLIC_CERTIFICATE_FILE)?, Map::new())?;
     let begun = Timestamp::now();
     order.write(&work.folder).map_err(|why| work.fails(why))?;
-    let lock_path = work.folder.lock(ATTEMPT);
+    let lock_path = work.folder.lock(ACME_LOCK);
     match lock::take(&lock_path) {
         // Between two attempts: the operator may have fixed why the last one failed.
         Ok(_held) => {
@@ -66,7 +64,7 @@ fn refused(work: &Work<'_>, failure: &acme::AcmeFailure) -> Error {
 
 /// Removes order and certificate once no attempt runs.
 pub(super) async fn remove(work: &Work<'_>) -> Result<Progress> {
-    let lock_path = work.folder.lock(ATTEMPT);
+    let lock_path = work.folder.lock(ACME_LOCK);
     let held = match lock::take(&lock_path) {
         Ok(held) => held,
         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
