@@ -17,7 +17,7 @@ use crate::names::ACME_LOCK;
 /// An attempt that takes longer hangs. It has a shorter timeout of its own.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(300);
 /// Pause between two processes. The record of an attempt asks for longer ones.
-const RESTART_INTERVAL: Duration = Duration::from_secs(30);
+const RESTART_INTERVAL: Duration = Duration::from_secs(5);
 const LOG: &str = "acme";
 
 /// The public certificate and the running attempt.
