@@ -700,7 +700,8 @@ pub enum SecretCommand {
         textnlp-deploy secret rotate ca --env pilot --no-gate          replace the certificate authority\n  \
         textnlp-deploy secret rotate database --env staging            replace the passwords of its PostgreSQL\n  \
         textnlp-deploy secret rotate backup --env staging              encrypt backups with a new key from now on\n  \
-        textnlp-deploy secret rotate report --env staging              sign reports and evidence with a new key\n\n\
+        textnlp-deploy secret rotate report --env staging              sign reports and evidence with a new key\n  \
+        textnlp-deploy secret rotate acme --env staging                order certificates with another account\n\n\
         The first API key: `textnlp-deploy key rotate`. Steps after a leak: docs/runbooks/leaked-credentials.md")]
     Rotate {
         /// Credential to replace
@@ -728,6 +729,8 @@ pub enum RotatedSecret {
     Backup,
     /// The key that signs reports, evidence of gates and backups
     Report,
+    /// The key of the account at a public certificate authority; the certificate stays
+    Acme,
 }
 
 /// See [`Command::Audit`].

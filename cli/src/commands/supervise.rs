@@ -18,11 +18,20 @@ struct SuperviseArgs {
     /// Become this child instead
     #[arg(long)]
     child: Option<String>,
+    /// Order or renew the public certificate of the site instead
+    #[arg(long)]
+    certificate: bool,
 }
 
 /// `supervise`: hidden, started by the provider.
 pub fn supervise(args: &Supervise) -> Result<Success, Failure> {
     let args = SuperviseArgs::try_parse_from(&args.args).map_err(|e| Failure::new(Exit::Usage, "usage", e))?;
+    if args.certificate {
+        clouds::supervise::renew_certificate(&args.folder)
+            .map_err(anyhow::Error::msg)
+            .context("order the public certificate")?;
+        return Ok(Success::default());
+    }
     clouds::supervise::run(&args.folder, args.child.as_deref()).context("supervise")?;
     Ok(Success::default())
 }

@@ -39,6 +39,8 @@ pub mod names {
 pub const API_KEY: &str = "api-key";
 /// The secret that signs JSON Web Tokens.
 pub const SIGNING_KEY: &str = "jwt-signing-key";
+/// The key of the account at a public certificate authority.
+pub const ACCOUNT_KEY: &str = "acme-account";
 /// The password of a managed database.
 pub const DATABASE_PASSWORD: &str = "database-password";
 
@@ -49,6 +51,8 @@ pub const REPLICATION_PASSWORD: &str = "replication-password";
 const BACKUP_CREDENTIALS: &str = "backup-credentials";
 /// The token for an external Prometheus.
 const PROMETHEUS_TOKEN: &str = "prometheus-token";
+/// The default certificate authority: <https://letsencrypt.org/getting-started/>.
+const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 /// The time that a gateway adds to the limit of what is behind it: the server ends a stream with an error event and the
 /// end mark, and a gateway with the same limit would cut it off before.
 const GATEWAY_GRACE_SECONDS: u64 = 5;
@@ -261,7 +265,8 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release, pushed: Opti
     );
     if e.tls.mode != TlsMode::Off {
         let names = certified_names(e, &site.region, host(e, site));
-        let certificate = part::Certificate { mode: e.tls.mode, names, days: e.tls.days };
+        let acme = (e.tls.mode == TlsMode::Acme && site.serves()).then(|| Box::new(acme_account(e, release)));
+        let certificate = part::Certificate { mode: e.tls.mode, names, days: e.tls.days, acme };
         add(
             names::CERTIFICATE,
             there.certificate.as_ref().or(e.tls.existing.as_ref()),
@@ -404,7 +409,7 @@ fn of_witness(e: &Environment, place: &Site, release: &Release) -> Vec<Component
         let names = certified_names(e, &place.region, &e.server.api.host);
         add(
             names::CERTIFICATE,
-            ComponentSpec::Certificate(part::Certificate { mode: e.tls.mode, names, days: e.tls.days }),
+            ComponentSpec::Certificate(part::Certificate { mode: e.tls.mode, names, days: e.tls.days, acme: None }),
         );
     }
     let weights: BTreeMap<_, _> =
@@ -535,19 +540,40 @@ fn has_first_key(e: &Environment, site: &SiteSettings) -> bool {
     e.witness_place().is_none() || site.role == Role::Primary
 }
 
-fn monitoring(e: &Environment, stack: bool, home: bool, release: &Release) -> part::Monitoring {
-    let MonitoringSettings { receivers, alerts, .. } = &e.monitoring;
-    let address = |address: &UrlSource| match address {
+fn address(address: &UrlSource, release: &Release) -> part::ReceiverAddress {
+    match address {
         UrlSource::Secret(secret) => part::ReceiverAddress::Secret(external_secret(secret, release)),
         UrlSource::Url(url) => part::ReceiverAddress::Plain(url.clone()),
-    };
+    }
+}
+
+/// The environment's proxies, by variable.
+fn proxies(e: &Environment, release: &Release) -> BTreeMap<String, part::ReceiverAddress> {
     let Proxy { http, https, .. } = &e.network.proxy;
     let proxies = [("HTTPS_PROXY", https), ("HTTP_PROXY", http)].into_iter();
-    let proxies = proxies.filter_map(|(name, proxy)| Some((name.to_owned(), address(proxy.as_ref()?))));
+    let proxies = proxies.filter_map(|(name, proxy)| Some((name.to_owned(), address(proxy.as_ref()?, release))));
     let excluded = no_proxy(e).map(|hosts| ("NO_PROXY".to_owned(), part::ReceiverAddress::Plain(hosts)));
+    proxies.chain(excluded).collect()
+}
+
+/// The account at the public certificate authority.
+fn acme_account(e: &Environment, release: &Release) -> part::AcmeAccount {
+    part::AcmeAccount {
+        directory: e.tls.directory.clone().unwrap_or_else(|| LETS_ENCRYPT.to_owned()),
+        email: e.tls.email.clone(),
+        secrets: name(names::SECRETS),
+        key: ACCOUNT_KEY.to_owned(),
+        gateway: name(names::GATEWAY),
+        ca_file: e.network.private_ca.clone(),
+        proxy: proxies(e, release),
+    }
+}
+
+fn monitoring(e: &Environment, stack: bool, home: bool, release: &Release) -> part::Monitoring {
+    let MonitoringSettings { receivers, alerts, .. } = &e.monitoring;
     part::Monitoring {
         stack,
-        receivers: receivers.iter().map(|(name, to)| (name.clone(), address(to))).collect(),
+        receivers: receivers.iter().map(|(name, to)| (name.clone(), address(to, release))).collect(),
         secrets: Some(name(names::SECRETS)),
         limits: part::AlertLimits { memory: alerts.memory, disk: alerts.disk, restarts: alerts.restarts },
         service: part::ServiceLimits {
@@ -559,7 +585,7 @@ fn monitoring(e: &Environment, stack: bool, home: bool, release: &Release) -> pa
         home,
         contacts: e.prerequisites.people.clone(),
         ca_file: e.network.private_ca.clone(),
-        proxy: proxies.chain(excluded).collect(),
+        proxy: proxies(e, release),
         ..part::Monitoring::default()
     }
 }
@@ -602,6 +628,9 @@ fn secrets(e: &Environment, site: &SiteSettings) -> BTreeMap<String, SecretRecip
     let mut generate = BTreeMap::from([(SIGNING_KEY.to_owned(), SecretRecipe::RsaSigningKey)]);
     if has_first_key(e, site) {
         generate.insert(API_KEY.to_owned(), SecretRecipe::ApiKey);
+    }
+    if e.tls.mode == TlsMode::Acme {
+        generate.insert(ACCOUNT_KEY.to_owned(), SecretRecipe::AccountKey);
     }
     let ours = matches!(e.database_hosting(), Some(Hosting::Managed | Hosting::Cluster));
     if ours && e.database.existing.is_none() {
@@ -820,6 +849,7 @@ fn endpoint(e: &Environment, site: &SiteSettings, program: &Program) -> part::En
         metrics_port: site.metrics_port.unwrap_or(e.server.monitoring.metrics_port),
         tls: e.tls.mode != TlsMode::Off,
         certificate: name(names::CERTIFICATE),
+        acme: e.tls.mode == TlsMode::Acme,
         workload: name(names::SERVER),
         watch: e.witness_place().map(|_| name(names::WATCH)),
         program: program.clone(),

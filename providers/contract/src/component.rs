@@ -256,6 +256,8 @@ pub enum SecretRecipe {
     Password(u32),
     /// An RSA key pair for signing tokens, PKCS#8 PEM. Output `public_pem`.
     RsaSigningKey,
+    /// An ECDSA P-256 key for an account at a public certificate authority, PKCS#8 PEM.
+    AccountKey,
     /// Random bytes, hex.
     Random(u32),
 }
@@ -269,6 +271,28 @@ pub struct Certificate {
     pub names: Vec<String>,
     /// Days of validity.
     pub days: u32,
+    /// The public authority that certifies the DNS names, with `mode: acme`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acme: Option<Box<AcmeAccount>>,
+}
+
+/// An account at a public certificate authority that supports ACME.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AcmeAccount {
+    /// The URL of the authority's directory.
+    pub directory: String,
+    /// The contact address.
+    pub email: Option<String>,
+    /// The component with the key of the account.
+    pub secrets: ComponentName,
+    /// The name of this key.
+    pub key: String,
+    /// The gateway that answers the challenges of the authority.
+    pub gateway: ComponentName,
+    /// A certificate authority to trust for the directory, besides the public ones.
+    pub ca_file: Option<String>,
+    /// The environment's proxies, as `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`.
+    pub proxy: BTreeMap<String, ReceiverAddress>,
 }
 
 /// See [`ComponentSpec::ModelStore`].
@@ -654,6 +678,9 @@ pub struct Endpoint {
     pub tls: bool,
     /// The certificate.
     pub certificate: ComponentName,
+    /// Whether a public authority certifies the DNS names: the gateway then answers its challenges.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub acme: bool,
     /// The workload behind it.
     pub workload: ComponentName,
     /// The site agent whose metrics are served beside those of the replicas, where control data is replicated.

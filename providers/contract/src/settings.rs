@@ -299,7 +299,7 @@ mod tests {
             json!(database).to_string(),
             json!(Database { kind: DatabaseKind::Sqlite, hosting: None, ..database }).to_string(),
             json!(Cache { kind: CacheKind::Redis }).to_string(),
-            json!(Certificate { mode: TlsMode::LocalCa, names: Vec::new(), days: 90 }).to_string(),
+            json!(Certificate { mode: TlsMode::LocalCa, names: Vec::new(), days: 90, acme: None }).to_string(),
             json!(GpuPool { spot: Spot::Prefer, ..GpuPool::of(GpuSize::Xlarge, 2) }).to_string(),
         ];
         assert_eq!(

@@ -115,7 +115,10 @@ fn every_component_is_expanded_into_resources() {
                 given: Default::default(),
             }),
         ),
-        ("cert", ComponentSpec::Certificate(Certificate { mode: TlsMode::LocalCa, names: vec![], days: 90 })),
+        (
+            "cert",
+            ComponentSpec::Certificate(Certificate { mode: TlsMode::LocalCa, names: vec![], days: 90, acme: None }),
+        ),
         (
             "models",
             ComponentSpec::ModelStore(ModelStore {
@@ -177,6 +180,7 @@ fn every_component_is_expanded_into_resources() {
                 waf: false,
                 zone: None,
                 managed_certificate: false,
+                acme: false,
                 share: None,
                 base_domain: None,
             }),

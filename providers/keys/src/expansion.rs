@@ -91,11 +91,13 @@ impl<'a> Expansion<'a> {
                 self.problem("existing", "no certificate file is set", fix);
             }
             (TlsMode::LocalCa, None) => self.local_authority(certificate, hostname, authority, leaf),
-            (TlsMode::LocalCa, Some(_)) => {
-                self.problem("existing", "it contradicts `local-ca`", "set `mode: existing`")
+            // Commands and other sites connect by addresses, which the public authority does not certify.
+            (TlsMode::Acme, None) if hostname.is_some() => self.local_authority(certificate, hostname, authority, leaf),
+            (mode @ (TlsMode::LocalCa | TlsMode::Acme), Some(_)) => {
+                self.problem("existing", format!("it contradicts `{mode}`"), "set `mode: existing`")
             }
             (mode, _) => {
-                let cause = format!("`mode: {mode}` is not supported on a machine");
+                let cause = format!("`mode: {mode}` is supported only for programs on this machine");
                 self.problem("mode", cause, "set `tls: { mode: local-ca }`, or `existing` with your own certificate");
             }
         }

@@ -24,6 +24,7 @@ mod marker;
 mod order;
 mod secret_store;
 
+pub mod acme;
 pub mod files;
 pub mod trust;
 

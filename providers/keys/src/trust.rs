@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{
-    BasicConstraints, CertificateParams, CidrSubnet, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, NameConstraints, SerialNumber,
+    BasicConstraints, CertificateParams, CidrSubnet, CustomExtension, DnType, ExtendedKeyUsagePurpose, GeneralSubtree,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, SerialNumber,
 };
 use sha2::{Digest, Sha256};
 use textnlp_provider::Secret;
@@ -133,6 +133,31 @@ pub fn issue(
     let end = if current.not_after > now { end.min(current.not_after) } else { end };
     valid_until(&mut params, end, now)?;
     Ok(params.signed_by(&key_pair(key)?, &issuer).map_err(CertificateError::Issue)?.pem())
+}
+
+/// A request for a certificate with these names, DER.
+pub(crate) fn request(key: &Secret, names: &[String]) -> Result<Vec<u8>, CertificateError> {
+    let mut params = CertificateParams::new(names.to_vec()).map_err(CertificateError::Issue)?;
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    let request = params.serialize_request(&key_pair(key)?).map_err(CertificateError::Issue)?;
+    Ok(request.der().as_ref().to_vec())
+}
+
+/// The certificate that answers a challenge TLS-ALPN-01 with the digest of its key authorization (RFC 8737, 3), after its
+/// key, PEM.
+pub(crate) fn challenge(name: &str, digest: &[u8]) -> Result<Secret, CertificateError> {
+    let digest: &[u8; 32] =
+        digest.try_into().map_err(|_| CertificateError::Parse("a digest has 32 bytes".to_owned()))?;
+    let key = KeyPair::generate().map_err(CertificateError::Key)?;
+    let mut params = CertificateParams::new(vec![name.to_owned()]).map_err(CertificateError::Issue)?;
+    params.custom_extensions = vec![CustomExtension::new_acme_identifier(digest)];
+    let certificate = params.self_signed(&key).map_err(CertificateError::Issue)?;
+    Ok(Secret::new(key.serialize_pem() + &certificate.pem()))
+}
+
+/// A private key, PKCS#8 DER.
+pub(crate) fn private_der(key: &Secret) -> Result<Vec<u8>, CertificateError> {
+    Ok(key_pair(key)?.serialize_der())
 }
 
 /// Reads the first certificate of a PEM text and checks it against an authority and a key.

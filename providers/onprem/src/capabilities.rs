@@ -16,6 +16,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Database(DatabaseKind::Postgres, Some(Hosting::Cluster)),
             Tls(TlsMode::LocalCa),
             Tls(TlsMode::Existing),
+            Tls(TlsMode::Acme),
             Tls(TlsMode::Off),
             Failover(Failover::Manual),
             Failover(Failover::Automatic),

@@ -1,7 +1,7 @@
 //! What a backup of a site contains: the data that cannot be recreated from the environment.
 
 use camino::Utf8Path;
-use textnlp_keys::{AuthoritySpec, KeyKind, Marker, SiteFolder, files};
+use textnlp_keys::{AuthoritySpec, KeyKind, Marker, SiteFolder, acme, files};
 use textnlp_provider::operations::{ModelCopy, SiteCopy};
 use textnlp_provider::{Error, ErrorKind, Lineage, Result, SiteName};
 
@@ -53,6 +53,10 @@ pub fn site_copy(state: &Utf8Path, site: &SiteName) -> Result<SiteCopy> {
                 if !spec.follows {
                     copy.dump = Some(relative(state, &folder.join(crate::names::DUMP)));
                 }
+            }
+            ResourceKind::PublicCertificate => {
+                acme::backed_up(&folder).iter().for_each(|path| file(&mut copy, state, path));
+                file(&mut copy, state, &folder.marker(&marker.resource));
             }
             ResourceKind::Schema => {
                 let spec: SchemaSpec = marker.spec.typed().map_err(unreadable)?;

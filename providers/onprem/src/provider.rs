@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
+use textnlp_keys::acme::PUBLIC_CERTIFICATE_FILE;
 use textnlp_keys::{FolderProvider, Keys, Marker, Observation, SiteFolder, Work, diff, observe, read};
 use textnlp_provider::{
     CloudId, Component, FieldChange, Handle, Kind, KindName, Object, Observed, Operation, Problem, Problems, Progress,
@@ -139,6 +140,7 @@ impl FolderProvider for OnPrem {
                 | ResourceKind::Control,
             ) => Some(folder.join(text("path")?)),
             Some(ResourceKind::Process) => Some(folder.unit(text("unit")?)),
+            Some(ResourceKind::PublicCertificate) => Some(folder.join(PUBLIC_CERTIFICATE_FILE)),
             Some(ResourceKind::Supervisor | ResourceKind::Schema | ResourceKind::ApiKey) => None,
             None => self.keys.path(wanted, folder),
         }

@@ -39,7 +39,7 @@ const fn kind(name: &'static str, says: &'static str, identity: Identity, data: 
 }
 
 /// The table itself.
-pub(crate) static KINDS: [Kind; 14] = [
+pub(crate) static KINDS: [Kind; 15] = [
     textnlp_keys::DIRECTORY,
     Kind {
         permissions: &[WRITE, Permission::on(STARTS, "to leave a process running")],
@@ -143,6 +143,18 @@ pub(crate) static KINDS: [Kind; 14] = [
             MINUTE.saturating_mul(20),
         )
     },
+    Kind {
+        permissions: &[WRITE, Permission::on(STARTS, "to order certificates at {directory}")],
+        // By the authority.
+        typical: None,
+        ..kind(
+            ResourceKind::PublicCertificate.name(),
+            "the certificate of a public authority",
+            Identity::Named,
+            DataClass::Derived,
+            MINUTE.saturating_mul(10),
+        )
+    },
 ];
 
 /// The kinds as an enum: what code matches on. Those of [`textnlp_keys`] are not in it.
@@ -158,10 +170,11 @@ pub enum ResourceKind {
     Schema,
     ApiKey,
     Process,
+    PublicCertificate,
 }
 
 impl ResourceKind {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Supervisor,
         Self::Model,
         Self::Program,
@@ -172,6 +185,7 @@ impl ResourceKind {
         Self::Schema,
         Self::ApiKey,
         Self::Process,
+        Self::PublicCertificate,
     ];
 
     /// The noun of a kind's name; `None` for another kind.
@@ -196,6 +210,7 @@ impl ResourceKind {
             Self::Schema => "onprem.schema",
             Self::ApiKey => "onprem.api-key",
             Self::Process => "onprem.process",
+            Self::PublicCertificate => "onprem.public-certificate",
         }
     }
 
@@ -203,7 +218,8 @@ impl ResourceKind {
     pub(crate) fn rules(self) -> FieldRules {
         let replaced_by = |replace| FieldRules { replace, ..FieldRules::default() };
         match self {
-            Self::Supervisor => FieldRules::default(),
+            // The old certificate stays until there is another one.
+            Self::Supervisor | Self::PublicCertificate => FieldRules::default(),
             Self::Model => FieldRules {
                 creation_only: &["max_cache_bytes"],
                 // A model is identified by its files: the digest that becomes known later is no change.

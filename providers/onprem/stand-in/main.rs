@@ -24,6 +24,13 @@ fn main() {
     match arguments.get(1).map(String::as_str) {
         Some("supervise") => {
             let folder = value("--folder").unwrap();
+            if arguments.iter().any(|argument| argument == "--certificate") {
+                if let Err(why) = textnlp_onprem::supervise::renew_certificate(folder.as_str().into()) {
+                    eprintln!("{why}");
+                    std::process::exit(1);
+                }
+                return;
+            }
             if let Err(error) = textnlp_onprem::supervise::run(folder.as_str().into(), value("--child").as_deref()) {
                 eprintln!("{error}: {:?}", std::error::Error::source(&error));
                 std::process::exit(1);

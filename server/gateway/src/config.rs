@@ -83,6 +83,19 @@ pub struct Tls {
     pub certificate_file: Utf8PathBuf,
     /// The key.
     pub key_file: Utf8PathBuf,
+    /// The certificate for the DNS names that a public authority certified; all other clients get the one above.
+    #[serde(default)]
+    pub public: Option<PublicTls>,
+}
+
+/// The certificate of a public authority, and the answers to its challenges.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublicTls {
+    /// Key and chain in one PEM file, so that both change at once. It may be created later.
+    pub file: Utf8PathBuf,
+    /// The folder of the certificates that answer challenges (TLS-ALPN-01), `NAME.pem`, each with its key.
+    pub challenges: Utf8PathBuf,
 }
 
 /// One backend as the file has it.

@@ -24,7 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::admission::{Admission, Bounds};
-use super::certificate::Certificate;
+use super::certificate::{CHALLENGE_PROTOCOL, Certificate};
 use super::config::{MOST_CONNECTIONS, SocketAddress};
 use super::events::Closing;
 use super::forward::{self, Client};
@@ -290,11 +290,16 @@ impl Session {
             let came = stream.peek(&mut first).await? == 1;
             started.store(came, Relaxed);
             if came && first[0].is_ascii_uppercase() {
-                return Ok((Err(stream), false));
+                return Ok((Some(Err(stream)), false));
             }
             let shaken = self.gateway.handshakes.run(certificate.acceptor().accept(stream)).await?;
-            let http2 = shaken.get_ref().1.alpn_protocol() == Some(b"h2");
-            Ok::<_, io::Error>((Ok(shaken), http2))
+            let protocol = shaken.get_ref().1.alpn_protocol();
+            if protocol == Some(CHALLENGE_PROTOCOL) {
+                // The handshake was the answer: <https://www.rfc-editor.org/rfc/rfc8737#section-3>.
+                return Ok((None, false));
+            }
+            let http2 = protocol == Some(b"h2");
+            Ok::<_, io::Error>((Some(Ok(shaken)), http2))
         });
         let stops = &self.gateway.stops;
         let shaken = tokio::select! {
@@ -308,9 +313,10 @@ impl Session {
         };
         match shaken {
             // Each kind of connection takes its own memory only, and a handshake takes neither's.
-            Ok(Ok((Ok(stream), true))) => Box::pin(self.http2(Box::new(stream))).await,
-            Ok(Ok((Ok(stream), false))) => Box::pin(self.http1(Box::new(stream))).await,
-            Ok(Ok((Err(stream), _))) => plain_on_tls(stream).await,
+            Ok(Ok((Some(Ok(stream)), true))) => Box::pin(self.http2(Box::new(stream))).await,
+            Ok(Ok((Some(Ok(stream)), false))) => Box::pin(self.http1(Box::new(stream))).await,
+            Ok(Ok((Some(Err(stream)), _))) => plain_on_tls(stream).await,
+            Ok(Ok((None, _))) => {}
             Ok(Err(error)) => failed(&error.to_string()),
             Err(_) => failed("timeout"),
         }

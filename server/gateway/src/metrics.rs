@@ -131,7 +131,7 @@ impl Metrics {
         );
         registry.register(
             "certificate_not_after_seconds",
-            "When the certificate expires, in Unix time; 0 without TLS",
+            "When the certificate that expires first does, in Unix time; 0 without TLS",
             metrics.not_after.clone(),
         );
         registry.register(
@@ -258,7 +258,7 @@ async fn gather(gateway: &Gateway) -> String {
         parts.extend(text.map(|text| (label.replica, text)));
     }
     if let Some(certificate) = &gateway.certificate {
-        metrics.not_after.set(certificate.shown().not_after);
+        metrics.not_after.set(certificate.shown().ends());
     }
     let mut own = String::new();
     // Writing into a string cannot fail.

@@ -177,3 +177,48 @@ async fn gateway_without_a_usable_certificate_does_not_start() {
     let error = textnlp_gateway::start(&file).await.unwrap_err();
     assert!(error.to_string().contains("cert.pem") && error.hint().is_some(), "{error}");
 }
+
+#[tokio::test]
+async fn public_certificate_is_for_its_names_and_challenges_of_its_authority_are_answered() {
+    let (_folder, path) = folder();
+    let local = certify(&path);
+    let files = format!("certificate_file: {path}/cert.pem, key_file: {path}/key.pem");
+    let public = format!("public: {{ file: {path}/public.pem, challenges: {path}/challenges }}");
+    let a = Backend::tcp("a").await;
+    let site = Site::with(&[&a], &format!("  tls: {{ {files}, {public} }}\n")).await;
+    // Key and certificate in one file, as a renewal writes them.
+    let write = |file: &str, name: &str| {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        std::fs::write(path.join("new.pem"), made.signing_key.serialize_pem() + &made.cert.pem()).unwrap();
+        std::fs::rename(path.join("new.pem"), path.join(file)).unwrap();
+        made.cert.der().clone()
+    };
+    // Before the first order there is no such file, and no challenge.
+    connect(&site, &local, b"http/1.1").await.unwrap();
+    assert!(connect(&site, &local, b"acme-tls/1").await.is_err());
+
+    std::fs::create_dir(path.join("challenges")).unwrap();
+    let answer = write("challenges/site.example.pem", "site.example");
+    let mut shaken = connect(&site, &answer, b"acme-tls/1").await.unwrap();
+    assert_eq!(shaken.get_ref().1.alpn_protocol(), Some(&b"acme-tls/1"[..]));
+    let _ = shaken.write_all(b"GET / HTTP/1.1\r\nhost: site.example\r\n\r\n").await;
+    let mut rest = Vec::new();
+    let _ = tokio::time::timeout(SOON, shaken.read_to_end(&mut rest)).await.unwrap();
+    assert!(rest.is_empty(), "the handshake is the whole answer");
+    connect(&site, &local, b"http/1.1").await.unwrap();
+
+    write("public.pem", "other.example");
+    assert!(site.gateway.reload().await.unwrap().certificate);
+    connect(&site, &local, b"http/1.1").await.unwrap();
+    let certified = write("public.pem", "site.example");
+    eventually(async || connect(&site, &certified, b"h2").await.is_ok()).await;
+    let (_, status) = site.admin("GET", "/status", "").await;
+    assert!(status["certificate"]["public"]["not_after"].as_i64().is_some(), "{status}");
+
+    // A damaged one is not used, and neither stops a gateway that runs nor one that starts.
+    std::fs::write(path.join("public.pem"), "nothing").unwrap();
+    assert!(site.gateway.reload().await.unwrap_err().to_string().contains("public.pem"));
+    connect(&site, &certified, b"http/1.1").await.unwrap();
+    let other = Site::with(&[&a], &format!("  tls: {{ {files}, {public} }}\n")).await;
+    connect(&other, &local, b"http/1.1").await.unwrap();
+}

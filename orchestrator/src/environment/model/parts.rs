@@ -128,11 +128,13 @@ section! {
         pub mode: TlsMode = TlsMode::LocalCa,
         /// DNS names and addresses of the certificate, in addition to those of the environment.
         pub names: Vec<String> = Vec::new(),
-        /// Days of validity.
+        /// Days of validity; a public certificate authority decides itself.
         #[schemars(range(min = 1, max = 825))]
         pub days: u32 = 90,
         /// The contact address for the public certificate authority; only with `mode: acme`.
         pub email: Option<String> = None,
+        /// The URL of the directory of a certificate authority that supports ACME; only with `mode: acme`. If unset, Let's Encrypt.
+        pub directory: Option<String> = None,
         /// An existing certificate: its id at the provider, or the absolute path of its file, with the key next to it, ending in `.key`.
         pub existing: Option<String> = None,
     }

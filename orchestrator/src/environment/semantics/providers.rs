@@ -87,6 +87,12 @@ impl Checker<'_> {
                     None => cause,
                 };
                 let fix = match instead.as_slice() {
+                    // In a cluster cert-manager orders it; a load balancer of a cloud has one of its own.
+                    _ if capability == Capability::Tls(TlsMode::Acme) && site.is_in_cluster() => {
+                        "use `existing` with the Secret of cert-manager, or `local-ca` with a public certificate at \
+                         the ingress or, by `traffic.managed_certificate`, at the load balancer"
+                            .to_owned()
+                    }
                     [] => "remove it".to_owned(),
                     instead => format!("use {}", instead.join(" or ")),
                 };

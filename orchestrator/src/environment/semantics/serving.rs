@@ -28,6 +28,9 @@ const MAX_MODEL_ID: usize = 128;
 /// The fewest days that insights are kept: findings compare an hour with those of this time.
 const MIN_INSIGHT_DAYS: u32 = 28;
 
+/// Where an authority answers the challenge TLS-ALPN-01: <https://www.rfc-editor.org/rfc/rfc8737#section-3>.
+const HTTPS_PORT: u16 = 443;
+
 /// The sizes that a file of requests may be limited to.
 const BATCH_FILE_BYTES: RangeInclusive<u64> = 1024..=1 << 30;
 
@@ -490,12 +493,14 @@ impl Checker<'_> {
             }
             _ => {}
         }
-        if tls.email.is_some() && tls.mode != TlsMode::Acme {
-            self.error(
-                "tls.email",
-                format!("it has no effect with `mode: {}`", tls.mode),
-                "remove it, or use `mode: acme`",
-            );
+        if tls.mode == TlsMode::Acme {
+            self.acme();
+        }
+        for (path, is_set) in [("tls.email", tls.email.is_some()), ("tls.directory", tls.directory.is_some())] {
+            if is_set && tls.mode != TlsMode::Acme {
+                let cause = format!("it has no effect with `mode: {}`", tls.mode);
+                self.error(path, cause, "remove it, or use `mode: acme`");
+            }
         }
         for (i, name) in tls.names.iter().enumerate() {
             if !is_host_name(name) {
@@ -505,6 +510,50 @@ impl Checker<'_> {
                     "write one such as `textnlp.example.com`",
                 );
             }
+        }
+    }
+
+    /// What a public authority certifies: DNS names of one gateway, by the challenge TLS-ALPN-01.
+    fn acme(&mut self) {
+        let (e, tls) = (self.environment, &self.environment.tls);
+        let names = tls.names.iter().enumerate().map(|(i, name)| (format!("tls.names[{i}]"), name));
+        let domain = e.traffic.domain.iter().map(|domain| ("traffic.domain".to_owned(), domain));
+        for (path, name) in names.chain(domain).collect::<Vec<_>>() {
+            if name.starts_with("*.") {
+                let cause = "a wildcard needs the challenge DNS-01, which is not supported";
+                self.error(&path, cause, "write each name, or use `mode: existing`");
+            } else if name.parse::<IpAddr>().is_ok() || !name.contains('.') {
+                let cause = format!("a public certificate authority does not certify `{}`", cut(name));
+                self.error(&path, cause, "write a name such as `textnlp.example.com`");
+            }
+        }
+        if let Some(directory) = &tls.directory
+            && !Url::parse(directory).is_ok_and(|url| url.scheme() == "https" && url.has_host())
+        {
+            let cause = format!("`{}` is not a URL with `https`", cut(directory));
+            self.error("tls.directory", cause, "write one such as `https://ca.example.com/acme/acme/directory`");
+        }
+        if let Some(email) = tls.email.as_ref().filter(|email| !is_mail_address(email)) {
+            let cause = format!("`{}` is not a mail address", cut(email));
+            self.error("tls.email", cause, "write one such as `ops@example.com`");
+        }
+        let [site] = e.sites.as_slice() else {
+            let cause = "the authority connects to one of the sites, and another one may have ordered the certificate";
+            let fix = "keep one site, or write `tls: { mode: local-ca }`";
+            return self.say(Severity::Refusal, "tls.mode", cause, fix);
+        };
+        if !site.serves() {
+            let cause = "without the API there is no gateway that answers the authority";
+            self.error("tls.mode", cause, "add `api` to `sites[0].services`, or use `mode: local-ca`");
+        }
+        let port = site.port.unwrap_or(e.server.api.port);
+        if site.runtime == Runtime::Process && port != HTTPS_PORT {
+            let cause = format!("the authority connects to port {HTTPS_PORT} of each name, and the gateway has {port}");
+            self.warn("tls.mode", cause, "write `server: { api: { port: 443 } }`, or forward port 443 to it");
+        }
+        if e.server.api.base_domain.is_some() {
+            let cause = "a subdomain that is not in `tls.names` has the certificate of the built-in authority";
+            self.warn("server.api.base_domain", cause, "add the name of each tenant to `tls.names`");
         }
     }
 
@@ -740,6 +789,12 @@ fn is_origin(text: &str) -> bool {
         is_host_name(host) && !host.starts_with('*') && port.is_none_or(|port| port.parse::<u16>().is_ok())
     });
     text == "*" || named
+}
+
+fn is_mail_address(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_graphic() && !"@,<>?\"".contains(c);
+    let parts = text.split_once('@');
+    parts.is_some_and(|(user, host)| !user.is_empty() && user.chars().all(plain) && is_host_name(host))
 }
 
 fn is_digest(text: &str) -> bool {

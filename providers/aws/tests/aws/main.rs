@@ -203,6 +203,7 @@ pub(crate) fn endpoint(zone: Option<&str>, domain: &str, base_domain: Option<&st
         waf: false,
         zone: zone.map(|id| CloudId::new(id).unwrap()),
         managed_certificate: false,
+        acme: false,
         share: None,
         base_domain: base_domain.map(str::to_owned),
     }

@@ -347,6 +347,7 @@ fn endpoint(zone: Option<&str>, domain: &str) -> Endpoint {
         zone: zone.map(|id| CloudId::new(id).unwrap()),
         share: None,
         managed_certificate: false,
+        acme: false,
         base_domain: None,
     }
 }

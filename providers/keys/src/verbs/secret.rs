@@ -173,7 +173,7 @@ fn outputs(recipe: &SecretRecipe, value: &Secret) -> Result<Vec<(String, Value)>
         SecretRecipe::RsaSigningKey => {
             vec![("public_pem".to_owned(), json!(trust::public_pem(value).map_err(|error| error.to_string())?))]
         }
-        SecretRecipe::Password(_) | SecretRecipe::Random(_) => Vec::new(),
+        SecretRecipe::Password(_) | SecretRecipe::Random(_) | SecretRecipe::AccountKey => Vec::new(),
     })
 }
 
@@ -209,6 +209,7 @@ fn generate(recipe: &SecretRecipe, public_id: Option<&str>) -> Result<Secret, St
         SecretRecipe::Password(_) => Err(format!("a password has 8 to {RANDOM_MAX} characters")),
         SecretRecipe::Random(_) => Err(format!("a random secret has 1 to {RANDOM_MAX} bytes")),
         SecretRecipe::RsaSigningKey => trust::new_rsa_key().map_err(|error| error.to_string()),
+        SecretRecipe::AccountKey => trust::new_key().map_err(|error| error.to_string()),
     }
 }
 

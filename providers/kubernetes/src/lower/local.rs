@@ -48,6 +48,7 @@ fn here(component: &Component, cluster: &ClusterSite) -> Option<Component> {
                 mode: TlsMode::LocalCa,
                 names: vec![format!("{ADAPTER}.{}.svc", cluster.namespace)],
                 days: ADAPTER_DAYS,
+                acme: None,
             }),
         }),
         // The supervisor of the site agent.

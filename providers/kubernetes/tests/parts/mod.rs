@@ -432,6 +432,7 @@ pub fn endpoint() -> Endpoint {
         waf: false,
         zone: None,
         managed_certificate: false,
+        acme: false,
         share: None,
         base_domain: None,
     }

@@ -612,7 +612,7 @@ fn existing_namespace_is_read_and_must_be_the_configured_one() {
 fn external_certificate_is_mounted_and_never_written() {
     let place = Fixture { certificate: Some("site-tls".to_owned()), ..fixture() };
     let existing = |mode: TlsMode, name: &str| {
-        let certificate = Certificate { mode, names: Vec::new(), days: 90 };
+        let certificate = Certificate { mode, names: Vec::new(), days: 90, acme: None };
         let mut one = component("certificate", ComponentSpec::Certificate(certificate));
         one.existing = (!name.is_empty()).then(|| name.parse().unwrap());
         lowered(&one, place.clone())
@@ -1038,8 +1038,9 @@ fn external_gateway_reaches_pods_with_our_ca() {
 
 #[test]
 fn operators_machine_creates_secrets_certificates_and_the_relay_parts() {
-    let certificate =
-        |names: Vec<String>| ComponentSpec::Certificate(Certificate { mode: TlsMode::LocalCa, names, days: 90 });
+    let certificate = |names: Vec<String>| {
+        ComponentSpec::Certificate(Certificate { mode: TlsMode::LocalCa, names, days: 90, acme: None })
+    };
     let mut external = component("certificate", certificate(Vec::new()));
     external.existing = Some("site-tls".parse().unwrap());
     let generate =

@@ -13,7 +13,8 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use textnlp_keys::{Expansion, Keys, SiteFolder};
 use textnlp_provider::component::{
-    Backup, Cluster, ComponentSpec, Database, ExternalSecret, ModelStore, Monitoring, Network, ReceiverAddress,
+    AcmeAccount, Backup, Cluster, ComponentSpec, Database, ExternalSecret, ModelStore, Monitoring, Network,
+    ReceiverAddress,
 };
 use textnlp_provider::settings::{DatabaseKind, Runtime};
 use textnlp_provider::{Component, ComponentName, OutputRef, Problems, ResourceId, Site, Wanted};
@@ -74,7 +75,13 @@ impl Lowering<'_> {
         match &self.component.part {
             ComponentSpec::Network(network) => self.network(network),
             ComponentSpec::Cluster(cluster) => self.cluster(cluster),
-            ComponentSpec::Secrets(_) | ComponentSpec::Certificate(_) => self.keys.expand(&mut self.expansion),
+            ComponentSpec::Secrets(_) => self.keys.expand(&mut self.expansion),
+            ComponentSpec::Certificate(certificate) => {
+                self.keys.expand(&mut self.expansion);
+                if let Some(acme) = &certificate.acme {
+                    self.public_certificate(acme, &certificate.names);
+                }
+            }
             ComponentSpec::ModelStore(models) => self.models(models),
             ComponentSpec::Database(database) => self.database(database),
             ComponentSpec::Workload(workload) => self.workload(workload),
@@ -155,6 +162,41 @@ impl Lowering<'_> {
         let network = self.network_id();
         let id = self.id();
         self.want_protected(id, ResourceKind::Database, &spec, [network]);
+    }
+
+    /// The certificate of a public authority, which is ordered once the gateway answers challenges.
+    fn public_certificate(&mut self, acme: &AcmeAccount, names: &[String]) {
+        let id = self.part("public");
+        let (key, gateway) = (self.part_of(&acme.secrets, &acme.key), self.part_of(&acme.gateway, "process"));
+        let (Some(id), Some(key), Some(gateway)) = (id, key, gateway) else { return };
+        let mut proxy = serde_json::Map::new();
+        for (name, address) in &acme.proxy {
+            let address = match address {
+                ReceiverAddress::Plain(address) => json!(address),
+                ReceiverAddress::Secret(external) => {
+                    let label = name.to_ascii_lowercase().replace('_', "-");
+                    let Some(secret) = self.part(&label) else { return };
+                    self.given_secret(secret.clone(), &format!("acme-{label}"), external);
+                    json!(OutputRef::new(secret, "secret"))
+                }
+            };
+            proxy.insert(name.clone(), address);
+        }
+        let mut spec = json!({
+            "directory": acme.directory,
+            "names": textnlp_keys::trust::sorted_names(names),
+            "account_key": OutputRef::new(key, "secret"),
+        });
+        if let Some(email) = &acme.email {
+            spec["email"] = json!(email);
+        }
+        if let Some(ca_file) = &acme.ca_file {
+            spec["ca_file"] = json!(ca_file);
+        }
+        if !proxy.is_empty() {
+            spec["proxy"] = json!(proxy);
+        }
+        self.want(id, ResourceKind::PublicCertificate, &spec, [gateway]);
     }
 
     /// The schedule is a file that the supervisor reads.

@@ -326,6 +326,7 @@ impl Lowering<'_> {
             port: front.port,
             metrics_port: front.metrics_port,
             tls: front.tls,
+            acme: false,
             certificate: &front.certificate,
             program: &front.program,
             max_request_bytes: front.max_request_bytes,

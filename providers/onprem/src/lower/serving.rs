@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 use textnlp_keys::SOCKET_PATH_MAX;
+use textnlp_keys::acme::{CHALLENGES, PUBLIC_CERTIFICATE_FILE};
 use textnlp_provider::component::{ConnectionLimits, Endpoint, Program, Workload, set_secret_files};
 use textnlp_provider::{ComponentName, OutputRef, ResourceId};
 
@@ -25,6 +26,8 @@ pub(super) struct Gateway<'a> {
     pub(super) port: u16,
     pub(super) metrics_port: u16,
     pub(super) tls: bool,
+    /// Whether it answers the challenges of a public authority.
+    pub(super) acme: bool,
     pub(super) certificate: &'a ComponentName,
     pub(super) program: &'a Program,
     pub(super) max_request_bytes: u64,
@@ -210,6 +213,7 @@ impl Lowering<'_> {
             port: endpoint.port,
             metrics_port: endpoint.metrics_port,
             tls: endpoint.tls,
+            acme: endpoint.acme,
             certificate: &endpoint.certificate,
             program: &endpoint.program,
             max_request_bytes: endpoint.max_request_bytes,
@@ -282,6 +286,12 @@ impl Lowering<'_> {
             tree["tls"] =
                 json!({ "certificate_file": certificate, "key_file": OutputRef::new(leaf.clone(), "key_file") });
             watch.push(json!(certificate));
+            if gateway.acme {
+                let [file, challenges] =
+                    [PUBLIC_CERTIFICATE_FILE, CHALLENGES].map(|path| json!(self.folder.join(path)));
+                tree["tls"]["public"] = json!({ "file": file, "challenges": challenges });
+                watch.push(file);
+            }
             ca_file = json!(OutputRef::new(leaf, "ca_file"));
         }
         let network = self.network_id();

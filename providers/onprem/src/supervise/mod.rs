@@ -14,6 +14,7 @@ mod error;
 pub(crate) mod output;
 mod privileges;
 mod probe;
+mod public;
 pub(crate) mod renewal;
 mod roll;
 mod schedule;
@@ -42,6 +43,7 @@ pub use control::{CertificateStatus, ControlRequest, PhaseName, Rejected, Status
 pub(crate) use environment::clean_environment;
 pub use error::Error;
 pub(crate) use probe::exchange;
+pub use public::renew_certificate;
 pub(crate) use start::begin_detached;
 pub use unit::{KeepsSockets, Ready, State, Unit};
 pub(crate) use unit::{is_name as is_unit_name, names as unit_names};
@@ -51,6 +53,7 @@ use crate::lock;
 use alerts::{AlertInputs, Alerts};
 use archiver::Archiver;
 use output::Notes;
+use public::PublicRenewal;
 use renewal::Renewal;
 use roll::ManagedUnit;
 use schedule::Schedule;
@@ -58,8 +61,9 @@ use turn::Turns;
 
 /// The version of the supervisor: the release, and the revision of its unit files. The next `up` replaces a supervisor
 /// of another version, while its programs continue. 2: gateways whose sockets are kept. 3: backups on a schedule. 5:
-/// alerts. 6: alerts of latency, errors and readiness. 7: verified programs with few rights.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/8");
+/// alerts. 6: alerts of latency, errors and readiness. 7: verified programs with few rights. 9: certificates of public
+/// authorities.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/9");
 
 /// Poll interval of the children.
 const TICK: Duration = Duration::from_millis(100);
@@ -124,6 +128,7 @@ struct Supervisor {
     stamps: BTreeMap<String, Stamp>,
     rejected: BTreeMap<String, String>,
     renewal: Renewal,
+    public: PublicRenewal,
     schedule: Schedule,
     archiver: Archiver,
     alerts: Alerts,
@@ -138,6 +143,7 @@ impl Supervisor {
     fn new(folder: SiteFolder) -> Self {
         let notes = Notes::open(folder.log("supervisor"));
         let renewal = Renewal::new(&folder);
+        let public = PublicRenewal::new(&folder);
         let schedule = Schedule::new(&folder);
         let archiver = Archiver::new(&folder);
         let alerts = Alerts::new(&folder);
@@ -147,6 +153,7 @@ impl Supervisor {
             stamps: BTreeMap::new(),
             rejected: BTreeMap::new(),
             renewal,
+            public,
             schedule,
             archiver,
             alerts,
@@ -302,6 +309,7 @@ impl Supervisor {
         // A failure here could only be logged in that log.
         let _ = output::keep_bounded(&self.folder.log("supervisor"));
         self.renewal.look(jiff::Timestamp::now(), &mut self.notes).await;
+        self.public.look(jiff::Timestamp::now(), &mut self.notes);
         // The fault of a drill that died is reverted here.
         if let Some(faults) = Faults::of_witness(&self.folder) {
             for says in faults.revert_overdue(jiff::Timestamp::now()).await {
@@ -318,11 +326,15 @@ impl Supervisor {
         if self.alerts.is_due() {
             let now = jiff::Timestamp::now();
             let units: Vec<UnitStatus> = self.units.values().map(ManagedUnit::status).collect();
-            let (rejected, certificates) = (self.rejected(), self.renewal.status());
+            let (rejected, certificates) = (self.rejected(), self.certificates());
             let backup = self.schedule.trouble(now);
             let seen = AlertInputs { units: &units, rejected: &rejected, certificates: &certificates, backup };
             self.alerts.look(seen, now, &mut self.notes).await;
         }
+    }
+
+    fn certificates(&self) -> Vec<CertificateStatus> {
+        [self.renewal.status(), self.public.status()].concat()
     }
 
     fn rejected(&self) -> Vec<Rejected> {
@@ -353,7 +365,7 @@ impl Supervisor {
             folder: Some(self.folder.root().to_owned()),
             units: self.units.values().map(ManagedUnit::status).collect(),
             rejected: self.rejected(),
-            certificates: self.renewal.status(),
+            certificates: self.certificates(),
             error,
         }
     }

@@ -8,6 +8,7 @@ mod model;
 pub(crate) mod postgres;
 mod process;
 mod program;
+mod public_certificate;
 mod supervisor;
 
 use std::os::unix::fs::MetadataExt;
@@ -74,6 +75,7 @@ pub(crate) async fn put(work: &Work<'_>) -> Result<Progress> {
         ResourceKind::Schema => child::put_schema(work).await,
         ResourceKind::ApiKey => child::put_key(work).await,
         ResourceKind::Process => process::put(work).await,
+        ResourceKind::PublicCertificate => public_certificate::put(work).await,
     }
 }
 
@@ -81,6 +83,7 @@ pub(crate) async fn remove(work: &Work<'_>, last: Object) -> Result<Progress> {
     match work.noun {
         ResourceKind::Process => return process::remove(work).await,
         ResourceKind::Supervisor => return supervisor::remove(work).await,
+        ResourceKind::PublicCertificate => return public_certificate::remove(work).await,
         ResourceKind::Model => model::remove(work).await?,
         ResourceKind::Program => program::remove(work)?,
         ResourceKind::File => file::remove(work)?,
@@ -101,6 +104,9 @@ pub(crate) async fn proceed(work: &Work<'_>, handle: &Handle) -> Result<Option<P
         (ResourceKind::Process, _) => process::starting(work).await,
         (ResourceKind::Supervisor, Verb::Delete) => supervisor::stopping(work, handle).await,
         (ResourceKind::Supervisor, _) => supervisor::starting(work, handle).await,
+        (ResourceKind::PublicCertificate, Verb::Create | Verb::Update) => {
+            public_certificate::ordering(work, handle).await
+        }
         _ => return Ok(None),
     };
     progress.map(Some)
@@ -124,5 +130,6 @@ pub(crate) async fn observe_object(
         ResourceKind::Schema => child::observe_schema(folder, marker).await,
         ResourceKind::ApiKey => child::observe_key(folder, marker).await,
         ResourceKind::Process => process::observe(folder, marker, supervisor),
+        ResourceKind::PublicCertificate => public_certificate::observe(folder, marker),
     }
 }

@@ -131,6 +131,7 @@ impl Machine {
                     mode: TlsMode::LocalCa,
                     names: vec!["a.example".to_owned()],
                     days: 30,
+                    acme: None,
                 }),
             ),
             part(
@@ -201,6 +202,7 @@ impl Machine {
                     waf: false,
                     zone: None,
                     managed_certificate: false,
+                    acme: false,
                     share: None,
                     base_domain: None,
                 }),

@@ -8,6 +8,7 @@ mod faults;
 mod machine;
 mod parts;
 mod postgres;
+mod public;
 mod recovery;
 mod rotation;
 mod site;

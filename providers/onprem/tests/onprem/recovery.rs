@@ -37,7 +37,7 @@ fn component(called: &str, part: ComponentSpec) -> Component {
 fn certificate() -> Component {
     component(
         "certificate",
-        ComponentSpec::Certificate(Certificate { mode: TlsMode::LocalCa, names: vec![], days: 90 }),
+        ComponentSpec::Certificate(Certificate { mode: TlsMode::LocalCa, names: vec![], days: 90, acme: None }),
     )
 }
 
@@ -156,6 +156,7 @@ fn of_site(called: &str) -> Vec<Component> {
                 waf: false,
                 zone: None,
                 managed_certificate: false,
+                acme: false,
                 share: None,
                 base_domain: None,
             }),
