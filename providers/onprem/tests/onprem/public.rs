@@ -31,7 +31,7 @@ fn machine() -> Machine {
                 }));
             }
             ComponentSpec::Secrets(secrets) => {
-                drop(secrets.generate.insert("acme-account".to_owned(), SecretRecipe::AccountKey));
+                secrets.generate.insert("acme-account".to_owned(), SecretRecipe::AccountKey);
             }
             _ => {}
         }
