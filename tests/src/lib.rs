@@ -8,6 +8,7 @@ pub mod checkov;
 pub mod guide;
 pub mod http;
 pub mod metrics;
+pub mod pebble;
 pub mod phases;
 pub mod ports;
 pub mod seeds;

@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use camino::Utf8Path;
-use textnlp_tests::servers::pebble;
+use textnlp_tests::pebble::pebble;
 use textnlp_tests::{Sandbox, eventually};
 
 const NAME: &str = "text.example.com";
