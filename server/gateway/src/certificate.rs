@@ -208,6 +208,16 @@ fn read_pair(
     Ok((Arc::new(key), names, shown))
 }
 
+/// The certificate that answers a challenge. `CertifiedKey::from_der` refuses its critical extension.
+fn read_challenge(file: &Utf8Path) -> Option<Arc<CertifiedKey>> {
+    let chain: Result<Vec<CertificateDer<'static>>, _> =
+        CertificateDer::pem_file_iter(file).and_then(Iterator::collect);
+    let chain = chain.ok().filter(|chain| !chain.is_empty())?;
+    let key = PrivateKeyDer::from_pem_file(file).ok()?;
+    let key = aws_lc_rs::default_provider().key_provider.load_private_key(key).ok()?;
+    Some(Arc::new(CertifiedKey::new(chain, key)))
+}
+
 impl Current {
     /// The folder of answers to challenges.
     fn challenges(&self) -> Option<Utf8PathBuf> {
@@ -222,7 +232,7 @@ impl ResolvesServerCert for Current {
         // An authority offers this protocol alone. The answer is a small file that is there for seconds.
         if hello.alpn().is_some_and(|mut offered| offered.all(|one| one == CHALLENGE_PROTOCOL)) {
             let file = self.challenges()?.join(format!("{}.pem", name.filter(|name| !name.contains('/'))?));
-            return read_pair(&file, &file).ok().map(|(key, ..)| key);
+            return read_challenge(&file);
         }
         let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let public = current.public.as_ref().filter(|public| name.is_some_and(|name| public.names.contains(&name)));

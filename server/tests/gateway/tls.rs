@@ -205,6 +205,14 @@ async fn public_certificate_is_for_its_names_and_challenges_of_its_authority_are
     let mut rest = Vec::new();
     let _ = tokio::time::timeout(SOON, shaken.read_to_end(&mut rest)).await.unwrap();
     assert!(rest.is_empty(), "the handshake is the whole answer");
+    // A real answer has a critical extension, which this client does not know: its error says that it was shown.
+    let mut answer = rcgen::CertificateParams::new(vec!["site.example".to_owned()]).unwrap();
+    answer.custom_extensions = vec![rcgen::CustomExtension::new_acme_identifier(&[7; 32])];
+    let key = rcgen::KeyPair::generate().unwrap();
+    let pem = answer.self_signed(&key).unwrap().pem();
+    std::fs::write(path.join("challenges/site.example.pem"), key.serialize_pem() + &pem).unwrap();
+    let refused = connect(&site, &local, b"acme-tls/1").await.unwrap_err().to_string();
+    assert!(refused.contains("UnsupportedCriticalExtension"), "{refused}");
     connect(&site, &local, b"http/1.1").await.unwrap();
 
     write("public.pem", "other.example");
