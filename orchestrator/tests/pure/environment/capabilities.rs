@@ -119,6 +119,7 @@ const DETAILS: &[&str] = &[
     "storage.existing",
     "storage.model_cache",
     "tls.days",
+    "tls.directory",
     "tls.email",
     "tls.existing",
     "tls.names",
