@@ -181,12 +181,16 @@ async fn validate(site: &PublicCertificate, order: &mut Order) -> Result<(), Ref
             continue;
         }
         let name = authorization.identifier().to_string();
+        // It becomes the name of a file.
+        if !site.order.names.contains(&name) {
+            return Err(format!("the authority asks for a name that was not ordered: {name:?}").into());
+        }
         let Some(mut challenge) = authorization.challenge(ChallengeType::TlsAlpn01) else {
             return Err(format!("the authority does not offer the challenge TLS-ALPN-01 for {name}").into());
         };
         let answer = challenge.key_authorization();
         let certificate = trust::challenge(&name, answer.digest().as_ref())?;
-        put(&site.folder, &format!("{CHALLENGES}/{}.pem", name.to_ascii_lowercase()), certificate.expose())?;
+        put(&site.folder, &format!("{CHALLENGES}/{name}.pem"), certificate.expose())?;
         if challenge.status == ChallengeStatus::Pending {
             challenge.set_ready().await?;
         }

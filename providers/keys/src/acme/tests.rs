@@ -32,6 +32,8 @@ struct State {
     faults: BTreeMap<&'static str, Fault>,
     status: &'static str,
     challenge: Value,
+    /// The name that it validates, if it is not [`NAME`].
+    validated: Option<&'static str>,
 }
 
 #[derive(Clone)]
@@ -96,7 +98,7 @@ impl Authority {
             }
             "/order/1" => Self::order(&state),
             "/authorization" => json!({
-                "identifier": { "type": "dns", "value": NAME },
+                "identifier": { "type": "dns", "value": state.validated.unwrap_or(NAME) },
                 "status": if state.status == "ready" { "valid" } else { state.status },
                 "challenges": [state.challenge],
             }),
@@ -283,6 +285,17 @@ async fn failed_validation_is_reported_in_the_words_of_the_authority() {
     assert!(site.read(site.now).is_due(site.now));
     site.renew(site.now).await.unwrap();
     assert_eq!(site.authority.count("/order"), 2);
+}
+
+#[tokio::test]
+async fn authority_does_not_choose_the_name_of_a_file() {
+    let site = Site::new();
+    for name in ["../ca", "other.example.com", "../../../ca"] {
+        site.authority.state.lock().unwrap().validated = Some(name);
+        let failed = site.renew(site.now).await.unwrap_err();
+        assert!(failed.says.contains("was not ordered") && failed.says.contains(name), "{}", failed.says);
+        assert!(!site.folder.join("certs/ca.pem").exists() && site.authority.count("/challenge") == 0);
+    }
 }
 
 #[tokio::test]
