@@ -67,9 +67,13 @@ async fn authority_that_does_not_answer_fails_up_and_no_program_stops() {
     let failed = machine.try_up().await.unwrap_err();
     assert!(failed.contains(PUBLIC) && failed.contains("127.0.0.1:1"), "{failed}");
     let gateway = machine.pid_of("gateway").await;
-    let certificates = machine.status().await.certificates;
-    let public = certificates.iter().find(|one| one.file == "certs/public.pem").unwrap();
-    assert!(public.error.is_some() && public.not_after.is_none(), "{public:?}");
+    machine
+        .wait_until("the reason is in the status", async |machine| {
+            let certificates = machine.status().await.certificates;
+            let public = certificates.iter().find(|one| one.file == "certs/public.pem");
+            public.is_some_and(|public| public.error.is_some() && public.not_after.is_none())
+        })
+        .await;
     let seen = machine.observe().await;
     assert!(
         matches!(&seen[&ResourceId::new(PUBLIC).unwrap()], Observed::Present(object) if object.health != textnlp_provider::Health::Ready)
