@@ -46,8 +46,10 @@ fn public_certificate_is_ordered_by_up_and_renewed_by_the_supervisor() {
     assert!(refused.err.contains(NAME), "{}", refused.err);
     let file = sandbox.site("development").join("certs/public.pem");
     assert!(!file.exists());
-    let status = run(&["status"]);
-    assert!(format!("{}{}", status.out, status.err).contains("certs/public.pem"), "{}", status.out);
+    eventually("the reason is in the status", || {
+        let status = run(&["status"]);
+        format!("{}{}", status.out, status.err).contains("certs/public.pem").then_some(())
+    });
 
     authority.resolve("127.0.0.1");
     sandbox.up("development");
