@@ -150,8 +150,14 @@ async fn resumed(site: &PublicCertificate, account: &Account) -> Result<Option<(
             let is_open = order.state().status != OrderStatus::Invalid;
             Ok(is_open.then(|| (order, Secret::new(key))))
         }
-        // Expired, or of another account.
-        Err(Error::Api(_)) => Ok(None),
+        Err(Error::Api(problem)) => {
+            let refusal = Refusal::from(&problem);
+            match (refusal.problem.as_deref(), problem.status) {
+                // Expired, or of another account.
+                (Some("malformed" | "unauthorized"), _) | (_, Some(404)) => Ok(None),
+                _ => Err(refusal),
+            }
+        }
         Err(error) => Err(error.into()),
     }
 }

@@ -234,9 +234,24 @@ async fn interrupted_order_is_resumed() {
     site.authority.is_well();
     let later = site.now + SignedDuration::from_mins(6);
     assert!(!site.read(site.now).is_due(site.now) && site.read(later).is_due(later));
+    // A busy authority still has it.
+    site.authority.fails("/order/1", Fault::Problem(503, "serverInternal", "busy"));
+    assert_eq!(site.renew(later).await.unwrap_err().says, "busy");
+    site.authority.is_well();
     site.renew(later).await.unwrap();
     assert_eq!((site.authority.count("/order"), site.authority.count("/challenge")), (1, 1));
     assert!(site.read(later).info().is_some());
+}
+
+#[tokio::test]
+async fn order_that_the_authority_has_no_more_is_replaced() {
+    let site = Site::new();
+    site.authority.fails("/finalize", Fault::Lost);
+    site.renew(site.now).await.unwrap_err();
+    site.authority.is_well();
+    site.authority.fails("/order/1", Fault::Problem(404, "malformed", "no such order"));
+    site.renew(site.now).await.unwrap_err();
+    assert_eq!(site.authority.count("/order"), 2);
 }
 
 #[tokio::test]
