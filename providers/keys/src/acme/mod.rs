@@ -134,6 +134,9 @@ pub struct AcmeFailure {
     problem: Option<String>,
     /// Whether the authority named the time of the next attempt.
     is_throttled: bool,
+    /// The directory and the names of the order that failed.
+    directory: String,
+    names: Vec<String>,
 }
 
 impl AcmeFailure {
@@ -217,9 +220,12 @@ impl PublicCertificate {
         is_wanted && !self.record.not_before.is_some_and(is_paused)
     }
 
-    /// Ends the pause after a failure, for an operator who fixed its cause. A wait that the authority named stays.
+    /// Ends the pause after a failure, for an operator who fixed its cause. A wait that the authority named stays while
+    /// the same is ordered.
     pub fn retry_now(&mut self) -> Result<(), String> {
-        if self.record.failure.as_ref().is_some_and(|failure| failure.is_throttled) {
+        let is_same =
+            |failure: &AcmeFailure| failure.directory == self.order.directory && failure.names == self.order.names;
+        if self.record.failure.as_ref().is_some_and(|failure| failure.is_throttled && is_same(failure)) {
             return Ok(());
         }
         (self.record.not_before, self.record.failure) = (None, None);
@@ -279,6 +285,8 @@ impl PublicCertificate {
             says: refusal.says,
             problem: refusal.problem,
             is_throttled: asked.is_some(),
+            directory: self.order.directory.clone(),
+            names: self.order.names.clone(),
         };
         self.record.failure = Some(failure.clone());
         // The reason of the attempt matters more than that of its record.

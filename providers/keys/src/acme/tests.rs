@@ -283,6 +283,11 @@ async fn rate_limit_is_waited_for_and_the_old_certificate_stays() {
     found.retry_now().unwrap();
     let hour = SignedDuration::from_hours(1);
     assert!(!site.read(later + hour).is_due(later + hour) && site.read(later + hour * 3).is_due(later + hour * 3));
+    // But it is no wait of another authority.
+    let directory = "https://staging.test/directory".to_owned();
+    AcmeOrder { directory, ..site.order("1") }.write(&site.folder).unwrap();
+    site.read(later).retry_now().unwrap();
+    assert!(site.read(later).is_due(later) && site.read(later).failure().is_none());
 }
 
 #[tokio::test]
