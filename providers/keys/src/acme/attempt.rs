@@ -234,15 +234,26 @@ async fn failed_challenges(order: &mut Order) -> Option<Refusal> {
 }
 
 /// Checks and installs a certificate; gives its fingerprint.
-fn install(site: &PublicCertificate, key: &Secret, chain: &str) -> Result<String, Refusal> {
+fn install(site: &mut PublicCertificate, key: &Secret, chain: &str) -> Result<String, Refusal> {
     let key_pem = key.expose_text().unwrap_or_default().trim_end();
     // The key first: it is read as the first block of the file.
     let text = Secret::new(format!("{key_pem}\n{}\n", chain.trim()));
-    let seen = trust::inspect(text.expose(), None, Some(&text))?;
+    let checked = check(site, &text);
+    if checked.is_err() {
+        // Fetched again it would be the same.
+        site.record.order = None;
+    }
+    let sha256 = checked?;
+    put(&site.folder, PUBLIC_CERTIFICATE_FILE, text.expose())?;
+    Ok(sha256)
+}
+
+/// Checks that key and chain are those of the order; gives the fingerprint.
+fn check(site: &PublicCertificate, text: &Secret) -> Result<String, Refusal> {
+    let seen = trust::inspect(text.expose(), None, Some(text))?;
     if seen.key_matches != Some(true) || seen.names != site.order.names {
         return Err(format!("the authority issued a certificate for {} instead", seen.names.join(", ")).into());
     }
-    put(&site.folder, PUBLIC_CERTIFICATE_FILE, text.expose())?;
     Ok(seen.sha256)
 }
 

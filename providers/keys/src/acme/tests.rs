@@ -34,6 +34,8 @@ struct State {
     challenge: Value,
     /// The name that it validates, if it is not [`NAME`].
     validated: Option<&'static str>,
+    /// The name that it certifies, if it is not [`NAME`].
+    certified: Option<&'static str>,
 }
 
 #[derive(Clone)]
@@ -125,7 +127,7 @@ impl Authority {
             }
             "/certificate" => {
                 let key = Secret::new(std::fs::read(self.folder.join(KEY_FILE)).unwrap());
-                let names = [NAME.to_owned()];
+                let names = [state.certified.unwrap_or(NAME).to_owned()];
                 let pem = trust::issue(&self.pem, &self.key, &key, &names, 90, Timestamp::now()).unwrap();
                 return Ok((200, pem + &self.pem));
             }
@@ -316,6 +318,18 @@ async fn authority_does_not_choose_the_name_of_a_file() {
         assert!(failed.says.contains("was not ordered") && failed.says.contains(name), "{}", failed.says);
         assert!(!site.folder.join("certs/ca.pem").exists() && site.authority.count("/challenge") == 0);
     }
+}
+
+#[tokio::test]
+async fn certificate_of_another_name_is_not_installed_and_ordered_again() {
+    let site = Site::new();
+    site.authority.state.lock().unwrap().certified = Some("other.example.com");
+    let failed = site.renew(site.now).await.unwrap_err();
+    assert!(failed.says.contains("for other.example.com instead"), "{}", failed.says);
+    assert!(site.file().is_none());
+    site.authority.state.lock().unwrap().certified = None;
+    site.renew(site.now).await.unwrap();
+    assert_eq!(site.authority.count("/order"), 2);
 }
 
 #[tokio::test]
