@@ -236,6 +236,12 @@ impl PublicCertificate {
         write(&self.folder, RECORD_FILE, &self.record)
     }
 
+    /// Counts an attempt, with the pause before the next one.
+    fn count_attempt(&mut self, now: Timestamp) {
+        self.record.attempts = self.record.attempts.saturating_add(1);
+        self.record.not_before = now.checked_add(pause(self.record.attempts)).ok();
+    }
+
     /// Orders and installs a certificate. The old one stays in use until then, and after a failure.
     async fn renew(
         &mut self,
@@ -244,8 +250,7 @@ impl PublicCertificate {
         now: Timestamp,
     ) -> Result<(), AcmeFailure> {
         // Before the first request: a process that dies meanwhile has made an attempt, and the next one waits.
-        self.record.attempts = self.record.attempts.saturating_add(1);
-        self.record.not_before = now.checked_add(pause(self.record.attempts)).ok();
+        self.count_attempt(now);
         let attempted: Result<String, attempt::Refusal> = match self.write_record() {
             Err(why) => Err(why.into()),
             Ok(()) => match tokio::time::timeout(ATTEMPT_TIMEOUT, attempt::obtain(self, account_key, client)).await {
@@ -307,7 +312,10 @@ pub async fn renew(folder: &SiteFolder) -> Result<(), String> {
     let client = transport::Client::new(&order, &secrets).await;
     let renewed = match (account_key, client) {
         (Ok(account_key), Ok(client)) => certificate.renew(&account_key, Box::new(client), now).await,
-        (Err(why), _) | (_, Err(why)) => Err(certificate.failed(why.into(), now)),
+        (Err(why), _) | (_, Err(why)) => {
+            certificate.count_attempt(now);
+            Err(certificate.failed(why.into(), now))
+        }
     };
     renewed.map_err(|failure| failure.says)
 }

@@ -333,6 +333,17 @@ async fn certificate_of_another_name_is_not_installed_and_ordered_again() {
 }
 
 #[tokio::test]
+async fn attempt_without_the_account_key_is_followed_by_a_pause() {
+    let site = Site::new();
+    renew(&site.folder).await.unwrap_err();
+    let now = Timestamp::now();
+    let found = site.read(now);
+    assert!(found.failure().is_some() && !found.is_due(now));
+    let later = now + SignedDuration::from_mins(6);
+    assert!(site.read(later).is_due(later));
+}
+
+#[tokio::test]
 async fn another_account_key_is_another_account_and_no_other_certificate() {
     let mut site = Site::new();
     site.renew(site.now).await.unwrap();
