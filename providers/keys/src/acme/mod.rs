@@ -40,15 +40,17 @@ const RETRY_AFTER_MAX: SignedDuration = SignedDuration::from_hours(7 * 24);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(240);
 
 /// The fixes for what an authority refuses, by the type of the problem (RFC 8555, 6.7).
-const FIXES: [(&str, &str); 9] = [
+const FIXES: [(&str, &str); 11] = [
     ("caa", "allow the authority in the CAA record of the name, or remove that record"),
     ("connection", "let port 443 of every address of the name reach the port of the gateway, from the whole internet"),
     ("dns", "create an A or AAAA record of the name with the address of this machine"),
     ("externalAccountRequired", "choose another `tls.directory`: external account binding is not supported"),
+    ("invalidContact", "correct `tls.email`, or remove it"),
     ("rateLimited", "wait: the supervisor orders again when the authority allows it"),
     ("rejectedIdentifier", "remove the name from `tls.names`: the authority does not certify it"),
     ("tls", "let port 443 of the name reach the gateway itself: a proxy that ends TLS cannot pass the challenge on"),
     ("unauthorized", "let the name point to this machine only, and port 443 reach the gateway itself"),
+    ("unsupportedContact", "correct `tls.email`, or remove it"),
     ("userActionRequired", "accept the new terms of service of the authority as its answer says"),
 ];
 
@@ -143,7 +145,11 @@ impl AcmeFailure {
     /// What to do about it.
     pub fn fix(&self) -> &'static str {
         let known = FIXES.iter().find(|(problem, _)| self.problem.as_deref() == Some(*problem));
-        known.map_or("check that this machine reaches `tls.directory`, then run `up` again", |(_, fix)| *fix)
+        let other = match self.problem {
+            Some(_) => "do what the answer of the authority says, then run `up` again",
+            None => "check that this machine reaches `tls.directory`, then run `up` again",
+        };
+        known.map_or(other, |(_, fix)| *fix)
     }
 }
 

@@ -344,6 +344,22 @@ async fn attempt_without_the_account_key_is_followed_by_a_pause() {
 }
 
 #[tokio::test]
+async fn fix_is_that_of_the_refusal() {
+    let site = Site::new();
+    let problem = |kind| Fault::Problem(400, kind, "no");
+    for (fault, fix) in [
+        (Fault::Lost, "reaches `tls.directory`"),
+        (problem("invalidContact"), "`tls.email`"),
+        (problem("unsupportedContact"), "`tls.email`"),
+        (problem("badPublicKey"), "the answer of the authority"),
+    ] {
+        site.authority.fails("/account", fault);
+        let failed = site.renew(site.now).await.unwrap_err();
+        assert!(failed.fix().contains(fix), "{}", failed.fix());
+    }
+}
+
+#[tokio::test]
 async fn another_account_key_is_another_account_and_no_other_certificate() {
     let mut site = Site::new();
     site.renew(site.now).await.unwrap();
