@@ -289,7 +289,8 @@ impl PublicCertificate {
         let asked = refusal
             .retry_after
             .map(|after| SignedDuration::try_from(after).map_or(RETRY_AFTER_MAX, |after| after.min(RETRY_AFTER_MAX)));
-        let asked = asked.and_then(|after| now.checked_add(after).ok());
+        // The attempt took a while.
+        let asked = asked.and_then(|after| now.max(Timestamp::now()).checked_add(after).ok());
         self.record.not_before = self.record.not_before.max(asked);
         let failure = AcmeFailure {
             at: Timestamp::now(),

@@ -285,6 +285,10 @@ async fn rate_limit_is_waited_for_and_the_old_certificate_stays() {
     found.retry_now().unwrap();
     let hour = SignedDuration::from_hours(1);
     assert!(!site.read(later + hour).is_due(later + hour) && site.read(later + hour * 3).is_due(later + hour * 3));
+    // It begins with the answer, not with the attempt.
+    let earlier = Timestamp::now() - hour;
+    site.renew(earlier).await.unwrap_err();
+    assert!(site.read(site.now).record.not_before.unwrap() >= site.now + hour * 2);
     // But it is no wait of another authority.
     let directory = "https://staging.test/directory".to_owned();
     AcmeOrder { directory, ..site.order("1") }.write(&site.folder).unwrap();
