@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
-use http::header::RETRY_AFTER;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use instant_acme::{
     Account, AuthorizationStatus, BodyWrapper, BytesResponse, ChallengeStatus, ChallengeType, Error, HttpClient,
     Identifier, Key, NewOrder, Order, OrderStatus, Problem, RetryPolicy,
@@ -257,7 +257,7 @@ fn check(site: &PublicCertificate, text: &Secret) -> Result<String, Refusal> {
     Ok(seen.sha256)
 }
 
-/// An HTTP client that keeps the `Retry-After` of the last refusal, which errors of `instant-acme` do not have.
+/// An HTTP client that keeps the `Retry-After` of the last response, which errors of `instant-acme` do not have.
 struct WithRetryAfter {
     client: Box<dyn HttpClient>,
     retry_after: Arc<Mutex<Option<Duration>>>,
@@ -275,6 +275,11 @@ impl HttpClient for WithRetryAfter {
             let text = response.parts.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
             let asked = text.filter(|_| is_refused).and_then(|text| parse_retry_after(text, Timestamp::now()));
             *retry_after.lock().unwrap_or_else(PoisonError::into_inner) = asked;
+            let kind = response.parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+            if is_refused && !kind.is_some_and(|kind| kind.contains("json")) {
+                // A page of a proxy, which `instant-acme` would report as invalid JSON.
+                return Err(Error::Other(format!("the answer is {}", response.parts.status).into()));
+            }
             Ok(response)
         })
     }

@@ -21,6 +21,8 @@ const NAME: &str = "text.example.com";
 enum Fault {
     /// The connection is lost.
     Lost,
+    /// A page of a proxy, with this status.
+    Page(u16),
     /// A problem: status, type, detail.
     Problem(u16, &'static str, &'static str),
 }
@@ -78,6 +80,7 @@ impl Authority {
         state.asked.push(path.to_owned());
         match state.faults.get(path) {
             Some(Fault::Lost) => return Err(Error::Other("the connection was lost".into())),
+            Some(Fault::Page(status)) => return Ok((*status, "<html>".to_owned())),
             Some(Fault::Problem(status, kind, detail)) => {
                 let kind = format!("urn:ietf:params:acme:error:{kind}");
                 return Ok((*status, json!({ "type": kind, "detail": detail, "status": status }).to_string()));
@@ -149,6 +152,9 @@ impl HttpClient for Authority {
             let mut response = Response::builder().status(status).header("replay-nonce", "nonce");
             if path == "/account" || path == "/order" {
                 response = response.header("location", format!("https://ca.test{path}/1"));
+            }
+            if !body.starts_with('<') {
+                response = response.header("content-type", "application/problem+json");
             }
             if status == 429 {
                 response = response.header("retry-after", "7200");
@@ -345,6 +351,14 @@ async fn attempt_without_the_account_key_is_followed_by_a_pause() {
     assert!(found.failure().is_some() && !found.is_due(now));
     let later = now + SignedDuration::from_mins(6);
     assert!(site.read(later).is_due(later));
+}
+
+#[tokio::test]
+async fn page_of_a_proxy_is_reported_by_its_status() {
+    let site = Site::new();
+    site.authority.fails("/order", Fault::Page(502));
+    let failed = site.renew(site.now).await.unwrap_err();
+    assert_eq!(failed.says, "the answer is 502 Bad Gateway");
 }
 
 #[tokio::test]
