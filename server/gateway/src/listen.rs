@@ -185,7 +185,10 @@ impl Listener {
                             () = place.evicted() => return,
                         };
                         match shaken {
-                            Ok(Ok(stream)) => Box::new(stream),
+                            // Else the handshake was the answer.
+                            Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() != Some(CHALLENGE_PROTOCOL) => {
+                                Box::new(stream)
+                            }
                             _ => return,
                         }
                     }

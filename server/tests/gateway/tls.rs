@@ -8,8 +8,8 @@ use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::{CertificateDer, ServerName};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -43,11 +43,11 @@ async fn connect(
     secure(TcpStream::connect(site.address()).await?, trusted, protocol).await
 }
 
-pub(crate) async fn secure(
-    stream: TcpStream,
+pub(crate) async fn secure<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
     trusted: &CertificateDer<'static>,
     protocol: &[u8],
-) -> std::io::Result<TlsStream<TcpStream>> {
+) -> std::io::Result<TlsStream<S>> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(trusted.clone()).unwrap();
     let mut config =
@@ -178,6 +178,14 @@ async fn gateway_without_a_usable_certificate_does_not_start() {
     assert!(error.to_string().contains("cert.pem") && error.hint().is_some(), "{error}");
 }
 
+/// What a connection answers to a request until it is closed.
+async fn rest(mut stream: TlsStream<impl AsyncRead + AsyncWrite + Unpin>) -> Vec<u8> {
+    let _ = stream.write_all(b"GET /ready HTTP/1.1\r\nhost: site.example\r\nconnection: close\r\n\r\n").await;
+    let mut rest = Vec::new();
+    let _ = tokio::time::timeout(SOON, stream.read_to_end(&mut rest)).await.unwrap();
+    rest
+}
+
 #[tokio::test]
 async fn public_certificate_is_for_its_names_and_challenges_of_its_authority_are_answered() {
     let (_folder, path) = folder();
@@ -185,7 +193,8 @@ async fn public_certificate_is_for_its_names_and_challenges_of_its_authority_are
     let files = format!("certificate_file: {path}/cert.pem, key_file: {path}/key.pem");
     let public = format!("public: {{ file: {path}/public.pem, challenges: {path}/challenges }}");
     let a = Backend::tcp("a").await;
-    let site = Site::with(&[&a], &format!("  tls: {{ {files}, {public} }}\n")).await;
+    let ready = format!("  ready_listen: \"unix:{path}/ready.sock\"\n");
+    let site = Site::with(&[&a], &format!("  tls: {{ {files}, {public} }}\n{ready}")).await;
     // Key and certificate in one file, as a renewal writes them.
     let write = |file: &str, name: &str| {
         let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
@@ -199,12 +208,12 @@ async fn public_certificate_is_for_its_names_and_challenges_of_its_authority_are
 
     std::fs::create_dir(path.join("challenges")).unwrap();
     let answer = write("challenges/site.example.pem", "site.example");
-    let mut shaken = connect(&site, &answer, b"acme-tls/1").await.unwrap();
+    let shaken = connect(&site, &answer, b"acme-tls/1").await.unwrap();
     assert_eq!(shaken.get_ref().1.alpn_protocol(), Some(&b"acme-tls/1"[..]));
-    let _ = shaken.write_all(b"GET / HTTP/1.1\r\nhost: site.example\r\n\r\n").await;
-    let mut rest = Vec::new();
-    let _ = tokio::time::timeout(SOON, shaken.read_to_end(&mut rest)).await.unwrap();
-    assert!(rest.is_empty(), "the handshake is the whole answer");
+    assert_eq!(rest(shaken).await, b"", "the handshake is the whole answer");
+    let checks = UnixStream::connect(path.join("ready.sock")).await.unwrap();
+    let shaken = secure(checks, &answer, b"acme-tls/1").await.unwrap();
+    assert_eq!(rest(shaken).await, b"", "nor is a health check answered");
     // A real answer has a critical extension, which this client does not know: its error says that it was shown.
     let mut answer = rcgen::CertificateParams::new(vec!["site.example".to_owned()]).unwrap();
     answer.custom_extensions = vec![rcgen::CustomExtension::new_acme_identifier(&[7; 32])];
