@@ -167,8 +167,8 @@ fn read(files: &Tls) -> Result<LoadedCertificate, Error> {
     if let Some(file) = files.public.as_ref().map(|public| &public.file)
         && stamp[2] != Default::default()
     {
-        let (key, names, its) = read_pair(file, file)?;
-        shown.public = Some(Box::new(its));
+        let (key, names, public_shown) = read_pair(file, file)?;
+        shown.public = Some(Box::new(public_shown));
         public = Some(PublicCertificate { key, names });
     }
     Ok(LoadedCertificate { files: files.clone(), stamp, key, public, shown })

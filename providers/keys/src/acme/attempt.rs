@@ -115,7 +115,7 @@ async fn account(
         .account
         .clone()
         .filter(|known| known.directory == order.directory && known.key == order.account_key);
-    let (account, told) = match known {
+    let (account, known_email) = match known {
         Some(known) => (builder.from_parts(known.url, key()?, order.directory.clone()).await?, known.email),
         None => {
             let signing = Key::from_pkcs8_der(key()?)?;
@@ -124,7 +124,7 @@ async fn account(
             (account, None)
         }
     };
-    if told != order.email {
+    if known_email != order.email {
         let contact = order.email.as_ref().map(|email| format!("mailto:{email}"));
         let contacts: Vec<&str> = contact.iter().map(String::as_str).collect();
         account.update_contacts(&contacts).await?;
@@ -276,7 +276,7 @@ impl HttpClient for WithRetryAfter {
             let asked = text.filter(|_| is_refused).and_then(|text| parse_retry_after(text, Timestamp::now()));
             *retry_after.lock().unwrap_or_else(PoisonError::into_inner) = asked;
             let kind = response.parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-            if is_refused && !kind.is_some_and(|kind| kind.contains("json")) {
+            if is_refused && kind.is_none_or(|kind| !kind.contains("json")) {
                 // A page of a proxy, which `instant-acme` would report as invalid JSON.
                 return Err(Error::Other(format!("the answer is {}", response.parts.status).into()));
             }

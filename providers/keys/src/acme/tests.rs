@@ -1,5 +1,5 @@
 //! Orders at an authority in this process, which answers as RFC 8555 says. Pebble refuses nothing for its rate limits and
-//! loses no connection; the whole road on Pebble is in `tests/tests/acme.rs`.
+//! loses no connection; the whole run on Pebble is in `tests/tests/acme.rs`.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -59,7 +59,7 @@ impl Authority {
         self.state.lock().unwrap().faults.insert(path, fault);
     }
 
-    fn is_well(&self) {
+    fn recovers(&self) {
         self.state.lock().unwrap().faults.clear();
     }
 
@@ -200,7 +200,7 @@ impl Site {
         PublicCertificate::read(&self.folder, now).unwrap().unwrap()
     }
 
-    /// One attempt, by a process that has read the files anew.
+    /// One attempt, by a process that has read the files again.
     async fn renew(&self, now: Timestamp) -> Result<(), AcmeFailure> {
         self.read(now).renew(&self.account_key, Box::new(self.authority.clone()), now).await
     }
@@ -239,13 +239,13 @@ async fn interrupted_order_is_resumed() {
     site.authority.fails("/finalize", Fault::Lost);
     let failed = site.renew(site.now).await.unwrap_err();
     assert_eq!(failed.says, "the connection was lost");
-    site.authority.is_well();
+    site.authority.recovers();
     let later = site.now + SignedDuration::from_mins(6);
     assert!(!site.read(site.now).is_due(site.now) && site.read(later).is_due(later));
     // A busy authority still has it.
     site.authority.fails("/order/1", Fault::Problem(503, "serverInternal", "busy"));
     assert_eq!(site.renew(later).await.unwrap_err().says, "busy");
-    site.authority.is_well();
+    site.authority.recovers();
     site.renew(later).await.unwrap();
     assert_eq!((site.authority.count("/order"), site.authority.count("/challenge")), (1, 1));
     assert!(site.read(later).info().is_some());
@@ -256,7 +256,7 @@ async fn order_that_the_authority_has_no_more_is_replaced() {
     let site = Site::new();
     site.authority.fails("/finalize", Fault::Lost);
     site.renew(site.now).await.unwrap_err();
-    site.authority.is_well();
+    site.authority.recovers();
     site.authority.fails("/order/1", Fault::Problem(404, "malformed", "no such order"));
     site.renew(site.now).await.unwrap_err();
     assert_eq!(site.authority.count("/order"), 2);
@@ -298,8 +298,9 @@ async fn rate_limit_is_waited_for_and_the_old_certificate_stays() {
     // But it is no wait of another authority.
     let directory = "https://staging.test/directory".to_owned();
     AcmeOrder { directory, ..site.order("1") }.write(&site.folder).unwrap();
-    site.read(later).retry_now().unwrap();
-    assert!(site.read(later).is_due(later) && site.read(later).failure().is_none());
+    assert!(!site.read(site.now).is_due(site.now));
+    site.read(site.now).retry_now().unwrap();
+    assert!(site.read(site.now).is_due(site.now) && site.read(site.now).failure().is_none());
 }
 
 #[tokio::test]
@@ -312,7 +313,7 @@ async fn failed_validation_is_reported_in_the_words_of_the_authority() {
     assert!(site.file().is_none() && !site.folder.join(CHALLENGES).exists());
     assert_eq!(site.read(site.now).failure(), Some(&failed));
     // The operator creates the record and runs `up` again: the ended order is not resumed.
-    site.authority.is_well();
+    site.authority.recovers();
     site.read(site.now).retry_now().unwrap();
     assert!(site.read(site.now).is_due(site.now));
     site.renew(site.now).await.unwrap();

@@ -355,7 +355,7 @@ fn of_units(units: &[UnitStatus], rejected: &[Rejected]) -> Vec<Fact> {
 fn of_certificate(certificate: &CertificateStatus, now: Timestamp) -> Option<Fact> {
     let fact = |says: String| Some(Fact::new("certificate", certificate.file.clone(), says));
     if certificate.error.is_some() {
-        return fact("it cannot be read or renewed, see `status`".to_owned());
+        return fact("it cannot be read, ordered or renewed, see `status`".to_owned());
     }
     let not_after = certificate.not_after?;
     if not_after <= now {
