@@ -18,7 +18,7 @@ use crate::config;
 use crate::error::{ApiError, chain};
 use crate::models::Ready;
 use crate::record::Record;
-use crate::traces::ModelCall;
+use crate::traces::{ModelCall, of_millis};
 
 /// What makes vectors of texts.
 pub(crate) struct Embedder {
@@ -139,7 +139,7 @@ impl Work {
         }
         let metrics = &self.app.metrics;
         if let Ok(embedded) = &result {
-            let took = Duration::from_secs_f64(embedded.total_ms.max(0.0) / 1000.0);
+            let took = of_millis(embedded.total_ms);
             metrics.record_generation(name, &self.caller.user, used, 0, took);
             metrics.record_embeddings(name, &self.caller.user, count);
             self.record.note(|known| known.queued_ms = Some(embedded.queued_ms));
@@ -155,7 +155,6 @@ impl Work {
 
     /// What a trace says of it.
     fn call(&self, result: &Result<Embedded, Failure>, began: Instant, used: u64) -> ModelCall {
-        let of_millis = |millis: f64| Duration::from_secs_f64(millis.max(0.0) / 1000.0);
         let parts = result.as_ref().map_or_else(
             |_| Vec::new(),
             |done| vec![("queue", of_millis(done.queued_ms)), ("encode", of_millis(done.total_ms))],

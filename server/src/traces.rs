@@ -133,6 +133,11 @@ pub(crate) struct ModelCall {
     pub(crate) error: Option<&'static str>,
 }
 
+/// A time of an engine, in milliseconds.
+pub(crate) fn of_millis(millis: f64) -> Duration {
+    Duration::from_secs_f64(millis.max(0.0) / 1000.0)
+}
+
 /// `opentelemetry.proto.trace.v1.Span`, in the JSON form of OTLP.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]

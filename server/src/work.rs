@@ -21,7 +21,7 @@ use crate::error::ApiError;
 use crate::http::HeldMemory;
 use crate::models::Ready;
 use crate::record::Record;
-use crate::traces::ModelCall;
+use crate::traces::{ModelCall, of_millis};
 
 /// The input of a generation.
 #[derive(Debug, Clone, PartialEq)]
@@ -334,7 +334,7 @@ impl Drive {
                     models.answered(&self.model, true)
                 }
                 if done.generated_tokens > 0 {
-                    let first = Duration::from_secs_f64(done.first_token_ms.max(0.0) / 1000.0);
+                    let first = of_millis(done.first_token_ms);
                     self.app.metrics.record_first_token(&self.model, first);
                 }
                 // A request may have several generations: the slowest first token counts.
@@ -358,7 +358,7 @@ impl Drive {
             }
         };
         let took = match end {
-            Some(Event::Done(done)) => Duration::from_secs_f64(done.total_ms.max(0.0) / 1000.0),
+            Some(Event::Done(done)) => of_millis(done.total_ms),
             _ => self.record.began.elapsed(),
         };
         self.app.metrics.record_generation(&self.model, &self.user, self.prompt_tokens, generated, took);
@@ -369,7 +369,6 @@ impl Drive {
 
     /// What a trace says of it. Only a generation that ended knows how long it waited and computed.
     fn call(&self, end: Option<&Event>, seen: u64) -> ModelCall {
-        let of_millis = |millis: f64| Duration::from_secs_f64(millis.max(0.0) / 1000.0);
         let call = ModelCall {
             model: self.model.clone(),
             began: self.began,

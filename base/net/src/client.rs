@@ -356,6 +356,20 @@ pub fn shown(url: &Url) -> String {
     url.to_string()
 }
 
+/// Whether this is the address of an HTTP server, with nothing in it that is secret or not sent: no user, password or fragment.
+pub fn is_plain_http(url: &Url) -> bool {
+    matches!(url.scheme(), "https" | "http")
+        && url.has_host()
+        && url.username().is_empty()
+        && url.password().is_none()
+        && url.fragment().is_none()
+}
+
+/// The same of a server that gets secrets: by TLS, or on this machine.
+pub fn is_protected_http(url: &Url) -> bool {
+    is_plain_http(url) && (url.scheme() == "https" || is_loopback(url))
+}
+
 /// Whether an address names this machine.
 pub fn is_loopback(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');

@@ -495,7 +495,7 @@ async fn uploads_that_did_not_end_are_no_backups_and_are_removed_after_a_week() 
     let record = |name: &str| Path::from(format!("company/staging/{name}.json"));
     let theirs = serde_json::to_vec(&facts(now, 9, "theirs".into())).unwrap();
     store.put(&record(&format!("backup_{day}.dump")), theirs.clone().into()).await.unwrap();
-    store.put(&record("backup_20200101.dump"), b"a file of somebody".to_vec().into()).await.unwrap();
+    store.put(&record("backup_20200101.dump"), b"a file of another program".to_vec().into()).await.unwrap();
     assert_eq!(shelf.list().unwrap(), []);
     let ours = put(&shelf, now, b"ours").unwrap();
     assert!(ours.file.as_str().ends_with(&format!("backup_{day}-2.dump")), "{}", ours.file);

@@ -1,7 +1,7 @@
 //! `batch`: batches of requests, whose texts the database stores.
 
 use camino::Utf8PathBuf;
-use textnlp_net::client::{Url, is_loopback};
+use textnlp_net::client::{Url, is_protected_http};
 
 use super::document::Section;
 use super::units::ByteSize;
@@ -96,7 +96,7 @@ fn webhooks(parent: &Section<'_>) -> Vec<Webhook> {
         let address = item.needed_text("url");
         let secret_file = item.needed_text("secret_file").map(Utf8PathBuf::from);
         let url = address.and_then(|address| {
-            let url = Url::parse(&address).ok().filter(is_webhook);
+            let url = Url::parse(&address).ok().filter(is_protected_http);
             if url.is_none() {
                 let hint = "an address without a password, such as `https://hooks.example.com/batches`".to_owned();
                 item.wrong("url", "is not an `https:` address (`http:` only for this machine)", hint);
@@ -112,11 +112,4 @@ fn webhooks(parent: &Section<'_>) -> Vec<Webhook> {
         item.finish();
     }
     webhooks
-}
-
-fn is_webhook(url: &Url) -> bool {
-    url.username().is_empty()
-        && url.password().is_none()
-        && url.fragment().is_none()
-        && (url.scheme() == "https" || (url.scheme() == "http" && is_loopback(url)))
 }

@@ -15,7 +15,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 pub(crate) use document::nearest;
 use document::{Document, Section};
-use textnlp_net::client::{Url, is_loopback};
+use textnlp_net::client::{Url, is_protected_http};
 use textnlp_store::MIN_AUDIT_DAYS;
 use textnlp_store::analytics::BASELINE_DAYS;
 
@@ -695,13 +695,7 @@ fn oidc(section: Section<'_>) -> OidcSettings {
         scopes
     };
     let issuer = section.needed_text("issuer").unwrap_or_default();
-    let is_address = Url::parse(&issuer).is_ok_and(|url| {
-        url.username().is_empty()
-            && url.password().is_none()
-            && (url.scheme() == "https" || (url.scheme() == "http" && is_loopback(&url)))
-            && url.query().is_none()
-            && url.fragment().is_none()
-    });
+    let is_address = Url::parse(&issuer).is_ok_and(|url| is_protected_http(&url) && url.query().is_none());
     if !issuer.is_empty() && !is_address {
         let hint = "the address that the provider's metadata has, such as `https://login.example.com/realms/acme`";
         section.wrong("issuer", format!("cannot be `{issuer}`"), hint.to_owned());

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use axum::http::HeaderName;
 use camino::Utf8PathBuf;
-use textnlp_net::client::{Url, is_loopback};
+use textnlp_net::client::{Url, is_loopback, is_plain_http};
 
 use super::document::Section;
 
@@ -63,7 +63,7 @@ pub(super) fn traces(parent: &Section<'_>, is_enabled: bool) -> Option<TraceExpo
         }
     });
     let endpoint = address.and_then(|address| {
-        let url = Url::parse(&address).ok().filter(is_endpoint);
+        let url = Url::parse(&address).ok().filter(is_plain_http);
         if url.is_none() {
             let hint =
                 "an address without a password, such as `https://collector.example.com:4318/v1/traces`".to_owned();
@@ -76,12 +76,4 @@ pub(super) fn traces(parent: &Section<'_>, is_enabled: bool) -> Option<TraceExpo
     }
     section.finish();
     endpoint.map(|endpoint| TraceExport { endpoint, ratio, header })
-}
-
-fn is_endpoint(url: &Url) -> bool {
-    matches!(url.scheme(), "https" | "http")
-        && url.has_host()
-        && url.username().is_empty()
-        && url.password().is_none()
-        && url.fragment().is_none()
 }

@@ -301,7 +301,8 @@ impl Checker<'_> {
             }
             None if backup.enabled && url.starts_with("az://") => {
                 let cause = format!("the storage account is a variable, which {who} does not have");
-                self.error("backup.credentials", cause, fix);
+                // The place of the setting that is missing is not in the file.
+                self.error("backup.destination", cause, format!("set `backup.credentials`: {fix}"));
             }
             None if in_cluster => {
                 let cause = "the job in the cluster signs in as the service account `textnlp-backup` of the namespace";

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use textnlp_net::client::Url;
+use textnlp_net::client::{Url, is_plain_http, is_protected_http};
 use textnlp_net::network::Network;
 use textnlp_provider::BillingExport;
 use textnlp_provider::cluster::ClusterGpus;
@@ -301,7 +301,7 @@ impl Checker<'_> {
             self.error(PATH, "it has no effect while requests are not traced", fix);
         }
         let at = |field: &str| format!("{PATH}.{field}");
-        match endpoint.parse::<Url>().ok().filter(is_collector) {
+        match endpoint.parse::<Url>().ok().filter(is_plain_http) {
             None => {
                 let cause = "this is not an `https:` or `http:` address without a password";
                 let fix = "write an address such as `https://collector.example.com:4318/v1/traces`";
@@ -350,7 +350,7 @@ impl Checker<'_> {
                 let cause = format!("`{}` is not a tenant id", cut(tenant));
                 self.error(&at("tenant"), cause, "write 1 to 40 of a-z, 0-9, - and _");
             }
-            let url = webhook.url.parse::<Url>().ok().filter(is_webhook);
+            let url = webhook.url.parse::<Url>().ok().filter(is_protected_http);
             match url.map(|url| seen.insert((&webhook.tenant, url), i)) {
                 None => {
                     let cause = "this is not an `https:` address without a password (`http:` only for this machine)";
@@ -387,14 +387,7 @@ impl Checker<'_> {
             }
             return;
         };
-        let url = issuer.parse::<Url>().ok();
-        let is_address = url.is_some_and(|url| {
-            (url.scheme() == "https" || (url.scheme() == "http" && url.host_str().is_some_and(is_loopback)))
-                && url.query().is_none()
-                && url.fragment().is_none()
-                && url.username().is_empty()
-                && url.password().is_none()
-        });
+        let is_address = issuer.parse::<Url>().is_ok_and(|url| is_protected_http(&url) && url.query().is_none());
         if !is_address {
             let fix = "write it as the provider's metadata has it, such as `https://login.example.com/realms/acme`";
             self.error("server.security.oidc.issuer", format!("`{}` is not an issuer", cut(issuer)), fix);
@@ -760,21 +753,6 @@ fn is_currency(text: &str) -> bool {
 
 fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
-}
-
-fn is_webhook(url: &Url) -> bool {
-    url.username().is_empty()
-        && url.password().is_none()
-        && url.fragment().is_none()
-        && (url.scheme() == "https" || (url.scheme() == "http" && textnlp_net::client::is_loopback(url)))
-}
-
-fn is_collector(url: &Url) -> bool {
-    matches!(url.scheme(), "https" | "http")
-        && url.has_host()
-        && url.username().is_empty()
-        && url.password().is_none()
-        && url.fragment().is_none()
 }
 
 /// An `Origin` as browsers send it: scheme, host and optional port, or `*` for all.
