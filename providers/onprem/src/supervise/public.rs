@@ -147,6 +147,7 @@ mod tests {
         order.write(&folder).unwrap();
         let failure = serde_json::json!({
             "at": Timestamp::now(), "says": "no valid A records", "problem": "dns", "is_throttled": false,
+            "directory": order.directory, "names": order.names,
         });
         let later = Timestamp::now() + jiff::SignedDuration::from_mins(5);
         let record = serde_json::json!({ "attempts": 1, "not_before": later, "failure": failure });
