@@ -14,6 +14,7 @@ use crate::allowance::LocalRates;
 use crate::auth::jwt::Signer;
 use crate::auth::oidc::Oidc;
 use crate::auth::refusals::Refusals;
+use crate::cache::VectorCache;
 use crate::config::Config;
 use crate::delivery::Delivery;
 use crate::error::ApiError;
@@ -44,6 +45,8 @@ pub(crate) struct App {
     pub(crate) engine: Handle,
     pub(crate) delivery: Arc<Delivery>,
     pub(crate) models: Arc<Models>,
+    /// Vectors of texts, if they are kept.
+    pub(crate) cache: Option<VectorCache>,
     pub(crate) features: Features,
     pub(crate) readiness: Readiness,
     pub(crate) refusals: Refusals,

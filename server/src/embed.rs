@@ -1,9 +1,11 @@
 //! Encoders: starting one, and the vectors of a request's texts from the reservation of its tokens to its settlement.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use textnlp_inference::cpu::Encoder;
 use textnlp_inference::engine::{EmbedRequest, Embedded, EncoderHandle, Failure, ModelInfo, ModelStats, Stats};
 use textnlp_inference::format::EncoderSettings;
@@ -14,6 +16,7 @@ use tokio::sync::oneshot;
 use crate::allowance;
 use crate::app::App;
 use crate::auth::Caller;
+use crate::cache::{Fingerprint, Key};
 use crate::config;
 use crate::error::{ApiError, chain};
 use crate::models::Ready;
@@ -29,6 +32,8 @@ pub(crate) struct Embedder {
     pub(crate) width: usize,
     /// Vectors may be shortened.
     pub(crate) matryoshka: bool,
+    /// What its vectors depend on; absent where no vector is kept.
+    pub(crate) fingerprint: Option<Fingerprint>,
 }
 
 impl Embedder {
@@ -60,15 +65,17 @@ impl Embedder {
     }
 }
 
-/// Starts the thread of an encoder.
+/// Starts the thread of an encoder. `digest`: that of its files, if vectors are kept.
 pub(crate) fn start(
     config: &config::Model,
     encoder: Encoder,
     tokenizer: Arc<Tokenizer>,
     queue: usize,
+    digest: Option<textnlp_models::Digest>,
 ) -> Result<(ModelInfo, Embedder), String> {
     let settings = encoder.settings().clone();
     let width = encoder.architecture().width;
+    let fingerprint = digest.map(|digest| fingerprint(config, &settings, width, &digest));
     let text = EncoderText::new(tokenizer.clone(), &settings).map_err(|error| chain(&error))?;
     let shape = Arc::new(encoder.architecture().shape());
     let info = ModelInfo {
@@ -82,19 +89,41 @@ pub(crate) fn start(
     };
     let handle = EncoderHandle::start(&config.name, encoder, queue)
         .map_err(|error| format!("its thread cannot be started: {error}"))?;
-    Ok((info, Embedder { handle, text: Arc::new(text), settings, width, matryoshka: config.matryoshka }))
+    let (text, matryoshka) = (Arc::new(text), config.matryoshka);
+    Ok((info, Embedder { handle, text, settings, width, matryoshka, fingerprint }))
+}
+
+/// What the numbers of an encoder's vectors depend on: this program, the files, how the weights are held, and how rows become a
+/// vector. A text's prompt is among its tokens, and vectors are shortened after they were found.
+fn fingerprint(
+    config: &config::Model,
+    settings: &EncoderSettings,
+    width: usize,
+    digest: &textnlp_models::Digest,
+) -> Fingerprint {
+    let parts = json!([
+        env!("CARGO_PKG_VERSION"),
+        digest.hex(),
+        format!("{:?}", config.quantize),
+        settings.pooling.name(),
+        settings.normalize,
+        width,
+    ]);
+    Fingerprint(Sha256::digest(parts.to_string()).into())
 }
 
 /// The vectors of texts, given as tokens with the special ones around them. The work ends when this future is dropped.
+/// `is_cached`: whether they may come from the cache, and are kept there.
 pub(crate) async fn embed(
     app: &Arc<App>,
     record: &Arc<Record>,
     caller: &Caller,
     model: Arc<Ready>,
     texts: Vec<Vec<u32>>,
+    is_cached: bool,
 ) -> Result<Embedded, ApiError> {
     let (out, answer) = oneshot::channel();
-    let work = Work { app: app.clone(), record: record.clone(), caller: caller.clone(), model };
+    let work = Work { app: app.clone(), record: record.clone(), caller: caller.clone(), model, is_cached };
     // A task of its own: a client that leaves now must find its tokens neither set aside for ever nor unpaid.
     app.tasks.spawn(work.run(texts, out));
     answer.await.map_err(|_| aborted())?
@@ -109,6 +138,16 @@ struct Work {
     record: Arc<Record>,
     caller: Caller,
     model: Arc<Ready>,
+    is_cached: bool,
+}
+
+/// The vectors of a request.
+struct Outcome {
+    result: Result<Embedded, Failure>,
+    /// The tokens that are charged: those of the vectors that were found count as computed ones.
+    used: u64,
+    /// Whether the encoder was asked.
+    is_computed: bool,
 }
 
 impl Work {
@@ -130,17 +169,21 @@ impl Work {
             return;
         }
         let began = Instant::now();
-        let (result, used) = self.compute(texts, &mut out).await;
+        let Outcome { result, used, is_computed } = self.vectors(texts, &mut out).await;
         self.record.called(|| self.call(&result, began, used));
         match &result {
+            // It says nothing about the model.
+            Ok(_) if !is_computed => self.app.models.no_outcome(name),
             Ok(_) => self.app.models.answered(name, true),
             Err(Failure::Model(_)) => self.app.models.answered(name, false),
             Err(_) => self.app.models.no_outcome(name),
         }
         let metrics = &self.app.metrics;
         if let Ok(embedded) = &result {
-            let took = of_millis(embedded.total_ms);
-            metrics.record_generation(name, &self.caller.user, used, 0, took);
+            match is_computed {
+                true => metrics.record_generation(name, &self.caller.user, used, 0, of_millis(embedded.total_ms)),
+                false => metrics.record_cached(name, &self.caller.user, used),
+            }
             metrics.record_embeddings(name, &self.caller.user, count);
             self.record.note(|known| known.queued_ms = Some(embedded.queued_ms));
         }
@@ -172,6 +215,42 @@ impl Work {
         }
     }
 
+    /// The vectors of texts: those that the cache has, and the others from the encoder, each text once.
+    async fn vectors(&self, texts: Vec<Vec<u32>>, out: &mut oneshot::Sender<Result<Embedded, ApiError>>) -> Outcome {
+        let cache = self.app.cache.as_ref().filter(|_| self.is_cached);
+        let embedder = self.model.embedder.as_ref();
+        let cached = cache.zip(embedder.and_then(|embedder| Some((embedder.width, embedder.fingerprint.as_ref()?))));
+        let Some((cache, (width, fingerprint))) = cached else {
+            let (result, used) = self.compute(texts, out).await;
+            return Outcome { result, used, is_computed: true };
+        };
+        let began = Instant::now();
+        let tokens: u64 = texts.iter().map(|text| text.len() as u64).sum();
+        let keys: Vec<Key> = texts.iter().map(|text| Key::new(&self.caller.tenant, fingerprint, text)).collect();
+        let mut found = cache.find(&keys, width).await;
+        let mut seen = HashSet::new();
+        let missing = keys.iter().zip(texts).filter(|(key, _)| !found.contains_key(*key) && seen.insert(**key));
+        let (missing, texts): (Vec<Key>, Vec<Vec<u32>>) = missing.map(|(key, text)| (*key, text)).unzip();
+        let (mut queued_ms, is_computed) = (0.0, !missing.is_empty());
+        if is_computed {
+            let (result, used) = self.compute(texts, out).await;
+            match result {
+                Ok(embedded) => {
+                    queued_ms = embedded.queued_ms;
+                    let copies = missing.iter().zip(&embedded.vectors);
+                    let copies = copies.map(|(key, vector)| (*key, Arc::<[f32]>::from(vector.as_slice())));
+                    cache.keep(copies.collect(), &self.app.tasks);
+                    found.extend(missing.into_iter().zip(embedded.vectors));
+                }
+                failed => return Outcome { result: failed, used, is_computed },
+            }
+        }
+        let total_ms = began.elapsed().as_secs_f64() * 1000.0 - queued_ms;
+        let result = in_order(&keys, found).map(|vectors| Embedded { vectors, queued_ms, total_ms });
+        let result = result.ok_or_else(|| Failure::Model("a text has no vector".into()));
+        Outcome { result, used: tokens, is_computed }
+    }
+
     /// The vectors, and the tokens that were computed for them.
     async fn compute(
         &self,
@@ -196,6 +275,16 @@ impl Work {
         };
         (result, ticket.taken())
     }
+}
+
+/// The vectors of keys, in their order; `None` if one is missing. Only a text that a request has several times is copied.
+fn in_order(keys: &[Key], mut found: HashMap<Key, Vec<f32>>) -> Option<Vec<Vec<f32>>> {
+    let last: HashMap<Key, usize> = keys.iter().enumerate().map(|(place, key)| (*key, place)).collect();
+    let of = |(place, key): (usize, &Key)| match last.get(key) == Some(&place) {
+        true => found.remove(key),
+        false => found.get(key).cloned(),
+    };
+    keys.iter().enumerate().map(of).collect()
 }
 
 /// Adds what encoders hold and have to do to what the engine says of itself.

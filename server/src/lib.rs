@@ -25,6 +25,7 @@ mod allowance;
 mod analytics;
 pub mod auth;
 mod batches;
+mod cache;
 mod chat;
 mod delivery;
 mod embed;

@@ -76,6 +76,11 @@ struct ByResult {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByLevel {
+    level: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct InfoLabels {
     environment: String,
     phase: &'static str,
@@ -129,6 +134,12 @@ pub struct Metrics {
     webhook_deliveries: Family<ByResult, Count>,
     webhook_age: Real,
     trace_spans: Family<ByResult, Count>,
+    cache_hits: Family<ByLevel, Count>,
+    cache_misses: Count,
+    cache_evictions: Count,
+    cache_errors: Family<ByKind, Count>,
+    cache_entries: Level,
+    cache_bytes: Level,
     ready: Level,
     users: Mutex<HashSet<String>>,
     window: Mutex<Window>,
@@ -185,6 +196,12 @@ impl Metrics {
             webhook_deliveries: Family::default(),
             webhook_age: Real::default(),
             trace_spans: Family::default(),
+            cache_hits: Family::default(),
+            cache_misses: Count::default(),
+            cache_evictions: Count::default(),
+            cache_errors: Family::default(),
+            cache_entries: Level::default(),
+            cache_bytes: Level::default(),
             ready: Level::default(),
             users: Mutex::default(),
             window: Mutex::new(Window::new(Instant::now())),
@@ -285,6 +302,28 @@ impl Metrics {
             metrics.webhook_age.clone(),
         );
         r.register("textnlp_trace_spans", "Spans that were sent to the collector or lost", metrics.trace_spans.clone());
+        r.register(
+            "textnlp_cache_hits",
+            "Vectors of texts that were found in the cache, by the level that had them",
+            metrics.cache_hits.clone(),
+        );
+        r.register(
+            "textnlp_cache_misses",
+            "Vectors of texts that were in no level of the cache",
+            metrics.cache_misses.clone(),
+        );
+        r.register(
+            "textnlp_cache_evictions",
+            "Vectors that made room for others in memory",
+            metrics.cache_evictions.clone(),
+        );
+        r.register(
+            "textnlp_cache_errors",
+            "Calls of the cache's Redis that failed, its values that are damaged, and vectors that it did not get",
+            metrics.cache_errors.clone(),
+        );
+        r.register("textnlp_cache_entries", "Vectors that the cache has in memory", metrics.cache_entries.clone());
+        r.register("textnlp_cache_bytes", "Memory of these vectors with their keys", metrics.cache_bytes.clone());
         r.register("textnlp_ready", "1 while /ready says so", metrics.ready.clone());
         let info = Family::<InfoLabels, Level>::default();
         let info_labels = InfoLabels {
@@ -306,7 +345,13 @@ impl Metrics {
         self.inference.get_or_create(&ByModel { model: model.to_owned() }).observe(duration.as_secs_f64());
     }
 
-    /// Counts vectors that were computed.
+    /// Counts a request for vectors that the cache had: its tokens as computed ones, without a time.
+    pub(crate) fn record_cached(&self, model: &str, user: &str, prompt_tokens: u64) {
+        let labels = ByModelAndUser { model: model.to_owned(), user: self.bounded(user) };
+        self.prompt_tokens.get_or_create(&labels).inc_by(prompt_tokens);
+    }
+
+    /// Counts vectors that were computed or found.
     pub(crate) fn record_embeddings(&self, model: &str, user: &str, count: u64) {
         let labels = ByModelAndUser { model: model.to_owned(), user: self.bounded(user) };
         self.embeddings.get_or_create(&labels).inc_by(count);
@@ -400,6 +445,36 @@ impl Metrics {
         if count > 0 {
             self.trace_spans.get_or_create(&ByResult { result }).inc_by(count);
         }
+    }
+
+    /// Notes that there is a cache of vectors: an increase is measured from the first sample, so its levels are at zero.
+    pub(crate) fn cache_used(&self, has_redis: bool) {
+        for level in ["memory", "redis"].into_iter().take(if has_redis { 2 } else { 1 }) {
+            drop(self.cache_hits.get_or_create(&ByLevel { level }));
+        }
+    }
+
+    /// Counts vectors that a level of the cache had: `memory` or `redis`.
+    pub(crate) fn cache_hits(&self, level: &'static str, count: u64) {
+        self.cache_hits.get_or_create(&ByLevel { level }).inc_by(count);
+    }
+
+    /// Counts vectors that no level of the cache had.
+    pub(crate) fn cache_misses(&self, count: u64) {
+        self.cache_misses.inc_by(count);
+    }
+
+    /// Counts a failure of the cache's Redis: `connection`, `timeout`, `refused`; a `damaged` value; vectors that were `dropped`
+    /// because too many waited for it.
+    pub(crate) fn cache_error(&self, kind: &'static str) {
+        self.cache_errors.get_or_create(&ByKind { kind }).inc();
+    }
+
+    /// Notes what the cache has in memory, and counts what was evicted.
+    pub(crate) fn cache_holds(&self, entries: usize, bytes: usize, evicted: u64) {
+        self.cache_entries.set(entries as i64);
+        self.cache_bytes.set(bytes as i64);
+        self.cache_evictions.inc_by(evicted);
     }
 
     /// Notes whether a request found its model loaded.

@@ -7,11 +7,13 @@ mod room;
 
 pub(crate) use room::fitting;
 
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::http::StatusCode;
+use camino::Utf8Path;
 use textnlp_inference::cpu::Footprint;
 use textnlp_inference::engine::{Handle, LoadedModel, ModelInfo};
 use textnlp_inference::format::is_encoder;
@@ -162,6 +164,8 @@ pub(crate) struct Models {
     budget: ByteSize,
     threads: usize,
     place: Place,
+    /// Whether vectors of encoders are kept, under the digest of their files.
+    are_vectors_kept: bool,
     /// The most requests that wait for one encoder.
     queue: usize,
     engine: Handle,
@@ -187,6 +191,7 @@ impl Models {
         metrics: Arc<Metrics>,
         tasks: TaskTracker,
     ) -> Arc<Self> {
+        let are_vectors_kept = config.cache.is_some();
         let (queue, renderer, config) = (config.api.queue, config.renderer.clone(), &config.models);
         let entries = config.serve.iter().map(|model| {
             Arc::new(Entry {
@@ -207,6 +212,7 @@ impl Models {
             budget: config.max_cache_size,
             threads: config.threads,
             place,
+            are_vectors_kept,
             queue,
             engine,
             renderer,
@@ -476,6 +482,7 @@ impl Models {
         kv_positions: usize,
     ) -> Result<Ready, String> {
         let mut notes = opened.notes();
+        let before = self.are_vectors_kept.then(|| stamp(&config.path));
         let (loaded, of_weights) = verified(config, || opened.load(config, self.threads, kv_positions))??;
         notes.extend(of_weights);
         let usual = footprint.usual_positions();
@@ -490,7 +497,8 @@ impl Models {
         let (mut embedder, mut chat) = (None, None);
         let info = match loaded {
             Loaded::Encoder(encoder) => {
-                let (info, started) = embed::start(config, *encoder, tokenizer, self.queue)?;
+                let digest = before.map(|before| digest(&config.path, &before)).transpose()?;
+                let (info, started) = embed::start(config, *encoder, tokenizer, self.queue, digest)?;
                 embedder = Some(started);
                 info
             }
@@ -591,6 +599,33 @@ fn verified<T: Send>(config: &config::Model, load: impl FnOnce() -> T) -> Result
     });
     verified.map_err(|_| "its verification was aborted".to_owned())?.map_err(|error| differs(&error))?;
     Ok(loaded)
+}
+
+/// The files of a folder by name, with their inodes, lengths and times in nanoseconds.
+type Stamp = Vec<(std::ffi::OsString, u64, u64, i64, i64)>;
+
+/// What changes with a folder's files.
+fn stamp(folder: &Utf8Path) -> Stamp {
+    let about = |entry: std::fs::DirEntry| {
+        // That of what a link names.
+        let about = std::fs::metadata(entry.path()).ok()?;
+        Some((entry.file_name(), about.ino(), about.len(), about.mtime(), about.mtime_nsec()))
+    };
+    let entries = std::fs::read_dir(folder).into_iter().flatten();
+    let mut stamp: Stamp = entries.filter_map(|entry| about(entry.ok()?)).collect();
+    stamp.sort();
+    stamp
+}
+
+/// The digest of an encoder's files, which are those that it was loaded from: nothing has changed since `before`. A manifest was
+/// compared with the files while they were loaded.
+fn digest(folder: &Utf8Path, before: &Stamp) -> Result<textnlp_models::Digest, String> {
+    let manifest = textnlp_models::read_manifest(folder).map_err(|error| chain(&error))?;
+    let digest = match manifest {
+        Some(manifest) => manifest.digest,
+        None => textnlp_models::digest_of(folder).map_err(|error| chain(&error))?.digest,
+    };
+    if stamp(folder) == *before { Ok(digest) } else { Err("its files changed while it was loaded".to_owned()) }
 }
 
 /// Bytes of the longest token.

@@ -23,6 +23,7 @@ use crate::auth::jwt::{Signer, SignerError};
 use crate::auth::oidc::{self, Oidc, OidcError};
 use crate::auth::refusals::Refusals;
 use crate::batches;
+use crate::cache::{CacheError, VectorCache};
 use crate::config::{Address, Config, DatabaseAt};
 use crate::delivery::Delivery;
 use crate::endpoints;
@@ -70,6 +71,9 @@ pub enum StartError {
     /// Traces cannot be exported.
     #[error(transparent)]
     Traces(#[from] TracesError),
+    /// The cache of vectors cannot be used.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     /// The device that the configuration names cannot be used.
     #[error("{0}; `models.device: cpu` computes on the CPU")]
     Device(String),
@@ -142,6 +146,7 @@ impl Server {
         let webhooks = Webhooks::new(config.batch.as_ref().map(|batch| batch.webhooks.as_slice()).unwrap_or_default())?;
         let oidc = config.security.oidc.clone().map(Oidc::new).transpose()?.map(Arc::new);
         let metrics = Arc::new(Metrics::new(&config.environment, config.phase.name(), &config.region));
+        let cache = config.cache.as_ref().map(|cache| VectorCache::new(cache, metrics.clone())).transpose()?;
         let of_spans = metrics.clone();
         let count: Count = Arc::new(move |result, count| of_spans.trace_spans(result, count));
         let export = config.monitoring.traces.as_ref().map(|export| Traces::start(export, &config, count));
@@ -176,6 +181,7 @@ impl Server {
         let app = Arc::new(App {
             models: Models::new(&config, place, engine.handle(), metrics.clone(), tasks.clone()),
             features,
+            cache,
             engine: engine.handle(),
             delivery,
             store,

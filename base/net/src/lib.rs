@@ -7,6 +7,7 @@
 //! | [`client`] | `client` | proxies, timeouts, redirects, credentials and the size of bodies |
 //! | [`listen`] | `listen` | how many connections a listener serves, and how it stops |
 //! | [`network`] | – | which addresses a network has |
+//! | [`redis`] | `client` | which addresses of a Redis are accepted |
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "client")]
@@ -14,6 +15,8 @@ pub mod client;
 #[cfg(feature = "listen")]
 pub mod listen;
 pub mod network;
+#[cfg(feature = "client")]
+pub mod redis;
 pub mod retry;
 #[cfg(feature = "client")]
 pub mod trust;

@@ -1,6 +1,7 @@
 //! `server.yaml`: the configuration of one server replica. It is parsed and validated once, at startup.
 
 mod batch;
+mod cache;
 mod database;
 mod document;
 mod features;
@@ -23,6 +24,7 @@ use crate::auth::SCOPES;
 use crate::auth::tenant::{DEFAULT, is_tenant_id};
 
 pub use batch::{Batch, Webhook};
+pub use cache::{Cache, RedisAt, RedisCache};
 pub use document::Problem;
 pub use prices::{Price, Prices, TokenPrices};
 pub use textnlp_process::Address;
@@ -57,6 +59,8 @@ pub struct Config {
     pub analytics: Option<Retention>,
     /// Bounds of batches; there are none without them.
     pub batch: Option<Batch>,
+    /// The cache of vectors; each text is computed without it.
+    pub cache: Option<Cache>,
     /// What tokens cost; nothing is recorded without them.
     pub prices: Option<Prices>,
     /// Authentication and limits.
@@ -399,8 +403,9 @@ impl Config {
         self.api.docs = false;
         self.api.require_https = false;
         self.batch = None;
-        // Its cloud has no file for a secret, and may have no network.
+        // Its cloud has no file for a secret, and may have no network. It measures an instance by the time of its answers.
         self.monitoring.traces = None;
+        self.cache = None;
         self
     }
 
@@ -433,6 +438,7 @@ impl Config {
                 .has("analytics")
                 .then(|| retention(textnlp.section("analytics"), (BASELINE_DAYS as u32, 90))),
             batch: batch::batch(&textnlp),
+            cache: cache::cache(textnlp.section("cache")),
             security,
             monitoring,
             watch: watch(textnlp.section("replication")),
@@ -443,7 +449,7 @@ impl Config {
             textnlp.wrong(
                 "redis",
                 "is not supported in this version",
-                Some("omit it: one replica's cache is in memory".to_owned()),
+                Some("write `cache: { kind: redis, url: redis://HOST:6379/0 }`".to_owned()),
             );
         }
         textnlp.finish();

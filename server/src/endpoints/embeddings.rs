@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 
 use axum::body::{Body, Bytes};
+use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -130,7 +131,8 @@ pub(super) async fn answer(call: &Call, caller: &Caller, fields: Fields) -> Resu
     let answer_memory = AnswerMemory::hold(&call.app, &call.record, bytes).await?;
     // The texts are tokens now, which count as a part of the answer.
     drop(memory);
-    let embedded = embed::embed(&call.app, &call.record, caller, model.clone(), texts).await?;
+    let is_cached = !is_uncached(&call.headers);
+    let embedded = embed::embed(&call.app, &call.record, caller, model.clone(), texts, is_cached).await?;
     let tail = json!({ "model": name, "usage": { "prompt_tokens": used, "total_tokens": used } }).to_string();
     let pieces = Pieces {
         vectors: embedded.vectors.into_iter().enumerate(),
@@ -141,6 +143,16 @@ pub(super) async fn answer(call: &Call, caller: &Caller, fields: Fields) -> Resu
         _memory: answer_memory,
     };
     Ok(json_response(Body::from_stream(futures::stream::iter(pieces))))
+}
+
+/// Whether a request asks for computed vectors that are not kept: `Cache-Control: no-store`, or `no-cache` (RFC 9111, 5.2.1). What
+/// measures the service asks so.
+fn is_uncached(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::CACHE_CONTROL).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|directive| {
+        let directive = directive.trim();
+        directive.eq_ignore_ascii_case("no-store") || directive.eq_ignore_ascii_case("no-cache")
+    })
 }
 
 /// The words of 32 bits that a list has besides its items.

@@ -468,7 +468,7 @@ async fn post(socket: &Utf8Path, key: &Secret, path: &str, body: &Value) -> anyh
     let body = body.to_string();
     let mut request = format!(
         "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
-         Content-Length: {}\r\nAuthorization: Bearer ",
+         Cache-Control: no-store\r\nContent-Length: {}\r\nAuthorization: Bearer ",
         body.len()
     )
     .into_bytes();

@@ -1,0 +1,156 @@
+//! Vectors of texts that were embedded before: in the memory of this server, and in a Redis that several servers share.
+//!
+//! A cache changes no answer. It is asked by tenant, model and tokens; the vectors of a model are the same bits whenever they
+//! are computed. Usage, limits and budgets count as without it.
+
+mod memory;
+mod redis;
+mod value;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+use self::memory::Memory;
+pub use self::redis::CacheError;
+use self::redis::{Failure, Redis};
+pub(crate) use self::value::{Fingerprint, Key};
+use crate::config::Cache;
+use crate::metrics::Metrics;
+
+/// KiB of vectors that wait until Redis has them. Further ones are not written.
+const WRITES: usize = 16 << 10;
+
+/// The two levels.
+pub(crate) struct VectorCache {
+    memory: Mutex<Memory>,
+    redis: Option<Arc<Redis>>,
+    /// A permit for each KiB that waits.
+    writes: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+}
+
+impl VectorCache {
+    /// Reads the address of the Redis, if there is one.
+    pub(crate) fn new(settings: &Cache, metrics: Arc<Metrics>) -> Result<Self, CacheError> {
+        let redis = settings.redis.as_ref().map(Redis::new).transpose()?.map(Arc::new);
+        metrics.cache_used(redis.is_some());
+        let size = usize::try_from(settings.size.0).unwrap_or(usize::MAX);
+        Ok(Self { memory: Mutex::new(Memory::new(size)), redis, writes: Arc::new(Semaphore::new(WRITES)), metrics })
+    }
+
+    /// The vectors of texts that are known, with this many numbers each. Those of Redis are kept in memory too. A Redis that
+    /// does not answer in time has none.
+    pub(crate) async fn find(&self, keys: &[Key], width: usize) -> HashMap<Key, Vec<f32>> {
+        let mut seen = HashSet::new();
+        let keys: Vec<Key> = keys.iter().copied().filter(|key| seen.insert(*key)).collect();
+        let (mut in_memory, mut missing) = (Vec::new(), Vec::new());
+        {
+            let mut memory = self.memory();
+            for key in keys {
+                match memory.get(&key).filter(|vector| vector.len() == width) {
+                    Some(vector) => in_memory.push((key, vector)),
+                    None => missing.push(key),
+                }
+            }
+        }
+        self.metrics.cache_hits("memory", in_memory.len() as u64);
+        let mut found: HashMap<Key, Vec<f32>> =
+            in_memory.into_iter().map(|(key, vector)| (key, vector.to_vec())).collect();
+        let mut from_redis = 0;
+        if let Some(redis) = &self.redis {
+            for part in missing.chunks(Redis::most(width)) {
+                let values = match redis.get(part, width).await {
+                    Ok(values) => values,
+                    Err(failure) => {
+                        self.failed(&failure);
+                        break;
+                    }
+                };
+                let mut read = Vec::with_capacity(part.len());
+                for (key, value) in part.iter().zip(values).filter(|(_, value)| !value.is_empty()) {
+                    match value::decode(key, width, &value) {
+                        Some(vector) => read.push((*key, vector)),
+                        // The vector that is computed replaces it.
+                        None => self.metrics.cache_error("damaged"),
+                    }
+                }
+                from_redis += read.len();
+                self.remember(&read);
+                found.extend(read.into_iter().map(|(key, vector)| (key, vector.to_vec())));
+            }
+            self.metrics.cache_hits("redis", from_redis as u64);
+        }
+        self.metrics.cache_misses((missing.len() - from_redis) as u64);
+        found
+    }
+
+    /// Keeps vectors that were computed. Redis gets them later, by a task.
+    pub(crate) fn keep(&self, entries: Vec<(Key, Arc<[f32]>)>, tasks: &TaskTracker) {
+        self.remember(&entries);
+        let (Some(redis), Some((_, first))) = (&self.redis, entries.first()) else { return };
+        let bytes: usize = entries.iter().map(|(_, vector)| value::value_bytes(vector.len())).sum();
+        let size = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+        let Ok(permit) = self.writes.clone().try_acquire_many_owned(size) else {
+            return self.metrics.cache_error("dropped");
+        };
+        let (redis, metrics, most) = (redis.clone(), self.metrics.clone(), Redis::most(first.len()));
+        tasks.spawn(async move {
+            for part in entries.chunks(most) {
+                if let Err(failure) = redis.put(part).await {
+                    if let Some(kind) = failure.kind() {
+                        metrics.cache_error(kind);
+                    }
+                    break;
+                }
+            }
+            drop(permit);
+        });
+    }
+
+    fn remember(&self, entries: &[(Key, Arc<[f32]>)]) {
+        let mut memory = self.memory();
+        let evicted: u64 = entries.iter().map(|(key, vector)| memory.put(*key, vector.clone())).sum();
+        self.metrics.cache_holds(memory.len(), memory.bytes(), evicted);
+    }
+
+    fn failed(&self, failure: &Failure) {
+        if let Some(kind) = failure.kind() {
+            self.metrics.cache_error(kind);
+        }
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ByteSize;
+
+    #[tokio::test]
+    async fn vectors_are_found_by_tenant_and_width_and_repeated_keys_count_once() {
+        let metrics = Arc::new(Metrics::new("e", "staging", "r"));
+        let settings = Cache { size: ByteSize(1 << 20), redis: None };
+        let cache = VectorCache::new(&settings, metrics.clone()).unwrap();
+        let model = Fingerprint([1; 32]);
+        let (ours, theirs) = (Key::new("acme", &model, &[1, 2]), Key::new("other", &model, &[1, 2]));
+        assert!(cache.find(&[ours], 2).await.is_empty());
+        cache.keep(vec![(ours, Arc::from(vec![0.5, 0.25]))], &TaskTracker::new());
+        let found = cache.find(&[ours, theirs, ours], 2).await;
+        assert_eq!(found, HashMap::from([(ours, vec![0.5, 0.25])]));
+        assert!(cache.find(&[ours], 3).await.is_empty());
+        let text = metrics.text(&Default::default(), 0, 0);
+        for line in [
+            "textnlp_cache_hits_total{level=\"memory\"} 1\n",
+            "textnlp_cache_misses_total 3\n",
+            "textnlp_cache_entries 1\n",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+    }
+}
