@@ -162,7 +162,8 @@ fn working_directory() -> Result<Utf8PathBuf, Failure> {
 fn given(environment: &Environment) -> BTreeMap<String, String> {
     let database = &environment.database;
     let Proxy { http, https, .. } = &environment.network.proxy;
-    let addresses = database.url.iter().chain(environment.monitoring.receivers.values()).chain(http).chain(https);
+    let addresses = database.url.iter().chain(environment.monitoring.receivers.values());
+    let addresses = addresses.chain(http).chain(https).chain(&environment.cache.url);
     let addresses = addresses.filter_map(|address| match address {
         UrlSource::Secret(secret) => Some(secret),
         UrlSource::Url(_) => None,

@@ -6,7 +6,7 @@
 use serde_json::Value;
 
 use super::model;
-use super::problem::{Origin, Problem, nearest};
+use super::problem::{Origin, Problem, Severity, nearest};
 use super::tree::{Entry, Node, NodeKind};
 use super::units::{self, cut};
 
@@ -14,6 +14,11 @@ use super::units::{self, cut};
 pub(crate) struct Schema {
     root: Value,
 }
+
+/// Settings that earlier versions had, with the JSON of their defaults, and what replaced them. Environments in bundles have every
+/// default written out: at these, a setting is left out with a note.
+const REMOVED: [(&str, &str, &str); 3] =
+    [("cache.db", "0", "`url`"), ("cache.host", "null", "`url`"), ("cache.port", "null", "`url`")];
 
 /// What is validated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,6 +153,14 @@ impl Schema {
                 self.value(&entry.node, field, &below, reading, problems);
             } else if let Some(any) = schema.get("additionalProperties").filter(|a| a.is_object()) {
                 self.value(&entry.node, any, &below, reading, problems);
+            } else if let Some((_, usual, instead)) = REMOVED.iter().find(|(path, ..)| *path == below) {
+                let is_usual = entry.node.is_null() || entry.node.to_value().to_string() == *usual;
+                let (severity, cause) = match is_usual {
+                    true => (Severity::Note, format!("it has no effect since it was replaced by {instead}")),
+                    false => (Severity::Error, format!("it was replaced by {instead}")),
+                };
+                let fix = if is_usual { "remove it".to_owned() } else { format!("write {instead} instead") };
+                problems.push(Problem::error(entry.at.clone(), below, cause, fix).at(severity));
             } else {
                 let location = if path.is_empty() { "an environment".to_owned() } else { format!("`{path}`") };
                 let cause = format!("`{}` is not a key of {location}", cut(&entry.key));

@@ -279,7 +279,8 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release, pushed: Opti
         let existing = there.database.as_ref().or(e.database.existing.as_ref());
         add(names::DATABASE, existing, ComponentSpec::Database(database(e, site, release)));
     }
-    if e.cache.kind == CacheKind::Redis {
+    // The servers themselves connect to an external one.
+    if e.cache.kind == CacheKind::Redis && !e.cache.is_external() {
         add(
             names::CACHE,
             there.cache.as_ref().or(e.cache.existing.as_ref()),
@@ -808,7 +809,9 @@ fn external_secrets(e: &Environment, site: &SiteSettings, release: &Release) -> 
     });
     let traces = traces(e).and_then(|traces| traces.secret.as_ref()).filter(|_| site.serves());
     let of_servers = traces.map(|secret| (part::TRACES_SECRET.to_owned(), external_secret(secret, release)));
-    let of_servers = webhooks.chain(of_servers);
+    let redis = cache(e).and_then(redis_secret).filter(|_| site.serves());
+    let redis = redis.map(|secret| (part::CACHE_SECRET.to_owned(), external_secret(secret, release)));
+    let of_servers = webhooks.chain(of_servers).chain(redis);
     // Only what is in a cluster reads the others.
     if !site.is_in_cluster() {
         return of_servers.collect();
@@ -829,6 +832,20 @@ fn traces(e: &Environment) -> Option<&TraceExport> {
     let monitoring = &e.server.monitoring;
     let is_exported = monitoring.enable_tracing && monitoring.traces.endpoint.is_some() && !e.is_endpoint();
     is_exported.then_some(&monitoring.traces)
+}
+
+/// The cache of the servers, if there is one. No inference endpoint has one.
+fn cache(e: &Environment) -> Option<&CacheSettings> {
+    let is_used = e.cache.kind == CacheKind::Memory || e.cache.is_external();
+    (is_used && !e.is_endpoint()).then_some(&e.cache)
+}
+
+/// The address of a cache's Redis, if it is a secret.
+fn redis_secret(cache: &CacheSettings) -> Option<&SecretSource> {
+    match &cache.url {
+        Some(UrlSource::Secret(secret)) if cache.kind == CacheKind::Redis => Some(secret),
+        _ => None,
+    }
 }
 
 /// The webhooks of the servers: none without batches, and none of an inference endpoint, which has no batches.
@@ -1009,6 +1026,18 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
         if !webhooks.is_empty() {
             config["textnlp"]["batch"]["webhooks"] = json!(webhooks);
         }
+    }
+    if let Some(cache) = cache(e) {
+        let mut settings = json!({ "kind": cache.kind, "size": cache.size.to_string() });
+        if cache.kind == CacheKind::Redis {
+            settings["ttl"] = json!(cache.ttl.as_seconds());
+            settings["max_connections"] = json!(cache.max_connections);
+            // The provider adds the file of an address that is secret.
+            if let Some(UrlSource::Url(url)) = &cache.url {
+                settings["url"] = json!(url);
+            }
+        }
+        config["textnlp"]["cache"] = settings;
     }
     if let Some(traces) = traces(e) {
         // As a text: no reader of the document rounds it.

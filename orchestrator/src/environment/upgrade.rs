@@ -300,9 +300,10 @@ impl Upgrade<'_> {
         self.address(node, shown);
     }
 
-    /// The servers have no use for a Redis. Its password is not kept either.
+    /// A Redis is not taken over: environment files hold no passwords, and older servers used it for something else.
     fn redis(&mut self, at: &Origin, shown: &str) {
-        self.warn(at, shown, "the servers use no Redis, so this is left out", "remove it");
+        let fix = "remove it; `cache: { kind: redis, url: secret:env:REDIS_URL }` keeps vectors there";
+        self.warn(at, shown, "the address of a Redis may have a password, so this is left out", fix);
     }
 
     /// Moves the address of the database: a reference, or a URL without a password. From a URL with one, the password is

@@ -249,6 +249,7 @@ const REASONS: &[(&str, &str)] = &[
     ("account.session_duration", "only sessions of AWS's roles get a duration"),
     ("backup.point_in_time", "the log is archived only where a PostgreSQL runs on a machine"),
     ("budget.billing_export", "only costs of Google Cloud are read from an export"),
+    ("cache.kind", "no Redis is created here; `cache.url` names one that you run"),
     ("cluster.access", "only clusters of EKS get access entries"),
     ("cluster.allow_from", "no cluster is created here"),
     ("cluster.max_nodes", "there are no nodes of a cluster"),

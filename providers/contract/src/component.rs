@@ -857,7 +857,10 @@ pub fn webhook_secret(tenant: Option<&str>, url: &str) -> String {
 /// The name of the secret of the collector of traces among the secrets of a site.
 pub const TRACES_SECRET: &str = "traces";
 
-/// Sets the files of the secrets of each webhook and of the collector of traces in the tree of a server's configuration. `file`: the path of
+/// The name of the address of the cache's Redis among the secrets of a site.
+pub const CACHE_SECRET: &str = "cache-url";
+
+/// Sets the files of the secrets of each webhook, of the collector of traces and of the cache in the tree of a server's configuration. `file`: the path of
 /// the secret with this name. Returns the names.
 pub fn set_secret_files(tree: &mut Map<String, Value>, file: impl Fn(&str) -> String) -> Vec<String> {
     let webhooks = tree.get_mut("batch").and_then(|batch| batch.get_mut("webhooks")).and_then(Value::as_array_mut);
@@ -872,6 +875,14 @@ pub fn set_secret_files(tree: &mut Map<String, Value>, file: impl Fn(&str) -> St
     if let Some(traces) = traces.and_then(Value::as_object_mut).filter(|traces| traces.contains_key("header")) {
         traces.insert("secret_file".to_owned(), Value::String(file(TRACES_SECRET)));
         names.push(TRACES_SECRET.to_owned());
+    }
+    let cache = tree.get_mut("cache").and_then(Value::as_object_mut);
+    let is_secret = |cache: &Map<String, Value>| {
+        cache.get("kind").and_then(Value::as_str) == Some("redis") && !cache.contains_key("url")
+    };
+    if let Some(cache) = cache.filter(|cache| is_secret(cache)) {
+        cache.insert("url_file".to_owned(), Value::String(file(CACHE_SECRET)));
+        names.push(CACHE_SECRET.to_owned());
     }
     names
 }

@@ -266,6 +266,21 @@ const PANELS: &[Panel] = &[
     )
     .about("Tokens that earlier requests of the tenant had computed, and requests that found their model loaded."),
     chart(
+        "Vectors from the cache",
+        "percentunit",
+        &[
+            (
+                "sum(rate(textnlp_cache_hits_total{SELECTOR}[5m])) / (sum(rate(textnlp_cache_hits_total{SELECTOR}[5m])) + sum(rate(textnlp_cache_misses_total{SELECTOR}[5m])))",
+                "all levels",
+            ),
+            (
+                "sum by (level) (rate(textnlp_cache_hits_total{SELECTOR}[5m])) / ignoring (level) group_left () (sum(rate(textnlp_cache_hits_total{SELECTOR}[5m])) + sum(rate(textnlp_cache_misses_total{SELECTOR}[5m])))",
+                "{{level}}",
+            ),
+        ],
+    )
+    .about("With `cache`. The share of texts whose vectors were found, in memory or in Redis."),
+    chart(
         "Processors",
         "none",
         &[("sum by (REPLICA_LABELS) (rate(process_cpu_seconds_total{SELECTOR}[5m]))", "REPLICA")],

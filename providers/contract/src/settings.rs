@@ -106,13 +106,13 @@ words! {
 }
 
 words! {
-    /// The cache that replicas share.
+    /// The cache of vectors of texts.
     pub enum CacheKind {
-        /// No cache.
+        /// No cache: each text is computed.
         None = "none",
-        /// No cache, as `none`: accepted for old files.
+        /// In the memory of each server.
         Memory = "memory",
-        /// A Redis server.
+        /// In the memory of each server, and in a Redis that they share.
         Redis = "redis",
     }
 }

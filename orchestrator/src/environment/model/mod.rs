@@ -83,7 +83,7 @@ pub struct Environment {
     /// The database of keys, quotas and usage.
     #[serde(default)]
     pub database: DatabaseSettings,
-    /// The cache that replicas share.
+    /// The cache of vectors of texts that were embedded before.
     #[serde(default)]
     pub cache: CacheSettings,
     /// TLS between clients and the service.

@@ -97,27 +97,31 @@ section! {
 }
 
 section! {
-    /// The cache that replicas share.
+    /// The cache of vectors of texts that were embedded before.
     pub struct CacheSettings {
         /// The kind of cache.
         pub kind: CacheKind = CacheKind::None,
+        /// The most memory of vectors in each server, from 1 MiB to 1 TiB.
+        pub size: Bytes = Bytes(64 << 20),
         /// The hosting of a Redis.
         pub hosting: Option<Hosting> = None,
-        /// The URL of an external cache, in place of `host`, `port` and `db`.
+        /// The URL of a Redis that the servers share, only with `kind: redis`: `redis://HOST:PORT/NUMBER`, or `rediss://…` with TLS. With a password, the whole URL is a secret.
         pub url: Option<UrlSource> = None,
-        /// The host of an external cache.
-        pub host: Option<String> = None,
-        /// The port.
-        #[schemars(range(min = 1, max = 65535))]
-        pub port: Option<u16> = None,
-        /// The database number.
-        #[schemars(range(max = 15))]
-        pub db: u32 = 0,
-        /// The maximum number of connections.
-        #[schemars(range(min = 1, max = 10_000))]
-        pub max_connections: u32 = 100,
+        /// How long a Redis keeps a vector, from one second to 365 days.
+        pub ttl: Span = Span::seconds(86_400),
+        /// The maximum number of connections of each server to a Redis.
+        #[schemars(range(min = 1, max = 1000))]
+        pub max_connections: u32 = 8,
         /// An existing cache, by its id.
         pub existing: Option<String> = None,
+    }
+}
+
+impl CacheSettings {
+    /// Whether its Redis is one that the operator runs.
+    pub fn is_external(&self) -> bool {
+        let usual = self.url.as_ref().map(|_| Hosting::External);
+        self.kind == CacheKind::Redis && self.hosting.or(usual) == Some(Hosting::External)
     }
 }
 

@@ -114,7 +114,8 @@ fn requested(e: &Environment) -> Vec<(Capability, String)> {
     let gpu = gpus.map(|gpu| gpu.size).find(|size| *size != GpuSize::None);
     let choices = [
         Some(Capability::Database(e.database.kind, e.database_hosting())),
-        (e.cache.kind == CacheKind::Redis).then_some(Capability::Cache(e.cache.kind, e.cache.hosting)),
+        (e.cache.kind == CacheKind::Redis && !e.cache.is_external())
+            .then_some(Capability::Cache(e.cache.kind, e.cache.hosting)),
         Some(Capability::Tls(e.tls.mode)),
         Some(Capability::Traffic(e.traffic.mode)),
         Some(Capability::Rollout(e.rollout.strategy)),

@@ -2,6 +2,7 @@
 
 use textnlp_net::client::{Url, is_loopback};
 use textnlp_net::network::Network;
+use textnlp_net::redis::{is_private, redis_url};
 
 use super::super::model::*;
 use super::super::problem::{Severity, nearest};
@@ -108,38 +109,7 @@ impl Checker<'_> {
         {
             self.error("database.url", "this is not the address of a PostgreSQL", "begin it with `postgresql://`");
         }
-        let cache = &e.cache;
-        let addressed = cache.url.is_some()
-            || cache.host.is_some()
-            || cache.existing.is_some()
-            || e.sites.iter().any(|s| s.existing.cache.is_some());
-        match (cache.kind, cache.hosting) {
-            (CacheKind::None | CacheKind::Memory, Some(_)) => {
-                self.error("cache.hosting", "no cache is used", "remove it, or use `kind: redis`");
-            }
-            (CacheKind::None | CacheKind::Memory, None) if cache.url.is_some() || cache.host.is_some() => {
-                self.error("cache.url", "no cache is used", "remove it, or use `kind: redis`");
-            }
-            (CacheKind::Memory, None) => {
-                let cause = "no cache is used: each request is computed";
-                self.say(Severity::Note, "cache.kind", cause, "remove it, or write `kind: none`");
-            }
-            (CacheKind::Redis, None) if !addressed => {
-                self.error(
-                    "cache.hosting",
-                    "the hosting of Redis is not set",
-                    "write `hosting: managed`, `cluster` or `external`",
-                );
-            }
-            (CacheKind::Redis, Some(Hosting::External)) if !addressed => {
-                self.error(
-                    "cache.url",
-                    "an external Redis needs its address",
-                    "write `url: secret:env:REDIS_URL`, or `host` and `port`",
-                );
-            }
-            _ => {}
-        }
+        self.cache();
         let store = e.state.store.as_str();
         if store != "local" && store.split_once("://").is_none_or(|(scheme, rest)| scheme.is_empty() || rest.is_empty())
         {
@@ -226,6 +196,52 @@ impl Checker<'_> {
             let cause =
                 "the database servers of several sites cannot share a port, and clients must connect to the primary";
             self.error("database.port", cause, "remove it; docs/guide/postgres.md describes the socket of each site");
+        }
+    }
+
+    fn cache(&mut self) {
+        const SIZE: std::ops::RangeInclusive<u64> = (1 << 20)..=(1 << 40);
+        const SECONDS: std::ops::RangeInclusive<u64> = 1..=365 * 86_400;
+        let e = self.environment;
+        let cache = &e.cache;
+        let is_created = cache.existing.is_some() || e.sites.iter().any(|site| site.existing.cache.is_some());
+        let without = match cache.kind {
+            CacheKind::None => Some("no cache is used"),
+            CacheKind::Memory => Some("the cache is in the memory of the servers"),
+            CacheKind::Redis => None,
+        };
+        match without {
+            Some(cause) => {
+                for (field, there) in [("hosting", cache.hosting.is_some()), ("url", cache.url.is_some())] {
+                    if there {
+                        self.error(&format!("cache.{field}"), cause, "remove it, or use `kind: redis`");
+                    }
+                }
+            }
+            None if cache.url.is_none() && !is_created && matches!(cache.hosting, None | Some(Hosting::External)) => {
+                let fix = "write `url: secret:env:REDIS_URL`, or `kind: memory`";
+                self.error("cache.url", "an external Redis needs its address", fix);
+            }
+            None => {}
+        }
+        if let Some(UrlSource::Url(url)) = &cache.url {
+            match redis_url(url) {
+                Err(error) => self.error("cache.url", error.cause, error.fix),
+                Ok(url) if url.scheme() == "redis" && !is_private(&url) => {
+                    self.warn("cache.url", "vectors are sent without TLS", "write `rediss://…`");
+                }
+                Ok(_) => {}
+            }
+        }
+        if !SIZE.contains(&cache.size.0) {
+            self.error("cache.size", "it must be from 1 MiB to 1 TiB", "write a size such as `64MiB`");
+        }
+        if !SECONDS.contains(&cache.ttl.as_seconds()) {
+            self.error("cache.ttl", "it must be from one second to 365 days", "write a time such as `1d`");
+        }
+        if cache.kind != CacheKind::None && e.is_endpoint() {
+            let cause = "an inference endpoint keeps no vectors";
+            self.say(Severity::Refusal, "cache.kind", cause, "write `kind: none`, or serve on another kind of site");
         }
     }
 

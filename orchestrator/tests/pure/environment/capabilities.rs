@@ -63,12 +63,11 @@ const OWN: &[&str] = &[
 
 /// Details of a setting that is checked, and settings that become components, which the provider refuses itself.
 const DETAILS: &[&str] = &[
-    "cache.db",
     "cache.existing",
-    "cache.host",
     "cache.hosting",
     "cache.max_connections",
-    "cache.port",
+    "cache.size",
+    "cache.ttl",
     "cache.url",
     "cluster.access[].",
     "cluster.existing",

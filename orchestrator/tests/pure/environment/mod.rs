@@ -201,7 +201,7 @@ models:
             mine.yaml:6:25: error: `scaling.max`: the maximum, 2, is less than `min`, which is 4; write 4 or more
             mine.yaml:6:37: error: `scaling.adapter`: it gives the request rate to an autoscaler, and this environment has none; add `max` above `min` and `requests_per_second: 1000`, or remove it
             mine.yaml:7:36: error: `database.hosting`: SQLite is a file and has no hosting (managed); remove it, or use `kind: postgres`
-            mine.yaml:8:8: error: `cache.hosting`: the hosting of Redis is not set; write `hosting: managed`, `cluster` or `external`
+            mine.yaml:8:8: error: `cache.url`: an external Redis needs its address; write `url: secret:env:REDIS_URL`, or `kind: memory`
             mine.yaml:9:13: error: `dr.mode`: automatic failover needs a witness in a third location; add `witness: { provider: …, region: … }` outside both sites, or write `mode: manual`
             mine.yaml:9:13: error: `dr.mode`: there is no second site to fail over to; add a site, or write `mode: none`
             mine.yaml:10:10: error: `traffic.domain`: `mode: dns` needs a domain; write `domain: textnlp.example.com`
@@ -580,7 +580,7 @@ fn unsupported_provider_settings_are_refused_by_name() {
         "database: { kind: postgres, hosting: managed }\ncache: { kind: redis, hosting: managed }\nstate: { store: \"ftp://host/state\" }\n",
         expect![[r#"
             mine.yaml:5:19: not yet: `database.kind`: provider `onprem` does not support `postgres/managed`; use `sqlite`
-            mine.yaml:6:16: not yet: `cache.kind`: provider `onprem` does not support `redis/managed`; remove it
+            mine.yaml:6:16: not yet: `cache.kind`: provider `onprem` does not support `redis/managed`: no Redis is created here; `cache.url` names one that you run; remove it
             mine.yaml:7:17: not yet: `state.store`: provider `onprem` does not support `ftp://host/state`; use `local`"#]],
     );
     // A setting that is written out at its default asks nothing.
@@ -1019,7 +1019,14 @@ fn each_validation_rule_has_its_own_message() {
         (site("region: far").to_owned() + "scaling: { min: 2 }\n", "replicas on several machines cannot share a file"),
         (plus("cache: { hosting: managed }"), "no cache is used"),
         (plus("cache: { url: \"redis://x\" }"), "no cache is used"),
-        (plus("cache: { kind: memory }"), "note: `cache.kind`: no cache is used"),
+        (plus("cache: { kind: memory, url: \"redis://x\" }"), "the cache is in the memory of the servers"),
+        (plus("cache: { kind: redis, url: \"https://x\" }"), "this is not the address of a Redis"),
+        (plus("cache: { kind: redis, url: \"redis://cache.example.com\" }"), "vectors are sent without TLS"),
+        (plus("cache: { kind: redis, url: \"redis://:hunter2@x\" }"), "contains a password in plain text"),
+        (plus("cache: { kind: memory, size: 1KB }"), "it must be from 1 MiB to 1 TiB"),
+        (plus("cache: { kind: memory, ttl: 400d }"), "it must be from one second to 365 days"),
+        (plus("cache: { host: redis.example.com }"), "it was replaced by `url`"),
+        (plus("cache: { host: null, db: 0 }"), "it has no effect since it was replaced by `url`"),
         (plus("cache: { kind: redis, hosting: external }"), "an external Redis needs its address"),
         (plus("state: { store: locla }"), "did you mean `local`?"),
         (plus("network: { cidr: 10.0.0.0 }"), "is not an address range"),

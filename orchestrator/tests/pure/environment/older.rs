@@ -43,9 +43,9 @@ fn legacy_files_are_migrated_with_a_warning_per_key() {
         config/development.yaml:1:17: warning: `server.host`: this is an older key; write `server.api.host`; `textnlp-deploy env migrate` does it
         config/development.yaml:1:34: warning: `server.port`: this is an older key; write `server.api.port`; `textnlp-deploy env migrate` does it
         config/development.yaml:1:49: warning: `server.workers`: this is an older key; write `server.api.workers`; `textnlp-deploy env migrate` does it
-        config/development.yaml:3:16: warning: `redis.host`: the servers use no Redis, so this is left out; remove it
-        config/development.yaml:3:33: warning: `redis.port`: the servers use no Redis, so this is left out; remove it
-        config/development.yaml:3:43: warning: `redis.db`: the servers use no Redis, so this is left out; remove it
+        config/development.yaml:3:16: warning: `redis.host`: the address of a Redis may have a password, so this is left out; remove it; `cache: { kind: redis, url: secret:env:REDIS_URL }` keeps vectors there
+        config/development.yaml:3:33: warning: `redis.port`: the address of a Redis may have a password, so this is left out; remove it; `cache: { kind: redis, url: secret:env:REDIS_URL }` keeps vectors there
+        config/development.yaml:3:43: warning: `redis.db`: the address of a Redis may have a password, so this is left out; remove it; `cache: { kind: redis, url: secret:env:REDIS_URL }` keeps vectors there
         config/development.yaml:4:17: warning: `models.path`: this is an older key; write `storage.model_folder`; `textnlp-deploy env migrate` does it
         config/development.yaml:4:39: warning: `models.cache_size`: this is an older key; write `storage.model_cache`; `textnlp-deploy env migrate` does it
         config/development.yaml:4:44: warning: `models.download_on_startup`: models are fetched and checked by `up`, before the server starts; remove it

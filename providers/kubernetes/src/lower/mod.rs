@@ -141,8 +141,12 @@ impl Lowering<'_> {
             ComponentSpec::ModelStore(store) => self.models(store),
             ComponentSpec::Database(database) => self.database(database),
             ComponentSpec::Cache(Cache { kind }) => {
-                let cause = format!("clusters do not support a `{kind}` cache");
-                self.problem("kind", cause, "remove it, or set `cache: { kind: none }`");
+                let cause = format!("clusters do not create a `{kind}` cache");
+                self.problem(
+                    "kind",
+                    cause,
+                    "write the address of a Redis that you run as `cache.url`, or `cache: { kind: memory }`",
+                );
             }
             ComponentSpec::Workload(workload) => self.workload(workload),
             ComponentSpec::Endpoint(endpoint) => self.endpoint(endpoint),

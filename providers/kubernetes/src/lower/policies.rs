@@ -27,6 +27,7 @@ const NODE_DNS: &str = "169.254.20.10/32";
 /// The ports of API servers.
 const API_PORTS: [u16; 2] = [443, 6443];
 const POSTGRES_PORT: u16 = 5432;
+const REDIS_PORT: u16 = 6379;
 /// The status port of CloudNativePG's instances.
 const INSTANCE_PORT: u16 = 8000;
 /// The policy of model downloads.
@@ -130,13 +131,19 @@ impl Lowering<'_> {
         let webhooks = webhooks.into_iter().flatten().filter_map(|webhook| webhook["url"].as_str()).flat_map(hosts);
         let webhooks: Vec<(Host, u16)> = webhooks.collect();
         let collector = workload.config.pointer("/textnlp/monitoring/traces/endpoint").and_then(Value::as_str);
+        let cache = workload.config.pointer("/textnlp/cache").filter(|cache| cache["kind"] == "redis");
+        let cache = cache.map_or(Vec::new(), |cache| match cache["url"].as_str() {
+            Some(url) => hosts(url),
+            None => vec![(Host::Any, REDIS_PORT)],
+        });
         let mut made = Vec::new();
         for (part, name, pods, to) in [
             ("allow-database", "textnlp-database-out", database_clients(), database),
             (MODELS_POLICY, "textnlp-models", servers.clone(), self.downloads(workload)),
             ("allow-oidc", "textnlp-oidc", servers.clone(), issuer.map_or(Vec::new(), hosts)),
             ("allow-webhooks", "textnlp-webhooks", servers.clone(), webhooks),
-            ("allow-traces", "textnlp-traces", servers, collector.map_or(Vec::new(), hosts)),
+            ("allow-traces", "textnlp-traces", servers.clone(), collector.map_or(Vec::new(), hosts)),
+            ("allow-cache", "textnlp-cache", servers, cache),
             ("allow-prometheus", "textnlp-prometheus", controller, outside.map_or(Vec::new(), |one| hosts(&one.url))),
         ] {
             let mut rules = self.rules(to);
@@ -326,6 +333,7 @@ fn hosts(url: &str) -> Vec<(Host, u16)> {
     let usual = match scheme {
         _ if is_postgres => POSTGRES_PORT,
         "http" => 80,
+        "redis" | "rediss" => REDIS_PORT,
         _ => 443,
     };
     let (before, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -404,6 +412,8 @@ mod tests {
         assert_eq!(of("postgresql://u@a:1,b:2/text"), [(None, 1), (None, 2)]);
         assert_eq!(of("postgresql://u@[fd00::7]:5433/text"), [(Some("fd00::7".to_owned()), 5433)]);
         assert_eq!(of("http://proxy:3128"), named(3128));
+        assert_eq!(of("rediss://ada@cache.example.com/0"), named(6379));
+        assert_eq!(of("redis://10.0.0.7:7000"), [(Some("10.0.0.7".to_owned()), 7000)]);
         assert_eq!((of("http://proxy"), of("https://models.example.com/a/")), (named(80), named(443)));
         assert_eq!(of("http://[fd00::1]"), [(Some("fd00::1".to_owned()), 80)]);
         // In the query, as libpq reads it.

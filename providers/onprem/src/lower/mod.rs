@@ -87,8 +87,12 @@ impl Lowering<'_> {
             ComponentSpec::Workload(workload) => self.workload(workload),
             ComponentSpec::Endpoint(endpoint) => self.endpoint(endpoint),
             ComponentSpec::Cache(cache) => {
-                let cause = format!("local processes do not support a `{}` cache", cache.kind);
-                self.problem("kind", cause, "remove it, or set `cache: { kind: none }`");
+                let cause = format!("local processes do not create a `{}` cache", cache.kind);
+                self.problem(
+                    "kind",
+                    cause,
+                    "write the address of a Redis that you run as `cache.url`, or `cache: { kind: memory }`",
+                );
             }
             ComponentSpec::Traffic(traffic) if traffic.weights.keys().all(|site| *site == self.site.name) => {}
             ComponentSpec::Traffic(_) => {

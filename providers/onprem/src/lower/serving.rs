@@ -46,7 +46,7 @@ pub(super) fn jwt_file(workload: &ComponentName) -> String {
     format!("certs/{workload}-jwt-key.pem")
 }
 
-/// The file of a secret of a workload: of a webhook, or of the collector of traces.
+/// The file of a secret of a workload: of a webhook, of the collector of traces, or of the cache.
 fn secret_file(workload: &ComponentName, secret: &str) -> String {
     format!("certs/{workload}-{secret}")
 }
