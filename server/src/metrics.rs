@@ -17,6 +17,7 @@ use textnlp_store::analytics::{AnalyticsStatus, KINDS};
 use textnlp_store::batches::{BatchCount, UNFINISHED};
 
 use crate::auth::GUESSES;
+use crate::cache::CacheEvent;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByModelAndUser {
@@ -447,34 +448,24 @@ impl Metrics {
         }
     }
 
-    /// Notes that there is a cache of vectors: an increase is measured from the first sample, so its levels are at zero.
-    pub(crate) fn cache_used(&self, has_redis: bool) {
-        for level in ["memory", "redis"].into_iter().take(if has_redis { 2 } else { 1 }) {
-            drop(self.cache_hits.get_or_create(&ByLevel { level }));
+    /// Counts what the cache of vectors did.
+    pub(crate) fn cache(&self, event: CacheEvent) {
+        match event {
+            CacheEvent::Hits(level, count) => {
+                self.cache_hits.get_or_create(&ByLevel { level }).inc_by(count);
+            }
+            CacheEvent::Misses(count) => {
+                self.cache_misses.inc_by(count);
+            }
+            CacheEvent::Error(kind) => {
+                self.cache_errors.get_or_create(&ByKind { kind }).inc();
+            }
+            CacheEvent::Memory { entries, bytes, evicted } => {
+                self.cache_entries.set(entries as i64);
+                self.cache_bytes.set(bytes as i64);
+                self.cache_evictions.inc_by(evicted);
+            }
         }
-    }
-
-    /// Counts vectors that a level of the cache had: `memory` or `redis`.
-    pub(crate) fn cache_hits(&self, level: &'static str, count: u64) {
-        self.cache_hits.get_or_create(&ByLevel { level }).inc_by(count);
-    }
-
-    /// Counts vectors that no level of the cache had.
-    pub(crate) fn cache_misses(&self, count: u64) {
-        self.cache_misses.inc_by(count);
-    }
-
-    /// Counts a failure of the cache's Redis: `connection`, `timeout`, `refused`; a `damaged` value; vectors that were `dropped`
-    /// because too many waited for it.
-    pub(crate) fn cache_error(&self, kind: &'static str) {
-        self.cache_errors.get_or_create(&ByKind { kind }).inc();
-    }
-
-    /// Notes what the cache has in memory, and counts what was evicted.
-    pub(crate) fn cache_holds(&self, entries: usize, bytes: usize, evicted: u64) {
-        self.cache_entries.set(entries as i64);
-        self.cache_bytes.set(bytes as i64);
-        self.cache_evictions.inc_by(evicted);
     }
 
     /// Notes whether a request found its model loaded.

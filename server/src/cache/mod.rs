@@ -14,14 +14,29 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use self::memory::Memory;
-pub use self::redis::CacheError;
+pub(crate) use self::redis::CacheError;
 use self::redis::{Failure, Redis};
 pub(crate) use self::value::{Fingerprint, Key};
 use crate::config::Cache;
-use crate::metrics::Metrics;
 
 /// KiB of vectors that wait until Redis has them. Further ones are not written.
 const WRITES: usize = 16 << 10;
+
+/// What a cache did, for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CacheEvent {
+    /// A level had this many vectors: `memory` or `redis`.
+    Hits(&'static str, u64),
+    /// No level had this many vectors.
+    Misses(u64),
+    /// Redis failed (`connection`, `timeout`, `refused`), a value is `damaged`, or vectors were `dropped`, because too many waited.
+    Error(&'static str),
+    /// The memory holds this many vectors and bytes, after so many evictions.
+    Memory { entries: usize, bytes: usize, evicted: u64 },
+}
+
+/// Counts events.
+pub(crate) type Count = Arc<dyn Fn(CacheEvent) + Send + Sync>;
 
 /// The two levels.
 pub(crate) struct VectorCache {
@@ -29,16 +44,18 @@ pub(crate) struct VectorCache {
     redis: Option<Arc<Redis>>,
     /// A permit for each KiB that waits.
     writes: Arc<Semaphore>,
-    metrics: Arc<Metrics>,
+    count: Count,
 }
 
 impl VectorCache {
     /// Reads the address of the Redis, if there is one.
-    pub(crate) fn new(settings: &Cache, metrics: Arc<Metrics>) -> Result<Self, CacheError> {
+    pub(crate) fn new(settings: &Cache, count: Count) -> Result<Self, CacheError> {
         let redis = settings.redis.as_ref().map(Redis::new).transpose()?.map(Arc::new);
-        metrics.cache_used(redis.is_some());
+        // At zero from the start: an increase is measured from the first sample.
+        let levels = ["memory", "redis"].into_iter().take(if redis.is_some() { 2 } else { 1 });
+        levels.for_each(|level| count(CacheEvent::Hits(level, 0)));
         let size = usize::try_from(settings.size.0).unwrap_or(usize::MAX);
-        Ok(Self { memory: Mutex::new(Memory::new(size)), redis, writes: Arc::new(Semaphore::new(WRITES)), metrics })
+        Ok(Self { memory: Mutex::new(Memory::new(size)), redis, writes: Arc::new(Semaphore::new(WRITES)), count })
     }
 
     /// The vectors of texts that are known, with this many numbers each. Those of Redis are kept in memory too. A Redis that
@@ -56,7 +73,7 @@ impl VectorCache {
                 }
             }
         }
-        self.metrics.cache_hits("memory", in_memory.len() as u64);
+        (self.count)(CacheEvent::Hits("memory", in_memory.len() as u64));
         let mut found: HashMap<Key, Vec<f32>> =
             in_memory.into_iter().map(|(key, vector)| (key, vector.to_vec())).collect();
         let mut from_redis = 0;
@@ -74,16 +91,16 @@ impl VectorCache {
                     match value::decode(key, width, &value) {
                         Some(vector) => read.push((*key, vector)),
                         // The vector that is computed replaces it.
-                        None => self.metrics.cache_error("damaged"),
+                        None => (self.count)(CacheEvent::Error("damaged")),
                     }
                 }
                 from_redis += read.len();
                 self.remember(&read);
                 found.extend(read.into_iter().map(|(key, vector)| (key, vector.to_vec())));
             }
-            self.metrics.cache_hits("redis", from_redis as u64);
+            (self.count)(CacheEvent::Hits("redis", from_redis as u64));
         }
-        self.metrics.cache_misses((missing.len() - from_redis) as u64);
+        (self.count)(CacheEvent::Misses((missing.len() - from_redis) as u64));
         found
     }
 
@@ -94,14 +111,14 @@ impl VectorCache {
         let bytes: usize = entries.iter().map(|(_, vector)| value::value_bytes(vector.len())).sum();
         let size = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
         let Ok(permit) = self.writes.clone().try_acquire_many_owned(size) else {
-            return self.metrics.cache_error("dropped");
+            return (self.count)(CacheEvent::Error("dropped"));
         };
-        let (redis, metrics, most) = (redis.clone(), self.metrics.clone(), Redis::most(first.len()));
+        let (redis, count, most) = (redis.clone(), self.count.clone(), Redis::most(first.len()));
         tasks.spawn(async move {
             for part in entries.chunks(most) {
                 if let Err(failure) = redis.put(part).await {
                     if let Some(kind) = failure.kind() {
-                        metrics.cache_error(kind);
+                        count(CacheEvent::Error(kind));
                     }
                     break;
                 }
@@ -113,12 +130,12 @@ impl VectorCache {
     fn remember(&self, entries: &[(Key, Arc<[f32]>)]) {
         let mut memory = self.memory();
         let evicted: u64 = entries.iter().map(|(key, vector)| memory.put(*key, vector.clone())).sum();
-        self.metrics.cache_holds(memory.len(), memory.bytes(), evicted);
+        (self.count)(CacheEvent::Memory { entries: memory.len(), bytes: memory.bytes(), evicted });
     }
 
     fn failed(&self, failure: &Failure) {
         if let Some(kind) = failure.kind() {
-            self.metrics.cache_error(kind);
+            (self.count)(CacheEvent::Error(kind));
         }
     }
 
@@ -134,23 +151,25 @@ mod tests {
 
     #[tokio::test]
     async fn vectors_are_found_by_tenant_and_width_and_repeated_keys_count_once() {
-        let metrics = Arc::new(Metrics::new("e", "staging", "r"));
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let seen = events.clone();
+        let count: Count = Arc::new(move |event| seen.lock().unwrap().push(event));
         let settings = Cache { size: ByteSize(1 << 20), redis: None };
-        let cache = VectorCache::new(&settings, metrics.clone()).unwrap();
+        let cache = VectorCache::new(&settings, count).unwrap();
         let model = Fingerprint([1; 32]);
         let (ours, theirs) = (Key::new("acme", &model, &[1, 2]), Key::new("other", &model, &[1, 2]));
         assert!(cache.find(&[ours], 2).await.is_empty());
         cache.keep(vec![(ours, Arc::from(vec![0.5, 0.25]))], &TaskTracker::new());
+        events.lock().unwrap().clear();
         let found = cache.find(&[ours, theirs, ours], 2).await;
         assert_eq!(found, HashMap::from([(ours, vec![0.5, 0.25])]));
         assert!(cache.find(&[ours], 3).await.is_empty());
-        let text = metrics.text(&Default::default(), 0, 0);
-        for line in [
-            "textnlp_cache_hits_total{level=\"memory\"} 1\n",
-            "textnlp_cache_misses_total 3\n",
-            "textnlp_cache_entries 1\n",
-        ] {
-            assert!(text.contains(line), "{line}: {text}");
-        }
+        let wanted = [
+            CacheEvent::Hits("memory", 1),
+            CacheEvent::Misses(1),
+            CacheEvent::Hits("memory", 0),
+            CacheEvent::Misses(1),
+        ];
+        assert_eq!(*events.lock().unwrap(), wanted);
     }
 }

@@ -7,12 +7,17 @@ mod support;
 #[allow(dead_code, unreachable_pub)]
 mod servers;
 
+#[path = "../../../tests/src/ports.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod ports;
+
 mod access;
 mod analytics;
 mod answers;
 mod audit;
 mod batches;
 mod bundled;
+mod cache;
 #[cfg(feature = "candle")]
 mod candle;
 mod clients;
