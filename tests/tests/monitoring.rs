@@ -36,6 +36,7 @@ fn every_metric_of_the_rules_and_dashboards_is_scraped() {
     sandbox.variables.extend([
         ("TEXTNLP_SET__server__analytics__enabled", "true".to_owned()),
         ("TEXTNLP_SET__server__prices__answer", "1".to_owned()),
+        ("TEXTNLP_SET__cache__kind", "memory".to_owned()),
     ]);
     sandbox.up("development");
     assert_eq!(sandbox.run(&["generate", "Mira walked", "--env", "development"]).exit, 0);

@@ -10,7 +10,7 @@ use textnlp_orchestrator::state::SiteLocation;
 use textnlp_provider::component::Program;
 use textnlp_provider::{Problem, Problems};
 
-use crate::{Scope, alerts};
+use crate::{Scope, alerts, cache};
 
 /// The monthly cost of an environment by list prices, or why its providers refuse parts of it.
 pub fn cost(scope: &Scope, environment: &Environment) -> Result<Cost, Problems> {
@@ -26,6 +26,7 @@ pub fn cost(scope: &Scope, environment: &Environment) -> Result<Cost, Problems> 
 pub fn refused(scope: &Scope, environment: &Environment) -> Vec<Problem> {
     let Expanded { mut refused, .. } = expand(scope, environment);
     refused.extend(alerts::cluster_problems(environment));
+    refused.extend(cache::redis_problem(environment));
     refused
 }
 

@@ -23,7 +23,7 @@ use crate::backup::{bucket_endpoint, bucket_problem, key};
 use crate::failure::{preflight_failure, state_failed};
 use crate::release::program_of;
 use crate::up::run_failed;
-use crate::{ChosenEnvironment, Exit, Failure, Platform, Progress, Scope, alerts};
+use crate::{ChosenEnvironment, Exit, Failure, Platform, Progress, Scope, alerts, cache};
 
 /// The account `by` as the operator, in this process.
 pub fn acting(platform: &dyn Platform, by: String, reason: Option<String>) -> Operator {
@@ -98,6 +98,7 @@ impl Deployment {
         }
         problems.extend(doubled(environment, &sites));
         problems.extend(alerts::cluster_problems(environment));
+        problems.extend(cache::redis_problem(environment));
         problems.extend(bucket_problem(&selection.chosen).filter(|_| bound));
         if !problems.is_empty() {
             return Err(preflight_failure("environment check", "not_available", Exit::Usage, &problems));

@@ -14,6 +14,7 @@ pub mod availability;
 pub mod backup;
 pub mod baseline;
 pub mod bundle;
+pub mod cache;
 pub mod checklist;
 pub mod checks;
 pub mod cleanup;

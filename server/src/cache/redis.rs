@@ -263,8 +263,8 @@ fn read(path: &Utf8Path) -> Result<String, CacheError> {
 /// User, password and number of the database.
 fn login(url: &Url) -> Result<RedisConnectionInfo, RedisUrlError> {
     const UNREADABLE: RedisUrlError = RedisUrlError {
-        cause: "the user or the password is not text",
-        fix: "write their special characters as `%` and two hexadecimal digits, in UTF-8",
+        cause: "the user or the password is not text, or the host is a wildcard",
+        fix: "write special characters as `%` and two hexadecimal digits, in UTF-8",
     };
     // TLS is not the business of the crate.
     let text = url.as_str().replacen("rediss://", "redis://", 1);

@@ -161,6 +161,18 @@ fn every_configuration_error_has_its_location_and_a_suggestion() {
         "  redis: { url: \"redis://x\" }\n  monitoring:",
         &["textnlp.redis", "not supported in this version"],
     );
+    for (cache, wanted) in [
+        ("{ kind: redis }", ["textnlp.cache.url", "is missing"]),
+        ("{ kind: redis, url: \"https://h\" }", ["textnlp.cache.url", "not the address of a Redis"]),
+        ("{ kind: redis, url: \"redis://:hunter2@localhost\" }", ["textnlp.cache.url", "has a password"]),
+        ("{ kind: redis, url: \"redis://h\", url_file: /f }", ["textnlp.cache.url_file", "cannot be combined"]),
+        ("{ kind: memory, url_file: /f }", ["textnlp.cache.url_file", "has no effect"]),
+        ("{ kind: memory, size: 1kB }", ["textnlp.cache.size", "from 1MiB to 1TiB"]),
+        ("{ kind: redis, url: \"redis://h\", ttl: 400d }", ["textnlp.cache.ttl", "from 1s to 365d"]),
+        ("{ kind: memory, max_connections: 0 }", ["textnlp.cache.max_connections", "from 1 to 1000"]),
+    ] {
+        check("  monitoring:", &format!("  cache: {cache}\n  monitoring:"), &wanted);
+    }
     check("sqlite:///var/lib/textnlp.db", "postgresql://u@a,b/d", &["database.url", "several hosts"]);
     check("pool_size: 20", "password_file: /p", &["database.password_file", "SQLite is a file"]);
     check("pool_size: 20", "url_file: /p", &["database.url_file", "cannot be combined with `url`"]);

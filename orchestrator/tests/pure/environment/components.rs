@@ -141,6 +141,31 @@ fn model_for_embeddings_is_not_the_default_of_others() {
 }
 
 #[test]
+fn cache_reaches_the_servers_and_its_secret_address_is_one_of_their_secrets() {
+    let of = |sets: &[&str]| {
+        let overrides = Overrides { sets: sets.iter().map(|&set| set.to_owned()).collect(), ..Overrides::default() };
+        let environment = Library::built_in().load("staging", &overrides, &Catalogue::default()).unwrap().environment;
+        let (_, parts) = components(&environment, &Release::resolve(&environment, &artifacts())).remove(0);
+        let part = |name: &str| parts.iter().find(|part| part.name.as_str() == name).map(|found| json!(found.part));
+        let server = part("server").unwrap()["workload"]["config"]["textnlp"]["cache"].clone();
+        let given = part("secrets").unwrap()["secrets"]["given"]["cache-url"]["source"].clone();
+        (server, given, part("cache").is_some())
+    };
+    assert_eq!(of(&[]), (json!(null), json!(null), false));
+    let (memory, given, is_component) = of(&["cache.kind=memory"]);
+    assert_eq!((&memory["kind"], given, is_component), (&json!("memory"), json!(null), false));
+    let bytes: textnlp_orchestrator::environment::model::Bytes = memory["size"].as_str().unwrap().parse().unwrap();
+    assert_eq!((bytes.0, memory.get("url")), (64 << 20, None));
+    let (redis, given, is_component) = of(&["cache.kind=redis", "cache.url=secret:env:REDIS_URL", "cache.ttl=2h"]);
+    assert_eq!((&redis["ttl"], &redis["max_connections"], redis.get("url")), (&json!(7200), &json!(8), None));
+    assert_eq!((given, is_component), (json!("secret:env:REDIS_URL"), false));
+    let (redis, given, _) = of(&["cache.kind=redis", "cache.url=rediss://cache.example.com:6379/0"]);
+    assert_eq!((&redis["url"], given), (&json!("rediss://cache.example.com:6379/0"), json!(null)));
+    // Only a provider creates one, and refuses it.
+    assert!(of(&["cache.kind=redis", "cache.hosting=managed"]).2);
+}
+
+#[test]
 fn model_of_a_tenant_is_named_after_it_everywhere() {
     let text = format!(
         "{GOOD}models:\n  - {{ name: own, source: bundled, tenant: acme, preload: true }}\n  \

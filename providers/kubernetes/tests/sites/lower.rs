@@ -409,6 +409,31 @@ fn secrets_of_webhooks_are_in_a_secret_and_their_addresses_are_reached() {
 }
 
 #[test]
+fn redis_of_the_cache_is_the_only_address_of_its_policy_and_its_secret_address_is_in_a_secret() {
+    let with = |cache: serde_json::Value| {
+        let mut server = workload();
+        server.egress.policies = true;
+        server.config["textnlp"]["cache"] = cache;
+        lowered(&component("server", ComponentSpec::Workload(server)), fixture()).unwrap()
+    };
+    let plain = with(json!({ "kind": "redis", "url": "rediss://192.0.2.9:7000/0" }));
+    let find = |made: &[textnlp_provider::Wanted], end: &str| {
+        made.iter().find(|one| one.id.as_str().ends_with(end)).map(|one| one.spec.as_value().clone())
+    };
+    let wanted = json!([{
+        "to": [{ "ipBlock": { "cidr": "192.0.2.9/32" } }], "ports": [{ "protocol": "TCP", "port": 7000 }],
+    }]);
+    assert_eq!(find(&plain, "/allow-cache").unwrap()["spec"]["egress"], wanted);
+    assert!(!find(&plain, "/server/secrets").unwrap().to_string().contains("cache-url"));
+    let secret = with(json!({ "kind": "redis" }));
+    let config = find(&secret, "/server/config").unwrap()["data"]["server.yaml"].to_string();
+    assert!(config.contains("/etc/textnlp-secrets/cache-url"), "{config}");
+    assert!(find(&secret, "/server/secrets").unwrap().to_string().contains("/secrets/cache-url#secret"));
+    assert!(find(&secret, "/allow-cache").unwrap().to_string().contains("6379"));
+    assert!(find(&with(json!({ "kind": "memory" })), "/allow-cache").is_none());
+}
+
+#[test]
 fn collector_of_traces_is_the_only_address_of_its_policy_and_its_secret_is_in_a_secret() {
     let mut server = workload();
     server.egress.policies = true;

@@ -244,3 +244,30 @@ async fn password_is_not_sent_to_a_server_that_no_run_approved() {
     let refused = |problem: &Problem| !problem.warning && problem.cause.starts_with(&format!("{address}: "));
     assert!(problems.iter().any(refused), "{problems:?}");
 }
+
+#[test]
+fn secret_address_of_the_cache_is_a_file_and_one_without_a_secret_is_in_the_configuration() {
+    let (onprem, site) = (onprem("/srv/state"), site());
+    for (cache, is_secret) in [
+        (serde_json::json!({ "kind": "redis", "ttl": 60 }), true),
+        (serde_json::json!({ "kind": "redis", "url": "redis://cache:6379" }), false),
+        (serde_json::json!({ "kind": "memory" }), false),
+    ] {
+        let mut server = workload(&database(Some(DatabaseAddress::Secret(given("a1"))), |_| {}));
+        server.config["textnlp"]["cache"] = cache.clone();
+        let component = Component { name: name("server"), existing: None, part: ComponentSpec::Workload(server) };
+        let wanted = onprem.lower(&component, &site).unwrap();
+        let find = |id: &str| wanted.iter().find(|one| one.id.as_str() == id);
+        let config = &find("here/server/config-0").unwrap().spec.get("document").unwrap()["textnlp"]["cache"];
+        let file = find("here/server/cache-url");
+        assert_eq!(file.is_some(), is_secret, "{cache}");
+        let Some(file) = file else {
+            assert_eq!(config, &cache);
+            continue;
+        };
+        assert_eq!(file.spec.get("secret").unwrap()["$output"], "here/secrets/cache-url#secret");
+        assert_eq!(config["url_file"], "/srv/state/sites/here/certs/server-cache-url");
+        let inputs = find("here/server/replica-0").unwrap().spec.get("inputs").unwrap();
+        assert_eq!(inputs["cache-url"]["$output"], "here/server/cache-url#sha256");
+    }
+}
