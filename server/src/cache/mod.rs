@@ -31,7 +31,7 @@ pub(crate) enum CacheEvent {
     Misses(u64),
     /// Redis failed (`connection`, `timeout`, `refused`), a value is `damaged`, or vectors were `dropped`, because too many waited.
     Error(&'static str),
-    /// The memory holds this many vectors and bytes, after so many evictions.
+    /// The memory holds this many vectors and bytes; others were evicted.
     Memory { entries: usize, bytes: usize, evicted: u64 },
 }
 

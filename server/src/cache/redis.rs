@@ -22,7 +22,7 @@ use crate::breaker::{Breaker, BreakerOptions, State};
 use crate::config::{RedisAt, RedisCache};
 
 /// For one pipeline of commands, with its connection.
-const TIMEOUT: Duration = Duration::from_millis(500);
+const TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a Redis that failed is left alone. Then one request tries it.
 const PAUSE: Duration = Duration::from_secs(5);
 /// The largest file of an address, in bytes.
@@ -202,7 +202,7 @@ impl Redis {
                 if before == State::Closed {
                     tracing::warn!(
                         host = %self.host,
-                        reason = failure.reason(),
+                        reason = %failure.reason(),
                         "the Redis of the cache failed: vectors are computed until it answers again"
                     );
                 }
