@@ -36,6 +36,7 @@ mod recent;
 mod record;
 mod restrict;
 mod schemas;
+mod text_quality;
 mod traces;
 mod webhooks;
 mod work;

@@ -25,6 +25,7 @@ use crate::embed::{self, Embedder};
 use crate::error::{ApiError, chain};
 use crate::executors::{self, Loaded, Opened, Place};
 use crate::metrics::Metrics;
+use crate::text_quality::{self, Unmeasured};
 
 /// A loaded model.
 pub(crate) struct Ready {
@@ -132,6 +133,8 @@ struct Entry {
     asked: AtomicU64,
     /// Whether it was loaded once: it fits where others leave it room.
     was_loaded: AtomicBool,
+    /// Whether its text was measured, or is being measured.
+    is_measured: AtomicBool,
 }
 
 /// Why a model is not loaded.
@@ -197,6 +200,7 @@ impl Models {
                 loading: Arc::default(),
                 asked: AtomicU64::new(0),
                 was_loaded: AtomicBool::new(false),
+                is_measured: AtomicBool::new(false),
             })
         });
         Arc::new(Self {
@@ -451,6 +455,13 @@ impl Models {
         let took = began.elapsed();
         self.metrics.model_loaded(&entry.config.name, took);
         ready.load_ms = took.as_millis() as u64;
+        let windows = match self.windows(entry, &ready).await.transpose() {
+            Ok(windows) => windows,
+            Err(why) => {
+                ready.notes.push(format!("its text is not measured: {why}"));
+                None
+            }
+        };
         for note in &ready.notes {
             tracing::info!(model = %entry.config.name, note, "loading");
         }
@@ -464,7 +475,56 @@ impl Models {
         let ready = Arc::new(ready);
         // Before the next load, which counts its memory.
         entry.stand(ModelState::Ready(ready.clone()));
+        if let Some(windows) = windows {
+            self.measure(entry, windows);
+        }
         Ok(ready)
+    }
+
+    /// What measures the text of a model; `None` if it has none, or was measured.
+    async fn windows(&self, entry: &Entry, ready: &Ready) -> Option<Result<Vec<Vec<u32>>, String>> {
+        let text = entry.config.quality_text.clone()?;
+        if entry.is_measured.load(Ordering::Relaxed) {
+            return None;
+        }
+        if ready.embedder.is_some() {
+            return Some(Err("it makes vectors and predicts no text".to_owned()));
+        }
+        if text.len() > ready.max_text() {
+            return Some(Err(format!(
+                "it is longer than {} bytes, the most that its tokenizer splits",
+                ready.max_text()
+            )));
+        }
+        let (tokenizer, context) = (ready.info.tokenizer.clone(), ready.info.context);
+        let windows = blocking(move || {
+            let tokens = tokenizer.encode(&text, false).map_err(|error| error.to_string())?;
+            text_quality::windows(&tokens, tokenizer.bos(), context)
+        });
+        Some(windows.await)
+    }
+
+    /// Measures the text of a model in the background.
+    fn measure(self: &Arc<Self>, entry: &Arc<Entry>, windows: Vec<Vec<u32>>) {
+        entry.is_measured.store(true, Ordering::Relaxed);
+        let (models, entry) = (self.clone(), entry.clone());
+        self.tasks.spawn(async move {
+            let model = entry.config.name.as_str();
+            let began = Instant::now();
+            match text_quality::perplexity(&models.engine, model, windows).await {
+                Ok(perplexity) => {
+                    models.metrics.perplexity(model, perplexity);
+                    tracing::info!(model, perplexity, ms = began.elapsed().as_millis() as u64, "text measured");
+                }
+                Err(why) => {
+                    // The next load measures it.
+                    entry.is_measured.store(false, Ordering::Relaxed);
+                    if why != Unmeasured::Gone {
+                        tracing::warn!(model, error = %why, "the text that measures a model could not be computed");
+                    }
+                }
+            }
+        });
     }
 
     /// Reads a model's weights and serves it.

@@ -423,7 +423,7 @@ async fn probe(
     if outside.stop.is_cancelled() {
         return;
     }
-    for check in checks::gauges(definition, environment, outside.metrics).await {
+    for check in checks::gauges(definition, environment, outside).await {
         found.add(check, tell);
     }
 }
@@ -441,7 +441,7 @@ fn unmeasured(check: &CheckDefinition, environment: &Environment, found: &GateRe
             Some(check.unknown(environment, format_args!("`{name}` was measured without it")))
         }
         CheckSource::With(name) => Some(check.waiting(environment, format_args!("measured with `{name}`"))),
-        CheckSource::Probe(_) | CheckSource::Load | CheckSource::Gauge(_) => None,
+        CheckSource::Probe(_) | CheckSource::Load | CheckSource::Gauge(_) | CheckSource::Perplexity => None,
     }
 }
 
