@@ -36,7 +36,6 @@ mod recent;
 mod record;
 mod restrict;
 mod schemas;
-mod text_quality;
 mod traces;
 mod webhooks;
 mod work;

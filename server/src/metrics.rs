@@ -263,7 +263,7 @@ impl Metrics {
         r.register("textnlp_model_load_seconds", "Time of the last load of a model", metrics.model_load.clone());
         r.register(
             "textnlp_model_quality_score",
-            "How well a model predicts the text that measures it",
+            "Perplexity of the text that measures a model, lower is better",
             metrics.model_quality.clone(),
         );
         r.register("textnlp_breaker_open", "1 while a model's circuit breaker refuses calls", metrics.breaker.clone());
@@ -425,7 +425,7 @@ impl Metrics {
         self.model_load.get_or_create(&ByModel { model: model.to_owned() }).set(duration.as_secs_f64());
     }
 
-    /// Notes the perplexity of the text that measures a model.
+    /// Notes the perplexity of the text that measures a model; no number where it cannot be measured.
     pub(crate) fn perplexity(&self, model: &str, value: f64) {
         self.model_quality.get_or_create(&ByMeasure { model: model.to_owned(), metric_type: "perplexity" }).set(value);
     }

@@ -3,6 +3,7 @@
 //! One load at a time, however many requests wait for it. A circuit breaker pauses a model that fails repeatedly. The
 //! least recently used models make room for others.
 
+mod quality;
 mod room;
 
 pub(crate) use room::fitting;
@@ -16,6 +17,7 @@ use textnlp_inference::cpu::Footprint;
 use textnlp_inference::engine::{Handle, LoadedModel, ModelInfo};
 use textnlp_inference::format::is_encoder;
 use textnlp_inference::text::Tokenizer;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::breaker::{Breaker, BreakerOptions, State};
@@ -25,7 +27,6 @@ use crate::embed::{self, Embedder};
 use crate::error::{ApiError, chain};
 use crate::executors::{self, Loaded, Opened, Place};
 use crate::metrics::Metrics;
-use crate::text_quality::{self, Unmeasured};
 
 /// A loaded model.
 pub(crate) struct Ready {
@@ -174,6 +175,10 @@ pub(crate) struct Models {
     created: u64,
     /// Loads run here, so that they finish even if their request is gone.
     tasks: TaskTracker,
+    /// Ends measurements of texts.
+    stopping: CancellationToken,
+    /// Locked while the text of a model is measured.
+    measuring: tokio::sync::Mutex<()>,
     /// One load at a time: two would fight for the same disk and cores, and their memory would add up.
     one_load: Arc<tokio::sync::Semaphore>,
     /// Why a GPU computes nothing more, found by a load.
@@ -218,6 +223,8 @@ impl Models {
             began: Instant::now(),
             created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             tasks,
+            stopping: CancellationToken::new(),
+            measuring: tokio::sync::Mutex::default(),
             one_load: Arc::new(tokio::sync::Semaphore::new(1)),
             fault: OnceLock::new(),
             unloaded: room::Unloaded::default(),
@@ -455,13 +462,6 @@ impl Models {
         let took = began.elapsed();
         self.metrics.model_loaded(&entry.config.name, took);
         ready.load_ms = took.as_millis() as u64;
-        let windows = match self.windows(entry, &ready).await.transpose() {
-            Ok(windows) => windows,
-            Err(why) => {
-                ready.notes.push(format!("its text is not measured: {why}"));
-                None
-            }
-        };
         for note in &ready.notes {
             tracing::info!(model = %entry.config.name, note, "loading");
         }
@@ -475,56 +475,8 @@ impl Models {
         let ready = Arc::new(ready);
         // Before the next load, which counts its memory.
         entry.stand(ModelState::Ready(ready.clone()));
-        if let Some(windows) = windows {
-            self.measure(entry, windows);
-        }
+        self.measure(entry);
         Ok(ready)
-    }
-
-    /// What measures the text of a model; `None` if it has none, or was measured.
-    async fn windows(&self, entry: &Entry, ready: &Ready) -> Option<Result<Vec<Vec<u32>>, String>> {
-        let text = entry.config.quality_text.clone()?;
-        if entry.is_measured.load(Ordering::Relaxed) {
-            return None;
-        }
-        if ready.embedder.is_some() {
-            return Some(Err("it makes vectors and predicts no text".to_owned()));
-        }
-        if text.len() > ready.max_text() {
-            return Some(Err(format!(
-                "it is longer than {} bytes, the most that its tokenizer splits",
-                ready.max_text()
-            )));
-        }
-        let (tokenizer, context) = (ready.info.tokenizer.clone(), ready.info.context);
-        let windows = blocking(move || {
-            let tokens = tokenizer.encode(&text, false).map_err(|error| error.to_string())?;
-            text_quality::windows(&tokens, tokenizer.bos(), context)
-        });
-        Some(windows.await)
-    }
-
-    /// Measures the text of a model in the background.
-    fn measure(self: &Arc<Self>, entry: &Arc<Entry>, windows: Vec<Vec<u32>>) {
-        entry.is_measured.store(true, Ordering::Relaxed);
-        let (models, entry) = (self.clone(), entry.clone());
-        self.tasks.spawn(async move {
-            let model = entry.config.name.as_str();
-            let began = Instant::now();
-            match text_quality::perplexity(&models.engine, model, windows).await {
-                Ok(perplexity) => {
-                    models.metrics.perplexity(model, perplexity);
-                    tracing::info!(model, perplexity, ms = began.elapsed().as_millis() as u64, "text measured");
-                }
-                Err(why) => {
-                    // The next load measures it.
-                    entry.is_measured.store(false, Ordering::Relaxed);
-                    if why != Unmeasured::Gone {
-                        tracing::warn!(model, error = %why, "the text that measures a model could not be computed");
-                    }
-                }
-            }
-        });
     }
 
     /// Reads a model's weights and serves it.

@@ -404,10 +404,29 @@ async fn scrape(wire: Option<&dyn Wire>) -> Result<String, String> {
 }
 
 /// How long the gate waits for servers that loaded a model and have not measured its text.
-const PERPLEXITY_WAIT: Duration = Duration::from_secs(120);
+const PERPLEXITY_WAIT: Duration = Duration::from_secs(300);
 const PERPLEXITY_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The checks of metrics that are on, by one scrape: the one in which all texts are measured, or the last.
+/// Waits until the servers have measured the texts that have a limit, before a load test: measurements are work for them.
+pub(super) async fn until_texts_are_measured(
+    definition: &'static PhaseDefinition,
+    environment: &Environment,
+    outside: &GateInputs<'_>,
+) {
+    let is_on = |check: &CheckDefinition| check.source == CheckSource::Perplexity && check.is_on(environment);
+    if !definition.checks().any(is_on) {
+        return;
+    }
+    let last = outside.clock.steady() + PERPLEXITY_WAIT;
+    while scrape(outside.metrics).await.is_ok_and(|text| is_measuring(environment, &text))
+        && outside.clock.steady() < last
+        && !outside.stop.is_cancelled()
+    {
+        outside.clock.sleep(PERPLEXITY_POLL_INTERVAL).await;
+    }
+}
+
+/// The checks of metrics that are on, by one scrape.
 pub(super) async fn gauges(
     definition: &'static PhaseDefinition,
     environment: &Environment,
@@ -421,15 +440,7 @@ pub(super) async fn gauges(
     if on.is_empty() {
         return Vec::new();
     }
-    let mut text = scrape(outside.metrics).await;
-    if on.iter().any(|check| check.source == CheckSource::Perplexity) {
-        let last = outside.clock.steady() + PERPLEXITY_WAIT;
-        let waits = |text: &Result<String, String>| text.as_ref().is_ok_and(|text| is_measuring(environment, text));
-        while waits(&text) && outside.clock.steady() < last && !outside.stop.is_cancelled() {
-            outside.clock.sleep(PERPLEXITY_POLL_INTERVAL).await;
-            text = scrape(outside.metrics).await;
-        }
-    }
+    let text = scrape(outside.metrics).await;
     let measured = on.into_iter().filter_map(|check| match (&text, check.source) {
         (Err(why), _) => Some(check.unknown(environment, why)),
         (Ok(text), CheckSource::Gauge(gauge)) => Some(highest(check, gauge, environment, text)),
@@ -442,6 +453,11 @@ pub(super) async fn gauges(
 /// The models whose text has a limit, with it.
 pub(super) fn perplexity_limits(environment: &Environment) -> impl Iterator<Item = (String, f64)> {
     environment.models.iter().filter_map(|model| Some((model.id(), model.quality.as_ref()?.max_perplexity?)))
+}
+
+/// The server of a sample.
+fn server_of<'a>(sample: &Sample<'a>) -> &'a str {
+    sample.label("replica").unwrap_or("a server")
 }
 
 /// The samples of a metric of a model.
@@ -471,16 +487,20 @@ fn perplexities(check: &CheckDefinition, environment: &Environment, text: &str) 
     let (mut found, mut are_met) = (Vec::new(), true);
     for (model, limit) in perplexity_limits(environment) {
         if let Some(server) = measuring(text, &model) {
-            let name = server.label("replica").or_else(|| server.label("pod")).unwrap_or("a server");
-            return check.waiting(environment, format_args!("{name} has no measurement of `{model}`: see its log"));
+            let why = format!("{} has not measured `{model}` yet", server_of(&server));
+            return check.waiting(environment, why);
         }
-        let values = of_model(text, MODEL_QUALITY, &model).into_iter().map(|sample| sample.value);
-        let Some(most) = values.max_by(f64::total_cmp) else {
+        let measured = of_model(text, MODEL_QUALITY, &model);
+        if let Some(none) = measured.iter().find(|sample| !sample.value.is_finite()) {
+            let why = format!("{} cannot measure the text of `{model}`: see its log", server_of(none));
+            return check.unknown(environment, why);
+        }
+        let Some(most) = measured.iter().max_by(|a, b| a.value.total_cmp(&b.value)) else {
             return check.unknown(environment, format_args!("no server has loaded `{model}`"));
         };
-        are_met &= most <= limit;
+        are_met &= most.value <= limit;
         // Rounded up: what is shown is not below the limit while the value is above it.
-        found.push(format!("{model} {}", (most * 1000.0).ceil() / 1000.0));
+        found.push(format!("{model} {}", (most.value * 1000.0).ceil() / 1000.0));
     }
     check.measured(environment, found.join(", "), are_met)
 }

@@ -413,6 +413,7 @@ async fn probe(
             found.add(check, tell);
         }
     }
+    checks::until_texts_are_measured(definition, environment, outside).await;
     let now = outside.clock.now();
     let failed = found.checks.iter().any(|check| check.blocks(now) && !check.waits);
     let has_load = definition.checks().any(|check| check.source == CheckSource::Load);

@@ -554,12 +554,16 @@ fn text_of_a_model_is_measured_by_every_server_that_loaded_it() {
     let (said, state, _) = measured(Some(30.0), &exported("30.0001"));
     assert_eq!((said, state), (format!("text quality of models: {model} 30.001, wanted at most {model} 30"), "shut"));
     let (said, state, waited) = measured(Some(30.0), &exported(""));
+    assert_eq!(said, format!("text quality of models: not measured yet (b has not measured `{model}` yet)"));
+    assert_eq!(state, "wait");
+    assert!(waited - usual > 290.0, "servers have time to measure it: {waited} s instead of {usual} s");
+    let (said, state, waited) = measured(Some(30.0), &exported("NaN"));
     assert_eq!(
         said,
-        format!("text quality of models: not measured yet (b has no measurement of `{model}`: see its log)")
+        format!("text quality of models: could not be measured (b cannot measure the text of `{model}`: see its log)")
     );
-    assert_eq!(state, "wait");
-    assert!(waited - usual >= 120.0, "servers have time to measure it: {waited} s instead of {usual} s");
+    assert_eq!(state, "shut");
+    assert!(waited - usual < 1.0, "nothing is awaited");
     let (said, state, waited) = measured(Some(30.0), "");
     assert_eq!(said, format!("text quality of models: could not be measured (no server has loaded `{model}`)"));
     assert_eq!(state, "shut");

@@ -151,7 +151,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// A text as it stands, such as one that is not a setting: `${NAME}` in it is no variable.
+    /// A text that is taken as written: `${NAME}` in it is not filled from the environment.
     pub(crate) fn literal_text(&self, key: &'static str) -> Option<&'a str> {
         let value = self.get(key)?;
         if value.as_str().is_none() {
