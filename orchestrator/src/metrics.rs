@@ -61,6 +61,8 @@ const RUNNING: &str = "textnlp_running_requests";
 pub(crate) const MEMORY: &str = "process_resident_memory_bytes";
 /// Not in [`KEY_METRICS`]: a server has it once a model is loaded.
 pub(crate) const MODEL_LOAD_SECONDS: &str = "textnlp_model_load_seconds";
+/// Not in [`KEY_METRICS`]: a server has it once it has measured a text with a model.
+pub(crate) const MODEL_QUALITY: &str = "textnlp_model_quality_score";
 /// 0 for a replica whose metrics could not be read.
 pub(crate) const GATHERED: &str = "textnlp_gateway_backend_metrics_gathered";
 /// Only replicas have it. [`GATHERED`] is also of the other programs whose metrics the gateway serves, such as the site agent.

@@ -444,6 +444,7 @@ mod tests {
             executor: None,
             matryoshka: false,
             parse_special_tokens: false,
+            quality_text: None,
         };
         let why = super::Opened::new(&model, super::Place::Cpu).err().unwrap();
         assert!(why.contains("`gptj` models need") && why.contains("cargo build --release --features candle"), "{why}");

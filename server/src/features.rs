@@ -365,6 +365,7 @@ mod tests {
             executor: None,
             matryoshka: false,
             parse_special_tokens: false,
+            quality_text: None,
         };
         let owned = Model { name: "acme/own".into(), tenant: Some("acme".into()), ..large.clone() };
         let models = [large, owned];

@@ -31,6 +31,12 @@ struct ByModel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByMeasure {
+    model: String,
+    metric_type: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByPrice {
     model: String,
     kind: &'static str,
@@ -119,6 +125,7 @@ pub struct Metrics {
     accepted_tokens: Count,
     memory: Family<ByMemory, Level>,
     model_load: Family<ByModel, Real>,
+    model_quality: Family<ByMeasure, Real>,
     breaker: Family<ByModel, Level>,
     model_hits: Count,
     model_misses: Count,
@@ -181,6 +188,7 @@ impl Metrics {
             accepted_tokens: Count::default(),
             memory: Family::default(),
             model_load: Family::default(),
+            model_quality: Family::default(),
             breaker: Family::default(),
             model_hits: Count::default(),
             model_misses: Count::default(),
@@ -271,6 +279,11 @@ impl Metrics {
         );
         r.register("textnlp_model_memory_bytes", "Memory of a loaded model", metrics.memory.clone());
         r.register("textnlp_model_load_seconds", "Time of the last load of a model", metrics.model_load.clone());
+        r.register(
+            "textnlp_model_quality_score",
+            "Perplexity of the text that measures a model, lower is better",
+            metrics.model_quality.clone(),
+        );
         r.register("textnlp_breaker_open", "1 while a model's circuit breaker refuses calls", metrics.breaker.clone());
         r.register("textnlp_model_cache_hits", "Requests that found their model loaded", metrics.model_hits.clone());
         r.register("textnlp_model_cache_misses", "Requests that had to load their model", metrics.model_misses.clone());
@@ -476,6 +489,11 @@ impl Metrics {
     /// Notes how long the load of a model took.
     pub(crate) fn model_loaded(&self, model: &str, duration: Duration) {
         self.model_load.get_or_create(&ByModel { model: model.to_owned() }).set(duration.as_secs_f64());
+    }
+
+    /// Notes the perplexity of the text that measures a model; no number where it cannot be measured.
+    pub(crate) fn perplexity(&self, model: &str, value: f64) {
+        self.model_quality.get_or_create(&ByMeasure { model: model.to_owned(), metric_type: "perplexity" }).set(value);
     }
 
     /// Notes whether a model's breaker refuses calls.

@@ -3,6 +3,7 @@
 //! One load at a time, however many requests wait for it. A circuit breaker pauses a model that fails repeatedly. The
 //! least recently used models make room for others.
 
+mod quality;
 mod room;
 
 pub(crate) use room::fitting;
@@ -18,6 +19,7 @@ use textnlp_inference::cpu::Footprint;
 use textnlp_inference::engine::{Handle, LoadedModel, ModelInfo};
 use textnlp_inference::format::is_encoder;
 use textnlp_inference::text::Tokenizer;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::breaker::{Breaker, BreakerOptions, State};
@@ -134,6 +136,8 @@ struct Entry {
     asked: AtomicU64,
     /// Whether it was loaded once: it fits where others leave it room.
     was_loaded: AtomicBool,
+    /// Whether its text was measured, or is being measured.
+    is_measured: AtomicBool,
 }
 
 /// Why a model is not loaded.
@@ -175,6 +179,10 @@ pub(crate) struct Models {
     created: u64,
     /// Loads run here, so that they finish even if their request is gone.
     tasks: TaskTracker,
+    /// Ends measurements of texts.
+    stopping: CancellationToken,
+    /// Locked while the text of a model is measured.
+    measuring: tokio::sync::Mutex<()>,
     /// One load at a time: two would fight for the same disk and cores, and their memory would add up.
     one_load: Arc<tokio::sync::Semaphore>,
     /// Why a GPU computes nothing more, found by a load.
@@ -202,6 +210,7 @@ impl Models {
                 loading: Arc::default(),
                 asked: AtomicU64::new(0),
                 was_loaded: AtomicBool::new(false),
+                is_measured: AtomicBool::new(false),
             })
         });
         Arc::new(Self {
@@ -220,6 +229,8 @@ impl Models {
             began: Instant::now(),
             created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             tasks,
+            stopping: CancellationToken::new(),
+            measuring: tokio::sync::Mutex::default(),
             one_load: Arc::new(tokio::sync::Semaphore::new(1)),
             fault: OnceLock::new(),
             unloaded: room::Unloaded::default(),
@@ -470,6 +481,7 @@ impl Models {
         let ready = Arc::new(ready);
         // Before the next load, which counts its memory.
         entry.stand(ModelState::Ready(ready.clone()));
+        self.measure(entry);
         Ok(ready)
     }
 

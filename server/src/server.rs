@@ -362,6 +362,7 @@ impl Server {
         let deadline = Instant::now() + app.config.api.drain;
         tracing::info!(seconds = app.config.api.drain.as_secs(), "draining");
         app.audit.push(app.event(Action::ServerDrain));
+        app.models.stop_measuring();
         app.leaving.go(app.config.api.lame_duck, app.config.api.drain).await;
         self.stop.cancel();
         let _ = self.listener.await;

@@ -97,6 +97,7 @@ pub fn measure(
         executor: Some(if executor == "own" { config::Executor::Own } else { config::Executor::Candle }),
         matryoshka: false,
         parse_special_tokens: false,
+        quality_text: None,
     };
     let opened = Opened::new(&model, Place::Cpu)?;
     let generated = if matches!(opened, Opened::Encoder(_)) { 0 } else { GENERATED };

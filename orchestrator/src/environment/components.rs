@@ -933,6 +933,9 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
             if model.parse_special_tokens {
                 entry["parse_special_tokens"] = json!(true);
             }
+            if let Some(quality) = &model.quality {
+                entry["quality_text"] = json!(quality.text);
+            }
             entry
         })
         .collect();

@@ -9,11 +9,11 @@ use textnlp_provider::exposition::{self, Sample};
 use tokio_util::sync::CancellationToken;
 
 use super::phases::{CheckDefinition, CheckSource, EMBEDDINGS, GENERATION, Gauge, PhaseDefinition, RATE, SEED, STOP};
-use super::{Check, IssuedKey};
+use super::{Check, GateInputs, IssuedKey};
 use crate::clock::Clock;
 use crate::environment::Environment;
 use crate::load::{Key, LoadRequest, LoadResponse, RequestFailure, Wire};
-use crate::metrics::{GATHERED, KEY_METRICS, WEIGHT};
+use crate::metrics::{GATHERED, KEY_METRICS, MODEL_LOAD_SECONDS, MODEL_QUALITY, WEIGHT};
 
 pub(super) struct Prober<'a> {
     pub(super) wire: &'a dyn Wire,
@@ -403,26 +403,106 @@ async fn scrape(wire: Option<&dyn Wire>) -> Result<String, String> {
     }
 }
 
+/// How long the gate waits for servers that loaded a model and have not measured its text.
+const PERPLEXITY_WAIT: Duration = Duration::from_secs(300);
+const PERPLEXITY_POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Waits until the servers have measured the texts that have a limit, before a load test: measurements are work for them.
+pub(super) async fn until_texts_are_measured(
+    definition: &'static PhaseDefinition,
+    environment: &Environment,
+    outside: &GateInputs<'_>,
+) {
+    let is_on = |check: &CheckDefinition| check.source == CheckSource::Perplexity && check.is_on(environment);
+    if !definition.checks().any(is_on) {
+        return;
+    }
+    let last = outside.clock.steady() + PERPLEXITY_WAIT;
+    while scrape(outside.metrics).await.is_ok_and(|text| is_measuring(environment, &text))
+        && outside.clock.steady() < last
+        && !outside.stop.is_cancelled()
+    {
+        outside.clock.sleep(PERPLEXITY_POLL_INTERVAL).await;
+    }
+}
+
 /// The checks of metrics that are on, by one scrape.
 pub(super) async fn gauges(
     definition: &'static PhaseDefinition,
     environment: &Environment,
-    wire: Option<&dyn Wire>,
+    outside: &GateInputs<'_>,
 ) -> Vec<Check> {
-    let on = definition.checks().filter_map(|check| match check.source {
-        CheckSource::Gauge(gauge) if check.is_on(environment) => Some((check, gauge)),
-        _ => None,
+    let on = definition.checks().filter(|check| match check.source {
+        CheckSource::Gauge(_) | CheckSource::Perplexity => check.is_on(environment),
+        _ => false,
     });
     let on: Vec<_> = on.collect();
     if on.is_empty() {
         return Vec::new();
     }
-    let text = scrape(wire).await;
-    let measured = on.into_iter().map(|(check, gauge)| match &text {
-        Ok(text) => highest(check, gauge, environment, text),
-        Err(why) => check.unknown(environment, why),
+    let text = scrape(outside.metrics).await;
+    let measured = on.into_iter().filter_map(|check| match (&text, check.source) {
+        (Err(why), _) => Some(check.unknown(environment, why)),
+        (Ok(text), CheckSource::Gauge(gauge)) => Some(highest(check, gauge, environment, text)),
+        (Ok(text), CheckSource::Perplexity) => Some(perplexities(check, environment, text)),
+        _ => None,
     });
     measured.collect()
+}
+
+/// The models whose text has a limit, with it.
+pub(super) fn perplexity_limits(environment: &Environment) -> impl Iterator<Item = (String, f64)> {
+    environment.models.iter().filter_map(|model| Some((model.id(), model.quality.as_ref()?.max_perplexity?)))
+}
+
+/// The server of a sample.
+fn server_of<'a>(sample: &Sample<'a>) -> &'a str {
+    sample.label("replica").unwrap_or("a server")
+}
+
+/// The samples of a metric of a model.
+fn of_model<'a>(text: &'a str, metric: &str, model: &str) -> Vec<Sample<'a>> {
+    exposition::samples(text).filter(|sample| sample.name == metric && sample.label("model") == Some(model)).collect()
+}
+
+/// The first server that loaded a model and has not measured its text.
+fn measuring<'a>(text: &'a str, model: &str) -> Option<Sample<'a>> {
+    let [loaded, measured] = [MODEL_LOAD_SECONDS, MODEL_QUALITY].map(|metric| of_model(text, metric, model));
+    let server = |sample: &Sample<'a>| ["site", "replica", "pod"].map(|label| sample.label(label));
+    let same = |samples: &[Sample<'a>], one: &Sample<'a>| {
+        samples.iter().filter(|sample| server(sample) == server(one)).count()
+    };
+    loaded.iter().find(|one| same(&measured, one) < same(&loaded, one)).copied()
+}
+
+fn is_measuring(environment: &Environment, text: &str) -> bool {
+    perplexity_limits(environment).any(|(model, _)| measuring(text, &model).is_some())
+}
+
+/// The highest perplexity of each model that has a limit. A server that measured nothing may have a higher one.
+fn perplexities(check: &CheckDefinition, environment: &Environment, text: &str) -> Check {
+    if let Some(unread) = unread(text) {
+        return check.unknown(environment, format_args!("the metrics of {unread} could not be read"));
+    }
+    let (mut found, mut are_met) = (Vec::new(), true);
+    for (model, limit) in perplexity_limits(environment) {
+        if let Some(server) = measuring(text, &model) {
+            let why = format!("{} has not measured `{model}` yet", server_of(&server));
+            return check.waiting(environment, why);
+        }
+        let measured = of_model(text, MODEL_QUALITY, &model);
+        if let Some(none) = measured.iter().find(|sample| !sample.value.is_finite()) {
+            let why = format!("{} cannot measure the text of `{model}`: see its log", server_of(none));
+            return check.unknown(environment, why);
+        }
+        let Some(most) = measured.iter().max_by(|a, b| a.value.total_cmp(&b.value)) else {
+            return check.unknown(environment, format_args!("no server has loaded `{model}`"));
+        };
+        are_met &= most.value <= limit;
+        // Rounded up: what is shown is not below the limit while the value is above it.
+        found.push(format!("{model} {}", (most.value * 1000.0).ceil() / 1000.0));
+    }
+    check.measured(environment, found.join(", "), are_met)
 }
 
 /// A server or a site whose metrics could not be read.

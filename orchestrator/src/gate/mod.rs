@@ -413,6 +413,7 @@ async fn probe(
             found.add(check, tell);
         }
     }
+    checks::until_texts_are_measured(definition, environment, outside).await;
     let now = outside.clock.now();
     let failed = found.checks.iter().any(|check| check.blocks(now) && !check.waits);
     let has_load = definition.checks().any(|check| check.source == CheckSource::Load);
@@ -423,7 +424,7 @@ async fn probe(
     if outside.stop.is_cancelled() {
         return;
     }
-    for check in checks::gauges(definition, environment, outside.metrics).await {
+    for check in checks::gauges(definition, environment, outside).await {
         found.add(check, tell);
     }
 }
@@ -441,7 +442,7 @@ fn unmeasured(check: &CheckDefinition, environment: &Environment, found: &GateRe
             Some(check.unknown(environment, format_args!("`{name}` was measured without it")))
         }
         CheckSource::With(name) => Some(check.waiting(environment, format_args!("measured with `{name}`"))),
-        CheckSource::Probe(_) | CheckSource::Load | CheckSource::Gauge(_) => None,
+        CheckSource::Probe(_) | CheckSource::Load | CheckSource::Gauge(_) | CheckSource::Perplexity => None,
     }
 }
 

@@ -11,11 +11,11 @@ use expect_test::{Expect, expect};
 use jiff::civil::date;
 use serde_json::{Value, json};
 use textnlp_orchestrator::clock::{Clock, VirtualClock};
-use textnlp_orchestrator::environment::model::{ModelSettings, Phase};
+use textnlp_orchestrator::environment::model::{ModelQuality, ModelSettings, Phase};
 use textnlp_orchestrator::environment::{Catalogue, Environment, Library, Overrides};
 use textnlp_orchestrator::gate::phases::{
     self, COMPLIANCE, CheckDefinition, CheckSource, EMBEDDINGS, GENERATION_RATE, GROWTH, IndicatorSource, METRICS,
-    MODEL_LOAD, PHASES, SECURITY_AUDIT, SERVER_MEMORY, SESSIONS, VULNERABILITIES,
+    MODEL_LOAD, PHASES, SECURITY_AUDIT, SERVER_MEMORY, SESSIONS, TEXT_QUALITY, VULNERABILITIES,
 };
 use textnlp_orchestrator::gate::{
     self, Check, Evidence, Gate, GateInputs, IssuedKey, KeyIssuer, KeyRequest, Progress, RecordedExemption,
@@ -520,6 +520,59 @@ fn servers_are_measured_by_the_limits_that_are_set() {
     .assert_eq(&others.map(|exports| measured(&limits, &exports)).join("\n"));
 }
 
+#[test]
+fn text_of_a_model_is_measured_by_every_server_that_loaded_it() {
+    let model = environment("staging").models[0].id();
+    let measured = |most: Option<f64>, exports: &str| {
+        let mut environment = environment("staging");
+        environment.models[0].quality = Some(ModelQuality { text: "a text ".repeat(20), max_perplexity: most });
+        let service = Service { exports: exports.to_owned(), ..Service::new(20, None) };
+        let evidence = evidence_of(&environment, &service, vec![audit()], &[], &CancellationToken::new());
+        let check = evidence.checks.into_iter().find(|check| check.name == TEXT_QUALITY);
+        (check.map_or_else(String::new, |check| check.to_string()), evidence.gate.state(), evidence.seconds)
+    };
+    let exported = |second: &str| {
+        let loaded =
+            |replica: &str| format!("textnlp_model_load_seconds{{replica=\"{replica}\",model=\"{model}\"}} 0.25\n");
+        let score = |replica: &str, value: &str| {
+            format!(
+                "textnlp_model_quality_score{{replica=\"{replica}\",model=\"{model}\",metric_type=\"perplexity\"}} {value}\n"
+            )
+        };
+        let second = if second.is_empty() { String::new() } else { score("b", second) };
+        // Another model has no limit.
+        format!(
+            "{}{}{}{second}textnlp_model_load_seconds{{replica=\"a\",model=\"other\"}} 1\n",
+            loaded("a"),
+            loaded("b"),
+            score("a", "20.5")
+        )
+    };
+    assert_eq!(measured(None, &exported("31")).0, "", "without a limit there is no check");
+    let (said, state, usual) = measured(Some(30.0), &exported("30"));
+    assert_eq!((said, state), (format!("text quality of models: {model} 30, wanted at most {model} 30"), "open"));
+    let (said, state, _) = measured(Some(30.0), &exported("30.0001"));
+    assert_eq!((said, state), (format!("text quality of models: {model} 30.001, wanted at most {model} 30"), "shut"));
+    let (said, state, waited) = measured(Some(30.0), &exported(""));
+    assert_eq!(said, format!("text quality of models: not measured yet (b has not measured `{model}` yet)"));
+    assert_eq!(state, "wait");
+    assert!(waited - usual > 290.0, "servers have time to measure it: {waited} s instead of {usual} s");
+    let (said, state, waited) = measured(Some(30.0), &exported("NaN"));
+    assert_eq!(
+        said,
+        format!("text quality of models: could not be measured (b cannot measure the text of `{model}`: see its log)")
+    );
+    assert_eq!(state, "shut");
+    assert!(waited - usual < 1.0, "nothing is awaited");
+    let (said, state, waited) = measured(Some(30.0), "");
+    assert_eq!(said, format!("text quality of models: could not be measured (no server has loaded `{model}`)"));
+    assert_eq!(state, "shut");
+    assert!(waited - usual < 1.0, "nothing is awaited");
+    let unread = format!("{}textnlp_gateway_backend_metrics_gathered{{site=\"west\"}} 0\n", exported("30"));
+    let said = measured(Some(30.0), &unread).0;
+    assert_eq!(said, "text quality of models: could not be measured (the metrics of site west could not be read)");
+}
+
 /// A service that passed its gate passes it after an upgrade, too.
 #[test]
 fn shipped_environments_set_no_limit_of_speed_and_memory() {
@@ -823,7 +876,8 @@ fn waivers_are_of_known_checks_bounded_and_reasoned() {
     let now = clock().now();
     let of = |check: &str, until, reason: Option<&str>| waiver(Phase::Pilot, check, until, reason, now);
     let reason = Some("INC-7");
-    let names = vec![METRICS, "availability", "database failover", "restored backup", MODEL_LOAD, SERVER_MEMORY];
+    let names =
+        vec![METRICS, "availability", "database failover", "restored backup", MODEL_LOAD, SERVER_MEMORY, TEXT_QUALITY];
     for unknown in ["health", "known vulnerabilities", "availabilty"] {
         let error = WaiverError::Unknown { phase: Phase::Pilot, name: unknown.to_owned(), names: names.clone() };
         assert_eq!(of(unknown, date(2026, 1, 3), reason), Err(error));

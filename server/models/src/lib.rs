@@ -54,7 +54,7 @@ pub use manifest::{FileEntry, MANIFEST, Manifest, digest_of, digest_of_files, re
 pub use options::{FetchOptions, Limits, ProxySettings, Token};
 pub use progress::{Event, Progress};
 pub use push::{Pushed, push};
-pub use quality::{Quality, quality};
+pub use quality::{Quality, Unmeasurable, quality, windows};
 pub use source::{BucketSource, HubSource, Source, WebSource};
 pub use store::{AbandonedDownload, Model, Removed, Store, Stored};
 pub use weight_format::{UnknownWeightFormat, WeightFormat};

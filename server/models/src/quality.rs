@@ -18,6 +18,33 @@ const WINDOW: usize = 512;
 /// Rows of a window whose logits are held at once: of 262,144 tokens, 32 take 32 MiB.
 const ROWS: usize = 32;
 
+/// Why a text cannot be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unmeasurable {
+    /// It has this many tokens.
+    #[error("the text has {0} tokens, and at least {FEWEST_TOKENS} are needed")]
+    Text(usize),
+    /// The context of the model has this many tokens.
+    #[error("the context of the model is {0}, and at least {FEWEST_TOKENS} are needed")]
+    Context(usize),
+}
+
+/// Cuts the tokens of a text into the sequences that measure it. Each begins with `first`, the token that the texts of the model
+/// begin with, and predicts every token from those before it in the same sequence. What follows the first 8192 tokens is left out.
+pub fn windows(tokens: &[u32], first: Option<u32>, context: usize) -> Result<Vec<Vec<u32>>, Unmeasurable> {
+    if tokens.len() < FEWEST_TOKENS {
+        return Err(Unmeasurable::Text(tokens.len()));
+    }
+    if context < FEWEST_TOKENS {
+        return Err(Unmeasurable::Context(context));
+    }
+    let room = WINDOW.min(context) - usize::from(first.is_some());
+    let parts = tokens[..tokens.len().min(MOST_TOKENS)].chunks(room);
+    let windows = parts.map(|part| first.into_iter().chain(part.iter().copied()).collect::<Vec<u32>>());
+    // The first token of a sequence is not predicted.
+    Ok(windows.filter(|window| window.len() > 1).collect())
+}
+
 /// The predictions for a text with weights in a format, beside those with the weights as stored.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Quality {
@@ -37,21 +64,13 @@ pub struct Quality {
 /// text. `report` is called with the share that is done.
 pub fn quality(path: &Utf8Path, held: WeightFormat, text: &str, report: &dyn Fn(f64)) -> Result<Quality> {
     let files = ModelFiles::open(path.as_std_path())?;
-    let mut tokens = files.tokenizer.encode(text, false).map_err(OpenError::from)?;
-    if tokens.len() < FEWEST_TOKENS {
-        return Err(Error::Unusable {
-            what: "the text".to_owned(),
-            why: format!("it has {} tokens, and at least {FEWEST_TOKENS} are needed", tokens.len()),
-            hint: "give a text like those that the model is to continue, of some pages".to_owned(),
-        });
-    }
+    let tokens = files.tokenizer.encode(text, false).map_err(OpenError::from)?;
     let context = files.checkpoint.architecture().context;
-    if context < FEWEST_TOKENS {
-        return Err(failed(path, format!("its context is {context}, and at least {FEWEST_TOKENS} are needed")));
-    }
-    tokens.truncate(MOST_TOKENS);
-    // Models are trained on texts that begin with it.
-    let first = files.tokenizer.bos();
+    let rows = windows(&tokens, files.tokenizer.bos(), context).map_err(|why| Error::Unusable {
+        what: path.to_string(),
+        why: why.to_string(),
+        hint: "give a text like those that the model is to continue, of some pages".to_owned(),
+    })?;
     let window = WINDOW.min(context);
     let load = |format: WeightFormat| {
         let options = LoadOptions {
@@ -64,10 +83,8 @@ pub fn quality(path: &Utf8Path, held: WeightFormat, text: &str, report: &dyn Fn(
     };
     let (mut stored, mut other) = (load(WeightFormat::AsIs)?, load(held)?);
     let mut sums = Sums::default();
-    let room = window - usize::from(first.is_some());
-    let count = tokens.len();
-    for (number, part) in tokens.chunks(room).enumerate() {
-        let row: Vec<u32> = first.into_iter().chain(part.iter().copied()).collect();
+    let (count, mut done) = (rows.iter().map(Vec::len).sum::<usize>(), 0);
+    for row in rows {
         let (a, b) = (open(&mut stored, path, row.len())?, open(&mut other, path, row.len())?);
         for start in (0..row.len() - 1).step_by(ROWS) {
             // The last token of a window predicts nothing that is known.
@@ -82,7 +99,8 @@ pub fn quality(path: &Utf8Path, held: WeightFormat, text: &str, report: &dyn Fn(
         }
         stored.close(a);
         other.close(b);
-        report((number * room + part.len()) as f64 / count as f64);
+        done += row.len();
+        report(done as f64 / count as f64);
     }
     Ok(sums.quality())
 }
@@ -165,6 +183,33 @@ impl Prediction {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn windows_hold_every_token_once_and_begin_as_texts_of_the_model_do() {
+        let tokens: Vec<u32> = (10..1300).collect();
+        let with_first = windows(&tokens, Some(1), 4096).unwrap();
+        assert!(with_first.iter().all(|window| window[0] == 1 && window.len() <= WINDOW));
+        let again: Vec<u32> = with_first.iter().flat_map(|window| window[1..].iter().copied()).collect();
+        assert_eq!(again, tokens);
+        let short = windows(&tokens, None, 100).unwrap();
+        assert_eq!((short.len(), short.concat()), (13, tokens));
+    }
+
+    #[test]
+    fn token_that_nothing_stands_before_is_not_measured_alone() {
+        let tokens: Vec<u32> = (0..=WINDOW as u32).collect();
+        assert_eq!(windows(&tokens, None, 4096).unwrap(), [&tokens[..WINDOW]]);
+        assert_eq!(windows(&tokens, Some(7), 4096).unwrap().concat().len(), WINDOW + 3);
+    }
+
+    #[test]
+    fn long_texts_are_cut_and_short_ones_are_refused() {
+        let long = windows(&vec![3; 3 * MOST_TOKENS], None, 4096).unwrap();
+        assert_eq!(long.concat().len(), MOST_TOKENS);
+        assert_eq!(windows(&[3; 63], None, 4096), Err(Unmeasurable::Text(63)));
+        assert!(windows(&[3; 64], Some(1), 64).is_ok());
+        assert_eq!(windows(&[3; 64], Some(1), 63), Err(Unmeasurable::Context(63)));
+    }
 
     #[test]
     fn sums_are_those_of_probabilities() {

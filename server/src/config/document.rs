@@ -151,6 +151,15 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A text that is taken as written: `${NAME}` in it is not filled from the environment.
+    pub(crate) fn literal_text(&self, key: &'static str) -> Option<&'a str> {
+        let value = self.get(key)?;
+        if value.as_str().is_none() {
+            self.mistyped(key, "a text", value);
+        }
+        value.as_str()
+    }
+
     /// A text that must be there.
     pub(crate) fn needed_text(&self, key: &'static str) -> Option<String> {
         if self.get(key).is_none() && self.map.is_some() {

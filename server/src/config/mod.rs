@@ -10,6 +10,7 @@ mod traces;
 mod units;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -221,7 +222,12 @@ pub struct Model {
     pub matryoshka: bool,
     /// Whether special tokens that clients write in messages are tokens: they can then open a message of another role.
     pub parse_special_tokens: bool,
+    /// The text whose perplexity is measured once after the first load of the model, at most [`MAX_QUALITY_TEXT`] bytes.
+    pub quality_text: Option<Arc<str>>,
 }
+
+/// The longest [text](Model::quality_text) that measures a model, in bytes.
+pub const MAX_QUALITY_TEXT: usize = 65_536;
 
 /// Where models compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -541,6 +547,10 @@ fn models(section: Section<'_>, has_keys: bool) -> Models {
         let executor = item.word("executor", &[("own", Executor::Own), ("candle", Executor::Candle)]);
         let matryoshka = item.flag("matryoshka").unwrap_or(false);
         let parse_special_tokens = item.flag("parse_special_tokens").unwrap_or(false);
+        let quality_text = item.literal_text("quality_text").map(Arc::from);
+        if quality_text.as_ref().is_some_and(|text: &Arc<str>| text.len() > MAX_QUALITY_TEXT) {
+            item.wrong("quality_text", format!("is longer than {MAX_QUALITY_TEXT} bytes"), None);
+        }
         let tenant = item.text("tenant");
         if let Some(tenant) = &tenant {
             let is_prefix = |name: &str| name.strip_prefix(tenant.as_str()).is_some_and(|rest| rest.starts_with('/'));
@@ -569,7 +579,17 @@ fn models(section: Section<'_>, has_keys: bool) -> Models {
         }
         if let (Some(name), Some(path)) = (name, path) {
             let path = cache_dir.as_ref().map_or(path.clone(), |dir| dir.join(&path));
-            serve.push(Model { name, tenant, path, quantize, context, executor, matryoshka, parse_special_tokens });
+            serve.push(Model {
+                name,
+                tenant,
+                path,
+                quantize,
+                context,
+                executor,
+                matryoshka,
+                parse_special_tokens,
+                quality_text,
+            });
         }
         item.finish();
     }

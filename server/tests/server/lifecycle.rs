@@ -1,6 +1,7 @@
 //! Starting, being ready, draining, and what happens when something underneath breaks.
 
 use serde_json::json;
+use textnlp_models::{WeightFormat, quality};
 use textnlp_server::config::{Address, Config};
 use textnlp_server::{Server, StartError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -300,4 +301,38 @@ async fn database_of_a_newer_server_is_refused() {
         matches!(&error, StartError::Database { source, .. } if source.to_string().contains("newer server")),
         "{error}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn perplexity_of_the_text_of_a_model_is_measured_after_its_first_load() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, seed) in [("tiny", 1), ("plain", 2)] {
+        write_model(&path(&folder, name), Shape { seed, ..Shape::default() });
+    }
+    // `${…}` in it is no variable.
+    let text = "Once upon a time, ${NOBODY} lived by the river, and a small fox came by. ".repeat(12);
+    let models = format!(
+        "default: tiny\n    preload: [tiny]\n    \
+         serve: [ {{ name: tiny, path: tiny, quality_text: \"{text}\" }}, {{ name: plain, path: plain, quality_text: short }} ]"
+    );
+    let config = config(&folder, &Setup { models: Some(&models), ..Setup::default() });
+    let site = start_in(folder, config).await.ready().await;
+    // Too short a text is no reason not to serve the model.
+    assert_eq!(
+        site.post("/v1/generate", json!({ "model": "plain", "prompt": "a", "max_tokens": 1 })).await.status,
+        200
+    );
+    let score = async |model: &str| {
+        let text = site.metrics.send("GET", "/metrics", &[], b"").await.text();
+        let start = format!("textnlp_model_quality_score{{model=\"{model}\",metric_type=\"perplexity\"}} ");
+        text.lines().find_map(|line| line.strip_prefix(&start)?.parse::<f64>().ok())
+    };
+    until("the text is measured", async || score("tiny").await.is_some()).await;
+    let measured = score("tiny").await.unwrap();
+    let expected = quality(&path(&site.folder, "tiny"), WeightFormat::AsIs, &text, &|_| {}).unwrap().perplexity;
+    assert!((measured / expected - 1.0).abs() < 1e-3, "{measured} instead of {expected}");
+    until("the other one is given up", async || score("plain").await.is_some_and(f64::is_nan)).await;
+    let requests = async || site.get("/v1/usage").await.json()["total"]["requests"].as_u64().unwrap_or(0);
+    until("the request is recorded", async || requests().await >= 1).await;
+    assert_eq!(requests().await, 1, "measurements are no usage");
 }

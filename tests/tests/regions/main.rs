@@ -106,7 +106,10 @@ fn site_failure_of_every_kind_is_failed_over_and_recovered() {
     assert_eq!([create, replace, delete], [0, 0, 0], "{again:#}");
     regions.run(&["plan", "--exit-code"]).expect(0);
     // The servers of all sites are read; the witness's machine has none.
-    phases::assert_servers_measured(&regions.json(&["gate"], 0)["gate"]);
+    let gate = regions.json(&["gate"], 0)["gate"].clone();
+    phases::assert_servers_measured(&gate);
+    let quality = phases::check(&gate, "text quality of models");
+    assert!(quality["measured"].as_str().is_some_and(|said| said.starts_with("textnlp-tiny ")), "{quality:#}");
 
     let history = regions.json(&["dr", "history"], 0);
     assert_eq!(history["drills"].as_array().map(Vec::len), Some(3), "{history:#}");

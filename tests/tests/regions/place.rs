@@ -64,7 +64,15 @@ impl Regions {
     }
 
     pub(crate) fn up(name: &str) -> Self {
-        let regions = Self::with(name, "", "gates: { model_load_time: 60s, server_memory: 4GB }\n");
+        // No story of this model is so bad; that it is measured is what counts.
+        let text =
+            "Once upon a time there was a little fox who lived near the river, and every day she went to the boats. "
+                .repeat(6);
+        let quality = format!("quality: {{ text: \"{text}\", max_perplexity: 5000 }}");
+        let model = "name: textnlp-tiny, source: bundled, role: default, quantize: q8_0, context: 1024, preload: true";
+        let more =
+            format!("gates: {{ model_load_time: 60s, server_memory: 4GB }}\nmodels: [{{ {model}, {quality} }}]\n");
+        let regions = Self::with(name, "", &more);
         regions.run(&["up", "--yes", "--no-gate"]).expect(0);
         regions.until_in_sync();
         regions

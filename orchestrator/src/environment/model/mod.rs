@@ -519,9 +519,24 @@ pub struct ModelSettings {
     /// Whether special tokens that clients write in messages are tokens: they can then open a message of another role.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub parse_special_tokens: bool,
+    /// A text whose perplexity the servers measure; if unset, none is measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quality: Option<ModelQuality>,
     /// The expected digest of its files, `sha256:…`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
+}
+
+/// How the quality of a served model is measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ModelQuality {
+    /// A text like those that the model is to continue, of some pages: at least 64 tokens, of which 8192 count. Servers measure it once after the model's first load.
+    #[schemars(length(min = 64, max = 65_536))]
+    pub text: String,
+    /// The highest perplexity of the text that the gate accepts, from staging on. Not checked if unset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_perplexity: Option<f64>,
 }
 
 impl ModelSettings {

@@ -73,5 +73,10 @@ impl Checker<'_> {
         for path in WITHOUT_EFFECT.iter().chain(more).filter(|path| !self.is_shipped(path)).collect::<Vec<_>>() {
             self.error(path, runtime.clone(), "remove it");
         }
+        for (number, model) in self.environment.models.iter().enumerate() {
+            if model.quality.is_some() {
+                self.error(&format!("models[{number}].quality"), runtime.clone(), "remove it");
+            }
+        }
     }
 }

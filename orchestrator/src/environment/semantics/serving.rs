@@ -25,6 +25,9 @@ const DEFAULT_TENANT: &str = "default";
 /// The longest name of a model that a server takes, in bytes.
 const MAX_MODEL_ID: usize = 128;
 
+/// The longest text that servers measure a model with, in bytes.
+const MAX_QUALITY_TEXT: usize = 65_536;
+
 /// The fewest days that insights are kept: findings compare an hour with those of this time.
 const MIN_INSIGHT_DAYS: u32 = 28;
 
@@ -63,6 +66,9 @@ impl Checker<'_> {
                 && !is_digest(digest)
             {
                 self.error(&at("digest"), "this is not a digest", "write `sha256:` and 64 hexadecimal digits");
+            }
+            if let Some(quality) = &model.quality {
+                self.quality(model, quality, at);
             }
             if let Some(tenant) = &model.tenant {
                 self.model_of_tenant(model, tenant, at);
@@ -106,6 +112,26 @@ impl Checker<'_> {
                 format!("{} models are the default", defaults.len()),
                 "leave `role: default` with one",
             ),
+        }
+    }
+
+    /// The text that measures a model. `at`: the path of one of its settings.
+    fn quality(&mut self, model: &ModelSettings, quality: &ModelQuality, at: impl Fn(&str) -> String) {
+        if model.role == Some(ModelRole::Embeddings) {
+            self.error(&at("quality"), "a model for embeddings predicts no text", "remove it");
+        }
+        if quality.text.len() > MAX_QUALITY_TEXT {
+            let cause = format!("it has {} bytes, and at most {MAX_QUALITY_TEXT} are measured", quality.text.len());
+            self.error(&at("quality.text"), cause, "shorten it");
+        }
+        let Some(most) = quality.max_perplexity else { return };
+        if !(most.is_finite() && most > 1.0) {
+            let cause = format!("no text has a perplexity of {most} or less");
+            let cause = if most.is_finite() { cause } else { "it is not a number".to_owned() };
+            self.error(&at("quality.max_perplexity"), cause, "write a number above 1, such as `30`, or remove it");
+        } else if !model.preload {
+            let cause = "the text is measured after the model's first load, and the gate may come before that";
+            self.warn(&at("quality.max_perplexity"), cause, "write `preload: true`");
         }
     }
 

@@ -222,12 +222,14 @@ pub enum CheckSource {
     With(&'static str),
     /// A metric of the servers, read last: after the load test, where the gate has one.
     Gauge(Gauge),
+    /// The perplexity of the texts that measure models, read with the gauges.
+    Perplexity,
 }
 
 impl CheckSource {
     /// Whether the gate reads the metrics of the servers for it.
     pub fn reads_metrics(self) -> bool {
-        matches!(self, Self::Probe(Probe::Metrics) | Self::Gauge(_))
+        matches!(self, Self::Probe(Probe::Metrics) | Self::Gauge(_) | Self::Perplexity)
     }
 }
 
@@ -393,6 +395,8 @@ pub const MIN_SPEED_UP: f64 = 2.0;
 pub const GENERATION_RATE: &str = "generation rate";
 /// The longest time to load a model, in seconds.
 pub const MODEL_LOAD: &str = "model load time";
+/// The perplexity of the text of each model that has a limit for it.
+pub const TEXT_QUALITY: &str = "text quality of models";
 /// The most resident memory of a server, in GB.
 pub const SERVER_MEMORY: &str = "memory of a server";
 /// The cost, compared with the recorded baseline.

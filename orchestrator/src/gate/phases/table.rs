@@ -1,13 +1,14 @@
 //! The rows of the table.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::super::checks::perplexity_limits;
 use super::super::{P95, SHARE_OF_ERRORS};
 use super::{
     ANALYTICS, ANSWERS, AVAILABILITY, COMPLIANCE, CONTENT, CheckDefinition, CheckSource, ELSEWHERE, EMBEDDINGS,
     FAILOVER, GENERATION, GENERATION_RATE, GROWTH, Gauge, HOME, IN_SYNC, LAG, LOST, Limit, METRICS, MODEL_LOAD,
     PhaseDefinition, PhaseEntry, Probe, RATE, REDUCTION, RESTORED, RPO, RTO, SECURITY_AUDIT, SEED, SERVER_MEMORY,
-    SESSIONS, SIGN_ON, SPEED_UP, STOP, VULNERABILITIES, WITNESS, indicators, steps,
+    SESSIONS, SIGN_ON, SPEED_UP, STOP, TEXT_QUALITY, VULNERABILITIES, WITNESS, indicators, steps,
 };
 use crate::environment::model::Phase;
 use crate::metrics::{MEMORY, MODEL_LOAD_SECONDS};
@@ -115,6 +116,18 @@ const SERVERS: &[CheckDefinition] = &[
         "GB",
         CheckSource::Gauge(Gauge { metric: MEMORY, unit: GB }),
         "the resident memory of each server at the end of the gate, after its load test if it has one; the highest counts",
+    )
+    .at_most()
+    .waivable(),
+    CheckDefinition::of(
+        TEXT_QUALITY,
+        Limit::Setting("models[].quality.max_perplexity", |e| {
+            let limits: Vec<String> = perplexity_limits(e).map(|(model, most)| format!("{model} {most}")).collect();
+            if limits.is_empty() { Value::Null } else { json!(limits.join(", ")) }
+        }),
+        "perplexity",
+        CheckSource::Perplexity,
+        "the perplexity of each model's `quality.text`, by the metrics of the servers; the highest of each model counts",
     )
     .at_most()
     .waivable(),

@@ -860,6 +860,9 @@ fn each_validation_rule_has_its_own_message() {
     };
     let traced =
         |more: &str| plus(&format!("server: {{ monitoring: {{ enable_tracing: true, traces: {{ {more} }} }} }}"));
+    const TEXT: &str = "text: \"A text like those that the model is to continue, of sixty-four characters at least.\"";
+    let quality =
+        |more: &str| plus(&format!("models: [{{ name: a, source: bundled, preload: true, quality: {{ {more} }} }}]"));
     let own = |more: &str| {
         plus(&format!("models: [{{ name: a, source: bundled }}, {{ name: own, source: bundled, {more} }}]"))
     };
@@ -1173,6 +1176,11 @@ fn each_validation_rule_has_its_own_message() {
         (plus("gates: { model_load_time: 0s }"), "`gates.model_load_time`: every load takes longer"),
         (plus("gates: { server_memory: 0B }"), "`gates.server_memory`: every server takes more"),
         (plus("gates: { tokens_per_second: 0 }"), "gates.tokens_per_second"),
+        (quality("text: short"), "models[0].quality.text"),
+        (quality(&format!("text: {}", "ü".repeat(40_000))), "it has 80000 bytes, and at most 65536 are measured"),
+        (quality(&format!("{TEXT}, max_perplexity: 1")), "no text has a perplexity of 1 or less"),
+        (quality(&format!("{TEXT}, max_perplexity: .nan")), "`models[0].quality.max_perplexity`"),
+        (quality(TEXT).replace("preload", "role: embeddings, preload"), "a model for embeddings predicts no text"),
         (plus("server: { api: { cors_origins: [\"not an origin\"] } }"), "`server.api.cors_origins[0]`: `not an origin` is not an origin"),
         (plus("server: { api: { cors_origins: [\"*\", \"javascript:alert(1)\"] } }"), "`server.api.cors_origins[1]`"),
         (plus("server: { api: { cors_origins: [\"https://a.example/\"] } }"), "is not an origin"),
