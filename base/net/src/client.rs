@@ -1,7 +1,6 @@
 //! HTTP clients: proxies, timeouts, redirects, credentials, and bodies of bounded size.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
@@ -10,6 +9,7 @@ pub use reqwest::{Client, Url};
 use reqwest::{ClientBuilder, Response, StatusCode};
 
 use crate::error_chain;
+use crate::network;
 use crate::retry::Transient;
 use crate::trust::TrustRoots;
 
@@ -372,8 +372,7 @@ pub fn is_protected_http(url: &Url) -> bool {
 
 /// Whether an address names this machine.
 pub fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    url.host_str().is_some_and(network::is_loopback)
 }
 
 /// Whether an error is that the other side's certificate was refused.

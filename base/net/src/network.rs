@@ -11,6 +11,13 @@ pub struct Network {
     prefix: u8,
 }
 
+/// Whether a host, as addresses and URLs write it, is this machine. An IPv4 address may be written as IPv6 has it.
+pub fn is_loopback(host: &str) -> bool {
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
 impl Network {
     /// Whether the network has this address. An IPv4 address may be written as IPv6 has it (`::ffff:192.0.2.1`).
     pub fn contains(&self, address: IpAddr) -> bool {
@@ -90,6 +97,25 @@ impl FromStr for Network {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn loopback_hosts_are_those_of_this_machine_however_they_are_written() {
+        for host in [
+            "localhost",
+            "LocalHost",
+            "127.0.0.1",
+            "127.1.2.3",
+            "::1",
+            "[::1]",
+            "::ffff:127.0.0.1",
+            "[::ffff:127.0.0.1]",
+        ] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in ["", "localhost.example.com", "10.0.0.1", "::2", "[::1", "127.0.0.1.example.com"] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
 
     #[test]
     fn networks_have_their_addresses_in_either_notation() {

@@ -1,9 +1,9 @@
 //! Destinations of alerts, validated before anything is sent.
 
 use std::fmt;
-use std::net::IpAddr;
 
 use reqwest::Url;
+use textnlp_net::network::is_loopback;
 use textnlp_provider::Secret;
 
 /// Where an alert is sent. Never printed as a whole: the URL may hold a password or a token.
@@ -81,7 +81,7 @@ impl Destination {
         if host.is_empty() {
             return Err(InvalidDestination("it has no host"));
         }
-        let is_here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        let is_here = is_loopback(&host);
         match url.scheme() {
             "https" => Ok(Self::Webhook(url)),
             "http" if is_here => Ok(Self::Webhook(url)),

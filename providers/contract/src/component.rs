@@ -9,6 +9,7 @@ use std::io::Read;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use textnlp_net::network::is_loopback;
 
 use crate::Secret;
 use crate::cluster::{ClusterSite, ResourceAmounts};
@@ -895,11 +896,6 @@ pub fn is_public_webhook(address: &str) -> bool {
     let is_port = |port: &str| !port.is_empty() && port.bytes().all(|digit| digit.is_ascii_digit());
     let host = host.rsplit_once(':').filter(|(_, port)| is_port(port)).map_or(host, |(host, _)| host);
     !host.is_empty() && !is_loopback(host) && !address.trim().contains(char::is_whitespace)
-}
-
-fn is_loopback(host: &str) -> bool {
-    let host = host.trim_matches(['[', ']']);
-    host.eq_ignore_ascii_case("localhost") || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// What an address of mail without a password says: `smtps://HOST?from=…&to=…,…` or `smtp://HOST[:587]?…`. TLS begins with

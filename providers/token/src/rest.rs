@@ -1,13 +1,12 @@
 //! An HTTP client for token services, with limits on time and size. Its errors contain no secrets.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use camino::Utf8Path;
 use jiff::{SignedDuration, Timestamp};
 use reqwest::{RequestBuilder, Url};
 use serde_json::Value;
-use textnlp_net::client::{BodyError, ClientOptions, ProxySettings, read_body};
+use textnlp_net::client::{BodyError, ClientOptions, ProxySettings, is_loopback, read_body};
 use textnlp_net::error_chain;
 use textnlp_net::retry::is_retryable;
 use textnlp_net::trust::TrustRoots;
@@ -157,11 +156,9 @@ fn complaint(body: &Secret) -> (Option<String>, String) {
 pub(super) fn guarded(what: &str, address: &str) -> Result<Url> {
     let refused = |why: &str| Error::new(ErrorKind::Invalid, "use", what).because(why.to_owned());
     let url = Url::parse(address).map_err(|_| refused("it is not an address"))?;
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    let is_here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
     match url.scheme() {
         "https" => Ok(url),
-        "http" if is_here => Ok(url),
+        "http" if is_loopback(&url) => Ok(url),
         _ => Err(refused("a credential is sent only over https")),
     }
 }

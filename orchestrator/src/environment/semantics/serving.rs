@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use textnlp_net::client::{Url, is_plain_http, is_protected_http};
-use textnlp_net::network::Network;
+use textnlp_net::network::{Network, is_loopback};
 use textnlp_provider::BillingExport;
 use textnlp_provider::cluster::ClusterGpus;
 
@@ -775,10 +775,6 @@ pub(super) fn is_tenant_id(text: &str) -> bool {
 /// The schema bounds the length.
 fn is_currency(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_uppercase())
-}
-
-fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// An `Origin` as browsers send it: scheme, host and optional port, or `*` for all.
