@@ -12,7 +12,7 @@ use textnlp_service::client::{Client, Target, completed};
 use textnlp_service::gate::{Occasion, order};
 use textnlp_service::running::{self, RunningEnvironment};
 use textnlp_service::up::{incomplete, prepare, record, shut};
-use textnlp_service::{Progress as _, Scope, origin};
+use textnlp_service::{Progress as _, Scope, origin, program_digests};
 
 use super::prelude::*;
 use super::{gate, reach};
@@ -134,6 +134,11 @@ pub async fn go(
             && let Err(failure) = origin::record(&scope.folder)
         {
             progress.warn(&format!("later commands will take the state for a copy: {:#}", failure.error));
+        }
+        if purpose == Purpose::Up
+            && let Err(error) = program_digests::keep(&scope.folder)
+        {
+            progress.warn(&format!("later plans will read this program again: {error}"));
         }
     };
     let stop = signals::stop_steps(console);

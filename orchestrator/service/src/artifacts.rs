@@ -1,6 +1,7 @@
 //! The artifacts on this machine that a release is resolved from: the server program, models and files.
 
 use std::collections::BTreeMap;
+use std::panic::resume_unwind;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -14,6 +15,7 @@ use textnlp_orchestrator::release::{
 use textnlp_provider::component::{ExternalSecret, Program};
 use textnlp_provider::first_line;
 
+use crate::program_digests::{Of, digest};
 use crate::{ChosenEnvironment, Failure, Progress, Scope, size};
 
 /// The version of this program.
@@ -34,10 +36,8 @@ pub struct LocalArtifacts<'a> {
 impl LocalArtifacts<'_> {
     /// Reads the artifacts for a release.
     pub fn read(&self) -> Result<Artifacts, Failure> {
-        let path = self.server_program()?;
-        let digest = textnlp_files::sha256(&path).with_context(|| format!("read {path}"))?;
-        let program = Program { path: path.to_string(), digest: format!("sha256:{}", digest.hex()) };
         let (cache, environment) = (self.model_cache()?, &self.chosen.loaded.environment);
+        let (program, image) = self.program_and_image()?;
         if self.server.is_some() && environment.runs_here() {
             knows_commands(&program, &self.chosen.scope)?;
         }
@@ -53,20 +53,32 @@ impl LocalArtifacts<'_> {
             schema: None,
             given: given(environment),
             files: SettingFiles::read(environment, &working_directory()?),
-            image: self.image(environment)?,
+            image,
         })
     }
 
-    /// The image of this program, if a site needs it. Pods run commands that the server alone does not have.
-    fn image(&self, environment: &Environment) -> Result<Option<String>, Failure> {
-        if !environment.sites.iter().any(|site| pushes_image(environment, site)) {
-            return Ok(None);
-        }
-        match server_image(&this_program()?, VERSION) {
-            Ok(image) => Ok(Some(image_reference(&image, VERSION))),
+    /// The server program, and the image of this program if a site needs it: pods run commands that the server alone does not have.
+    fn program_and_image(&self) -> Result<(Program, Option<String>), Failure> {
+        let (path, environment) = (self.server_program()?, &self.chosen.loaded.environment);
+        let is_pushed = environment.sites.iter().any(|site| pushes_image(environment, site));
+        let (this, folder) = (is_pushed.then(this_program).transpose()?, self.chosen.scope.folder.as_path());
+        let hash = || textnlp_files::sha256(&path).map(|digest| format!("sha256:{}", digest.hex()));
+        let make = |this: &Utf8Path| server_image(this, VERSION).map(|image| image_reference(&image, VERSION));
+        // Both read all of a large file.
+        let (digest, image) = std::thread::scope(|threads| {
+            let image =
+                this.as_deref().map(|this| threads.spawn(move || digest(folder, this, Of::Image, || make(this))));
+            (
+                digest(folder, &path, Of::File, hash),
+                image.map(|image| image.join().unwrap_or_else(|why| resume_unwind(why))),
+            )
+        });
+        let program = Program { digest: digest.with_context(|| format!("read {path}"))?, path: path.into_string() };
+        match image.transpose() {
+            Ok(image) => Ok((program, image)),
             Err(error) => {
                 self.progress.warn(&format!("no image can be made of this program: {error}"));
-                Ok(None)
+                Ok((program, None))
             }
         }
     }

@@ -40,6 +40,7 @@ pub mod monthly;
 pub mod origin;
 pub mod output;
 pub mod platform;
+pub mod program_digests;
 pub mod rehearsal;
 pub mod release;
 pub mod replica;
