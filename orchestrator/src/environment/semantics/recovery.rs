@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use textnlp_provider::Capability;
-use textnlp_provider::capabilities::Setting;
+use textnlp_provider::capabilities::{Setting, Store};
 
 use super::super::model::*;
 use super::super::problem::{Severity, nearest};
@@ -304,6 +304,8 @@ impl Checker<'_> {
                 // The place of the setting that is missing is not in the file.
                 self.error("backup.destination", cause, format!("set `backup.credentials`: {fix}"));
             }
+            // No provider has it, which is reported.
+            None if matches!(Store::of(url), Store::Unknown) => {}
             None if in_cluster => {
                 let cause = "the job in the cluster signs in as the service account `textnlp-backup` of the namespace";
                 let fix = format!("if that has no rights in the cloud, {fix}");
