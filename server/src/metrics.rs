@@ -66,6 +66,12 @@ struct ByKind {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByKindAndAction {
+    kind: &'static str,
+    action: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByState {
     state: &'static str,
 }
@@ -129,6 +135,7 @@ pub struct Metrics {
     webhook_deliveries: Family<ByResult, Count>,
     webhook_age: Real,
     trace_spans: Family<ByResult, Count>,
+    pii: Family<ByKindAndAction, Count>,
     ready: Level,
     users: Mutex<HashSet<String>>,
     window: Mutex<Window>,
@@ -185,6 +192,7 @@ impl Metrics {
             webhook_deliveries: Family::default(),
             webhook_age: Real::default(),
             trace_spans: Family::default(),
+            pii: Family::default(),
             ready: Level::default(),
             users: Mutex::default(),
             window: Mutex::new(Window::new(Instant::now())),
@@ -285,6 +293,7 @@ impl Metrics {
             metrics.webhook_age.clone(),
         );
         r.register("textnlp_trace_spans", "Spans that were sent to the collector or lost", metrics.trace_spans.clone());
+        r.register("textnlp_pii_found", "Values of personal data that were found in requests", metrics.pii.clone());
         r.register("textnlp_ready", "1 while /ready says so", metrics.ready.clone());
         let info = Family::<InfoLabels, Level>::default();
         let info_labels = InfoLabels {
@@ -400,6 +409,11 @@ impl Metrics {
         if count > 0 {
             self.trace_spans.get_or_create(&ByResult { result }).inc_by(count);
         }
+    }
+
+    /// Counts values of personal data in a request, by their kind and what was done.
+    pub(crate) fn pii_found(&self, kind: &'static str, action: &'static str, count: u64) {
+        self.pii.get_or_create(&ByKindAndAction { kind, action }).inc_by(count);
     }
 
     /// Notes whether a request found its model loaded.

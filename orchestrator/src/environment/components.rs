@@ -891,7 +891,7 @@ fn max_request_bytes(server: &Server) -> u64 {
 
 /// The `server.yaml` tree without sockets, paths and secret files, which only the provider knows.
 fn server_config(e: &Environment, site: &SiteSettings) -> Value {
-    let Server { api, security, usage, prices, audit, analytics, batch, monitoring, inference } = &e.server;
+    let Server { api, security, usage, prices, audit, analytics, batch, pii, monitoring, inference } = &e.server;
     let serve: Vec<Value> = e
         .models
         .iter()
@@ -1009,6 +1009,9 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
         if !webhooks.is_empty() {
             config["textnlp"]["batch"]["webhooks"] = json!(webhooks);
         }
+    }
+    if let Some(action) = pii.action {
+        config["textnlp"]["pii"] = json!({ "action": action, "kinds": pii.kinds });
     }
     if let Some(traces) = traces(e) {
         // As a text: no reader of the document rounds it.

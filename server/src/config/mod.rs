@@ -4,6 +4,7 @@ mod batch;
 mod database;
 mod document;
 mod features;
+mod pii;
 mod prices;
 mod traces;
 mod units;
@@ -24,6 +25,7 @@ use crate::auth::tenant::{DEFAULT, is_tenant_id};
 
 pub use batch::{Batch, Webhook};
 pub use document::Problem;
+pub use pii::{Pii, PiiAction, PiiKind};
 pub use prices::{Price, Prices, TokenPrices};
 pub use textnlp_process::Address;
 pub use textnlp_store::{Database, DatabaseAt, FeatureValue, PostgresAt, Rate};
@@ -57,6 +59,8 @@ pub struct Config {
     pub analytics: Option<Retention>,
     /// Bounds of batches; there are none without them.
     pub batch: Option<Batch>,
+    /// Personal data in requests; they are not searched without it.
+    pub pii: Option<Pii>,
     /// What tokens cost; nothing is recorded without them.
     pub prices: Option<Prices>,
     /// Authentication and limits.
@@ -433,6 +437,7 @@ impl Config {
                 .has("analytics")
                 .then(|| retention(textnlp.section("analytics"), (BASELINE_DAYS as u32, 90))),
             batch: batch::batch(&textnlp),
+            pii: pii::pii(&textnlp),
             security,
             monitoring,
             watch: watch(textnlp.section("replication")),
