@@ -90,7 +90,11 @@ pub(super) fn pii(parent: &Section<'_>) -> Option<Pii> {
     let action = section.word("action", &ACTIONS).unwrap_or(PiiAction::Count);
     let names = PiiKind::ALL.map(PiiKind::name);
     let mut kinds = Vec::new();
-    for name in section.texts("kinds").unwrap_or_else(|| names.map(str::to_owned).to_vec()) {
+    let wanted = section.texts("kinds");
+    if wanted.as_ref().is_some_and(Vec::is_empty) {
+        section.wrong("kinds", "is empty", format!("any of: {}", names.join(", ")));
+    }
+    for name in wanted.unwrap_or_else(|| names.map(str::to_owned).to_vec()) {
         match PiiKind::ALL.into_iter().find(|kind| kind.name() == name) {
             Some(kind) if kinds.contains(&kind) => section.wrong("kinds", format!("has `{name}` twice"), None),
             Some(kind) => kinds.push(kind),
@@ -102,9 +106,6 @@ pub(super) fn pii(parent: &Section<'_>) -> Option<Pii> {
                 section.wrong("kinds", format!("cannot have `{name}`"), hint);
             }
         }
-    }
-    if kinds.is_empty() {
-        section.wrong("kinds", "is empty", format!("any of: {}", names.join(", ")));
     }
     section.finish();
     Some(Pii { action, kinds })
