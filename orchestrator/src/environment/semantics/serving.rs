@@ -305,7 +305,7 @@ impl Checker<'_> {
         }
         if action == PiiAction::Count && self.environment.is_endpoint() {
             let cause = "an inference endpoint has no metrics in which the values are counted";
-            self.warn("server.pii.action", cause, "write `mask` or `refuse`");
+            self.say(Severity::Refusal, "server.pii.action", cause, "write `mask` or `refuse`");
         }
     }
 

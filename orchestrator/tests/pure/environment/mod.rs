@@ -976,6 +976,7 @@ fn each_validation_rule_has_its_own_message() {
         (plus("server: { pii: { kinds: [email] } }"), "its settings have no effect while requests are not searched"),
         (plus("server: { pii: { action: mask, kinds: [] } }"), "`server.pii.kinds`: nothing would be searched for"),
         (plus("server: { pii: { action: mask, kinds: [ip, ip] } }"), "`server.pii.kinds[1]`: `ip` is there twice"),
+        (own("tenant: acme").replace("provider: onprem", "provider: onprem, runtime: sagemaker") + "server: { pii: { action: count } }\n", "`server.pii.action`: an inference endpoint has no metrics"),
         (hooks("url: http://hooks.example.com/"), "`server.batch.webhooks[0].url`: this is not an `https:` address"),
         (hooks("url: 'https://ada:hunter2@hooks.example.com/'"), "this is not an `https:` address without a password"),
         (hooks("url: hooks.example.com"), "write an address such as `https://hooks.example.com/batches`"),
