@@ -407,6 +407,27 @@ mod tests {
     }
 
     #[test]
+    fn any_text_can_be_searched() {
+        // The signs that detectors look at, and letters of several bytes.
+        let signs: Vec<char> = "0123456789aAfzDE@.+-_%:/() \u{e9}\u{4e2d}\n".chars().collect();
+        let mut state = 1_u64;
+        for length in 0..3000 {
+            let text: String = (0..length % 90)
+                .map(|_| {
+                    // Knuth's linear congruential generator: the same texts in each run.
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    signs[(state >> 33) as usize % signs.len()]
+                })
+                .collect();
+            let mut end = 0;
+            find(&text, &PiiKind::ALL, |place, _| {
+                assert!(end <= place.start && place.start < place.end && text.is_char_boundary(place.end), "{text}");
+                end = place.end;
+            });
+        }
+    }
+
+    #[test]
     fn values_do_not_overlap_and_only_the_wanted_kinds_are_found() {
         let text = "123-45-6789@example.com 192.0.2.7 ada@example.com,bob@example.com";
         let kinds = [
