@@ -7,6 +7,8 @@ use textnlp_orchestrator::environment::model::Span;
 use textnlp_orchestrator::load::Mix;
 use textnlp_provider::units::Bytes;
 
+use crate::server_args::OtherServer;
+
 /// Deploy your own text-generation service anywhere.
 #[derive(Debug, Parser)]
 #[command(
@@ -257,6 +259,9 @@ pub enum Command {
     Tokenize(Tokenize),
     /// Make embeddings of texts
     Embed(Embed),
+    /// Send files of requests that are answered later, and read their results
+    #[command(subcommand)]
+    Batch(crate::batch_args::Batch),
     /// Score a text against a reference (BLEU, ROUGE)
     Validate(Validate),
     /// Check whether the running service is healthy
@@ -1023,29 +1028,6 @@ fn span(text: &str) -> Result<f64, String> {
         true => Ok(seconds),
         false => Err("it must be from 0.1 to 3600 seconds".to_owned()),
     })
-}
-
-/// The server to call, if it is not the environment's.
-#[derive(Debug, Clone, Default, Args)]
-pub struct OtherServer {
-    /// Base URL of another server
-    #[arg(long, value_name = "URL")]
-    pub address: Option<String>,
-    /// API key for that server [default: with --address TEXTNLP_API_KEY, else the environment's first key; `load` creates a
-    /// temporary one]
-    #[arg(long, value_name = "KEY")]
-    pub api_key: Option<String>,
-    /// CA certificate of that server
-    #[arg(long, value_name = "FILE")]
-    pub ca_file: Option<Utf8PathBuf>,
-}
-
-impl OtherServer {
-    /// The key of the flags. The variable's key is for a server that the caller names, not for one that a state names.
-    pub fn key(&self) -> Option<String> {
-        let variable = || self.address.as_ref().and_then(|_| std::env::var("TEXTNLP_API_KEY").ok());
-        self.api_key.clone().or_else(variable).filter(|key| !key.is_empty())
-    }
 }
 
 /// Sampling parameters and the server to call.

@@ -7,6 +7,7 @@
 mod alert_args;
 mod args;
 mod backup_args;
+mod batch_args;
 mod bundle_args;
 mod check_view;
 mod clouds;
@@ -22,6 +23,7 @@ mod plan_view;
 mod progress;
 mod report;
 mod rerun_flags;
+mod server_args;
 mod service_user;
 mod session;
 mod signals;

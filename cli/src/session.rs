@@ -16,7 +16,7 @@ use textnlp_service::client::Target;
 pub use textnlp_service::environments::{invalid, known_models};
 use textnlp_service::{RunningEnvironment, Scope, access, origin, running};
 
-use crate::args::{Global, OtherServer};
+use crate::args::Global;
 use crate::report::{Console, Failure};
 use crate::rerun_flags::{self, RerunFlags, quoted};
 use crate::{clouds, network, service_user};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::http::StatusCode;
 use serde_json::json;
 use textnlp_inference::engine::Handle;
 use textnlp_process::{Leaving, LineLimit};
@@ -23,6 +24,7 @@ use crate::http::SharedMemory;
 use crate::leases::Leases;
 use crate::metrics::Metrics;
 use crate::models::Models;
+use crate::pii::{Detector, Findings, Problem};
 use crate::ready::Readiness;
 use crate::recent::Recent;
 use crate::schemas::Schemas;
@@ -81,6 +83,8 @@ pub(crate) struct App {
     /// Who is notified when batches end.
     pub(crate) webhooks: Webhooks,
     pub(crate) leaving: Arc<Leaving>,
+    /// Searches requests for personal data, if that is configured.
+    pub(crate) pii: Option<Arc<Detector>>,
 }
 
 /// Access lines of such requests in ten seconds, and those about one client.
@@ -93,6 +97,22 @@ pub(crate) const SCHEMAS_OF_TENANT: usize = 1;
 pub(crate) const SUMS_OF_TENANT: usize = 1;
 
 impl App {
+    /// Counts personal data that was found in a request.
+    pub(crate) fn count_pii(&self, found: &Findings) {
+        let Some(pii) = &self.pii else { return };
+        for (kind, count) in found.counts() {
+            self.metrics.pii_found(kind.name(), pii.action().name(), count);
+        }
+    }
+
+    /// The same, and the error where the request is refused for it.
+    pub(crate) fn settle_pii(&self, found: &Findings) -> Result<(), ApiError> {
+        self.count_pii(found);
+        let problem = self.pii.as_ref().and_then(|pii| pii.problem(found, ""));
+        let Some(Problem { code, field, message, hint }) = problem else { return Ok(()) };
+        Err(ApiError::new(StatusCode::BAD_REQUEST, code, message).param(field).hint(hint))
+    }
+
     /// An act of this replica.
     pub(crate) fn event(&self, action: Action) -> AuditEvent {
         let detail = json!({

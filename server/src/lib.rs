@@ -32,6 +32,7 @@ mod embed;
 mod features;
 mod leases;
 mod models;
+mod pii;
 mod ready;
 mod recent;
 mod record;

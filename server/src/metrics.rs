@@ -73,6 +73,12 @@ struct ByKind {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByKindAndAction {
+    kind: &'static str,
+    action: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByState {
     state: &'static str,
 }
@@ -148,6 +154,7 @@ pub struct Metrics {
     cache_errors: Family<ByKind, Count>,
     cache_entries: Level,
     cache_bytes: Level,
+    pii: Family<ByKindAndAction, Count>,
     ready: Level,
     users: Mutex<HashSet<String>>,
     window: Mutex<Window>,
@@ -211,6 +218,7 @@ impl Metrics {
             cache_errors: Family::default(),
             cache_entries: Level::default(),
             cache_bytes: Level::default(),
+            pii: Family::default(),
             ready: Level::default(),
             users: Mutex::default(),
             window: Mutex::new(Window::new(Instant::now())),
@@ -338,6 +346,7 @@ impl Metrics {
         );
         r.register("textnlp_cache_entries", "Vectors that the cache has in memory", metrics.cache_entries.clone());
         r.register("textnlp_cache_bytes", "Memory of these vectors with their keys", metrics.cache_bytes.clone());
+        r.register("textnlp_pii_found", "Values of personal data that were found in requests", metrics.pii.clone());
         r.register("textnlp_ready", "1 while /ready says so", metrics.ready.clone());
         let info = Family::<InfoLabels, Level>::default();
         let info_labels = InfoLabels {
@@ -479,6 +488,11 @@ impl Metrics {
                 self.cache_evictions.inc_by(evicted);
             }
         }
+    }
+
+    /// Counts values of personal data in a request, by their kind and what was done.
+    pub(crate) fn pii_found(&self, kind: &'static str, action: &'static str, count: u64) {
+        self.pii.get_or_create(&ByKindAndAction { kind, action }).inc_by(count);
     }
 
     /// Notes whether a request found its model loaded.

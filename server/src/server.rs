@@ -33,6 +33,7 @@ use crate::http;
 use crate::leases::Leases;
 use crate::metrics::Metrics;
 use crate::models::Models;
+use crate::pii::Detector;
 use crate::ready::Readiness;
 use crate::recent::Recent;
 use crate::schemas::Schemas;
@@ -217,6 +218,7 @@ impl Server {
             guides: http::SharedMemory::new(endpoints::MAX_ANSWERS * guide::MAX_MEMORY, guide::MAX_MEMORY),
             webhooks,
             leaving: Arc::default(),
+            pii: config.pii.as_ref().map(|settings| Arc::new(Detector::new(settings))),
             config,
         });
         let (stop, metrics_stop, leave) =

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 
+use serde_json::json;
 use textnlp_tests::Sandbox;
 use textnlp_tests::stand_in::StandIn;
 
@@ -42,6 +43,12 @@ const COMMANDS: &[(&str, &[i32])] = &[
     ("chat --env staging", &[0]),
     ("tokenize --env staging Mira", &[0]),
     ("embed --env staging Mira", &[1]),
+    ("batch submit --env staging TMP/requests.jsonl", &[1]),
+    ("batch list --env staging", &[1]),
+    ("batch show --env staging batch_1", &[1]),
+    ("batch results --env staging batch_1 --out TMP/results.jsonl", &[1]),
+    ("batch cancel --env staging batch_1", &[1]),
+    ("batch delete --env staging batch_1", &[1]),
     ("validate --env staging --reference a --candidate a", &[0]),
     ("load --env staging --users 1 --seconds 1", &[0]),
     ("providers", &[0]),
@@ -231,6 +238,8 @@ fn no_output_report_or_process_contains_a_secret() {
     let tmp = sandbox.folder().join("tmp");
     std::fs::create_dir_all(&tmp).unwrap();
     std::fs::write(tmp.join("old.yaml"), "environment: old\n").unwrap();
+    let request = json!({ "custom_id": "a", "method": "POST", "url": "/v1/generate", "body": { "prompt": "Mira" } });
+    std::fs::write(tmp.join("requests.jsonl"), request.to_string()).unwrap();
     let saved = tmp.join("staging.plan");
     sandbox.run(&["plan", "--env", "staging", "--out", saved.as_str()]).expect(0);
     let mut wrong = Vec::new();

@@ -137,7 +137,7 @@ fn effect<'a>(command: &'a Command, global: &Global) -> Effect<'a> {
         Command::Alert(_) => Reads,
         Command::Restore(args) => Changes(Restored(args)),
         Command::Generate(_) | Command::Chat(_) | Command::Tokenize(_) | Command::Embed(_) => Reads,
-        Command::Validate(_) | Command::Load(_) => Reads,
+        Command::Batch(_) | Command::Validate(_) | Command::Load(_) => Reads,
         Command::Server(_) | Command::Supervise(_) | Command::Adapter(_) => IsPartOfService,
         Command::KubeToken(_) | Command::Completions(_) | Command::Man(_) => Reads,
     }

@@ -9,6 +9,7 @@ mod audit_log;
 mod audited;
 pub mod backup;
 mod baseline;
+mod batch;
 mod bundle;
 mod cleanup;
 mod compare;
@@ -114,6 +115,7 @@ fn concerns_all_sites(command: &Command) -> bool {
         | Command::Chat(_)
         | Command::Tokenize(_)
         | Command::Embed(_)
+        | Command::Batch(_)
         | Command::Validate(_)
         | Command::Load(_)
         | Command::Health(Health { command: None })
@@ -193,6 +195,7 @@ async fn dispatch(session: &Session, command: Command, console: Console) -> Resu
         Command::Chat(args) => inference::chat(session, args, console).await,
         Command::Tokenize(args) => inference::tokenize(session, args).await,
         Command::Embed(args) => inference::embed(session, args).await,
+        Command::Batch(command) => batch::batch(session, &command, console).await,
         Command::Validate(args) => inference::validate(session, args).await,
         Command::Health(args) => health::health(session, &args, console).await,
         Command::Load(args) => load::load(session, &args, console).await,

@@ -5,14 +5,17 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures::StreamExt;
+use reqwest::header::CONTENT_TYPE;
 use serde_json::Value;
 use textnlp_net::client::{ClientOptions, build, is_untrusted, same_host};
 use textnlp_net::trust::TrustRoots;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_provider::operations::{Caller, EndpointAccess, Invocations};
 use textnlp_provider::{EnvironmentName, Secret};
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio_util::io::ReaderStream;
 
-use crate::{Exit, Failure, RerunFlags, Scope, running};
+use crate::{Exit, Failure, RerunFlags, Scope, quoted, running};
 
 /// Timeout of connecting.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -20,6 +23,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 const INVOCABLE: [&str; 2] = ["/v1/completions", "/v1/chat/completions"];
 /// Timeout of a whole response: slightly above the server's own.
 const ANSWER: Duration = Duration::from_secs(310);
+/// Timeout of a whole upload or download of a file, which has at most 1 GiB.
+const TRANSFER: Duration = Duration::from_secs(3600);
 
 /// The address and credentials of a service.
 #[derive(Debug, Clone)]
@@ -78,6 +83,13 @@ impl Target {
             None => self.again.bare(verb),
         }
     }
+
+    fn same(&self, verb: &str) -> String {
+        match &self.environment {
+            Some(_) => self.next(verb),
+            None => self.again.bare(&format!("{verb} --address {}", quoted(&self.address))),
+        }
+    }
 }
 
 /// An HTTP client for one service.
@@ -95,6 +107,11 @@ impl Client {
             ClientOptions { trust, connect_timeout: CONNECT, timeout: Some(ANSWER), ..ClientOptions::default() };
         let http = build(options.builder()?.redirect(same_host()))?;
         Ok(Self { target, http })
+    }
+
+    /// A command about the same service.
+    pub fn same(&self, verb: &str) -> String {
+        self.target.same(verb)
     }
 
     /// Whether the service is an inference endpoint that only completes texts and chats, each answer as a whole.
@@ -116,6 +133,62 @@ impl Client {
             return self.invoke(&**invocations, path, body).await;
         }
         self.answer(self.http.post(self.url(path)).json(body)).await
+    }
+
+    /// Sends a DELETE and reads the JSON response. `None`: what it names does not exist.
+    pub async fn delete(&self, path: &str) -> Result<Option<Value>, Failure> {
+        if self.is_invoked() {
+            return Err(self.not_invocable(path));
+        }
+        let response = self.exchange(self.http.delete(self.url(path))).await?;
+        if response.status().as_u16() == 404 {
+            return Ok(None);
+        }
+        Ok(Some(accepted(response).await?.json().await.context("read the answer")?))
+    }
+
+    /// Sends a file as the part `file` of a form with `purpose=batch`, and reads the JSON response. The file is read while it is
+    /// sent, from its beginning to its length at this time.
+    pub async fn upload(&self, path: &str, name: &str, file: std::fs::File) -> Result<Value, Failure> {
+        if self.is_invoked() {
+            return Err(self.not_invocable(path));
+        }
+        let length = file.metadata().with_context(|| format!("read {name}"))?.len();
+        let mut file = tokio::fs::File::from_std(file);
+        file.rewind().await.with_context(|| format!("read {name}"))?;
+        // No line of the file is the boundary, because it is random.
+        let boundary = format!("textnlp-{}", uuid::Uuid::new_v4().simple());
+        let before = format!(
+            "--{boundary}\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nbatch\r\n--{boundary}\r\n\
+             Content-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\
+             Content-Type: application/jsonl\r\n\r\n"
+        );
+        let after = format!("\r\n--{boundary}--\r\n");
+        let body = std::io::Cursor::new(before).chain(file.take(length)).chain(std::io::Cursor::new(after));
+        let request = self
+            .http
+            .post(self.url(path))
+            .timeout(TRANSFER)
+            .header(CONTENT_TYPE, format!("multipart/form-data; boundary={boundary}"))
+            .body(reqwest::Body::wrap_stream(ReaderStream::with_capacity(body, UPLOAD_PART)));
+        self.answer(request).await
+    }
+
+    /// Sends a GET, and gives the body to `each` in parts as it arrives. An error of `each` ends the download.
+    pub async fn download(
+        &self,
+        path: &str,
+        mut each: impl FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        if self.is_invoked() {
+            return Err(self.not_invocable(path));
+        }
+        let response = self.send(self.http.get(self.url(path)).timeout(TRANSFER)).await?;
+        let mut bytes = response.bytes_stream();
+        while let Some(piece) = bytes.next().await {
+            each(&piece.map_err(|e| self.unreachable(e))?)?;
+        }
+        Ok(())
     }
 
     /// Sends a POST and reads the response as server-sent events. `each` gets the JSON of every event until `[DONE]`
@@ -178,7 +251,12 @@ impl Client {
         Ok(response.json().await.context("read the answer")?)
     }
 
-    async fn send(&self, mut request: reqwest::RequestBuilder) -> Result<reqwest::Response, Failure> {
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, Failure> {
+        accepted(self.exchange(request).await?).await
+    }
+
+    /// The response, whatever its status is.
+    async fn exchange(&self, mut request: reqwest::RequestBuilder) -> Result<reqwest::Response, Failure> {
         if let Some(key) = self.target.key.as_ref().and_then(Secret::expose_text) {
             request = request.bearer_auth(key);
         }
@@ -187,13 +265,7 @@ impl Client {
                 request = request.header(name, value.expose());
             }
         }
-        let response = request.send().await.map_err(|e| self.unreachable(e))?;
-        let status = response.status();
-        if status.is_success() {
-            return Ok(response);
-        }
-        let body = response.json().await.unwrap_or(Value::Null);
-        Err(refusal(status.as_u16(), &body))
+        request.send().await.map_err(|e| self.unreachable(e))
     }
 
     fn unreachable(&self, error: reqwest::Error) -> Failure {
@@ -207,6 +279,16 @@ impl Client {
         let error = anyhow::Error::new(error).context(format!("send the request to {}", self.target.address));
         Failure::new(Exit::Failed, "unreachable", error).hint(hint)
     }
+}
+
+/// The response to a request that succeeded.
+async fn accepted(response: reqwest::Response) -> Result<reqwest::Response, Failure> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let body = response.json().await.unwrap_or(Value::Null);
+    Err(refusal(status.as_u16(), &body))
 }
 
 /// The server's own error message.
@@ -229,6 +311,9 @@ fn not_invoked(status: u16, body: &Value) -> Failure {
     let message = message.unwrap_or("the cloud gave no reason");
     Failure::new(Exit::Failed, "refused_by_server", anyhow::anyhow!("{message} (status {status})"))
 }
+
+/// Bytes of a file that an upload reads at once.
+const UPLOAD_PART: usize = 64 << 10;
 
 /// Splits a byte stream into server-sent events.
 #[derive(Default)]

@@ -13,6 +13,7 @@ pub mod audit;
 pub mod availability;
 pub mod backup;
 pub mod baseline;
+pub mod batches;
 pub mod bundle;
 pub mod cache;
 pub mod checklist;

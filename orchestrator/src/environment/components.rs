@@ -908,7 +908,7 @@ fn max_request_bytes(server: &Server) -> u64 {
 
 /// The `server.yaml` tree without sockets, paths and secret files, which only the provider knows.
 fn server_config(e: &Environment, site: &SiteSettings) -> Value {
-    let Server { api, security, usage, prices, audit, analytics, batch, monitoring, inference } = &e.server;
+    let Server { api, security, usage, prices, audit, analytics, batch, pii, monitoring, inference } = &e.server;
     let serve: Vec<Value> = e
         .models
         .iter()
@@ -1041,6 +1041,9 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
             }
         }
         config["textnlp"]["cache"] = settings;
+    }
+    if let Some(action) = pii.action {
+        config["textnlp"]["pii"] = json!({ "action": action, "kinds": pii.kinds });
     }
     if let Some(traces) = traces(e) {
         // As a text: no reader of the document rounds it.

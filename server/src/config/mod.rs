@@ -5,6 +5,7 @@ mod cache;
 mod database;
 mod document;
 mod features;
+mod pii;
 mod prices;
 mod traces;
 mod units;
@@ -27,6 +28,7 @@ use crate::auth::tenant::{DEFAULT, is_tenant_id};
 pub use batch::{Batch, Webhook};
 pub use cache::{Cache, RedisAt, RedisCache};
 pub use document::Problem;
+pub use pii::{Pii, PiiAction, PiiKind};
 pub use prices::{Price, Prices, TokenPrices};
 pub use textnlp_process::Address;
 pub use textnlp_store::{Database, DatabaseAt, FeatureValue, PostgresAt, Rate};
@@ -62,6 +64,8 @@ pub struct Config {
     pub batch: Option<Batch>,
     /// The cache of vectors; each text is computed without it.
     pub cache: Option<Cache>,
+    /// Personal data in requests; they are not searched without it.
+    pub pii: Option<Pii>,
     /// What tokens cost; nothing is recorded without them.
     pub prices: Option<Prices>,
     /// Authentication and limits.
@@ -445,6 +449,7 @@ impl Config {
                 .then(|| retention(textnlp.section("analytics"), (BASELINE_DAYS as u32, 90))),
             batch: batch::batch(&textnlp),
             cache: cache::cache(textnlp.section("cache")),
+            pii: pii::pii(&textnlp),
             security,
             monitoring,
             watch: watch(textnlp.section("replication")),

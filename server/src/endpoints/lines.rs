@@ -1,6 +1,7 @@
 //! The lines of a file of requests: checked one by one, and stored as they come.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::StatusCode;
@@ -11,9 +12,10 @@ use textnlp_store::{StoreError, now_ms};
 use tokio::task::JoinHandle;
 
 use crate::app::App;
-use crate::config::{Batch, ByteSize};
+use crate::config::{Batch, ByteSize, PiiAction};
 use crate::error::{ApiError, chain};
 use crate::http::{Call, SMALL, parse_line};
+use crate::pii::{Detector, Findings};
 
 /// The longest line in bytes.
 pub(super) const MAX_LINE: usize = 1 << 20;
@@ -77,6 +79,10 @@ struct LineChecker {
     /// Digests of the ids, because texts of all of them may be large.
     ids: HashSet<[u8; 16]>,
     problems: Vec<String>,
+    /// Searches the requests for personal data.
+    pii: Option<Arc<Detector>>,
+    /// What it found in the last line.
+    found: Findings,
 }
 
 impl LineChecker {
@@ -85,7 +91,7 @@ impl LineChecker {
         let text = std::str::from_utf8(line)
             .map_err(|error| vec![format!("is not UTF-8: byte {} is invalid", error.valid_up_to() + 1)])?;
         let value = parse_line(text).map_err(|problem| vec![problem])?;
-        let Value::Object(map) = value else { return Err(vec!["is not a JSON object".to_owned()]) };
+        let Value::Object(mut map) = value else { return Err(vec!["is not a JSON object".to_owned()]) };
         let mut problems = Vec::new();
         match map.get("custom_id").and_then(Value::as_str) {
             None => problems.push("`custom_id` must be a text".to_owned()),
@@ -128,7 +134,17 @@ impl LineChecker {
             let shown: String = key.chars().take(64).collect();
             problems.push(format!("`{}` is not a known field", shown.escape_debug()));
         }
-        if problems.is_empty() { Ok(text.to_owned()) } else { Err(problems) }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let request = (&self.pii, self.endpoint, map.get_mut("body"));
+        let (Some(pii), Some(endpoint), Some(Value::Object(body))) = request else { return Ok(text.to_owned()) };
+        self.found = pii.search(endpoint.path(), body);
+        match pii.problem(&self.found, "body.") {
+            Some(problem) => Err(vec![problem.message]),
+            None if self.found.has_values() && pii.action() == PiiAction::Mask => Ok(Value::Object(map).to_string()),
+            None => Ok(text.to_owned()),
+        }
     }
 }
 
@@ -170,7 +186,7 @@ impl<'c> LineWriter<'c> {
             tenant,
             limits,
             file,
-            checker: LineChecker::default(),
+            checker: LineChecker { pii: call.app.pii.clone(), ..LineChecker::default() },
             line: 0,
             part: Vec::new(),
             part_bytes: 0,
@@ -201,7 +217,9 @@ impl<'c> LineWriter<'c> {
             return Err(self.problems());
         }
         self.file.lines += 1;
-        match self.check(line).await? {
+        let checked = self.check(line).await?;
+        self.call.app.count_pii(&std::mem::take(&mut self.checker.found));
+        match checked {
             Ok(text) if self.checker.problems.is_empty() => {
                 self.part_bytes += text.len();
                 self.part.push(text);

@@ -79,9 +79,10 @@ pub(super) async fn issue(mut call: Call) -> Result<Response, ApiError> {
 
 /// `GET /v1/stream`: with a ticket, or with a credential like everything else.
 pub(super) async fn stream(call: Call) -> Result<Response, ApiError> {
-    let query = call.query()?;
+    let mut query = call.query()?;
     if query.get("ticket").is_none() {
         let caller = call.enter("generate").await?;
+        call.search(&mut query)?;
         let wanted = generate::read(&query, &call.app, Form::Stream)?;
         return generate::answer(call, caller, wanted, None).await;
     }
@@ -92,7 +93,7 @@ pub(super) async fn stream(call: Call) -> Result<Response, ApiError> {
 }
 
 /// The caller and the request of a ticket, which is spent.
-async fn redeem(call: &Call, query: Fields) -> Result<(Caller, Wanted), ApiError> {
+async fn redeem(call: &Call, mut query: Fields) -> Result<(Caller, Wanted), ApiError> {
     let text = query.text("ticket").map(str::to_owned);
     let Some(text) = text else { return Err(query.finish().err().unwrap_or_else(refused)) };
     let sha256 = ticket::digest(&text).ok_or_else(refused)?;
@@ -102,7 +103,10 @@ async fn redeem(call: &Call, query: Fields) -> Result<(Caller, Wanted), ApiError
     call.record.caller(&caller);
     caller.allow("generate")?;
     let fields = match kept.body {
-        None => query,
+        None => {
+            call.search(&mut query)?;
+            query
+        }
         Some(encrypted) => {
             // The ticket's request is the whole request.
             query.finish().map_err(|error| error.hint("this ticket already contains its request"))?;

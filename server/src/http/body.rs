@@ -15,6 +15,7 @@ use super::strict::{self, Refused};
 use crate::app::App;
 use crate::config::ByteSize;
 use crate::error::ApiError;
+use crate::pii::Findings;
 use crate::record::Record;
 
 /// The largest bodies of routes that need less than `max_request_size`.
@@ -64,10 +65,20 @@ pub(crate) async fn read_fields(
         ));
     }
     let (bytes, held) = read(app, record, headers, body).await?;
-    let value = match held {
-        None => parse(&bytes)?,
-        Some(_) => app.parsers.run(record, move || parse(&bytes)).await??,
+    let (pii, route) = (app.pii.clone(), record.route.clone());
+    let work = move || {
+        let mut value = parse(&bytes)?;
+        let found = match (&pii, &mut value) {
+            (Some(pii), Value::Object(map)) => pii.search(&route, map),
+            _ => Findings::default(),
+        };
+        Ok::<_, ApiError>((value, found))
     };
+    let (value, found) = match held {
+        None => work()?,
+        Some(_) => app.parsers.run(record, work).await??,
+    };
+    app.settle_pii(&found)?;
     Fields::of_body(value, held)
 }
 

@@ -68,6 +68,11 @@ impl Fields {
         self.held
     }
 
+    /// The fields themselves, to change them before they are read.
+    pub(crate) fn map_mut(&mut self) -> &mut Map<String, Value> {
+        &mut self.map
+    }
+
     /// Whether it has none.
     pub(crate) fn is_empty(&self) -> bool {
         self.map.is_empty()

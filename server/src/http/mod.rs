@@ -185,6 +185,12 @@ impl Call {
         Fields::of_query(&self.uri)
     }
 
+    /// Searches the fields of a query for personal data. Those of a body are searched when they are read.
+    pub(crate) fn search(&self, query: &mut Fields) -> Result<(), ApiError> {
+        let Some(pii) = &self.app.pii else { return Ok(()) };
+        self.app.settle_pii(&pii.search(&self.record.route, query.map_mut()))
+    }
+
     /// Whether the request has a body.
     pub(crate) fn has_body(&self) -> bool {
         self.headers.contains_key(header::TRANSFER_ENCODING)

@@ -145,6 +145,15 @@ fn every_configuration_error_has_its_location_and_a_suggestion() {
     let many = (0..17).fold(many, |many, n| many.replacen("/N", &format!("/{n}"), 1));
     let batch = format!("  batch: {{ webhooks: [{many}] }}\n  monitoring:");
     check("  monitoring:", &batch, &["batch.webhooks", "at most 16"]);
+    for (pii, says) in [
+        ("kinds: [email]", ["pii.action", "is missing"]),
+        ("action: hide", ["pii.action", "cannot be `hide`"]),
+        ("action: mask, kinds: [mail]", ["pii.kinds", "did you mean `email`?"]),
+        ("action: mask, kinds: [ip, ip]", ["pii.kinds", "has `ip` twice"]),
+        ("action: mask, kinds: []", ["pii.kinds", "is empty"]),
+    ] {
+        check("  monitoring:", &format!("  pii: {{ {pii} }}\n  monitoring:"), &says);
+    }
     check("currency: EUR, ", "", &["textnlp.prices.currency", "is missing"]);
     check("currency: EUR", "currency: euro", &["textnlp.prices.currency", "cannot be `euro`", "capital letters"]);
     check("prompt: 0.5", "prompt: .nan", &["textnlp.prices.prompt", "is not a price", "from 0 to 1000000"]);

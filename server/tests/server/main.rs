@@ -32,6 +32,7 @@ mod isolation;
 mod lifecycle;
 mod memory;
 mod openai;
+mod pii;
 mod postgres;
 mod quality;
 mod refusals;

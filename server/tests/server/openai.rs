@@ -1,4 +1,5 @@
-//! The official `openai` client for Python is a contract test: what it sends is understood, what it gets it can read.
+//! The official `openai` client for Python, and LangChain's, are contract tests: what they send is understood, what they get they can
+//! read.
 
 use std::process::{Command, Stdio};
 
@@ -7,27 +8,26 @@ use serde_json::json;
 use super::support::{Setup, address, start, until};
 use super::webhooks::{Receiver, batch, secret};
 
-/// The interpreter of a virtual environment with the pinned packages, made by `python.sh`.
-fn python() -> Option<String> {
+/// The interpreter of a virtual environment with this pinned package, made by `python.sh`. `None`: the test is skipped.
+async fn python(package: &'static str) -> Option<String> {
+    let python = tokio::task::spawn_blocking(move || interpreter(package)).await.ok().flatten();
+    if python.is_none() {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "in CI {package} must be there");
+        eprintln!("\n*** SKIPPED: {package} could not be set up (python3, venv and its packages are needed) ***\n");
+    }
+    python
+}
+
+fn interpreter(package: &str) -> Option<String> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/python.sh");
-    let output = Command::new("sh")
-        .args([script, "openai==3.51.0"])
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .ok()?;
+    let output =
+        Command::new("sh").args([script, package]).stdin(Stdio::null()).stderr(Stdio::inherit()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn official_openai_client_works_against_this_server() {
-    let Ok(Some(python)) = tokio::task::spawn_blocking(python).await else {
-        assert!(std::env::var("CI").as_deref() != Ok("true"), "in CI the official client must be there");
-        eprintln!(
-            "\n*** SKIPPED: the official openai client could not be set up (python3, venv and its packages are needed) ***\n"
-        );
-        return;
-    };
+    let Some(python) = python("openai==3.51.0").await else { return };
     let (folder, receiver) = (tempfile::tempdir().unwrap(), Receiver::default());
     let batch = batch(&folder, &[(None, receiver.listen().await)]);
     let site = start(Setup { batch: Some(&batch), ..Setup::default() }).await.ready().await;
@@ -53,4 +53,20 @@ async fn official_openai_client_works_against_this_server() {
         .env("OPENAI_WEBHOOK_SECRET", secret());
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn langchain_works_against_this_server() {
+    let Some(python) = python("langchain-openai==1.7.4").await else { return };
+    let site = start(Setup::default()).await.ready().await;
+    let base = format!("http://{}/v1", address(site.server.as_ref().unwrap().address()));
+    let mut command = Command::new(&python);
+    command
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/langchain_contract.py"))
+        .arg(base)
+        .env("OPENAI_API_KEY", &site.key);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("all 11 checks passed"), "{said}");
 }

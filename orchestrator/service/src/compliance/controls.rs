@@ -23,6 +23,11 @@ const fn yours(id: &'static str, title: &'static str, what: &'static str) -> Con
 
 /// Regulation (EU) 2016/679, by article.
 const GDPR: &[Control] = &[
+    yours(
+        "Art. 5(1)(c)",
+        "data minimisation",
+        "which texts your clients send; `server.pii` masks or refuses personal data that it finds in requests",
+    ),
     measured("Art. 5(1)(e)", "storage limitation", &[Retention]),
     measured("Art. 5(1)(f)", "integrity and confidentiality", &[Tls, ApiKeysRequired, StateFiles, SecretFiles]),
     yours("Art. 6", "lawfulness", "the legal basis of each processing"),

@@ -26,6 +26,8 @@ section! {
         pub analytics: UsageAnalytics = UsageAnalytics::default(),
         /// Batches of requests.
         pub batch: BatchSettings = BatchSettings::default(),
+        /// Personal data in requests.
+        pub pii: PersonalData = PersonalData::default(),
         /// Metrics, traces and logs.
         pub monitoring: ServerMonitoring = ServerMonitoring::default(),
         /// Compute settings.
@@ -236,6 +238,52 @@ pub struct BatchWebhook {
     pub url: String,
     /// A reference to the secret that signs its events: `whsec_` and 24 to 64 random bytes in base64.
     pub secret: SecretSource,
+}
+
+words! {
+    /// What happens with personal data that is found in a request.
+    pub enum PiiAction {
+        /// It is counted in the metrics.
+        Count = "count",
+        /// Each value is replaced by a mark such as `[EMAIL]`.
+        Mask = "mask",
+        /// The request is refused with 400.
+        Refuse = "refuse",
+    }
+}
+
+words! {
+    /// A kind of personal data.
+    pub enum PiiKind {
+        /// E-mail addresses.
+        Email = "email",
+        /// Telephone numbers in international form: `+1 202-555-0143`.
+        Phone = "phone",
+        /// Numbers of payment cards.
+        Card = "card",
+        /// International bank account numbers.
+        Iban = "iban",
+        /// Addresses of IPv4 and IPv6.
+        Ip = "ip",
+        /// Social security numbers of the United States.
+        Ssn = "ssn",
+    }
+}
+
+impl PiiKind {
+    /// All of them.
+    pub const ALL: [Self; 6] = [Self::Email, Self::Phone, Self::Card, Self::Iban, Self::Ip, Self::Ssn];
+}
+
+section! {
+    /// Search for personal data in the texts of requests, before a model or a database gets them. Answers are not searched.
+    pub struct PersonalData {
+        /// What happens with what is found; if unset, requests are not searched.
+        pub action: Option<PiiAction> = None,
+        /// What is searched for.
+        #[schemars(length(min = 1))]
+        pub kinds: Vec<PiiKind> = PiiKind::ALL.to_vec(),
+    }
 }
 
 words! {

@@ -245,6 +245,7 @@ impl Checker<'_> {
             self.warn("server.analytics.retention_days", cause, "add `enabled: true`, or remove it");
         }
         self.batch(&server.batch);
+        self.personal_data(&server.pii);
         self.prices();
         self.traces(&server.monitoring);
         let header = &server.security.api_key_header;
@@ -307,6 +308,30 @@ impl Checker<'_> {
         }
         if !batch.webhooks.is_empty() {
             self.webhooks(&batch.webhooks);
+        }
+    }
+
+    fn personal_data(&mut self, pii: &PersonalData) {
+        let Some(action) = pii.action else {
+            if *pii != PersonalData::default() {
+                let cause = "its settings have no effect while requests are not searched";
+                self.warn("server.pii", cause, "add `action`, or remove it");
+            }
+            return;
+        };
+        if pii.kinds.is_empty() {
+            let names = PiiKind::ALL.map(PiiKind::as_str).join("`, `");
+            self.error("server.pii.kinds", "nothing would be searched for", format!("write any of `{names}`"));
+        }
+        for (number, kind) in pii.kinds.iter().enumerate() {
+            if pii.kinds[..number].contains(kind) {
+                let path = format!("server.pii.kinds[{number}]");
+                self.error(&path, format!("`{kind}` is there twice"), "remove one of them");
+            }
+        }
+        if action == PiiAction::Count && self.environment.is_endpoint() {
+            let cause = "an inference endpoint has no metrics in which the values are counted";
+            self.say(Severity::Refusal, "server.pii.action", cause, "write `mask` or `refuse`");
         }
     }
 

@@ -41,6 +41,9 @@ fn later_settings_reach_the_server_only_when_not_default() {
     });
     assert_eq!(config(&["server.batch.enabled=true", "server.batch.max_file_size=5MB"])["batch"], batch);
     assert_eq!(config(&["server.batch.concurrency=1"])["batch"], json!(null));
+    let pii = json!({ "action": "mask", "kinds": ["email", "card"] });
+    assert_eq!(config(&["server.pii.action=mask", r#"server.pii.kinds=["email", "card"]"#])["pii"], pii);
+    assert_eq!(config(&["server.pii.kinds=[email]"])["pii"], json!(null));
     assert_eq!(config(&["server.inference.prefix_cache=false"])["models"]["prefix_cache"], json!(false));
     assert_eq!(config(&["server.inference.draft_tokens=0"])["models"]["draft_tokens"], json!(0));
     let beta = json!({ "name": "beta", "enabled": true, "percent": 100, "tenants": [], "model": null });

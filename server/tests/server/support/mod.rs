@@ -46,6 +46,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) cache: Option<&'a str>,
     /// The section `monitoring`, as a mapping on one line.
     pub(crate) monitoring: Option<&'a str>,
+    /// The search for personal data, as a mapping on one line.
+    pub(crate) pii: Option<&'a str>,
     pub(crate) unix: bool,
 }
 
@@ -63,7 +65,7 @@ pub(crate) fn config(folder: &tempfile::TempDir, setup: &Setup<'_>) -> Config {
     );
     let text = format!(
         "textnlp:\n  environment: test\n  phase: {}\n  region: nowhere\n  api:\n    listen: \"{listen}\"\n    metrics_listen: \"127.0.0.1:0\"\n    workers: 2\n{}\n  \
-         models:\n    cache_dir: {}\n    threads: 1\n    {models}\n  database: {{ url: \"{}\" }}\n  security:\n    issuer: test\n{}\n  monitoring: {}\n{}{}{}{}",
+         models:\n    cache_dir: {}\n    threads: 1\n    {models}\n  database: {{ url: \"{}\" }}\n  security:\n    issuer: test\n{}\n  monitoring: {}\n{}{}{}{}{}",
         setup.phase.unwrap_or("staging"),
         indent(setup.api),
         path(folder, ""),
@@ -74,6 +76,7 @@ pub(crate) fn config(folder: &tempfile::TempDir, setup: &Setup<'_>) -> Config {
         if setup.analytics { "  analytics: {}\n" } else { "" },
         setup.batch.map_or_else(String::new, |batch| format!("  batch: {batch}\n")),
         setup.cache.map_or_else(String::new, |cache| format!("  cache: {cache}\n")),
+        setup.pii.map_or_else(String::new, |pii| format!("  pii: {pii}\n")),
     );
     let config = Config::parse(&text).unwrap_or_else(|problems| panic!("{problems:#?}\n{text}"));
     // The program that runs is a test.

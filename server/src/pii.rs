@@ -1,0 +1,375 @@
+//! Personal data in requests: found in the texts of their fields, and counted, masked or refused before anything else reads them.
+
+mod detect;
+
+use serde_json::{Map, Value};
+
+use crate::config::{Pii, PiiAction, PiiKind};
+
+/// What the fields of a route are.
+#[derive(Debug, Clone, Copy)]
+enum Form {
+    /// A text, or a list of texts. Token ids cannot be searched.
+    Texts,
+    /// The messages of a chat: their content, and the arguments of their calls.
+    Messages,
+    /// Tools: their descriptions.
+    Tools,
+}
+
+/// The fields of each route that are searched, in its body and in its query.
+const FIELDS: &[(&str, &[(&str, Form)])] = &[
+    ("/v1/chat/completions", &[("messages", Form::Messages), ("tools", Form::Tools)]),
+    ("/v1/completions", &[("prompt", Form::Texts)]),
+    ("/v1/embeddings", &[("input", Form::Texts)]),
+    ("/v1/generate", &[("prompt", Form::Texts)]),
+    ("/v1/stream", &[("prompt", Form::Texts)]),
+    ("/v1/stream/tickets", &[("prompt", Form::Texts)]),
+    ("/v1/tokenize", &[("text", Form::Texts), ("prompt", Form::Texts)]),
+    ("/v1/validate", &[("reference", Form::Texts), ("candidate", Form::Texts)]),
+    ("/invocations", &[("messages", Form::Messages), ("tools", Form::Tools), ("prompt", Form::Texts)]),
+];
+
+/// The most fields that an error names.
+const MAX_NAMED: usize = 8;
+
+/// The longest arguments of a call that are read as JSON: their values take a multiple of its bytes. Longer ones are searched as they are.
+const MAX_ARGUMENTS: usize = 256 << 10;
+
+/// Searches requests.
+#[derive(Debug)]
+pub(crate) struct Detector {
+    action: PiiAction,
+    /// In the order of [`PiiKind::ALL`].
+    kinds: Vec<PiiKind>,
+}
+
+/// What was found in a request. It has no values.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Findings {
+    /// The values of each kind, in the order of [`PiiKind::ALL`].
+    counts: [u64; PiiKind::ALL.len()],
+    /// Fields with their kinds, at most [`MAX_NAMED`].
+    fields: Vec<(String, Vec<&'static str>)>,
+    /// A field with token ids.
+    tokens: Option<String>,
+}
+
+impl Detector {
+    /// That of a configuration.
+    pub(crate) fn new(settings: &Pii) -> Self {
+        let is_wanted = |kind: &PiiKind| settings.kinds.contains(kind);
+        Self { action: settings.action, kinds: PiiKind::ALL.into_iter().filter(is_wanted).collect() }
+    }
+
+    /// What it does with what it finds.
+    pub(crate) fn action(&self) -> PiiAction {
+        self.action
+    }
+
+    /// Searches the fields of a route. Where the action is to mask, their texts have marks afterwards; otherwise they are unchanged.
+    pub(crate) fn search(&self, route: &str, body: &mut Map<String, Value>) -> Findings {
+        let mut search = Search { detector: self, found: Findings::default() };
+        let fields = FIELDS.iter().find(|(known, _)| *known == route).map(|(_, fields)| *fields).unwrap_or_default();
+        for (name, form) in fields {
+            let Some(value) = body.get_mut(*name) else { continue };
+            match form {
+                Form::Texts => search.texts(name, value),
+                Form::Messages => search.messages(name, value),
+                Form::Tools => search.tools(name, value),
+            }
+        }
+        search.found
+    }
+
+    /// The reason for which a request is refused, with the place of its fields before their names: `body.`.
+    pub(crate) fn problem(&self, found: &Findings, place: &str) -> Option<Problem> {
+        if self.action == PiiAction::Count {
+            return None;
+        }
+        if let Some(field) = &found.tokens {
+            let field = format!("{place}{field}");
+            let message = format!("`{field}` has token ids, in which personal data cannot be found");
+            return Some(Problem {
+                code: "tokens_not_searchable",
+                field,
+                message,
+                hint: "send texts instead of token ids",
+            });
+        }
+        let (first, _) = found.fields.first().filter(|_| self.action == PiiAction::Refuse)?;
+        let named = found.fields.iter().map(|(field, kinds)| format!("{} in `{place}{field}`", kinds.join(", ")));
+        let message = format!("the request has personal data: {}", named.collect::<Vec<_>>().join("; "));
+        let field = format!("{place}{first}");
+        let hint = "remove it from the request, and send it again";
+        Some(Problem { code: "personal_data_found", field, message, hint })
+    }
+}
+
+/// Why a request is refused.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Problem {
+    /// The code of the error.
+    pub(crate) code: &'static str,
+    /// The first field.
+    pub(crate) field: String,
+    /// The kinds and the fields, without values.
+    pub(crate) message: String,
+    /// What the client can do.
+    pub(crate) hint: &'static str,
+}
+
+impl Findings {
+    /// The number of values of each kind of which there are any.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (PiiKind, u64)> {
+        PiiKind::ALL.into_iter().zip(self.counts).filter(|(_, count)| *count > 0)
+    }
+
+    /// Whether any value was found.
+    pub(crate) fn has_values(&self) -> bool {
+        self.counts.iter().any(|count| *count > 0)
+    }
+}
+
+/// The search of one request.
+struct Search<'a> {
+    detector: &'a Detector,
+    found: Findings,
+}
+
+impl Search<'_> {
+    fn texts(&mut self, name: &str, value: &mut Value) {
+        match value {
+            Value::String(text) => {
+                self.text(&|| name.to_owned(), text);
+            }
+            Value::Array(items) => {
+                for (number, item) in items.iter_mut().enumerate() {
+                    match item {
+                        Value::String(text) => {
+                            self.text(&|| format!("{name}[{number}]"), text);
+                        }
+                        Value::Number(_) | Value::Array(_) if self.found.tokens.is_none() => {
+                            self.found.tokens = Some(name.to_owned());
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn messages(&mut self, name: &str, value: &mut Value) {
+        for (number, message) in value.as_array_mut().into_iter().flatten().enumerate() {
+            match message.get_mut("content") {
+                Some(Value::String(text)) => {
+                    self.text(&|| format!("{name}[{number}].content"), text);
+                }
+                Some(Value::Array(parts)) => {
+                    for (place, part) in parts.iter_mut().enumerate() {
+                        if let Some(Value::String(text)) = part.get_mut("text") {
+                            self.text(&|| format!("{name}[{number}].content[{place}].text"), text);
+                        }
+                    }
+                }
+                _ => {}
+            }
+            let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
+            for (place, call) in calls.into_iter().flatten().enumerate() {
+                let arguments = call.get_mut("function").and_then(|function| function.get_mut("arguments"));
+                if let Some(Value::String(text)) = arguments {
+                    self.arguments(&|| format!("{name}[{number}].tool_calls[{place}].function.arguments"), text);
+                }
+            }
+        }
+    }
+
+    fn tools(&mut self, name: &str, value: &mut Value) {
+        for (number, tool) in value.as_array_mut().into_iter().flatten().enumerate() {
+            let description = tool.get_mut("function").and_then(|function| function.get_mut("description"));
+            if let Some(Value::String(text)) = description {
+                self.text(&|| format!("{name}[{number}].function.description"), text);
+            }
+        }
+    }
+
+    /// A text that is JSON, and stays so: a number becomes a text.
+    fn arguments(&mut self, place: &dyn Fn() -> String, text: &mut String) {
+        let document = Some(&*text).filter(|text| text.len() <= MAX_ARGUMENTS);
+        match document.and_then(|text| serde_json::from_str::<Value>(text).ok()) {
+            Some(mut document) => {
+                if self.values(place, &mut document) && self.detector.action == PiiAction::Mask {
+                    *text = document.to_string();
+                }
+            }
+            None => {
+                self.text(place, text);
+            }
+        }
+    }
+
+    /// Whether a document has values in its texts and numbers. Its depth is bounded by its parser.
+    fn values(&mut self, place: &dyn Fn() -> String, value: &mut Value) -> bool {
+        match value {
+            Value::String(text) => self.text(place, text),
+            Value::Number(number) => {
+                let mut text = number.to_string();
+                let has_values = self.text(place, &mut text);
+                if has_values {
+                    *value = Value::String(text);
+                }
+                has_values
+            }
+            Value::Array(items) => items.iter_mut().fold(false, |any, item| self.values(place, item) || any),
+            Value::Object(map) => map.values_mut().fold(false, |any, item| self.values(place, item) || any),
+            Value::Null | Value::Bool(_) => false,
+        }
+    }
+
+    /// Whether a text has values, which are masked if that is the action.
+    fn text(&mut self, place: &dyn Fn() -> String, text: &mut String) -> bool {
+        let Self { detector, found } = self;
+        let source: &str = text;
+        let is_masked = detector.action == PiiAction::Mask;
+        let (mut masked, mut from) = (String::new(), 0);
+        let mut kinds: Vec<&'static str> = Vec::new();
+        detect::find(source, &detector.kinds, |range, kind| {
+            for (known, count) in PiiKind::ALL.iter().zip(&mut found.counts) {
+                *count += u64::from(*known == kind);
+            }
+            if !kinds.contains(&kind.name()) {
+                kinds.push(kind.name());
+            }
+            if is_masked {
+                masked.push_str(&source[from..range.start]);
+                masked.push_str(kind.mark());
+                from = range.end;
+            }
+        });
+        if kinds.is_empty() {
+            return false;
+        }
+        let name = place();
+        match found.fields.iter().position(|(field, _)| *field == name) {
+            Some(index) => {
+                let (_, known) = &mut found.fields[index];
+                for kind in kinds {
+                    if !known.contains(&kind) {
+                        known.push(kind);
+                    }
+                }
+            }
+            None if found.fields.len() < MAX_NAMED => found.fields.push((name, kinds)),
+            None => {}
+        }
+        if is_masked {
+            masked.push_str(&source[from..]);
+            *text = masked;
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn searched(action: PiiAction, route: &str, body: &Value) -> (Value, Option<String>, Vec<(&'static str, u64)>) {
+        let detector = Detector::new(&Pii { action, kinds: PiiKind::ALL.to_vec() });
+        let Value::Object(mut map) = body.clone() else { panic!("{body}") };
+        let found = detector.search(route, &mut map);
+        let message = detector.problem(&found, "").map(|problem| problem.message);
+        (Value::Object(map), message, found.counts().map(|(kind, count)| (kind.name(), count)).collect())
+    }
+
+    #[test]
+    fn fields_of_each_route_are_masked() {
+        let text = "I am ada@example.com, +12025550143";
+        let mask = "I am [EMAIL], [PHONE]";
+        let arguments = json!({ "to": [text], "card": 4_111_111_111_111_111_u64, "n": 1 }).to_string();
+        let marked = json!({ "to": [mask], "card": "[CARD]", "n": 1 }).to_string();
+        let call = |arguments: &str| json!([{ "id": "c", "type": "function", "function": { "name": "f", "arguments": arguments } }]);
+        for (route, body, expect) in [
+            ("/v1/completions", json!({ "prompt": text, "user": text }), json!({ "prompt": mask, "user": text })),
+            ("/v1/completions", json!({ "prompt": ["a", text] }), json!({ "prompt": ["a", mask] })),
+            ("/v1/embeddings", json!({ "input": [text] }), json!({ "input": [mask] })),
+            ("/v1/generate", json!({ "prompt": text }), json!({ "prompt": mask })),
+            ("/v1/stream", json!({ "prompt": text }), json!({ "prompt": mask })),
+            ("/v1/stream/tickets", json!({ "prompt": text }), json!({ "prompt": mask })),
+            ("/v1/tokenize", json!({ "text": text }), json!({ "text": mask })),
+            (
+                "/v1/validate",
+                json!({ "reference": text, "candidate": text }),
+                json!({ "reference": mask, "candidate": mask }),
+            ),
+            (
+                "/v1/chat/completions",
+                json!({ "messages": [
+                    { "role": "user", "content": text },
+                    { "role": "user", "content": [{ "type": "text", "text": text }] },
+                    { "role": "assistant", "content": null, "tool_calls": call(&arguments) },
+                    { "role": "tool", "content": text },
+                ], "tools": [{ "function": { "description": text } }] }),
+                json!({ "messages": [
+                    { "role": "user", "content": mask },
+                    { "role": "user", "content": [{ "type": "text", "text": mask }] },
+                    { "role": "assistant", "content": null, "tool_calls": call(&marked) },
+                    { "role": "tool", "content": mask },
+                ], "tools": [{ "function": { "description": mask } }] }),
+            ),
+            (
+                "/invocations",
+                json!({ "messages": [{ "content": text }] }),
+                json!({ "messages": [{ "content": mask }] }),
+            ),
+            ("/v1/batches", json!({ "metadata": { "a": text } }), json!({ "metadata": { "a": text } })),
+        ] {
+            let (after, problem, _) = searched(PiiAction::Mask, route, &body);
+            assert_eq!((after, problem), (expect, None), "{route}");
+            let (after, ..) = searched(PiiAction::Count, route, &body);
+            assert_eq!(after, body, "{route}: nothing changes");
+        }
+    }
+
+    #[test]
+    fn refusal_names_kinds_and_fields_and_no_value() {
+        let body = json!({ "messages": [
+            { "role": "user", "content": "ada@example.com or bob@example.com, 192.0.2.7" },
+            { "role": "user", "content": "nothing" },
+            { "role": "user", "content": "4111111111111111" },
+        ] });
+        let (after, problem, counts) = searched(PiiAction::Refuse, "/v1/chat/completions", &body);
+        let expect = "the request has personal data: email, ip in `messages[0].content`; card in `messages[2].content`";
+        assert_eq!((after, problem.as_deref()), (body, Some(expect)));
+        assert_eq!(counts, [("email", 2), ("card", 1), ("ip", 1)]);
+        let many = json!({ "prompt": vec!["ada@example.com"; 20] });
+        let (_, problem, counts) = searched(PiiAction::Refuse, "/v1/completions", &many);
+        assert_eq!((problem.unwrap().matches("email").count(), counts), (MAX_NAMED, vec![("email", 20)]));
+    }
+
+    #[test]
+    fn token_ids_are_refused_where_texts_would_be_masked_or_refused() {
+        for prompt in [json!([1, 2]), json!([[1], [2]])] {
+            let body = json!({ "prompt": prompt });
+            for action in [PiiAction::Mask, PiiAction::Refuse] {
+                let (_, problem, _) = searched(action, "/v1/completions", &body);
+                assert!(problem.is_some_and(|problem| problem.starts_with("`prompt` has token ids")), "{body}");
+            }
+            assert_eq!(searched(PiiAction::Count, "/v1/completions", &body).1, None);
+        }
+    }
+
+    #[test]
+    fn arguments_that_are_no_json_are_searched_as_a_text() {
+        let body =
+            |arguments: &str| json!({ "messages": [{ "tool_calls": [{ "function": { "arguments": arguments } }] }] });
+        let (after, ..) = searched(PiiAction::Mask, "/v1/chat/completions", &body("{ada@example.com"));
+        assert_eq!(after, body("{[EMAIL]"));
+        let plain = r#"{ "a" :  1.0 }"#;
+        let (after, ..) = searched(PiiAction::Mask, "/v1/chat/completions", &body(plain));
+        assert_eq!(after, body(plain), "a text without personal data is unchanged");
+    }
+}
