@@ -1,7 +1,7 @@
 //! The digests of programs that were read here, so that a program of 200 MB is not hashed for each plan.
 //!
-//! A digest belongs to a file of that size, inode and times. `up` keeps those that its process took; plans write nothing. Whoever
-//! delivers a program takes its digest again from the bytes that it delivers.
+//! A digest belongs to a file of that size, inode and times. `up` keeps those that its process took; plans write nothing. The
+//! providers take the digest of a program again from the bytes that they deliver.
 
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
