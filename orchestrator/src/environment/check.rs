@@ -154,7 +154,8 @@ impl Schema {
             } else if let Some(any) = schema.get("additionalProperties").filter(|a| a.is_object()) {
                 self.value(&entry.node, any, &below, reading, problems);
             } else if let Some((_, usual, instead)) = REMOVED.iter().find(|(path, ..)| *path == below) {
-                let is_usual = entry.node.is_null() || entry.node.to_value().to_string() == *usual;
+                let is_at = |usual: Value| entry.node.to_value() == usual;
+                let is_usual = entry.node.is_null() || serde_json::from_str(usual).is_ok_and(is_at);
                 let (severity, cause) = match is_usual {
                     true => (Severity::Note, format!("it has no effect since it was replaced by {instead}")),
                     false => (Severity::Error, format!("it was replaced by {instead}")),
