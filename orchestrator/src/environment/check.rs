@@ -15,10 +15,19 @@ pub(crate) struct Schema {
     root: Value,
 }
 
-/// Settings that earlier versions had, with the JSON of their defaults, and what replaced them. Environments in bundles have every
-/// default written out: at these, a setting is left out with a note.
-const REMOVED: [(&str, &str, &str); 3] =
-    [("cache.db", "0", "`url`"), ("cache.host", "null", "`url`"), ("cache.port", "null", "`url`")];
+/// Settings that earlier versions had, with the JSON of their defaults, and what replaced them; nothing had an effect where nothing is
+/// named. Environments in bundles have every default written out: at these, a setting is left out with a note.
+const REMOVED: [(&str, &str, Option<&str>); 9] = [
+    ("cache.db", "0", Some("`url`")),
+    ("cache.host", "null", Some("`url`")),
+    ("cache.max_size", "\"64MiB\"", Some("`size`")),
+    ("cache.port", "null", Some("`url`")),
+    ("cluster.restricted", "true", None),
+    ("monitoring.existing", "null", None),
+    ("monitoring.retention", "\"15d\"", None),
+    ("network.open_ports", "[]", None),
+    ("traffic.health_path", "\"/health\"", None),
+];
 
 /// What is validated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,11 +165,15 @@ impl Schema {
             } else if let Some((_, usual, instead)) = REMOVED.iter().find(|(path, ..)| *path == below) {
                 let is_at = |usual: Value| entry.node.to_value() == usual;
                 let is_usual = entry.node.is_null() || serde_json::from_str(usual).is_ok_and(is_at);
-                let (severity, cause) = match is_usual {
-                    true => (Severity::Note, format!("it has no effect since it was replaced by {instead}")),
-                    false => (Severity::Error, format!("it was replaced by {instead}")),
+                let cause = match instead {
+                    Some(instead) => format!("it was replaced by {instead}"),
+                    None => "it had no effect, and was removed".to_owned(),
                 };
-                let fix = if is_usual { "remove it".to_owned() } else { format!("write {instead} instead") };
+                let (severity, fix) = match instead {
+                    Some(instead) if !is_usual => (Severity::Error, format!("write {instead} instead")),
+                    None if !is_usual => (Severity::Error, "remove it".to_owned()),
+                    _ => (Severity::Note, "remove it".to_owned()),
+                };
                 problems.push(Problem::error(entry.at.clone(), below, cause, fix).at(severity));
             } else {
                 let location = if path.is_empty() { "an environment".to_owned() } else { format!("`{path}`") };
