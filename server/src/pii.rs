@@ -221,8 +221,8 @@ impl Search<'_> {
                 }
                 has_values
             }
-            Value::Array(items) => items.iter_mut().fold(false, |any, item| self.values(place, item) || any),
-            Value::Object(map) => map.values_mut().fold(false, |any, item| self.values(place, item) || any),
+            Value::Array(items) => items.iter_mut().filter_map(|item| self.values(place, item).then_some(())).count() > 0,
+            Value::Object(map) => map.values_mut().filter_map(|item| self.values(place, item).then_some(())).count() > 0,
             Value::Null | Value::Bool(_) => false,
         }
     }

@@ -186,7 +186,7 @@ fn luhn(number: &[u8]) -> bool {
             (_, digit) => 2 * digit,
         })
         .sum();
-    sum % 10 == 0
+    sum.is_multiple_of(10)
 }
 
 fn phone(bytes: &[u8], at: usize) -> Option<usize> {
