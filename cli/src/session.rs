@@ -19,6 +19,7 @@ use textnlp_service::{RunningEnvironment, Scope, access, origin, running};
 use crate::args::Global;
 use crate::report::{Console, Failure};
 use crate::rerun_flags::{self, RerunFlags, quoted};
+use crate::server_args::OtherServer;
 use crate::{clouds, network, service_user};
 
 /// The program's name on the `PATH`, and in the folder `bin` of an installed site.

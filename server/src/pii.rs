@@ -221,8 +221,8 @@ impl Search<'_> {
                 }
                 has_values
             }
-            Value::Array(items) => items.iter_mut().filter_map(|item| self.values(place, item).then_some(())).count() > 0,
-            Value::Object(map) => map.values_mut().filter_map(|item| self.values(place, item).then_some(())).count() > 0,
+            Value::Array(items) => items.iter_mut().map(|item| self.values(place, item)).filter(|has| *has).count() > 0,
+            Value::Object(map) => map.values_mut().map(|item| self.values(place, item)).filter(|has| *has).count() > 0,
             Value::Null | Value::Bool(_) => false,
         }
     }
