@@ -13,7 +13,7 @@ enum Form {
     Texts,
     /// The messages of a chat: their content, and the arguments of their calls.
     Messages,
-    /// Tools: their descriptions.
+    /// Tools: their descriptions and parameters.
     Tools,
 }
 
@@ -33,8 +33,8 @@ const FIELDS: &[(&str, &[(&str, Form)])] = &[
 /// The most fields that an error names.
 const MAX_NAMED: usize = 8;
 
-/// The longest arguments of a call that are read as JSON: their values take a multiple of its bytes. Longer ones are searched as they are.
-const MAX_ARGUMENTS: usize = 256 << 10;
+/// The longest text that is read as JSON: its values take a multiple of its bytes. Longer ones are searched as they are.
+const MAX_DOCUMENT: usize = 256 << 10;
 
 /// Searches requests.
 #[derive(Debug)]
@@ -149,9 +149,8 @@ impl Search<'_> {
                         Value::String(text) => {
                             self.text(&|| format!("{name}[{number}]"), text);
                         }
-                        Value::Number(_) | Value::Array(_) if self.found.tokens.is_none() => {
-                            self.found.tokens = Some(name.to_owned());
-                        }
+                        Value::Number(_) => self.tokens(name),
+                        Value::Array(ids) if ids.first().is_some_and(Value::is_number) => self.tokens(name),
                         _ => {}
                     }
                 }
@@ -160,9 +159,17 @@ impl Search<'_> {
         }
     }
 
+    fn tokens(&mut self, name: &str) {
+        self.found.tokens.get_or_insert_with(|| name.to_owned());
+    }
+
     fn messages(&mut self, name: &str, value: &mut Value) {
         for (number, message) in value.as_array_mut().into_iter().flatten().enumerate() {
             match message.get_mut("content") {
+                // The results of tools are JSON, mostly.
+                Some(Value::String(text)) if text.trim_start().starts_with(['{', '[']) => {
+                    self.document(&|| format!("{name}[{number}].content"), text);
+                }
                 Some(Value::String(text)) => {
                     self.text(&|| format!("{name}[{number}].content"), text);
                 }
@@ -179,7 +186,7 @@ impl Search<'_> {
             for (place, call) in calls.into_iter().flatten().enumerate() {
                 let arguments = call.get_mut("function").and_then(|function| function.get_mut("arguments"));
                 if let Some(Value::String(text)) = arguments {
-                    self.arguments(&|| format!("{name}[{number}].tool_calls[{place}].function.arguments"), text);
+                    self.document(&|| format!("{name}[{number}].tool_calls[{place}].function.arguments"), text);
                 }
             }
         }
@@ -187,25 +194,33 @@ impl Search<'_> {
 
     fn tools(&mut self, name: &str, value: &mut Value) {
         for (number, tool) in value.as_array_mut().into_iter().flatten().enumerate() {
-            let description = tool.get_mut("function").and_then(|function| function.get_mut("description"));
-            if let Some(Value::String(text)) = description {
+            let Some(function) = tool.get_mut("function") else { continue };
+            if let Some(Value::String(text)) = function.get_mut("description") {
                 self.text(&|| format!("{name}[{number}].function.description"), text);
+            }
+            if let Some(schema) = function.get_mut("parameters") {
+                self.values(&|| format!("{name}[{number}].function.parameters"), schema);
             }
         }
     }
 
     /// A text that is JSON, and stays so: a number becomes a text.
-    fn arguments(&mut self, place: &dyn Fn() -> String, text: &mut String) {
-        let document = Some(&*text).filter(|text| text.len() <= MAX_ARGUMENTS);
-        match document.and_then(|text| serde_json::from_str::<Value>(text).ok()) {
-            Some(mut document) => {
-                if self.values(place, &mut document) && self.detector.action == PiiAction::Mask {
-                    *text = document.to_string();
-                }
-            }
-            None => {
-                self.text(place, text);
-            }
+    fn document(&mut self, place: &dyn Fn() -> String, text: &mut String) {
+        let short = Some(&*text).filter(|text| text.len() <= MAX_DOCUMENT);
+        let Some(mut document) = short.and_then(|text| serde_json::from_str::<Value>(text).ok()) else {
+            self.text(place, text);
+            return;
+        };
+        let before: u64 = self.found.counts.iter().sum();
+        let has_values = self.values(place, &mut document);
+        let found = self.found.counts.iter().sum::<u64>() - before;
+        let mut written = 0;
+        detect::find(text, &self.detector.kinds, |_, _| written += 1);
+        if written > found {
+            // Of members with the same name, a parser keeps the last.
+            self.text(place, text);
+        } else if has_values && self.detector.action == PiiAction::Mask {
+            *text = document.to_string();
         }
     }
 
@@ -216,13 +231,25 @@ impl Search<'_> {
             Value::Number(number) => {
                 let mut text = number.to_string();
                 let has_values = self.text(place, &mut text);
-                if has_values {
+                if has_values && self.detector.action == PiiAction::Mask {
                     *value = Value::String(text);
                 }
                 has_values
             }
             Value::Array(items) => items.iter_mut().map(|item| self.values(place, item)).filter(|has| *has).count() > 0,
-            Value::Object(map) => map.values_mut().map(|item| self.values(place, item)).filter(|has| *has).count() > 0,
+            Value::Object(map) => {
+                let (mut has_values, members) = (false, std::mem::take(map));
+                for (mut name, mut item) in members {
+                    has_values |= self.text(place, &mut name);
+                    has_values |= self.values(place, &mut item);
+                    // Two names with one mark stay two.
+                    while map.contains_key(&name) {
+                        name.push('_');
+                    }
+                    map.insert(name, item);
+                }
+                has_values
+            }
             Value::Null | Value::Bool(_) => false,
         }
     }
@@ -360,6 +387,35 @@ mod tests {
             }
             assert_eq!(searched(PiiAction::Count, "/v1/completions", &body).1, None);
         }
+    }
+
+    #[test]
+    fn texts_that_are_json_stay_so() {
+        let body = |content: &str| json!({ "messages": [{ "role": "tool", "content": content }] });
+        for (content, expect) in [
+            (r#"{"card":4111111111111111}"#, r#"{"card":"[CARD]"}"#),
+            (r#"{"a":"x\nada@example.com"}"#, r#"{"a":"x\n[EMAIL]"}"#),
+            (r#"{"ada@example.com":1,"bob@example.com":2}"#, r#"{"[EMAIL]":1,"[EMAIL]_":2}"#),
+            (r#"{"a":"ada@example.com","a":"x"}"#, r#"{"a":"[EMAIL]","a":"x"}"#),
+            (r#" [ "ada@example.com" ]"#, r#"["[EMAIL]"]"#),
+            ("[ ada@example.com", "[ [EMAIL]"),
+        ] {
+            let (after, ..) = searched(PiiAction::Mask, "/v1/chat/completions", &body(content));
+            assert_eq!(after, body(expect), "{content}");
+            let (after, problem, _) = searched(PiiAction::Refuse, "/v1/chat/completions", &body(content));
+            assert!(after == body(content) && problem.is_some(), "{content}");
+        }
+    }
+
+    #[test]
+    fn parameters_of_tools_are_searched_and_other_arrays_are_no_token_ids() {
+        let tools = |text: &str| json!({ "tools": [{ "function": { "parameters": { "enum": [text], "maximum": 4_111_111_111_111_111_u64 } } }] });
+        let (after, ..) = searched(PiiAction::Count, "/v1/chat/completions", &tools("ada@example.com"));
+        assert_eq!(after, tools("ada@example.com"));
+        let (after, ..) = searched(PiiAction::Mask, "/v1/chat/completions", &tools("ada@example.com"));
+        assert_eq!(after["tools"][0]["function"]["parameters"]["enum"], json!(["[EMAIL]"]));
+        let nested = json!({ "prompt": [["a"]] });
+        assert_eq!(searched(PiiAction::Mask, "/v1/completions", &nested).1, None, "the route says what is wrong");
     }
 
     #[test]

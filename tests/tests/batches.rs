@@ -84,7 +84,7 @@ fn unfinished_batch_is_cancelled_before_it_is_deleted() {
     write(
         &sandbox,
         "many.jsonl",
-        (0..2000).map(|_| json!({ "prompt": "Mira", "max_tokens": 200, "ignore_eos": true })),
+        (0..2000).map(|_| json!({ "prompt": "Mira", "max_tokens": 200, "ignore_end": true })),
     );
     let created = id(&batch(&sandbox, &["submit", "many.jsonl"]).expect(0).json());
     let refused = batch(&sandbox, &["delete", &created]).expect(4).json();

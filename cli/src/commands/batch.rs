@@ -64,6 +64,8 @@ async fn submit(session: &Session, args: &BatchSubmit, console: Console) -> Resu
     progress.doing(&format!("checking {path}"));
     let (file, checked) = tokio::task::block_in_place(|| open(&path))?;
     let client = connect(session, &args.other).await?;
+    // What refuses batches, or this key, is known before a large file is sent.
+    client.get("/v1/batches?limit=1").await?;
     progress.doing(&format!("sending {}", counted(checked.requests, "request")));
     let sent = client.upload("/v1/files", file_name(&path), file).await?;
     let input = sent["id"].as_str().context("the answer to the upload has no id")?.to_owned();
@@ -272,7 +274,7 @@ fn write(client: &Client, files: &[String], path: &Utf8Path) -> Result<u64, Fail
         })
     });
     match (failed, written) {
-        // It has its own hint.
+        // That of the service, with its hint.
         (Some(failure), _) => Err(failure),
         (None, written) => written.map(|()| bytes),
     }

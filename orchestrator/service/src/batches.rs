@@ -1,4 +1,4 @@
-//! Files of requests for batches, checked before they are sent: the server reports the same, but only after an upload.
+//! Files of requests for batches, checked before they are sent: the server reports what is wrong only after an upload.
 
 use std::collections::HashSet;
 use std::io::{self, BufRead, Read as _};

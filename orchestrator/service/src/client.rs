@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures::StreamExt;
-use reqwest::header::CONTENT_TYPE;
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use serde_json::Value;
 use textnlp_net::client::{ClientOptions, build, is_untrusted, same_host};
 use textnlp_net::trust::TrustRoots;
@@ -164,11 +164,13 @@ impl Client {
              Content-Type: application/jsonl\r\n\r\n"
         );
         let after = format!("\r\n--{boundary}--\r\n");
+        let bytes = before.len() as u64 + length + after.len() as u64;
         let body = std::io::Cursor::new(before).chain(file.take(length)).chain(std::io::Cursor::new(after));
         let request = self
             .http
             .post(self.url(path))
             .timeout(TRANSFER)
+            .header(CONTENT_LENGTH, bytes)
             .header(CONTENT_TYPE, format!("multipart/form-data; boundary={boundary}"))
             .body(reqwest::Body::wrap_stream(ReaderStream::with_capacity(body, UPLOAD_PART)));
         self.answer(request).await

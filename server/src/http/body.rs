@@ -29,6 +29,9 @@ const DISCARD: usize = 256 << 20;
 /// How long that may take.
 const DISCARD_FOR: Duration = Duration::from_secs(10);
 
+/// The longest body in bytes that is searched for personal data where it is read. Longer ones take milliseconds.
+const SHORT_SEARCH: usize = 8 << 10;
+
 /// The largest body of a route in bytes.
 pub(crate) fn body_limit(max_request_size: usize, route: &str) -> usize {
     let own = LIMITS.iter().find(|(limited, _)| *limited == route).map(|(_, most)| *most);
@@ -65,7 +68,7 @@ pub(crate) async fn read_fields(
         ));
     }
     let (bytes, held) = read(app, record, headers, body).await?;
-    let (pii, route) = (app.pii.clone(), record.route.clone());
+    let (pii, route, length) = (app.pii.clone(), record.route.clone(), bytes.len());
     let work = move || {
         let mut value = parse(&bytes)?;
         let found = match (&pii, &mut value) {
@@ -74,9 +77,10 @@ pub(crate) async fn read_fields(
         };
         Ok::<_, ApiError>((value, found))
     };
-    let (value, found) = match held {
-        None => work()?,
-        Some(_) => app.parsers.run(record, work).await??,
+    let is_short = held.is_none() && (app.pii.is_none() || length <= SHORT_SEARCH);
+    let (value, found) = match is_short {
+        true => work()?,
+        false => app.parsers.run(record, work).await??,
     };
     app.settle_pii(&found)?;
     Fields::of_body(value, held)

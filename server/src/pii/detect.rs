@@ -1,6 +1,6 @@
 //! Finds values of personal data in a text. Each attempt reads a bounded number of bytes, so that the time is linear in the text.
 
-use std::net::IpAddr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::{Range, RangeInclusive};
 
 use crate::config::PiiKind;
@@ -13,10 +13,12 @@ const MAX_DOMAIN: usize = 253;
 const CARD_DIGITS: RangeInclusive<usize> = 13..=19;
 /// The digits of a telephone number: E.164 has at most 15.
 const PHONE_DIGITS: RangeInclusive<usize> = 8..=15;
+/// The digits of a telephone number after which a space ends it.
+const WHOLE_PHONE_DIGITS: usize = 10;
 /// The longest text of an IP address.
 const MAX_IP: usize = 45;
-/// Addresses of IPv6 that are shorter, such as `a::b`, are more often something else.
-const MIN_IPV6_DIGITS: usize = 4;
+/// Addresses of IPv6 that are shorter, such as `a::b` and `list[1000::2]`, are more often something else.
+const MIN_IPV6_DIGITS: usize = 6;
 /// The longest IBAN.
 const MAX_IBAN: usize = 34;
 
@@ -35,7 +37,8 @@ pub(super) fn find(text: &str, kinds: &[PiiKind], mut found: impl FnMut(Range<us
     let mut at = 0;
     while at < bytes.len() {
         let begins = bytes[at].is_ascii_alphanumeric() || matches!(bytes[at], b'+' | b':');
-        let is_inside = at > 0 && bytes[at - 1].is_ascii_alphanumeric();
+        let begins = begins && !is_escape(bytes, at);
+        let is_inside = at > 0 && bytes[at - 1].is_ascii_alphanumeric() && !is_escape(bytes, at - 1);
         let value = match begins && !is_inside {
             true => kinds.iter().find_map(|kind| Some((end(*kind, bytes, at)?, *kind))),
             false => None,
@@ -48,6 +51,11 @@ pub(super) fn find(text: &str, kinds: &[PiiKind], mut found: impl FnMut(Range<us
             None => at += 1,
         }
     }
+}
+
+/// Whether this is the letter of an escape of JSON, such as `\n`.
+fn is_escape(bytes: &[u8], at: usize) -> bool {
+    at > 0 && bytes[at - 1] == b'\\' && b"nrtbf".contains(&bytes[at])
 }
 
 /// The end of a value of a kind that begins at this byte.
@@ -190,7 +198,7 @@ fn luhn(number: &[u8]) -> bool {
 }
 
 fn phone(bytes: &[u8], at: usize) -> Option<usize> {
-    if bytes[at] != b'+' || !matches!(bytes.get(at + 1), Some(b'1'..=b'9')) {
+    if bytes[at] != b'+' || !matches!(bytes.get(at + 1), Some(b'1'..=b'9')) || is_date(bytes, at + 1) {
         return None;
     }
     let (mut count, mut next, mut end) = (0, at + 1, None);
@@ -206,12 +214,24 @@ fn phone(bytes: &[u8], at: usize) -> Option<usize> {
         }
         let is_digit = |place: usize| bytes.get(place).is_some_and(u8::is_ascii_digit);
         next += match (bytes.get(next), bytes.get(next + 1)) {
+            // What follows a whole number is another one, such as a year.
+            (Some(b' '), _) if count >= WHOLE_PHONE_DIGITS => break,
             (Some(b' ' | b'-' | b'.' | b'/' | b'(' | b')'), _) if is_digit(next + 1) => 1,
             (Some(b' '), Some(b'(')) | (Some(b')'), Some(b' ' | b'-')) if is_digit(next + 2) => 2,
             _ => break,
         };
     }
     end
+}
+
+/// Whether this is a date such as `2024-01-15`, which lines of differences have after a `+`.
+fn is_date(bytes: &[u8], at: usize) -> bool {
+    let text = bytes.get(at..at + "0000-00-00".len());
+    text.is_some_and(|text| {
+        text.iter()
+            .enumerate()
+            .all(|(place, byte)| if matches!(place, 4 | 7) { *byte == b'-' } else { byte.is_ascii_digit() })
+    })
 }
 
 fn ssn(bytes: &[u8], at: usize) -> Option<usize> {
@@ -233,30 +253,28 @@ fn ssn(bytes: &[u8], at: usize) -> Option<usize> {
 }
 
 fn ip(bytes: &[u8], at: usize) -> Option<usize> {
+    let before = |sign: u8, is_part: fn(&u8) -> bool| at > 1 && bytes[at - 1] == sign && is_part(&bytes[at - 2]);
     // A part of a longer number, such as a version.
-    if at > 1 && b".:".contains(&bytes[at - 1]) && bytes[at - 2].is_ascii_alphanumeric() {
+    if before(b'.', u8::is_ascii_alphanumeric) {
         return None;
     }
     let is_part = |byte: &u8| byte.is_ascii_hexdigit() || b".:".contains(byte);
     let run = bytes[at..].iter().take(MAX_IP + 1).take_while(|byte| is_part(byte)).count();
-    let text = std::str::from_utf8(&bytes[at..at + run]).ok()?;
-    // One colon is before a port, or ends a clause.
-    let text = match text.matches(':').count() {
-        1 => text.split(':').next().unwrap_or_default(),
-        _ => text,
-    };
-    let text = text.trim_end_matches('.');
-    let text = if text.ends_with("::") { text } else { text.trim_end_matches(':') };
-    let end = at + text.len();
-    let is_address = match text.parse::<IpAddr>().ok()? {
-        IpAddr::V4(address) => !address.is_loopback() && !address.is_unspecified(),
-        IpAddr::V6(address) => {
-            let is_long = text.bytes().filter(u8::is_ascii_hexdigit).count() >= MIN_IPV6_DIGITS;
-            let has_digit = text.bytes().any(|byte| byte.is_ascii_digit());
-            !address.is_loopback() && !address.is_unspecified() && is_long && has_digit
-        }
-    };
-    (is_address && is_end(bytes, end)).then_some(end)
+    let run = std::str::from_utf8(&bytes[at..at + run]).ok()?.trim_end_matches('.');
+    let is_whole = |text: &str| is_end(bytes, at + text.len());
+    let long = if run.ends_with("::") { run } else { run.trim_end_matches(':') };
+    if !before(b':', u8::is_ascii_hexdigit)
+        && let Ok(address) = long.parse::<Ipv6Addr>()
+    {
+        let is_long = long.bytes().filter(u8::is_ascii_hexdigit).count() >= MIN_IPV6_DIGITS;
+        let is_other = !address.is_loopback() && !address.is_unspecified();
+        let has_digit = long.bytes().any(|byte| byte.is_ascii_digit());
+        return (is_long && is_other && has_digit && is_whole(long)).then_some(at + long.len());
+    }
+    // A colon is before a port, or ends a clause.
+    let short = run.split(':').next().unwrap_or_default().trim_end_matches('.');
+    let address = short.parse::<Ipv4Addr>().ok()?;
+    (!address.is_loopback() && !address.is_unspecified() && is_whole(short)).then_some(at + short.len())
 }
 
 #[cfg(test)]
@@ -357,9 +375,11 @@ mod tests {
         check(
             "phone",
             &["+12025550143", "+1 202-555-0143", "+49 (0) 30 123456", "+44.20.7946.0958", "+1 (202) 555-0143"],
-            &["+1234567", "+1234567890123456", "2025550143", "+0 2025550143", "1+2025550143"],
+            &["+1234567", "+1234567890123456", "2025550143", "+0 2025550143", "1+2025550143", "+2024-01-15"],
         );
         assert_eq!(found("+49 30 1234567. 2026"), [("phone", "+49 30 1234567")]);
+        assert_eq!(found("+49 30 1234567 2026"), [("phone", "+49 30 1234567")]);
+        assert_eq!(found("+33 1 23 45 67 89"), [("phone", "+33 1 23 45 67 89")]);
     }
 
     #[test]
@@ -399,11 +419,31 @@ mod tests {
                 "v1.2.3.4",
                 "192.0.2.07",
                 "12:30:45",
+                "x[::1000]",
+                "x[1000::2]",
                 "aa:bb:cc:dd:ee:ff",
             ],
         );
         assert_eq!(found("http://192.0.2.7:8080/"), [("ip", "192.0.2.7")]);
         assert_eq!(found("[2001:db8::1]:443"), [("ip", "2001:db8::1")]);
+        for text in ["ip:192.0.2.7", "from:192.0.2.7,", "192.0.2.7:8080:80", "a:192.0.2.7"] {
+            assert_eq!(found(text), [("ip", "192.0.2.7")], "{text}");
+        }
+    }
+
+    #[test]
+    fn escapes_of_json_are_no_part_of_a_value() {
+        for (value, kind) in [
+            ("ada@example.com", "email"),
+            ("+12025550143", "phone"),
+            ("4111111111111111", "card"),
+            ("192.0.2.7", "ip"),
+            ("DE89370400440532013000", "iban"),
+            ("123-45-6789", "ssn"),
+        ] {
+            let text = format!("\\n{value}\\tx");
+            assert_eq!(found(&text), [(kind, value)], "{text}");
+        }
     }
 
     #[test]
