@@ -663,3 +663,20 @@ fn differs(error: &textnlp_models::Error) -> String {
         error => chain(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_were_replaced_since_they_were_opened_have_no_digest() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = Utf8Path::from_path(folder.path()).unwrap();
+        std::fs::write(path.join("model.safetensors"), "old").unwrap();
+        let before = stamp(path);
+        assert!(digest(path, &before).is_ok());
+        std::fs::write(path.join("new"), "new").unwrap();
+        std::fs::rename(path.join("new"), path.join("model.safetensors")).unwrap();
+        assert!(digest(path, &before).is_err());
+    }
+}

@@ -248,7 +248,8 @@ impl Checker<'_> {
         });
         if is_tls && e.network.private_ca.is_some() {
             let cause = "with TLS, the servers trust public authorities for the Redis, and not `network.private_ca`";
-            self.say(Severity::Note, "cache.url", cause, "give the Redis a certificate of a public authority");
+            let fix = "give the Redis a certificate of one, or install its authority on the machines of the servers";
+            self.say(Severity::Note, "cache.url", cause, fix);
         }
         if !SIZE.contains(&cache.size.0) {
             self.error("cache.size", "it must be from 1 MiB to 1 TiB", "write a size such as `64MiB`");
