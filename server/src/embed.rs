@@ -93,8 +93,8 @@ pub(crate) fn start(
     Ok((info, Embedder { handle, text, settings, width, matryoshka, fingerprint }))
 }
 
-/// What the numbers of an encoder's vectors depend on: how this program computes, the files, how the weights are held, and how rows become a
-/// vector. A text's prompt is among its tokens, and vectors are shortened after they were found.
+/// What the numbers of an encoder's vectors depend on: how this program computes, the files, how the weights are held, and how
+/// rows become a vector. A text's prompt is among its tokens, and vectors are shortened after they were found.
 fn fingerprint(
     config: &config::Model,
     settings: &EncoderSettings,

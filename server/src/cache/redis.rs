@@ -387,7 +387,7 @@ mod tests {
         let port = silent.local_addr().unwrap().port();
         drop(silent);
         let redis = at(&format!("redis://127.0.0.1:{port}")).unwrap();
-        let entry = [(key(), Arc::from(vec![0.0; 4]))];
+        let entry: [(Key, Arc<[f32]>); 1] = [(key(), Arc::from(vec![0.0; 4]))];
         assert!(matches!(redis.get(&[key()], 4, soon()).await, Err(Failure::Connection(_) | Failure::Timeout)));
         assert!(matches!(redis.get(&[key()], 4, soon()).await, Err(Failure::Paused)));
         // Writes find out themselves.

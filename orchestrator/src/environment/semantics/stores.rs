@@ -215,8 +215,8 @@ impl Checker<'_> {
             CacheKind::Redis => None,
         };
         let unused = without.or(cache.is_external().then_some("the servers connect to `cache.url`"));
-        for path in existing.iter().filter(|_| unused.is_some()) {
-            self.error(path, unused.unwrap_or_default(), "remove it");
+        if let Some(cause) = unused {
+            existing.iter().for_each(|path| self.error(path, cause, "remove it"));
         }
         match without {
             Some(cause) => {
