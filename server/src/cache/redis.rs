@@ -405,6 +405,21 @@ mod tests {
         drop(all);
     }
 
+    #[tokio::test]
+    async fn request_that_ends_while_redis_is_silent_is_no_failure_and_holds_no_connection() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let redis = at(&format!("redis://127.0.0.1:{}", silent.local_addr().unwrap().port())).unwrap();
+        let keys = [key()];
+        let _accepted = tokio::select! {
+            _ = redis.get(&keys, 4, soon()) => panic!("nobody answers"),
+            accepted = silent.accept() => accepted.unwrap(),
+        };
+        assert_eq!((redis.reads.breaker().state(), redis.room.available_permits()), (State::Closed, 2));
+        // One that waits for the answer pauses those after it.
+        assert!(matches!(redis.get(&keys, 4, Instant::now()).await, Err(Failure::Timeout)));
+        assert!(matches!(redis.get(&keys, 4, soon()).await, Err(Failure::Paused)));
+    }
+
     #[test]
     fn trial_of_a_request_that_ended_is_free_for_the_next_one() {
         let calls = Calls::new("reads");
