@@ -1043,7 +1043,7 @@ fn each_validation_rule_has_its_own_message() {
         (plus("cache: { kind: redis, url: \"rediss://h\", existing: r-1 }"), "`cache.existing`: the servers connect to `cache.url`"),
         (site("existing: { cache: r-1 }").to_owned() + "cache: { kind: memory }\n", "`sites[0].existing.cache`: the cache is in the memory of the servers"),
         (plus("cache: { existing: r-1 }"), "`cache.existing`: no cache is used"),
-        (plus("cache: { kind: redis, url: \"rediss://h\" }\nnetwork: { private_ca: /ca.pem }"), "note: `cache.url`: with TLS, the servers trust public authorities"),
+        (plus("cache: { kind: redis, url: \"rediss://h\" }\nnetwork: { private_ca: /etc/hosts }"), "note: `cache.url`: with TLS, the servers trust public authorities"),
         (plus("state: { store: locla }"), "did you mean `local`?"),
         (plus("network: { cidr: 10.0.0.0 }"), "is not an address range"),
         (plus("tls: { email: a@example.com }"), "`tls.email`: it has no effect with `mode: local-ca`"),
