@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use textnlp_inference::cpu::Encoder;
+use textnlp_inference::cpu::{Encoder, VECTORS};
 use textnlp_inference::engine::{EmbedRequest, Embedded, EncoderHandle, Failure, ModelInfo, ModelStats, Stats};
 use textnlp_inference::format::EncoderSettings;
 use textnlp_inference::guide::Guides;
@@ -93,8 +93,8 @@ pub(crate) fn start(
     Ok((info, Embedder { handle, text, settings, width, matryoshka, fingerprint }))
 }
 
-/// What the numbers of an encoder's vectors depend on: this program, the files, how the weights are held, and how rows become a
-/// vector. A text's prompt is among its tokens, and vectors are shortened after they were found.
+/// What the numbers of an encoder's vectors depend on: how this program computes, the files, how the weights are held, and how
+/// rows become a vector. A text's prompt is among its tokens, and vectors are shortened after they were found.
 fn fingerprint(
     config: &config::Model,
     settings: &EncoderSettings,
@@ -102,7 +102,7 @@ fn fingerprint(
     digest: &textnlp_models::Digest,
 ) -> Fingerprint {
     let parts = json!([
-        env!("CARGO_PKG_VERSION"),
+        VECTORS,
         digest.hex(),
         format!("{:?}", config.quantize),
         settings.pooling.name(),
@@ -224,28 +224,33 @@ impl Work {
             let (result, used) = self.compute(texts, out).await;
             return Outcome { result, used, is_computed: true };
         };
-        let began = Instant::now();
         let tokens: u64 = texts.iter().map(|text| text.len() as u64).sum();
-        let keys: Vec<Key> = texts.iter().map(|text| Key::new(&self.caller.tenant, fingerprint, text)).collect();
-        let mut found = cache.find(&keys, width).await;
+        let keys: Vec<Key> = texts.iter().map(|text| cache.key(&self.caller.tenant, fingerprint, text)).collect();
+        let none = |failure| Outcome { result: Err(failure), used: 0, is_computed: false };
+        let mut found = tokio::select! {
+            biased;
+            found = cache.find(&keys, width) => found,
+            () = out.closed() => return none(Failure::Draining),
+            () = tokio::time::sleep_until(self.record.deadline().into()) => return none(Failure::Deadline),
+        };
         let mut seen = HashSet::new();
         let missing = keys.iter().zip(texts).filter(|(key, _)| !found.contains_key(*key) && seen.insert(**key));
         let (missing, texts): (Vec<Key>, Vec<Vec<u32>>) = missing.map(|(key, text)| (*key, text)).unzip();
-        let (mut queued_ms, is_computed) = (0.0, !missing.is_empty());
+        // Those of the model: the cache's time says nothing about it.
+        let (mut queued_ms, mut total_ms, is_computed) = (0.0, 0.0, !missing.is_empty());
         if is_computed {
             let (result, used) = self.compute(texts, out).await;
             match result {
                 Ok(embedded) => {
-                    queued_ms = embedded.queued_ms;
+                    (queued_ms, total_ms) = (embedded.queued_ms, embedded.total_ms);
                     let copies = missing.iter().zip(&embedded.vectors);
                     let copies = copies.map(|(key, vector)| (*key, Arc::<[f32]>::from(vector.as_slice())));
-                    cache.keep(copies.collect(), &self.app.tasks);
+                    cache.keep(copies.collect());
                     found.extend(missing.into_iter().zip(embedded.vectors));
                 }
                 failed => return Outcome { result: failed, used, is_computed },
             }
         }
-        let total_ms = began.elapsed().as_secs_f64() * 1000.0 - queued_ms;
         let result = in_order(&keys, found).map(|vectors| Embedded { vectors, queued_ms, total_ms });
         let result = result.ok_or_else(|| Failure::Model("a text has no vector".into()));
         Outcome { result, used: tokens, is_computed }

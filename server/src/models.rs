@@ -441,17 +441,19 @@ impl Models {
     async fn load(self: &Arc<Self>, entry: &Arc<Entry>) -> Result<Arc<Ready>, LoadError> {
         let _one = self.one_load.acquire().await.map_err(|_| "the server is shutting down".to_owned())?;
         let began = Instant::now();
-        let (config, place) = (entry.config.clone(), self.place);
-        let (opened, footprint) = blocking(move || {
+        let (config, place, are_vectors_kept) = (entry.config.clone(), self.place, self.are_vectors_kept);
+        let (before, opened, footprint) = blocking(move || {
+            // Before the files are opened: the vectors are of what is read from now on.
+            let before = are_vectors_kept.then(|| stamp(&config.path));
             let opened = Opened::new(&config, place)?;
             let footprint = opened.footprint(&config)?;
-            Ok((opened, footprint))
+            Ok((before, opened, footprint))
         })
         .await?;
         let gpu = opened.gpu();
         let kv_positions = self.make_room(entry, &footprint, gpu).await?;
         let (models, config) = (self.clone(), entry.config.clone());
-        let started = blocking(move || models.start(&config, opened, &footprint, kv_positions)).await;
+        let started = blocking(move || models.start(&config, before, opened, &footprint, kv_positions)).await;
         if started.is_err()
             && let Some(why) = executors::fault(gpu).await
         {
@@ -485,16 +487,16 @@ impl Models {
         Ok(ready)
     }
 
-    /// Reads a model's weights and serves it.
+    /// Reads a model's weights and serves it. `before`: the stamp of its files from before they were opened, if vectors are kept.
     fn start(
         &self,
         config: &config::Model,
+        before: Option<Stamp>,
         opened: Opened,
         footprint: &Footprint,
         kv_positions: usize,
     ) -> Result<Ready, String> {
         let mut notes = opened.notes();
-        let before = self.are_vectors_kept.then(|| stamp(&config.path));
         let (loaded, of_weights) = verified(config, || opened.load(config, self.threads, kv_positions))??;
         notes.extend(of_weights);
         let usual = footprint.usual_positions();
@@ -509,7 +511,14 @@ impl Models {
         let (mut embedder, mut chat) = (None, None);
         let info = match loaded {
             Loaded::Encoder(encoder) => {
-                let digest = before.map(|before| digest(&config.path, &before)).transpose()?;
+                // A model that cannot be cached is served all the same.
+                let digest = before.and_then(|before| match digest(&config.path, &before) {
+                    Ok(digest) => Some(digest),
+                    Err(why) => {
+                        notes.push(format!("its vectors are not kept in the cache: {why}"));
+                        None
+                    }
+                });
                 let (info, started) = embed::start(config, *encoder, tokenizer, self.queue, digest)?;
                 embedder = Some(started);
                 info
@@ -652,5 +661,22 @@ fn differs(error: &textnlp_models::Error) -> String {
             format!("`{}` differs from {}: {why}", path.file_name().unwrap_or_default(), textnlp_models::MANIFEST)
         }
         error => chain(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_were_replaced_since_they_were_opened_have_no_digest() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = Utf8Path::from_path(folder.path()).unwrap();
+        std::fs::write(path.join("model.safetensors"), "old").unwrap();
+        let before = stamp(path);
+        assert!(digest(path, &before).is_ok());
+        std::fs::write(path.join("new"), "new").unwrap();
+        std::fs::rename(path.join("new"), path.join("model.safetensors")).unwrap();
+        assert!(digest(path, &before).is_err());
     }
 }

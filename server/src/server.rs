@@ -149,7 +149,11 @@ impl Server {
         let metrics = Arc::new(Metrics::new(&config.environment, config.phase.name(), &config.region));
         let of_cache = metrics.clone();
         let count_cached: cache::Count = Arc::new(move |event| of_cache.cache(event));
-        let cache = config.cache.as_ref().map(|cache| VectorCache::new(cache, count_cached)).transpose()?;
+        let cache = config
+            .cache
+            .as_ref()
+            .map(|cache| VectorCache::new(cache, &config.environment, count_cached))
+            .transpose()?;
         let of_spans = metrics.clone();
         let count: Count = Arc::new(move |result, count| of_spans.trace_spans(result, count));
         let export = config.monitoring.traces.as_ref().map(|export| Traces::start(export, &config, count));

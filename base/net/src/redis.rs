@@ -48,6 +48,9 @@ pub fn redis_url(text: &str) -> Result<Url, RedisUrlError> {
     if url.host_str().is_none_or(str::is_empty) {
         return wrong("the address has no host");
     }
+    if url.host_str().is_some_and(|host| host.contains('%')) {
+        return wrong("the host has escaped characters");
+    }
     if url.query().is_some() || url.fragment().is_some() {
         return wrong("the address has options, which are not supported");
     }
@@ -76,7 +79,9 @@ pub fn is_private(url: &Url) -> bool {
         Ok(IpAddr::V6(address)) => address.is_unique_local() || address.is_unicast_link_local(),
         Err(_) => {
             let host = host.trim_end_matches('.').to_ascii_lowercase();
-            !host.contains('.') || SUFFIXES.iter().any(|suffix| host.ends_with(suffix))
+            // `134744072` and `0x08080808` are addresses to a resolver.
+            let is_name = host.starts_with(|first: char| first.is_ascii_alphabetic());
+            (is_name && !host.contains('.')) || SUFFIXES.iter().any(|suffix| host.ends_with(suffix))
         }
     }
 }
@@ -108,6 +113,9 @@ mod tests {
             ("rediss://h/0#insecure", "options"),
             ("redis://:hunter2@cache.example.com", "without TLS"),
             ("redis://:hunter2@8.8.8.8", "without TLS"),
+            ("redis://:hunter2@134744072", "without TLS"),
+            ("redis://:hunter2@0x08080808", "without TLS"),
+            ("redis://:hunter2@redis%2e", "escaped characters"),
         ] {
             let error = redis_url(text).unwrap_err().to_string();
             assert!(error.contains(cause) && !error.contains("hunter2"), "{text}: {error}");

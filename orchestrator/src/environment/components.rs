@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 use textnlp_net::network::Network;
+use textnlp_net::redis::redis_url;
 use textnlp_provider::cluster::{
     ClusterGpus, ClusterSite, NodeChoice, OwnPostgres, REGISTRY_PASSWORD, RegistryAccount,
 };
@@ -836,7 +837,8 @@ fn traces(e: &Environment) -> Option<&TraceExport> {
 
 /// The cache of the servers, if there is one. No inference endpoint has one.
 fn cache(e: &Environment) -> Option<&CacheSettings> {
-    let is_used = e.cache.kind == CacheKind::Memory || e.cache.is_external();
+    let has_redis = e.cache.is_external() && e.cache.url.is_some();
+    let is_used = e.cache.kind == CacheKind::Memory || has_redis;
     (is_used && !e.is_endpoint()).then_some(&e.cache)
 }
 
@@ -1037,7 +1039,8 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
             settings["max_connections"] = json!(cache.max_connections);
             // The provider adds the file of an address that is secret.
             if let Some(UrlSource::Url(url)) = &cache.url {
-                settings["url"] = json!(url);
+                // As it is read, so that the rules of networks know its scheme.
+                settings["url"] = json!(redis_url(url).map_or_else(|_| url.clone(), String::from));
             }
         }
         config["textnlp"]["cache"] = settings;

@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     fn key(number: u32) -> Key {
-        Key::new("acme", &Fingerprint([0; 32]), &[number])
+        Key::new("production", "acme", &Fingerprint([0; 32]), &[number])
     }
 
     fn vector(number: u32) -> Arc<[f32]> {

@@ -9,13 +9,13 @@ mod value;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::Semaphore;
-use tokio_util::task::TaskTracker;
 
 use self::memory::Memory;
 pub(crate) use self::redis::CacheError;
-use self::redis::{Failure, Redis};
+use self::redis::{Failure, Redis, TIMEOUT};
 pub(crate) use self::value::{Fingerprint, Key};
 use crate::config::Cache;
 
@@ -29,7 +29,8 @@ pub(crate) enum CacheEvent {
     Hits(&'static str, u64),
     /// No level had this many vectors.
     Misses(u64),
-    /// Redis failed (`connection`, `timeout`, `refused`), a value is `damaged`, or vectors were `dropped`, because too many waited.
+    /// Redis failed (`connection`, `timeout`, `refused`), its connections were `busy`, a value is `damaged`, or vectors were
+    /// `dropped`, because too many waited.
     Error(&'static str),
     /// The memory holds this many vectors and bytes; others were evicted.
     Memory { entries: usize, bytes: usize, evicted: u64 },
@@ -40,6 +41,7 @@ pub(crate) type Count = Arc<dyn Fn(CacheEvent) + Send + Sync>;
 
 /// The two levels.
 pub(crate) struct VectorCache {
+    environment: String,
     memory: Mutex<Memory>,
     redis: Option<Arc<Redis>>,
     /// A permit for each KiB that waits.
@@ -49,17 +51,23 @@ pub(crate) struct VectorCache {
 
 impl VectorCache {
     /// Reads the address of the Redis, if there is one.
-    pub(crate) fn new(settings: &Cache, count: Count) -> Result<Self, CacheError> {
+    pub(crate) fn new(settings: &Cache, environment: &str, count: Count) -> Result<Self, CacheError> {
         let redis = settings.redis.as_ref().map(Redis::new).transpose()?.map(Arc::new);
         // At zero from the start: an increase is measured from the first sample.
         let levels = ["memory", "redis"].into_iter().take(if redis.is_some() { 2 } else { 1 });
         levels.for_each(|level| count(CacheEvent::Hits(level, 0)));
         let size = usize::try_from(settings.size.0).unwrap_or(usize::MAX);
-        Ok(Self { memory: Mutex::new(Memory::new(size)), redis, writes: Arc::new(Semaphore::new(WRITES)), count })
+        let (environment, memory) = (environment.to_owned(), Mutex::new(Memory::new(size)));
+        Ok(Self { environment, memory, redis, writes: Arc::new(Semaphore::new(WRITES)), count })
+    }
+
+    /// The key of a text, as tokens, for a tenant.
+    pub(crate) fn key(&self, tenant: &str, model: &Fingerprint, tokens: &[u32]) -> Key {
+        Key::new(&self.environment, tenant, model, tokens)
     }
 
     /// The vectors of texts that are known, with this many numbers each. Those of Redis are kept in memory too. A Redis that
-    /// does not answer in time has none.
+    /// does not answer in time has none. May be dropped at any time.
     pub(crate) async fn find(&self, keys: &[Key], width: usize) -> HashMap<Key, Vec<f32>> {
         let mut seen = HashSet::new();
         let keys: Vec<Key> = keys.iter().copied().filter(|key| seen.insert(*key)).collect();
@@ -78,8 +86,10 @@ impl VectorCache {
             in_memory.into_iter().map(|(key, vector)| (key, vector.to_vec())).collect();
         let mut from_redis = 0;
         if let Some(redis) = &self.redis {
+            // For all parts, so that a slow Redis delays no request by more.
+            let until = Instant::now() + TIMEOUT;
             for part in missing.chunks(Redis::most(width)) {
-                let values = match redis.get(part, width).await {
+                let values = match redis.get(part, width, until).await {
                     Ok(values) => values,
                     Err(failure) => {
                         self.failed(&failure);
@@ -87,7 +97,8 @@ impl VectorCache {
                     }
                 };
                 let mut read = Vec::with_capacity(part.len());
-                for (key, value) in part.iter().zip(values).filter(|(_, value)| !value.is_empty()) {
+                for (key, value) in part.iter().zip(values) {
+                    let Some(value) = value else { continue };
                     match value::decode(key, width, &value) {
                         Some(vector) => read.push((*key, vector)),
                         // The vector that is computed replaces it.
@@ -104,8 +115,9 @@ impl VectorCache {
         found
     }
 
-    /// Keeps vectors that were computed. Redis gets them later, by a task.
-    pub(crate) fn keep(&self, entries: Vec<(Key, Arc<[f32]>)>, tasks: &TaskTracker) {
+    /// Keeps vectors that were computed. Redis gets them later, by a task that ends soon. No stop waits for it: what is not
+    /// written is computed again.
+    pub(crate) fn keep(&self, entries: Vec<(Key, Arc<[f32]>)>) {
         self.remember(&entries);
         let (Some(redis), Some((_, first))) = (&self.redis, entries.first()) else { return };
         let bytes: usize = entries.iter().map(|(_, vector)| value::value_bytes(vector.len())).sum();
@@ -114,9 +126,11 @@ impl VectorCache {
             return (self.count)(CacheEvent::Error("dropped"));
         };
         let (redis, count, most) = (redis.clone(), self.count.clone(), Redis::most(first.len()));
-        tasks.spawn(async move {
+        let until = Instant::now() + TIMEOUT;
+        tokio::spawn(async move {
             for part in entries.chunks(most) {
-                if let Err(failure) = redis.put(part).await {
+                let written = if Instant::now() < until { redis.put(part, until).await } else { Err(Failure::Busy) };
+                if let Err(failure) = written {
                     if let Some(kind) = failure.kind() {
                         count(CacheEvent::Error(kind));
                     }
@@ -155,11 +169,11 @@ mod tests {
         let seen = events.clone();
         let count: Count = Arc::new(move |event| seen.lock().unwrap().push(event));
         let settings = Cache { size: ByteSize(1 << 20), redis: None };
-        let cache = VectorCache::new(&settings, count).unwrap();
+        let cache = VectorCache::new(&settings, "production", count).unwrap();
         let model = Fingerprint([1; 32]);
-        let (ours, theirs) = (Key::new("acme", &model, &[1, 2]), Key::new("other", &model, &[1, 2]));
+        let (ours, theirs) = (cache.key("acme", &model, &[1, 2]), cache.key("other", &model, &[1, 2]));
         assert!(cache.find(&[ours], 2).await.is_empty());
-        cache.keep(vec![(ours, Arc::from(vec![0.5, 0.25]))], &TaskTracker::new());
+        cache.keep(vec![(ours, Arc::from(vec![0.5, 0.25]))]);
         events.lock().unwrap().clear();
         let found = cache.find(&[ours, theirs, ours], 2).await;
         assert_eq!(found, HashMap::from([(ours, vec![0.5, 0.25])]));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use redis::aio::{AsyncStream, MultiplexedConnection};
-use redis::{AsyncConnectionConfig, Pipeline, RedisConnectionInfo, RedisError, Value};
+use redis::{AsyncConnectionConfig, Pipeline, RedisConnectionInfo, RedisError, RedisResult, Value};
 use rustls::pki_types::ServerName;
 use textnlp_net::client::Url;
 use textnlp_net::redis::{REDIS_PORT, RedisUrlError, redis_url};
@@ -21,16 +21,20 @@ use super::value::{self, Key};
 use crate::breaker::{Breaker, BreakerOptions, State};
 use crate::config::{RedisAt, RedisCache};
 
-/// For one pipeline of commands, with its connection.
-const TIMEOUT: Duration = Duration::from_secs(1);
+/// For all reads of a request, and for one pipeline of writes, with its connection.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a Redis that failed is left alone. Then one request tries it.
 const PAUSE: Duration = Duration::from_secs(5);
+/// How long a call waits for a connection that others use.
+const WAIT: Duration = Duration::from_millis(50);
 /// The largest file of an address, in bytes.
 const MAX_FILE: u64 = 4096;
 /// Bytes of values that one pipeline reads or writes at most, of one value at least.
 const PIPELINE_BYTES: usize = 1 << 20;
 /// The most commands of a pipeline.
 const PIPELINE_COMMANDS: usize = 256;
+/// The code of the error for a key that has something else than a text.
+const WRONG_TYPE: &str = "WRONGTYPE";
 /// The most characters of an error's code that are logged.
 const MAX_CODE: usize = 32;
 
@@ -60,6 +64,8 @@ pub enum CacheError {
 pub(super) enum Failure {
     /// It failed a moment ago and is left alone.
     Paused,
+    /// Other calls use all connections. This says nothing about Redis.
+    Busy,
     /// No answer in time.
     Timeout,
     /// It cannot be reached, or the connection broke.
@@ -74,6 +80,7 @@ impl Failure {
     pub(super) fn kind(&self) -> Option<&'static str> {
         match self {
             Self::Paused => None,
+            Self::Busy => Some("busy"),
             Self::Timeout => Some("timeout"),
             Self::Connection(_) => Some("connection"),
             Self::Refused(_) => Some("refused"),
@@ -84,6 +91,7 @@ impl Failure {
     fn reason(&self) -> String {
         match self {
             Self::Paused => "it failed a moment ago".to_owned(),
+            Self::Busy => "all connections are in use".to_owned(),
             Self::Timeout => format!("no answer within {} ms", TIMEOUT.as_millis()),
             Self::Connection(kind) => format!("the connection failed: {kind}"),
             Self::Refused(code) => format!("it answered with the error {code}"),
@@ -105,6 +113,36 @@ impl From<RedisError> for Failure {
     }
 }
 
+/// The answers to a pipeline, each of which may be an error.
+type Answers = Vec<RedisResult<Value>>;
+
+/// Reads or writes. A failure pauses those of one kind: a Redis that is full, or a replica, still answers reads.
+struct Calls {
+    kind: &'static str,
+    breaker: Mutex<Breaker>,
+}
+
+impl Calls {
+    fn new(kind: &'static str) -> Self {
+        let options = BreakerOptions { failure_threshold: 1, recovery_timeout: PAUSE };
+        Self { kind, breaker: Mutex::new(Breaker::new(options)) }
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A call that the breaker permitted. When it is dropped, another one may try: its client may have left before it had a
+/// result. After a result this changes nothing.
+struct Permitted<'c>(&'c Calls);
+
+impl Drop for Permitted<'_> {
+    fn drop(&mut self) {
+        self.0.breaker().abandoned();
+    }
+}
+
 /// Connections to a Redis.
 pub(super) struct Redis {
     host: String,
@@ -115,8 +153,11 @@ pub(super) struct Redis {
     ttl: Duration,
     /// A permit for each connection.
     room: Semaphore,
+    /// A permit for each pipeline of writes: they leave connections to reads, which requests wait for.
+    writers: Semaphore,
     idle: Mutex<Vec<MultiplexedConnection>>,
-    breaker: Mutex<Breaker>,
+    reads: Calls,
+    writes: Calls,
 }
 
 impl Redis {
@@ -146,8 +187,10 @@ impl Redis {
             login,
             ttl: settings.ttl,
             room: Semaphore::new(settings.max_connections),
+            writers: Semaphore::new((settings.max_connections / 2).max(1)),
             idle: Mutex::default(),
-            breaker: Mutex::new(Breaker::new(BreakerOptions { failure_threshold: 1, recovery_timeout: PAUSE })),
+            reads: Calls::new("reads"),
+            writes: Calls::new("writes"),
         })
     }
 
@@ -156,54 +199,70 @@ impl Redis {
         (PIPELINE_BYTES / value::value_bytes(width)).clamp(1, PIPELINE_COMMANDS)
     }
 
-    /// The values of keys, in their order; an empty one is missing. No value is longer than one with this many numbers
-    /// and a byte more.
-    pub(super) async fn get(&self, keys: &[Key], width: usize) -> Result<Vec<Vec<u8>>, Failure> {
+    /// The values of keys, in their order; `None` is missing. No value is longer than one with this many numbers and a
+    /// byte more.
+    pub(super) async fn get(
+        &self,
+        keys: &[Key],
+        width: usize,
+        until: Instant,
+    ) -> Result<Vec<Option<Vec<u8>>>, Failure> {
         let mut pipeline = Pipeline::with_capacity(keys.len());
         for key in keys {
             // A part of the value: a value that is longer than any vector takes no memory here.
             pipeline.cmd("GETRANGE").arg(key.name()).arg(0).arg(value::value_bytes(width));
         }
-        let bytes = |value| match value {
-            Value::BulkString(bytes) => bytes,
-            _ => Vec::new(),
-        };
-        let values = self.call(&pipeline).await?;
-        Ok(values.into_iter().map(bytes).collect())
+        self.call(&self.reads, pipeline, until).await
     }
 
-    /// Keeps vectors for the configured time.
-    pub(super) async fn put(&self, entries: &[(Key, Arc<[f32]>)]) -> Result<(), Failure> {
+    /// Keeps vectors for the configured time. Waits for its turn until then.
+    pub(super) async fn put(&self, entries: &[(Key, Arc<[f32]>)], until: Instant) -> Result<(), Failure> {
+        let turn = tokio::time::timeout_at(until.into(), self.writers.acquire()).await;
+        let Ok(Ok(_turn)) = turn else { return Err(Failure::Busy) };
         let mut pipeline = Pipeline::with_capacity(entries.len());
         let ttl = u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX);
         for (key, vector) in entries {
             pipeline.cmd("SET").arg(key.name()).arg(value::encode(key, vector)).arg("PX").arg(ttl);
         }
-        self.call(&pipeline).await.map(drop)
+        self.call(&self.writes, pipeline, Instant::now() + TIMEOUT).await.map(drop)
     }
 
-    async fn call(&self, pipeline: &Pipeline) -> Result<Vec<Value>, Failure> {
-        if self.breaker().permit(Instant::now()).is_err() {
+    async fn call(
+        &self,
+        calls: &Calls,
+        mut pipeline: Pipeline,
+        until: Instant,
+    ) -> Result<Vec<Option<Vec<u8>>>, Failure> {
+        if calls.breaker().permit(Instant::now()).is_err() {
             return Err(Failure::Paused);
         }
-        let result = tokio::time::timeout(TIMEOUT, self.attempt(pipeline)).await.unwrap_or(Err(Failure::Timeout));
-        let before = self.breaker().state();
+        let _permitted = Permitted(calls);
+        let room = tokio::time::timeout(WAIT, self.room.acquire()).await;
+        let Ok(Ok(_room)) = room else { return Err(Failure::Busy) };
+        // The answers tell them, each for its key.
+        pipeline.ignore_errors();
+        let answers = tokio::time::timeout_at(until.into(), self.attempt(&pipeline)).await;
+        let result = answers.unwrap_or(Err(Failure::Timeout)).and_then(values);
+        let before = calls.breaker().state();
         match &result {
             Ok(_) => {
-                self.breaker().succeeded();
+                calls.breaker().succeeded();
                 if before != State::Closed {
-                    tracing::info!(host = %self.host, "the Redis of the cache answers again");
+                    tracing::info!(host = %self.host, calls = calls.kind, "the Redis of the cache answers again");
                 }
             }
             Err(failure) => {
-                self.breaker().failed(Instant::now());
-                // Connections from before it failed are of no use.
-                self.idle().clear();
+                calls.breaker().failed(Instant::now());
+                if !matches!(failure, Failure::Refused(_)) {
+                    // Connections from before it failed are of no use.
+                    self.idle().clear();
+                }
                 if before == State::Closed {
                     tracing::warn!(
                         host = %self.host,
+                        calls = calls.kind,
                         reason = %failure.reason(),
-                        "the Redis of the cache failed: vectors are computed until it answers again"
+                        "the Redis of the cache failed: it is left alone and tried again, and vectors are computed"
                     );
                 }
             }
@@ -212,21 +271,24 @@ impl Redis {
     }
 
     /// Runs a pipeline on an idle connection, else on a new one. The connection is kept if it worked.
-    async fn attempt(&self, pipeline: &Pipeline) -> Result<Vec<Value>, Failure> {
-        let closed = |_| Failure::Connection(io::ErrorKind::NotConnected);
-        let _permit = self.room.acquire().await.map_err(closed)?;
+    async fn attempt(&self, pipeline: &Pipeline) -> Result<Answers, Failure> {
         let idle = self.idle().pop();
-        if let Some(mut connection) = idle
-            && let Ok(values) = pipeline.query_async::<Vec<Value>>(&mut connection).await
-        {
-            self.idle().push(connection);
-            return Ok(values);
+        if let Some(mut connection) = idle {
+            let answers = pipeline.query_async::<Answers>(&mut connection).await;
+            match answers {
+                Ok(answers) => {
+                    self.idle().push(connection);
+                    return Ok(answers);
+                }
+                // Redis closes idle connections too. The commands may be repeated: they read, or write the same again.
+                Err(error) if error.is_io_error() || error.is_connection_dropped() => {}
+                Err(error) => return Err(error.into()),
+            }
         }
-        // Redis closes idle connections too. The commands may be repeated: they read, or write the same again.
         let mut connection = self.connect().await?;
-        let values = pipeline.query_async::<Vec<Value>>(&mut connection).await?;
+        let answers = pipeline.query_async::<Answers>(&mut connection).await?;
         self.idle().push(connection);
-        Ok(values)
+        Ok(answers)
     }
 
     async fn connect(&self) -> Result<MultiplexedConnection, Failure> {
@@ -244,13 +306,21 @@ impl Redis {
         Ok(connection)
     }
 
-    fn breaker(&self) -> MutexGuard<'_, Breaker> {
-        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn idle(&self) -> MutexGuard<'_, Vec<MultiplexedConnection>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The values in answers, if Redis refused nothing. A key that has something else is a value that is damaged, and fails no
+/// others.
+fn values(answers: Answers) -> Result<Vec<Option<Vec<u8>>>, Failure> {
+    let value = |answer: RedisResult<Value>| match answer {
+        Ok(Value::BulkString(bytes)) => Ok(Some(bytes).filter(|bytes| !bytes.is_empty())),
+        Ok(_) => Ok(None),
+        Err(error) if error.code() == Some(WRONG_TYPE) => Ok(Some(Vec::new())),
+        Err(error) => Err(Failure::from(error)),
+    };
+    answers.into_iter().map(value).collect()
 }
 
 fn read(path: &Utf8Path) -> Result<String, CacheError> {
@@ -303,15 +373,67 @@ mod tests {
         assert!(Redis::new(&settings).is_err());
     }
 
+    fn key() -> Key {
+        Key::new("production", "acme", &value::Fingerprint([0; 32]), &[1])
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + TIMEOUT
+    }
+
     #[tokio::test]
-    async fn redis_that_fails_is_left_alone_for_a_while() {
+    async fn redis_that_fails_is_left_alone_for_a_while_by_reads_and_by_writes() {
         let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = silent.local_addr().unwrap().port();
         drop(silent);
         let redis = at(&format!("redis://127.0.0.1:{port}")).unwrap();
-        let key = Key::new("acme", &value::Fingerprint([0; 32]), &[1]);
-        assert!(matches!(redis.get(&[key], 4).await, Err(Failure::Connection(_) | Failure::Timeout)));
-        assert!(matches!(redis.get(&[key], 4).await, Err(Failure::Paused)));
-        assert!(matches!(redis.put(&[(key, Arc::from(vec![0.0; 4]))]).await, Err(Failure::Paused)));
+        let entry: [(Key, Arc<[f32]>); 1] = [(key(), Arc::from(vec![0.0; 4]))];
+        assert!(matches!(redis.get(&[key()], 4, soon()).await, Err(Failure::Connection(_) | Failure::Timeout)));
+        assert!(matches!(redis.get(&[key()], 4, soon()).await, Err(Failure::Paused)));
+        // Writes find out themselves.
+        assert!(matches!(redis.put(&entry, soon()).await, Err(Failure::Connection(_) | Failure::Timeout)));
+        assert!(matches!(redis.put(&entry, soon()).await, Err(Failure::Paused)));
+    }
+
+    #[tokio::test]
+    async fn waiting_for_a_connection_is_no_failure_of_redis() {
+        let redis = at("redis://127.0.0.1:1").unwrap();
+        let all = redis.room.acquire_many(2).await.unwrap();
+        assert!(matches!(redis.get(&[key()], 4, soon()).await, Err(Failure::Busy)));
+        assert!(matches!(redis.put(&[(key(), Arc::from(vec![0.0; 4]))], soon()).await, Err(Failure::Busy)));
+        assert_eq!((redis.reads.breaker().state(), redis.writes.breaker().state()), (State::Closed, State::Closed));
+        drop(all);
+    }
+
+    #[tokio::test]
+    async fn request_that_ends_while_redis_is_silent_is_no_failure_and_holds_no_connection() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let redis = at(&format!("redis://127.0.0.1:{}", silent.local_addr().unwrap().port())).unwrap();
+        let keys = [key()];
+        let _accepted = tokio::select! {
+            _ = redis.get(&keys, 4, soon()) => panic!("nobody answers"),
+            accepted = silent.accept() => accepted.unwrap(),
+        };
+        assert_eq!((redis.reads.breaker().state(), redis.room.available_permits()), (State::Closed, 2));
+        // One that waits for the answer pauses those after it.
+        assert!(matches!(redis.get(&keys, 4, Instant::now()).await, Err(Failure::Timeout)));
+        assert!(matches!(redis.get(&keys, 4, soon()).await, Err(Failure::Paused)));
+    }
+
+    #[test]
+    fn trial_of_a_request_that_ended_is_free_for_the_next_one() {
+        let calls = Calls::new("reads");
+        let now = Instant::now();
+        calls.breaker().failed(now);
+        let later = now + PAUSE;
+        calls.breaker().permit(later).unwrap();
+        assert!(calls.breaker().permit(later).is_err());
+        drop(Permitted(&calls));
+        assert_eq!(calls.breaker().state(), State::Open);
+        assert_eq!(calls.breaker().permit(later), Ok(()));
+        // One that had a result is not forgotten.
+        calls.breaker().succeeded();
+        drop(Permitted(&calls));
+        assert_eq!(calls.breaker().state(), State::Closed);
     }
 }

@@ -24,15 +24,17 @@ pub(crate) struct Fingerprint(pub(crate) [u8; 32]);
 pub(crate) struct Key([u8; 32]);
 
 impl Key {
-    /// The key of a text, as tokens, for a tenant. Tenants share no entry: neither an answer nor its time says what
-    /// another one sent.
-    pub(crate) fn new(tenant: &str, model: &Fingerprint, tokens: &[u32]) -> Self {
+    /// The key of a text, as tokens, for a tenant of an environment. Tenants share no entry: neither an answer nor its time
+    /// says what another one sent. Environments have tenants of the same names, and may share a Redis.
+    pub(super) fn new(environment: &str, tenant: &str, model: &Fingerprint, tokens: &[u32]) -> Self {
         let mut hash = Sha256::new();
         hash.update(b"textnlp-embedding\0");
         hash.update(FORMAT.to_le_bytes());
-        // With the length, no other tenant and text have the same bytes.
-        hash.update((tenant.len() as u64).to_le_bytes());
-        hash.update(tenant.as_bytes());
+        // With the lengths, no other names and text have the same bytes.
+        for name in [environment, tenant] {
+            hash.update((name.len() as u64).to_le_bytes());
+            hash.update(name.as_bytes());
+        }
         hash.update(model.0);
         let mut bytes = Vec::with_capacity(4 * tokens.len());
         tokens.iter().for_each(|token| bytes.extend_from_slice(&token.to_le_bytes()));
@@ -93,16 +95,18 @@ mod tests {
     const MODEL: Fingerprint = Fingerprint([7; 32]);
 
     #[test]
-    fn keys_differ_by_tenant_model_and_tokens() {
-        let key = Key::new("acme", &MODEL, &[1, 2, 3]);
-        assert_eq!(key, Key::new("acme", &MODEL, &[1, 2, 3]));
+    fn keys_differ_by_environment_tenant_model_and_tokens() {
+        let key = Key::new("production", "acme", &MODEL, &[1, 2, 3]);
+        assert_eq!(key, Key::new("production", "acme", &MODEL, &[1, 2, 3]));
         for other in [
-            Key::new("acmf", &MODEL, &[1, 2, 3]),
-            Key::new("", &MODEL, &[1, 2, 3]),
-            Key::new("acme", &Fingerprint([8; 32]), &[1, 2, 3]),
-            Key::new("acme", &MODEL, &[1, 2]),
-            Key::new("acme", &MODEL, &[1, 3, 2]),
-            Key::new("acme", &MODEL, &[1, 2, 3, 0]),
+            Key::new("staging", "acme", &MODEL, &[1, 2, 3]),
+            Key::new("productiona", "cme", &MODEL, &[1, 2, 3]),
+            Key::new("production", "acmf", &MODEL, &[1, 2, 3]),
+            Key::new("production", "", &MODEL, &[1, 2, 3]),
+            Key::new("production", "acme", &Fingerprint([8; 32]), &[1, 2, 3]),
+            Key::new("production", "acme", &MODEL, &[1, 2]),
+            Key::new("production", "acme", &MODEL, &[1, 3, 2]),
+            Key::new("production", "acme", &MODEL, &[1, 2, 3, 0]),
         ] {
             assert_ne!(key, other);
         }
@@ -113,7 +117,7 @@ mod tests {
 
     #[test]
     fn damaged_values_are_no_vectors() {
-        let (key, other) = (Key::new("acme", &MODEL, &[1]), Key::new("acme", &MODEL, &[2]));
+        let (key, other) = (Key::new("production", "acme", &MODEL, &[1]), Key::new("production", "acme", &MODEL, &[2]));
         let vector = [0.5_f32, -0.25, 1.0];
         let value = encode(&key, &vector);
         assert_eq!(value.len(), value_bytes(3));

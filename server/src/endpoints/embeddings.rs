@@ -126,12 +126,14 @@ pub(super) async fn answer(call: &Call, caller: &Caller, fields: Fields) -> Resu
     check_numbers(input.items.len(), embedder.width, &name)?;
     let texts = tokens(call, &model, embedder, prompt, input, truncate).await?;
     let used: usize = texts.iter().map(Vec::len).sum();
+    let is_cached = !is_uncached(&call.headers);
+    // Vectors that are cached are copied.
+    let copies = if is_cached && call.app.cache.is_some() { 2 } else { 1 };
     // The vectors of all texts, 32 bits for a number and for a token.
-    let bytes = 4 * (texts.len() * (embedder.width + 2 * VECTOR_WORDS) + used);
+    let bytes = 4 * (texts.len() * (copies * embedder.width + 2 * VECTOR_WORDS) + used);
     let answer_memory = AnswerMemory::hold(&call.app, &call.record, bytes).await?;
     // The texts are tokens now, which count as a part of the answer.
     drop(memory);
-    let is_cached = !is_uncached(&call.headers);
     let embedded = embed::embed(&call.app, &call.record, caller, model.clone(), texts, is_cached).await?;
     let tail = json!({ "model": name, "usage": { "prompt_tokens": used, "total_tokens": used } }).to_string();
     let pieces = Pieces {

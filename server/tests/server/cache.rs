@@ -15,6 +15,8 @@ const MEMORY: &str = "textnlp_cache_hits_total{level=\"memory\"}";
 const REDIS: &str = "textnlp_cache_hits_total{level=\"redis\"}";
 const MISSES: &str = "textnlp_cache_misses_total";
 const ERRORS: &str = "textnlp_cache_errors_total";
+const DAMAGED: &str = "textnlp_cache_errors_total{kind=\"damaged\"}";
+const REFUSED: &str = "textnlp_cache_errors_total{kind=\"refused\"}";
 
 /// A Redis with a password that stops with the test.
 struct RedisServer {
@@ -171,12 +173,36 @@ async fn servers_share_vectors_by_redis_and_keep_those_that_they_found() {
     let third = cached(&settings).await;
     assert_eq!(embed(&third, texts.clone()).await, wanted);
     assert_eq!((third.metric(REDIS).await, third.metric(MISSES).await), (0.0, 2.0));
-    assert_eq!(third.metric("textnlp_cache_errors_total{kind=\"damaged\"}").await, 2.0);
+    assert_eq!(third.metric(DAMAGED).await, 2.0);
 
     let wrong = format!("{{ kind: redis, url_file: \"{}\" }}", redis.url_file("wrong"));
     let refused = cached(&wrong).await;
     assert_eq!(embed(&refused, texts).await, wanted);
-    assert_eq!(refused.metric("textnlp_cache_errors_total{kind=\"refused\"}").await, 1.0);
+    until("a read and a write are refused", async || refused.metric(REFUSED).await == 2.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_that_is_full_is_still_read_and_a_bad_key_fails_no_others() {
+    let ports = Ports::ask(1);
+    let Some(redis) = RedisServer::start(ports.numbers()[0]).await else { return };
+    let settings = format!("{{ kind: redis, url_file: \"{}\" }}", redis.url_file(PASSWORD));
+    // More than one pipeline has.
+    let texts: Vec<[u32; 2]> = (0..300).map(|number| [1 + number / 20, 1 + number % 20]).collect();
+    let first = cached(&settings).await;
+    let wanted = embed(&first, json!(texts)).await;
+    until("Redis has the vectors", async || redis.keys().len() == texts.len()).await;
+    let bad = redis.keys().remove(0);
+    for command in [format!("DEL {bad}"), format!("LPUSH {bad} x"), "CONFIG SET maxmemory 1".to_owned()] {
+        let answer = redis.asks(&command).unwrap();
+        assert!(!answer.lines().any(|line| line.starts_with('-')), "{command}: {answer}");
+    }
+
+    let second = cached(&settings).await;
+    embed(&second, json!("the sea")).await;
+    until("a write is refused", async || second.metric(REFUSED).await == 1.0).await;
+    assert_eq!(embed(&second, json!(texts)).await, wanted);
+    assert_eq!((second.metric(REDIS).await, second.metric(MISSES).await), (299.0, 2.0));
+    assert_eq!(second.metric(DAMAGED).await, 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use textnlp_orchestrator::backup::{
     BackupDirectory, Database, Decryptor, Manifest, StoredBackup, VerificationResult, listed, opened, unpack,
 };
@@ -408,10 +408,7 @@ impl RestoredDatabase<'_> {
         let Some(tree) = config["textnlp"].as_object_mut() else {
             bail!("the restored configuration is not an object")
         };
-        // The restored events were sent, or will be, by the service.
-        if let Some(batch) = tree.get_mut("batch").and_then(Value::as_object_mut) {
-            batch.shift_remove("webhooks");
-        }
+        separate(tree);
         let mut set = |section: &str, field: &str, value: Value| {
             if let Some(section) = tree.entry(section).or_insert_with(|| json!({})).as_object_mut() {
                 match value {
@@ -434,6 +431,16 @@ impl RestoredDatabase<'_> {
         std::fs::write(&path, serde_yaml::to_string(&config)?)?;
         Ok(Ok(path))
     }
+}
+
+/// Removes from a server's settings what it shares with the service.
+fn separate(tree: &mut Map<String, Value>) {
+    // The restored events were sent, or will be, by the service.
+    if let Some(batch) = tree.get_mut("batch").and_then(Value::as_object_mut) {
+        batch.shift_remove("webhooks");
+    }
+    // The models are to compute. The file of the address of a Redis may be on another machine.
+    tree.shift_remove("cache");
 }
 
 /// Waits until the server on this socket reports that it is ready.
@@ -468,7 +475,7 @@ async fn post(socket: &Utf8Path, key: &Secret, path: &str, body: &Value) -> anyh
     let body = body.to_string();
     let mut request = format!(
         "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
-         Cache-Control: no-store\r\nContent-Length: {}\r\nAuthorization: Bearer ",
+         Content-Length: {}\r\nAuthorization: Bearer ",
         body.len()
     )
     .into_bytes();
@@ -556,6 +563,17 @@ pub(super) async fn child(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn restored_server_neither_sends_events_nor_uses_the_cache_of_the_service() {
+        let mut config = json!({
+            "batch": { "folder": "/batches", "webhooks": [{ "url": "https://hooks.example.com" }] },
+            "cache": { "kind": "redis", "url_file": "/certs/server-cache-url" },
+            "models": { "default": "tiny" },
+        });
+        separate(config.as_object_mut().unwrap());
+        assert_eq!(config, json!({ "batch": { "folder": "/batches" }, "models": { "default": "tiny" } }));
+    }
 
     #[test]
     fn restored_database_must_have_what_the_manifest_counted() {

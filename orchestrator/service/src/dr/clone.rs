@@ -220,7 +220,7 @@ fn private(folder: &Utf8Path) -> Result<(), Failure> {
     Ok(made.with_context(|| format!("make {folder}"))?)
 }
 
-/// The environment as provisioned, with other ports and without DNS zones, backups, webhooks and export of traces.
+/// The environment as provisioned, with other ports and without DNS zones, backups, webhooks, cache and export of traces.
 fn written(text: &str) -> Result<String, Failure> {
     let mut tree: Value = serde_yaml::from_str(text).context("read the environment as it is shown")?;
     let sites = tree["sites"].as_array().map_or(0, Vec::len);
@@ -235,6 +235,8 @@ fn written(text: &str) -> Result<String, Failure> {
     tree["dr"]["drill"] = json!("live");
     if let Some(tree) = tree.as_object_mut() {
         tree.remove("dns");
+        // Of the service: the clone would read its vectors instead of computing, and write its own.
+        tree.remove("cache");
     }
     if let Some(batch) = tree.pointer_mut("/server/batch").and_then(Value::as_object_mut) {
         batch.remove("webhooks");
@@ -285,7 +287,7 @@ mod tests {
     #[test]
     fn drill_clone_has_its_own_ports_and_no_external_access() {
         let text = "sites:\n- { name: a, port: 1 }\n- { name: b, port: 2 }\ntraffic: { port: 3, domain: x }\nbackup: { enabled: true }\n\
-                    dns: { zone: x }\ndr: { mode: automatic, drill: clone }\nserver: { batch: { enabled: true, webhooks: [{ url: x }] }, monitoring: { enable_tracing: true, traces: { endpoint: x } } }\n";
+                    dns: { zone: x }\ncache: { kind: redis, url: x }\ndr: { mode: automatic, drill: clone }\nserver: { batch: { enabled: true, webhooks: [{ url: x }] }, monitoring: { enable_tracing: true, traces: { endpoint: x } } }\n";
         let tree: Value = serde_yaml::from_str(&written(text).unwrap()).unwrap();
         let mut ports: Vec<u64> = tree["sites"]
             .as_array()
@@ -298,6 +300,7 @@ mod tests {
         ports.dedup();
         assert!(ports.len() == 6 && ports[0] > 1023, "{ports:?}");
         assert!(tree.get("dns").is_none());
+        assert!(tree.get("cache").is_none());
         assert_eq!(tree["server"]["batch"], json!({ "enabled": true }));
         assert_eq!(tree["server"]["monitoring"], json!({ "enable_tracing": true }));
         assert_eq!((&tree["backup"]["enabled"], &tree["dr"]["mode"]), (&json!(false), &json!("automatic")));

@@ -204,12 +204,20 @@ impl Checker<'_> {
         const SECONDS: std::ops::RangeInclusive<u64> = 1..=365 * 86_400;
         let e = self.environment;
         let cache = &e.cache;
-        let is_created = cache.existing.is_some() || e.sites.iter().any(|site| site.existing.cache.is_some());
+        let of_sites = e.sites.iter().enumerate().filter(|(_, site)| site.existing.cache.is_some());
+        let mut existing: Vec<String> = of_sites.map(|(i, _)| format!("sites[{i}].existing.cache")).collect();
+        existing.extend(cache.existing.as_ref().map(|_| "cache.existing".to_owned()));
+        // Without an address, only a provider knows one.
+        let is_external = cache.hosting.map_or(existing.is_empty(), |hosting| hosting == Hosting::External);
         let without = match cache.kind {
             CacheKind::None => Some("no cache is used"),
             CacheKind::Memory => Some("the cache is in the memory of the servers"),
             CacheKind::Redis => None,
         };
+        let unused = without.or(cache.is_external().then_some("the servers connect to `cache.url`"));
+        if let Some(cause) = unused {
+            existing.iter().for_each(|path| self.error(path, cause, "remove it"));
+        }
         match without {
             Some(cause) => {
                 for (field, there) in [("hosting", cache.hosting.is_some()), ("url", cache.url.is_some())] {
@@ -218,7 +226,7 @@ impl Checker<'_> {
                     }
                 }
             }
-            None if cache.url.is_none() && !is_created && matches!(cache.hosting, None | Some(Hosting::External)) => {
+            None if cache.url.is_none() && is_external => {
                 let fix = "write `url: secret:env:REDIS_URL`, or `kind: memory`";
                 self.error("cache.url", "an external Redis needs its address", fix);
             }
@@ -232,6 +240,16 @@ impl Checker<'_> {
                 }
                 Ok(_) => {}
             }
+        }
+        // A secret address may begin so.
+        let is_tls = cache.url.as_ref().is_some_and(|url| match url {
+            UrlSource::Secret(_) => true,
+            UrlSource::Url(url) => redis_url(url).is_ok_and(|url| url.scheme() == "rediss"),
+        });
+        if is_tls && e.network.private_ca.is_some() {
+            let cause = "with TLS, the servers trust public authorities for the Redis, and not `network.private_ca`";
+            let fix = "give the Redis a certificate of one, or install its authority on the machines of the servers";
+            self.say(Severity::Note, "cache.url", cause, fix);
         }
         if !SIZE.contains(&cache.size.0) {
             self.error("cache.size", "it must be from 1 MiB to 1 TiB", "write a size such as `64MiB`");

@@ -164,6 +164,8 @@ fn cache_reaches_the_servers_and_its_secret_address_is_one_of_their_secrets() {
     assert_eq!((given, is_component), (json!("secret:env:REDIS_URL"), false));
     let (redis, given, _) = of(&["cache.kind=redis", "cache.url=rediss://cache.example.com:6379/0"]);
     assert_eq!((&redis["url"], given), (&json!("rediss://cache.example.com:6379/0"), json!(null)));
+    let (redis, ..) = of(&["cache.kind=redis", "cache.url=REDIS://cache:6379/0"]);
+    assert_eq!(redis["url"], "redis://cache:6379/0");
     // Only a provider creates one, and refuses it.
     assert!(of(&["cache.kind=redis", "cache.hosting=managed"]).2);
 }
@@ -680,7 +682,7 @@ fn rollout_queries_reach_the_workload_with_the_token_as_a_reference() {
 fn inference_endpoint_has_its_models_and_image_and_neither_secrets_nor_a_gateway() {
     let registry = "registry.url=123456789012.dkr.ecr.eu-west-1.amazonaws.com/textnlp";
     let sets = ["sites[0].runtime=sagemaker", "sites[0].provider=aws", "sites[0].region=eu-west-1", "scaling.max=4"];
-    let sets = sets.into_iter().chain(["scaling.requests_per_second=5", registry]);
+    let sets = sets.into_iter().chain(["scaling.requests_per_second=5", registry, "cache.kind=memory"]);
     let overrides = Overrides { sets: sets.map(str::to_owned).collect(), ..Overrides::default() };
     let environment = Library::built_in().load("staging", &overrides, &Catalogue::default()).unwrap().environment;
     let mut artifacts = artifacts();
@@ -699,5 +701,6 @@ fn inference_endpoint_has_its_models_and_image_and_neither_secrets_nor_a_gateway
         (&json!(image), &json!(1), &json!(4))
     );
     assert_eq!(endpoint["models"], part("models")["model_store"]["models"]);
+    assert!(!endpoint.to_string().contains(r#""kind":"memory""#), "it keeps no vectors: {endpoint}");
     assert!(!environment.runs_here() && environment.is_endpoint());
 }

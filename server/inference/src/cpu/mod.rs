@@ -31,6 +31,10 @@ use step::Scratch;
 
 pub use encoder::{EncodeError, Encoder, EncoderOptions, normalize};
 
+/// The version of the numbers that encoders give. It is a part of the keys of vectors that are cached: raise it when a change of
+/// kernels, pooling or truncation changes a vector's bits, so that no vectors of another program are found.
+pub const VECTORS: u32 = 1;
+
 /// The number format of weights in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(non_camel_case_types)]
