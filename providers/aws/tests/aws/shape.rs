@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use textnlp_provider::component::{
-    Budget, Cluster, ClusterIdentity, Component, ComponentSpec, Database, Endpoint, GpuPool, MaintenanceWindow,
+    Budget, Cache, Cluster, ClusterIdentity, Component, ComponentSpec, Database, Endpoint, GpuPool, MaintenanceWindow,
     ManagedPostgres, ModelReplica, ModelStore, Monitored, Monitoring, Network, ReceiverAddress, Registry,
 };
 use textnlp_provider::settings::{AccessLevel, GpuSize, Spot, Weekday};
@@ -13,6 +13,7 @@ use textnlp_provider::{Need, OutputRef, Wanted};
 use textnlp_sim::Random;
 
 use crate::ecr::{MANIFESTS, digest};
+use crate::elasticache::redis;
 use crate::engine::{Account, ZONE, component, site_of};
 use crate::iam::BOUNDARY;
 use crate::programs::{Draw, close};
@@ -28,6 +29,8 @@ pub(crate) struct Shape {
     pub(crate) cluster: bool,
     pub(crate) models: bool,
     pub(crate) database: bool,
+    /// The memory of the cache in GiB, and its replicas.
+    pub(crate) cache: Option<(u64, u32)>,
     pub(crate) registry: bool,
     pub(crate) monitoring: bool,
     pub(crate) protect_data: bool,
@@ -109,6 +112,7 @@ impl Shape {
         cluster: false,
         models: false,
         database: false,
+        cache: None,
         registry: false,
         monitoring: false,
         protect_data: false,
@@ -286,6 +290,7 @@ impl Shape {
             (self.registry, "registry", ComponentSpec::Registry(Registry { url, image })),
             (self.cluster, "cluster", ComponentSpec::Cluster(cluster)),
             (self.database, "database", ComponentSpec::Database(self.postgres())),
+            (self.cache.is_some(), "cache", ComponentSpec::Cache(self.redis())),
             (self.monitoring, "monitoring", ComponentSpec::Monitoring(self.monitors())),
             (self.cluster && self.names.0, "gateway", ComponentSpec::Endpoint(self.endpoint(environment))),
         ];
@@ -314,6 +319,11 @@ impl Shape {
     fn endpoint(&self, environment: &str) -> Endpoint {
         let domain = format!("{environment}.example.com");
         endpoint(Some(ZONE), &domain, self.names.1.then_some(domain.as_str()))
+    }
+
+    fn redis(&self) -> Cache {
+        let (memory_gib, replicas) = self.cache.unwrap_or_default();
+        redis(memory_gib << 30, replicas)
     }
 
     fn postgres(&self) -> Database {
