@@ -192,3 +192,19 @@ fn the_address_of_an_elasticache_group_has_no_token() {
         Ok(())
     });
 }
+
+#[test]
+fn preflight_counts_the_nodes_of_a_cache_against_the_quota() {
+    let bench = bench();
+    bench.simulator.world().quotas.set(&Bench::scope(), "L-DFE45DF3", 2.0);
+    run(async {
+        for (replicas, is_exceeded) in [(1, false), (2, true)] {
+            let cache = component("cache", ComponentSpec::Cache(redis(1, replicas)));
+            let wanted = bench.provider.lower(&cache, &site()).unwrap();
+            let problems = bench.provider.preflight(&wanted).await.unwrap();
+            let named = problems.iter().any(|problem| problem.cause.contains("L-DFE45DF3"));
+            assert_eq!(named, is_exceeded, "{problems:?}");
+        }
+        Ok(())
+    });
+}
