@@ -95,6 +95,7 @@ const SETTINGS: &[fn(&mut Shape, &Draw)] = &[
     |shape, draw| shape.limit = draw.one(&[80, 90]),
     |shape, draw| shape.names = (draw.chance(0.3), draw.chance(0.3)),
     |shape, draw| shape.failover = draw.chance(0.15).then(|| draw.one(&[3, 5])),
+    |shape, draw| shape.cache = draw.chance(0.2).then(|| (draw.one(&[1, 4]), draw.below(3) as u32)),
     |shape, draw| {
         (shape.left_out, shape.share_left_out) = (draw.below(1 << 32), draw.one(&[0.0, 0.0, 0.05, 0.2]));
     },
