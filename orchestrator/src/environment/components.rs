@@ -284,8 +284,8 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release, pushed: Opti
         let existing = there.database.as_ref().or(e.database.existing.as_ref());
         add(names::DATABASE, existing, ComponentSpec::Database(database(e, site, release)));
     }
-    // The servers themselves connect to an external one.
-    if e.cache.kind == CacheKind::Redis && !e.cache.is_external() {
+    // The servers themselves connect to an external one. A site without servers needs none.
+    if e.cache.kind == CacheKind::Redis && !e.cache.is_external() && site.serves() {
         add(
             names::CACHE,
             there.cache.as_ref().or(e.cache.existing.as_ref()),
@@ -645,7 +645,7 @@ fn secrets(e: &Environment, site: &SiteSettings) -> BTreeMap<String, SecretRecip
             generate.insert(REPLICATION_PASSWORD.to_owned(), SecretRecipe::Password(32));
         }
     }
-    if e.cache.is_managed() {
+    if e.cache.is_managed() && site.serves() {
         generate.insert(CACHE_PASSWORD.to_owned(), SecretRecipe::Password(64));
     }
     generate

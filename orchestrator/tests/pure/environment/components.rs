@@ -1,5 +1,6 @@
 //! What an environment becomes: components, site by site.
 
+use textnlp_orchestrator::environment::model::Service;
 use textnlp_provider::settings::NodeSize;
 
 use super::*;
@@ -182,6 +183,13 @@ fn managed_cache_has_its_own_password_and_the_servers_read_its_address_from_a_fi
     assert_eq!((&config["kind"], config.get("url"), &server["cache"]), (&json!("redis"), None, &json!("cache")));
     let [cache, ..] = of(&[managed[0], managed[1], "cache.memory=4GiB", "cache.replicas=2"]);
     assert_eq!((&cache["managed"]["memory_bytes"], &cache["managed"]["replicas"]), (&json!(4_u64 << 30), &json!(2)));
+    // A site without servers has nothing that would read it.
+    let overrides = Overrides { sets: managed.map(str::to_owned).into(), ..Overrides::default() };
+    let mut environment = Library::built_in().load("staging", &overrides, &Catalogue::default()).unwrap().environment;
+    environment.sites[0].services = vec![Service::DatabasePrimary];
+    let (_, parts) = components(&environment, &Release::resolve(&environment, &artifacts())).remove(0);
+    assert!(parts.iter().all(|part| part.name.as_str() != "cache"), "{parts:?}");
+    assert!(!json!(parts).to_string().contains("cache-password"), "{parts:?}");
 }
 
 #[test]
