@@ -697,7 +697,7 @@ pub enum SecretCommand {
     /// Replace a generated credential and run `up`
     ///
     /// The old one stays accepted: the signing key until the last token that it signed has ended, the authority for 30
-    /// days beside the new one in the CA file. A database password has no such time. The keys of backups and reports are replaced
+    /// days beside the new one in the CA file, the password of a cache until the next rotation. A database password has no such time. The keys of backups and reports are replaced
     /// without an `up`, except for backups that a cluster makes.
     #[command(after_help = "Examples:\n  \
         textnlp-deploy secret rotate jwt --env staging                 replace the key that signs tokens\n  \
@@ -706,7 +706,8 @@ pub enum SecretCommand {
         textnlp-deploy secret rotate database --env staging            replace the passwords of its PostgreSQL\n  \
         textnlp-deploy secret rotate backup --env staging              encrypt backups with a new key from now on\n  \
         textnlp-deploy secret rotate report --env staging              sign reports and evidence with a new key\n  \
-        textnlp-deploy secret rotate acme --env staging                order certificates with another account\n\n\
+        textnlp-deploy secret rotate acme --env staging                order certificates with another account\n  \
+        textnlp-deploy secret rotate cache --env production            replace the password of its managed Redis\n\n\
         The first API key: `textnlp-deploy key rotate`. Steps after a leak: docs/runbooks/leaked-credentials.md")]
     Rotate {
         /// Credential to replace
@@ -736,6 +737,8 @@ pub enum RotatedSecret {
     Report,
     /// The key of the account at a public certificate authority; the certificate stays
     Acme,
+    /// The password of a Redis that a cloud runs; the old one is accepted until the next rotation
+    Cache,
 }
 
 /// See [`Command::Audit`].

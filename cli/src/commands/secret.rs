@@ -4,7 +4,9 @@ use anyhow::Context;
 use jiff::Timestamp;
 use textnlp_orchestrator::dr::report;
 use textnlp_orchestrator::environment::model::DatabaseKind;
-use textnlp_orchestrator::environment::{ACCOUNT_KEY, DATABASE_PASSWORD, REPLICATION_PASSWORD, SIGNING_KEY, names};
+use textnlp_orchestrator::environment::{
+    ACCOUNT_KEY, CACHE_PASSWORD, DATABASE_PASSWORD, REPLICATION_PASSWORD, SIGNING_KEY, names,
+};
 use textnlp_orchestrator::rotation::{self, RotationTarget};
 use textnlp_provider::{Recorded, Rotation};
 use textnlp_service::backup::{backup_status, key};
@@ -28,6 +30,7 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
     let part = |name: &str| format!("{}/{name}", names::SECRETS);
     let signing_key = part(SIGNING_KEY);
     let account_key = part(ACCOUNT_KEY);
+    let cache_password = part(CACHE_PASSWORD);
     let passwords = [DATABASE_PASSWORD, REPLICATION_PASSWORD].map(part);
     let chosen = session.load(session.quiet())?;
     if what == RotatedSecret::Database && chosen.loaded.environment.database.kind == DatabaseKind::Sqlite {
@@ -38,6 +41,7 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
     let is_wanted = |recorded: &Recorded| match what {
         RotatedSecret::Jwt => is_part(recorded, &signing_key),
         RotatedSecret::Acme => is_part(recorded, &account_key),
+        RotatedSecret::Cache => is_part(recorded, &cache_password),
         RotatedSecret::Ca => chosen.scope.platform.is_authority(recorded),
         RotatedSecret::Backup | RotatedSecret::Report => false,
         RotatedSecret::Database => {
@@ -77,6 +81,7 @@ fn name_of(what: RotatedSecret) -> &'static str {
         RotatedSecret::Backup => "backup",
         RotatedSecret::Report => "report",
         RotatedSecret::Acme => "acme",
+        RotatedSecret::Cache => "cache",
     }
 }
 
@@ -88,6 +93,7 @@ fn description_of(what: RotatedSecret) -> &'static str {
         RotatedSecret::Backup => "the key that encrypts backups",
         RotatedSecret::Report => "the key that signs reports, evidence of gates and backups",
         RotatedSecret::Acme => "the key of the account at the certificate authority",
+        RotatedSecret::Cache => "the password of the cache",
     }
 }
 

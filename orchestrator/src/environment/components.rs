@@ -45,9 +45,14 @@ pub const ACCOUNT_KEY: &str = "acme-account";
 /// The password of a managed database.
 pub const DATABASE_PASSWORD: &str = "database-password";
 
+/// The password of a cache that a cloud runs.
+pub const CACHE_PASSWORD: &str = part::CACHE_PASSWORD;
+
 /// The password of the replicas of a managed database.
 pub const REPLICATION_PASSWORD: &str = "replication-password";
 
+/// The least memory of a managed cache whose environment names none.
+const CACHE_MEMORY: Bytes = Bytes(1_000_000_000);
 /// The variables with which a cluster signs in to the bucket of its copies.
 const BACKUP_CREDENTIALS: &str = "backup-credentials";
 /// The token for an external Prometheus.
@@ -280,12 +285,12 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release, pushed: Opti
         let existing = there.database.as_ref().or(e.database.existing.as_ref());
         add(names::DATABASE, existing, ComponentSpec::Database(database(e, site, release)));
     }
-    // The servers themselves connect to an external one.
-    if e.cache.kind == CacheKind::Redis && !e.cache.is_external() {
+    // The servers themselves connect to an external one. A site without servers needs none.
+    if e.cache.kind == CacheKind::Redis && !e.cache.is_external() && site.serves() {
         add(
             names::CACHE,
             there.cache.as_ref().or(e.cache.existing.as_ref()),
-            ComponentSpec::Cache(part::Cache { kind: e.cache.kind }),
+            ComponentSpec::Cache(part::Cache { kind: e.cache.kind, managed: managed_cache(e) }),
         );
     }
     if let Some(url) = e.registry.of_cloud() {
@@ -641,6 +646,9 @@ fn secrets(e: &Environment, site: &SiteSettings) -> BTreeMap<String, SecretRecip
             generate.insert(REPLICATION_PASSWORD.to_owned(), SecretRecipe::Password(32));
         }
     }
+    if e.cache.is_managed() && site.serves() {
+        generate.insert(CACHE_PASSWORD.to_owned(), SecretRecipe::Password(64));
+    }
     generate
 }
 
@@ -747,6 +755,7 @@ fn workload(e: &Environment, site: &SiteSettings, release: &Release) -> part::Wo
         models: name(names::MODELS),
         database: name(names::DATABASE),
         stored: database(e, site, release),
+        cache: e.cache.is_managed().then(|| name(names::CACHE)),
         secrets: name(names::SECRETS),
         first_key: has_first_key(e, site),
         watch: e.witness_place().map(|_| name(names::WATCH)),
@@ -837,9 +846,18 @@ fn traces(e: &Environment) -> Option<&TraceExport> {
 
 /// The cache of the servers, if there is one. No inference endpoint has one.
 fn cache(e: &Environment) -> Option<&CacheSettings> {
-    let has_redis = e.cache.is_external() && e.cache.url.is_some();
+    let has_redis = (e.cache.is_external() && e.cache.url.is_some()) || e.cache.is_managed();
     let is_used = e.cache.kind == CacheKind::Memory || has_redis;
     (is_used && !e.is_endpoint()).then_some(&e.cache)
+}
+
+/// The Redis that a cloud runs, if there is one.
+fn managed_cache(e: &Environment) -> Option<part::ManagedCache> {
+    e.cache.is_managed().then(|| part::ManagedCache {
+        memory_bytes: e.cache.memory.unwrap_or(CACHE_MEMORY).0,
+        replicas: e.cache.replicas,
+        secrets: name(names::SECRETS),
+    })
 }
 
 /// The address of a cache's Redis, if it is a secret.
@@ -1037,7 +1055,7 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
         if cache.kind == CacheKind::Redis {
             settings["ttl"] = json!(cache.ttl.as_seconds());
             settings["max_connections"] = json!(cache.max_connections);
-            // The provider adds the file of an address that is secret.
+            // The provider adds the file of an address that is secret, or has a generated password.
             if let Some(UrlSource::Url(url)) = &cache.url {
                 // As it is read, so that the rules of networks know its scheme.
                 settings["url"] = json!(redis_url(url).map_or_else(|_| url.clone(), String::from));

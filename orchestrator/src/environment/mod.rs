@@ -24,8 +24,8 @@ use textnlp_provider::units;
 
 pub use author::{AuthorError, Migrated, Written, init, migrate, new};
 pub use components::{
-    ACCOUNT_KEY, API_KEY, DATABASE_PASSWORD, REPLICATION_PASSWORD, SIGNING_KEY, SiteOrWitness, components, names,
-    places,
+    ACCOUNT_KEY, API_KEY, CACHE_PASSWORD, DATABASE_PASSWORD, REPLICATION_PASSWORD, SIGNING_KEY, SiteOrWitness,
+    components, names, places,
 };
 pub use files::SettingFiles;
 pub use library::{BASE, Library, Listed, Source, UnknownEnvironment};

@@ -4,7 +4,7 @@ use textnlp_provider::capabilities::Capability::*;
 use textnlp_provider::capabilities::{Capabilities, Capability, RuntimeSupport, Setting, SiteRecords, Store};
 use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::settings::{
-    DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
+    CacheKind, DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
 };
 use textnlp_provider::{Component, Site};
 
@@ -26,6 +26,7 @@ const KUBERNETES: &[Capability] = &[
     Database(DatabaseKind::Postgres, Some(Hosting::Managed)),
     Database(DatabaseKind::Postgres, Some(Hosting::External)),
     Database(DatabaseKind::Postgres, Some(Hosting::Cluster)),
+    Cache(CacheKind::Redis, Some(Hosting::Managed)),
     Tls(TlsMode::LocalCa),
     Tls(TlsMode::Existing),
     Failover(Failover::Manual),
@@ -111,6 +112,7 @@ const NOT_BY_SAGEMAKER: &[(&str, &str)] = &[
     ("backup.destination", "no data outlives a container"),
     ("backup.enabled", "no data outlives a container"),
     ("backup.size", "no data outlives a container"),
+    ("cache.kind", "containers are in the network of SageMaker"),
     ("cluster.max_nodes", "SageMaker runs the containers"),
     ("dr.mode", "nothing leads clients from an endpoint to another site"),
     ("features", "flags are in a database, and no data outlives a container"),

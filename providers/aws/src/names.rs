@@ -24,18 +24,28 @@ pub(crate) fn roles(environment: &EnvironmentName, site: &SiteName) -> String {
 /// The name of a database server. RDS takes no two hyphens in a row:
 /// <https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/CHAP_Limits.html#RDS_Limits.Constraints>.
 pub(crate) fn server(site: &Site, part: &str) -> String {
-    single_hyphens(of(site, part, MOST_OF_SERVER))
+    single_hyphens(of(site, part, MOST_OF_SERVER), MOST_OF_SERVER)
 }
 
 /// The most bytes of a server's name.
 const MOST_OF_SERVER: usize = 63;
 
-fn single_hyphens(name: String) -> String {
+/// The name of a cache, which has no two hyphens in a row either:
+/// <https://docs.aws.amazon.com/AmazonElastiCache/latest/APIReference/API_CreateReplicationGroup.html>.
+pub(crate) fn cache(site: &Site) -> String {
+    single_hyphens(of(site, "cache", MOST_OF_CACHE), MOST_OF_CACHE)
+}
+
+/// The most bytes of a cache's name.
+const MOST_OF_CACHE: usize = 40;
+
+/// A name without two hyphens in a row, at most `most` bytes.
+fn single_hyphens(name: String, most: usize) -> String {
     if !name.contains("--") {
         return name;
     }
     let words: Vec<&str> = name.split('-').filter(|word| !word.is_empty()).collect();
-    textnlp_cloud::names::bounded(format!("{}-{}", words.join("-"), hash(&name)), MOST_OF_SERVER)
+    textnlp_cloud::names::bounded(format!("{}-{}", words.join("-"), hash(&name)), most)
 }
 
 /// The most bytes of a role's name.
@@ -52,7 +62,7 @@ mod tests {
         let bounds: Vec<String> = [("a--b", "here"), ("a-b", "here"), ("a", "b--here")]
             .map(|(environment, site)| {
                 let words = format!("{PREFIX}{environment}-{site}-database");
-                single_hyphens(words)
+                single_hyphens(words, MOST_OF_SERVER)
             })
             .to_vec();
         assert_eq!(bounds[1], "textnlp-a-b-here-database");

@@ -493,6 +493,21 @@ impl ExternalSecret {
 pub struct Cache {
     /// The kind of cache.
     pub kind: CacheKind,
+    /// The servers of a cloud's managed service; `None` for any other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub managed: Option<ManagedCache>,
+}
+
+/// See [`Cache::managed`]. The provider of the cloud gives its part [`CACHE_PART`] the output `url`: the address without the
+/// password.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManagedCache {
+    /// The least memory for values, in bytes.
+    pub memory_bytes: u64,
+    /// Replicas of the primary node.
+    pub replicas: u32,
+    /// The component with its password, [`CACHE_PASSWORD`].
+    pub secrets: ComponentName,
 }
 
 /// See [`ComponentSpec::Workload`].
@@ -515,6 +530,9 @@ pub struct Workload {
     pub database: ComponentName,
     /// The settings of that database.
     pub stored: Database,
+    /// The component of a cache that a cloud runs; `None` for any other cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<ComponentName>,
     /// The component of the secrets.
     pub secrets: ComponentName,
     /// Whether the first API key is created here; sites that get it by replication create none.
@@ -860,6 +878,10 @@ pub const TRACES_SECRET: &str = "traces";
 
 /// The name of the address of the cache's Redis among the secrets of a site.
 pub const CACHE_SECRET: &str = "cache-url";
+/// The name of the generated password of a cache that a cloud runs, among the secrets of a site.
+pub const CACHE_PASSWORD: &str = "cache-password";
+/// The part of a cache that a cloud runs.
+pub const CACHE_PART: &str = "group";
 
 /// Sets the files of the secrets of each webhook, of the collector of traces and of the cache in the tree of a server's configuration. `file`: the path of
 /// the secret with this name. Returns the names.

@@ -298,7 +298,7 @@ mod tests {
         let written = [
             json!(database).to_string(),
             json!(Database { kind: DatabaseKind::Sqlite, hosting: None, ..database }).to_string(),
-            json!(Cache { kind: CacheKind::Redis }).to_string(),
+            json!(Cache { kind: CacheKind::Redis, managed: None }).to_string(),
             json!(Certificate { mode: TlsMode::LocalCa, names: Vec::new(), days: 90, acme: None }).to_string(),
             json!(GpuPool { spot: Spot::Prefer, ..GpuPool::of(GpuSize::Xlarge, 2) }).to_string(),
         ];

@@ -139,7 +139,7 @@ fn every_component_is_expanded_into_resources() {
                 postgres: None,
             }),
         ),
-        ("cache", ComponentSpec::Cache(Cache { kind: CacheKind::Redis })),
+        ("cache", ComponentSpec::Cache(Cache { kind: CacheKind::Redis, managed: None })),
         (
             "server",
             ComponentSpec::Workload(Workload {
@@ -151,6 +151,7 @@ fn every_component_is_expanded_into_resources() {
                 models: name("models"),
                 database: name("database"),
                 stored: Database { kind: DatabaseKind::Sqlite, hosting: None, schema: None, postgres: None },
+                cache: None,
                 secrets: name("secrets"),
                 first_key: true,
                 watch: Some(name("watch")),

@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::manifest::{PLAIN, REGISTRY};
+use crate::manifest::{PLAIN, REGISTRY, URL};
 
 /// One difference between a live object and the wanted one.
 #[derive(Debug, Clone, PartialEq)]
@@ -315,9 +315,10 @@ fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
     a == b || (is_empty(a) && is_empty(b))
 }
 
-/// References to outputs and secrets are atomic, and so are a plain value and an account at a registry in a Secret.
+/// References to outputs and secrets are atomic, and so are a plain value, an account at a registry and an address
+/// with its password in a Secret.
 fn is_one_value(fields: &Map<String, Value>) -> bool {
-    const MARKS: [&str; 4] = ["$output", "$secret", PLAIN, REGISTRY];
+    const MARKS: [&str; 5] = ["$output", "$secret", PLAIN, REGISTRY, URL];
     fields.is_empty() || MARKS.iter().any(|mark| fields.contains_key(*mark))
 }
 

@@ -17,6 +17,9 @@ pub(crate) const PLAIN: &str = "$plain";
 /// Marks the account at a registry: `{"$registry": "r.example.com", "username": "ci", "password": {"$secret": …}}`. In a Secret it is
 /// the file of [`docker_config`].
 pub(crate) const REGISTRY: &str = "$registry";
+/// Marks an address whose password is a secret: `{"$url": "rediss://cache.example.com:6379", "password": {"$secret": …}}`. In a Secret it
+/// is the address of [`with_password`].
+pub(crate) const URL: &str = "$url";
 /// The label of a ConfigMap whose texts are outputs, one per key.
 pub(crate) const CARRIED: &str = "textnlp-carried";
 /// The placeholder for a value in a Secret that the deployment does not own.
@@ -51,22 +54,24 @@ pub(crate) async fn applied(
                 *value = Value::from(base64::engine::general_purpose::STANDARD.encode(word));
                 continue;
             }
-            let registry = value.get(REGISTRY).and_then(Value::as_str).map(str::to_owned);
-            let Some(reference) = SecretRef::from_value(if registry.is_some() { &value["password"] } else { &*value })
+            let is_registry = value.get(REGISTRY).is_some();
+            let address = value.get(REGISTRY).or_else(|| value.get(URL)).and_then(Value::as_str).map(str::to_owned);
+            let Some(reference) = SecretRef::from_value(if address.is_some() { &value["password"] } else { &*value })
             else {
                 return Err(invalid(format!("`data.{key}` is not a reference to a secret")));
             };
             let secret = secrets.get(&reference).await?;
-            let Some(registry) = registry else {
+            let Some(address) = address else {
                 *value = Value::from(base64::engine::general_purpose::STANDARD.encode(secret.expose()));
                 versions.insert(key.clone(), json!(reference));
                 continue;
             };
             let Some(password) = secret.expose_text() else {
-                return Err(invalid(format!("the password of `{registry}` is not UTF-8")));
+                return Err(invalid(format!("the password of `{address}` is not UTF-8")));
             };
             let user = value["username"].as_str().unwrap_or_default();
-            let file = docker_config(&registry, user, password);
+            let file =
+                if is_registry { docker_config(&address, user, password) } else { with_password(&address, password) };
             versions.insert(key.clone(), value.clone());
             *value = Value::from(base64::engine::general_purpose::STANDARD.encode(file));
         }
@@ -102,6 +107,11 @@ pub(crate) async fn applied(
 fn docker_config(registry: &str, user: &str, password: &str) -> String {
     let basic = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
     json!({ "auths": { (registry): { "username": user, "password": password, "auth": basic } } }).to_string()
+}
+
+/// An address with a generated password, which needs no escaping in a URL.
+fn with_password(address: &str, password: &str) -> String {
+    address.replacen("://", &format!("://:{password}@"), 1)
 }
 
 /// The manifest that releases all fields of an object: it contains only the object's identity.

@@ -15,7 +15,7 @@ use textnlp_bundle::scan::Database;
 use textnlp_orchestrator::backup::{EncryptionKind, StoredBackup};
 use textnlp_orchestrator::environment::model::{SiteSettings, TlsMode};
 use textnlp_orchestrator::environment::{
-    ACCOUNT_KEY, API_KEY, DATABASE_PASSWORD, Library, REPLICATION_PASSWORD, SIGNING_KEY,
+    ACCOUNT_KEY, API_KEY, CACHE_PASSWORD, DATABASE_PASSWORD, Library, REPLICATION_PASSWORD, SIGNING_KEY,
 };
 use textnlp_orchestrator::gate::{Check, Exemption};
 use textnlp_orchestrator::plan::Facts;
@@ -176,6 +176,7 @@ fn rotation(scope: &Scope, recorded: &Recorded) -> Option<(String, String)> {
         API_KEY => return None,
         SIGNING_KEY => "secret rotate jwt".to_owned(),
         ACCOUNT_KEY => "secret rotate acme".to_owned(),
+        CACHE_PASSWORD => "secret rotate cache".to_owned(),
         DATABASE_PASSWORD | REPLICATION_PASSWORD if replaces_password(recorded) => "secret rotate database".to_owned(),
         _ => format!("explain {}", recorded.id),
     };

@@ -112,6 +112,11 @@ section! {
         /// The maximum number of connections of each server to a Redis.
         #[schemars(range(min = 1, max = 1000))]
         pub max_connections: u32 = 8,
+        /// The least memory for values of a Redis that a cloud runs, from 1 MiB to 1 TiB; if unset, `1GB`. Only with `hosting: managed`.
+        pub memory: Option<Bytes> = None,
+        /// Replicas of a Redis that a cloud runs, in other zones; one of them takes over. Only with `hosting: managed`.
+        #[schemars(range(max = 5))]
+        pub replicas: u32 = 0,
         /// An existing cache, by its id.
         pub existing: Option<String> = None,
     }
@@ -122,6 +127,11 @@ impl CacheSettings {
     pub fn is_external(&self) -> bool {
         let usual = self.url.as_ref().map(|_| Hosting::External);
         self.kind == CacheKind::Redis && self.hosting.or(usual) == Some(Hosting::External)
+    }
+
+    /// Whether its Redis is one that a cloud runs.
+    pub fn is_managed(&self) -> bool {
+        self.kind == CacheKind::Redis && self.hosting == Some(Hosting::Managed)
     }
 }
 

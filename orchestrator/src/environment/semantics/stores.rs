@@ -220,7 +220,12 @@ impl Checker<'_> {
         }
         match without {
             Some(cause) => {
-                for (field, there) in [("hosting", cache.hosting.is_some()), ("url", cache.url.is_some())] {
+                for (field, there) in [
+                    ("hosting", cache.hosting.is_some()),
+                    ("url", cache.url.is_some()),
+                    ("memory", cache.memory.is_some()),
+                    ("replicas", cache.replicas > 0),
+                ] {
                     if there {
                         self.error(&format!("cache.{field}"), cause, "remove it, or use `kind: redis`");
                     }
@@ -230,7 +235,20 @@ impl Checker<'_> {
                 let fix = "write `url: secret:env:REDIS_URL`, or `kind: memory`";
                 self.error("cache.url", "an external Redis needs its address", fix);
             }
+            None if cache.hosting == Some(Hosting::Managed) && cache.url.is_some() => {
+                let fix = "remove the address, or write `hosting: external`";
+                self.error("cache.url", "this Redis is created by `up`, so its address is known", fix);
+            }
             None => {}
+        }
+        for (field, there) in [("memory", cache.memory.is_some()), ("replicas", cache.replicas > 0)] {
+            if there && cache.kind == CacheKind::Redis && !cache.is_managed() {
+                let cause = "it is for a Redis that a cloud runs";
+                self.error(&format!("cache.{field}"), cause, "remove it, or write `hosting: managed`");
+            }
+        }
+        if cache.memory.is_some_and(|memory| !SIZE.contains(&memory.0)) {
+            self.error("cache.memory", "it must be from 1 MiB to 1 TiB", "write a size such as `1GB`");
         }
         if let Some(UrlSource::Url(url)) = &cache.url {
             match redis_url(url) {

@@ -66,6 +66,8 @@ const DETAILS: &[&str] = &[
     "cache.existing",
     "cache.hosting",
     "cache.max_connections",
+    "cache.memory",
+    "cache.replicas",
     "cache.size",
     "cache.ttl",
     "cache.url",

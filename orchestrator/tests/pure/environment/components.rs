@@ -1,5 +1,6 @@
 //! What an environment becomes: components, site by site.
 
+use textnlp_orchestrator::environment::model::Service;
 use textnlp_provider::settings::NodeSize;
 
 use super::*;
@@ -168,6 +169,34 @@ fn cache_reaches_the_servers_and_its_secret_address_is_one_of_their_secrets() {
     assert_eq!(redis["url"], "redis://cache:6379/0");
     // Only a provider creates one, and refuses it.
     assert!(of(&["cache.kind=redis", "cache.hosting=managed"]).2);
+}
+
+#[test]
+fn managed_cache_has_its_own_password_and_the_servers_read_its_address_from_a_file() {
+    let of = |sets: &[&str]| {
+        let overrides = Overrides { sets: sets.iter().map(|&set| set.to_owned()).collect(), ..Overrides::default() };
+        let environment = Library::built_in().load("staging", &overrides, &Catalogue::default()).unwrap().environment;
+        let (_, parts) = components(&environment, &Release::resolve(&environment, &artifacts())).remove(0);
+        let part = |name: &str| json!(parts.iter().find(|part| part.name.as_str() == name).unwrap().part);
+        [part("cache")["cache"].clone(), part("secrets")["secrets"].clone(), part("server")["workload"].clone()]
+    };
+    let managed = ["cache.kind=redis", "cache.hosting=managed"];
+    let [cache, secrets, server] = of(&managed);
+    let usual = json!({ "memory_bytes": 1_000_000_000, "replicas": 0, "secrets": "secrets" });
+    assert_eq!(cache, json!({ "kind": "redis", "managed": usual }));
+    assert_eq!(secrets["generate"]["cache-password"], json!({ "password": 64 }));
+    assert!(secrets["given"].get("cache-url").is_none(), "{secrets}");
+    let config = &server["config"]["textnlp"]["cache"];
+    assert_eq!((&config["kind"], config.get("url"), &server["cache"]), (&json!("redis"), None, &json!("cache")));
+    let [cache, ..] = of(&[managed[0], managed[1], "cache.memory=4GiB", "cache.replicas=2"]);
+    assert_eq!((&cache["managed"]["memory_bytes"], &cache["managed"]["replicas"]), (&json!(4_u64 << 30), &json!(2)));
+    // A site without servers has nothing that would read it.
+    let overrides = Overrides { sets: managed.map(str::to_owned).into(), ..Overrides::default() };
+    let mut environment = Library::built_in().load("staging", &overrides, &Catalogue::default()).unwrap().environment;
+    environment.sites[0].services = vec![Service::DatabasePrimary];
+    let (_, parts) = components(&environment, &Release::resolve(&environment, &artifacts())).remove(0);
+    assert!(parts.iter().all(|part| part.name.as_str() != "cache"), "{parts:?}");
+    assert!(!json!(parts).to_string().contains("cache-password"), "{parts:?}");
 }
 
 #[test]

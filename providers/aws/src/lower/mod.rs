@@ -6,12 +6,14 @@
 //! | cluster | `SITE/cluster`: the control plane; `role`, `node-role`, `network-role`, `disk-role`, `key`, `logs`, `oidc`, `network-identity`, `disk-identity`, `addon-vpc-cni` and the like, `system-template`, `system-nodes`, of other machines than the usual ones `system-medium-template` and the like; `gpu-template` and `gpu-nodes` with GPUs; `autoscaler-role` and `autoscaler-identity` where a pool may grow. An existing cluster is read only |
 //! | registry | `SITE/registry/repository`, if its address is that of this account |
 //! | database | `SITE/database/subnets`, `access`, `parameters`, `instance`, `replica-N`: a managed PostgreSQL; `remote`, `remote-key`, `remote-vpc` and the like: its replica in another region |
+//! | cache | `SITE/cache/subnets`, `access`, `group`: a managed cache of vectors |
 //! | inference endpoint | `SITE/server/endpoint`: the endpoint of SageMaker; `model`, `config`, `role`, `logs`, `alarm-errors`; `scaling` with autoscaling |
 //! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone; `certificate`: their public certificate; with several sites `health` and `name`, the site's own name |
 //! | monitoring | `SITE/monitoring/topic` with receivers; `alarm-nat-ports-a` and the like; `overview`, a dashboard, with a stack; `budget` |
 //! | network | `vpc`, `internet-gateway`, `subnet-public-a`, `subnet-private-a`, `address-a`, `nat-a`, `routes-public`, `routes-private-a`, `endpoint-s3`; `-b` and `-c` in the other zones; `endpoints` and `endpoint-sts` and the like, `flow-logs`, `flow-log-role` and `flow-log` where data is protected. With an existing network, `vpc` and `subnet-private-a` are existing too |
 
 mod autoscaler;
+mod cache;
 mod cluster;
 mod database;
 pub(crate) mod endpoint;
@@ -47,6 +49,7 @@ pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, P
         ComponentSpec::Network(network) => lowering.network(network),
         ComponentSpec::ModelStore(store) => lowering.models(store),
         ComponentSpec::Database(database) => lowering.database(database),
+        ComponentSpec::Cache(cache) => lowering.cache(cache),
         ComponentSpec::Registry(registry) => lowering.registry(registry),
         ComponentSpec::Cluster(cluster) => lowering.cluster(cluster),
         ComponentSpec::Endpoint(endpoint) => lowering.endpoint(endpoint),

@@ -12,13 +12,16 @@ use super::unknown;
 use crate::api::Api;
 use crate::tables::machines::{self, Market};
 use crate::tables::quotas::{
-    CLUSTERS, DATABASES, ELASTIC_IPS, INTERNET_GATEWAYS, Quota, SECURITY_GROUPS, Unit, VPCS, endpoint_name,
+    CACHE_NODES, CLUSTERS, DATABASES, ELASTIC_IPS, INTERNET_GATEWAYS, Quota, SECURITY_GROUPS, Unit, VPCS, endpoint_name,
 };
 use crate::tags;
 
 pub(super) const NODE_GROUP: &str = "aws.eks-node-group";
+/// Its nodes count: a primary one, and its replicas.
+const CACHE: &str = "aws.cache";
 /// Kinds whose objects count against a quota of the region.
 const COUNTED: &[(&str, &Quota)] = &[
+    (CACHE, &CACHE_NODES),
     ("aws.db-instance", &DATABASES),
     ("aws.eks-cluster", &CLUSTERS),
     ("aws.elastic-ip", &ELASTIC_IPS),
@@ -64,7 +67,8 @@ fn needs(wanted: &[Wanted]) -> Vec<(&'static Quota, Need)> {
     // Other regions have quotas of their own, of which a plan needs one or two.
     for one in wanted.iter().filter(|one| one.ownership == Ownership::Ours && region_of(&one.spec).is_none()) {
         if let Some((_, quota)) = COUNTED.iter().find(|(kind, _)| *kind == one.kind.as_str()) {
-            need(&mut needs, quota).add(1, one.id.to_string(), true);
+            let replicas = one.spec.get("replicas").and_then(Value::as_u64).filter(|_| one.kind.as_str() == CACHE);
+            need(&mut needs, quota).add(replicas.unwrap_or_default().saturating_add(1), one.id.to_string(), true);
         }
         if let Some(group) = NodeGroup::of(one) {
             let found: Vec<_> = group.types.iter().filter_map(|name| machines::machine(name)).collect();

@@ -68,6 +68,12 @@ const ALSO: &[(&str, &str, &str)] = &[
     ("eks:CreatePodIdentityAssociation", "roleArn", "iam:GetRole"),
     ("eks:CreatePodIdentityAssociation", "roleArn", "iam:PassRole"),
     ("eks:CreatePodIdentityAssociation", "tags", "eks:TagResource"),
+    ("elasticache:CreateCacheSubnetGroup", "Tags", "elasticache:AddTagsToResource"),
+    // The first cache of an account creates the role.
+    ("elasticache:CreateReplicationGroup", "Engine", "iam:CreateServiceLinkedRole"),
+    ("elasticache:CreateReplicationGroup", "KmsKeyId", "kms:CreateGrant"),
+    ("elasticache:CreateReplicationGroup", "KmsKeyId", "kms:DescribeKey"),
+    ("elasticache:CreateReplicationGroup", "Tags", "elasticache:AddTagsToResource"),
     ("iam:CreateOpenIDConnectProvider", "Tags", "iam:TagOpenIDConnectProvider"),
     ("iam:CreateRole", "PermissionsBoundary", "iam:PutRolePermissionsBoundary"),
     ("iam:CreateRole", "Tags", "iam:TagRole"),
@@ -190,6 +196,7 @@ fn needed(world: &World, call: &Call) -> Vec<Need> {
                 let service = match call.operation.as_str() {
                     "CreateDBInstance" | "CreateDBSubnetGroup" => "rds.amazonaws.com",
                     "CreateNodegroup" => "eks-nodegroup.amazonaws.com",
+                    "CreateReplicationGroup" => "elasticache.amazonaws.com",
                     "RegisterScalableTarget" => "sagemaker.application-autoscaling.amazonaws.com",
                     _ => "eks.amazonaws.com",
                 };
@@ -285,6 +292,11 @@ fn resources(world: &World, call: &Call) -> Vec<String> {
         "eks" => {
             let name = call.str("clusterName").or_else(|| call.str("name"));
             name.map(|name| call.arn(&format!("cluster/{name}"))).or_else(|| as_is("resourceArn")).into_iter().collect()
+        }
+        "elasticache" => {
+            let group = arn("replicationgroup:", "ReplicationGroupId");
+            let subnets = || arn("subnetgroup:", "CacheSubnetGroupName");
+            group.or_else(subnets).or_else(|| as_is("ResourceName")).into_iter().collect()
         }
         "elasticloadbalancing" => as_is("LoadBalancerArn").or_else(|| as_is("TargetGroupArn")).into_iter().collect(),
         "iam" if call.operation.contains("OpenIDConnectProvider") => {

@@ -1,17 +1,27 @@
 //! Caches.
 
 use serde_json::{Value, json};
-use textnlp_provider::{SecretName, SecretRef, SecretVersion, Spec, Verb, Wanted};
+use textnlp_provider::component::{Cache, Component, ComponentSpec, ManagedCache, Site};
+use textnlp_provider::conformance::lowers_purely;
+use textnlp_provider::settings::CacheKind;
+use textnlp_provider::{CloudId, Provider, SecretName, SecretRef, SecretVersion, Spec, Verb, Wanted};
 use textnlp_sim::aws::elasticache::ElastiCache;
 use textnlp_sim::{Options, Simulator, Timing};
 
+use crate::engine::component;
 use crate::kms::key;
 use crate::network::{finish, operation, with};
 use crate::rds::with_subnets;
-use crate::{Bench, output, run, wanted};
+use crate::{Bench, output, run, site, wanted};
 
-fn token(version: &str) -> SecretRef {
+pub(crate) fn token(version: &str) -> SecretRef {
     SecretRef { name: SecretName("here/cache-password".to_owned()), version: SecretVersion(version.to_owned()) }
+}
+
+/// A cache that AWS operates.
+pub(crate) fn redis(memory_bytes: u64, replicas: u32) -> Cache {
+    let managed = ManagedCache { memory_bytes, replicas, secrets: "secrets".parse().unwrap() };
+    Cache { kind: CacheKind::Redis, managed: Some(managed) }
 }
 
 fn bench() -> Bench {
@@ -107,6 +117,94 @@ fn the_token_of_an_elasticache_group_changes_once_and_the_old_one_stays_valid() 
         assert_eq!(group.tokens, ["first-token-of-a-test", "second-token-of-a-test"]);
         drop(world);
         assert_eq!(bench.calls("ModifyReplicationGroup"), 1);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_managed_cache_is_a_group_with_tls_that_only_the_private_subnets_reach() {
+    let bench = bench();
+    let of = |memory_bytes: u64, replicas: u32| component("cache", ComponentSpec::Cache(redis(memory_bytes, replicas)));
+    let wanted = lowers_purely(&bench.provider, &of(1_000_000_000, 0), &site()).unwrap();
+    let ids: Vec<&str> = wanted.iter().map(|one| one.id.as_str()).collect();
+    assert_eq!(ids, ["here/cache/subnets", "here/cache/access", "here/cache/group"]);
+    let access = wanted[1].spec.as_value();
+    let rules = access["ingress"].as_array().cloned().unwrap_or_default();
+    let peers: Vec<(&Value, &Value)> = rules.iter().map(|rule| (&rule["from"], &rule["peer"])).collect();
+    let range = |zone: &str| json!({ "$output": format!("here/network/subnet-private-{zone}#cidr") });
+    let (port, ranges) = (json!(6379), ["a", "b", "c"].map(range));
+    assert_eq!(peers, ranges.each_ref().map(|range| (&port, range)));
+    assert_eq!(access["egress"], json!([]));
+    let group = wanted[2].spec.as_value();
+    let expected = json!({
+        "name": "textnlp-staging-here-cache",
+        "description": "cache of staging at here",
+        "engine": "valkey",
+        "version": "8",
+        "class": "cache.t4g.small",
+        "replicas": 0,
+        "multi_az": false,
+        "key": { "$output": "here/models/key#arn" },
+        "token": { "$output": "here/secrets/cache-password#secret" },
+        "subnet_group": { "$output": "here/cache/subnets#name" },
+        "security_groups": [{ "$output": "here/cache/access#id" }],
+        "snapshot_days": 0,
+        "tls": true,
+        "encrypted": true,
+        "minor_upgrades": true,
+        "tags": { "team": "nlp" },
+    });
+    assert_eq!(*group, expected);
+    // It holds nothing that is lost with it.
+    assert!(!wanted[2].protected);
+    let wanted = lowers_purely(&bench.provider, &of(4 << 30, 2), &site()).unwrap();
+    let group = wanted[2].spec.as_value();
+    let chosen = (&group["class"], &group["replicas"], &group["multi_az"]);
+    assert_eq!(chosen, (&json!("cache.m6g.large"), &json!(2), &json!(true)));
+    let problems = bench.provider.lower(&of(1 << 40, 0), &site()).unwrap_err().to_string();
+    assert!(problems.contains("cache memory") && problems.contains("write at most `cache.memory: 42GB`"), "{problems}");
+    let existing = Component { existing: Some(CloudId::new("theirs").unwrap()), ..of(1, 0) };
+    let problems = bench.provider.lower(&existing, &site()).unwrap_err().to_string();
+    assert!(problems.contains("an existing cache of ElastiCache is not supported"), "{problems}");
+}
+
+#[test]
+fn the_name_of_a_cache_is_one_that_elasticache_takes() {
+    let bench = bench();
+    for (environment, name) in [("a--b", "here"), ("staging", "here"), (&"e".repeat(31)[..], &"s".repeat(31)[..])] {
+        let site = Site { environment: environment.parse().unwrap(), name: name.parse().unwrap(), ..site() };
+        let cache = component("cache", ComponentSpec::Cache(redis(1, 0)));
+        let wanted = bench.provider.lower(&cache, &site).unwrap();
+        let name = wanted[2].spec.as_value()["name"].as_str().unwrap();
+        assert!(name.len() <= 40 && !name.contains("--") && !name.ends_with('-'), "{name}");
+    }
+}
+
+#[test]
+fn the_address_of_an_elasticache_group_has_no_token() {
+    let bench = bench();
+    run(async {
+        let bed = bench.bed();
+        bed.make(&subnet_group()).await?;
+        let made = bed.make(&cache(None)).await?;
+        let address = "rediss://master.textnlp-staging-here.eu-west-1.cache.amazonaws.com:6379";
+        assert_eq!(made.outputs["url"], json!(address));
+        Ok(())
+    });
+}
+
+#[test]
+fn preflight_counts_the_nodes_of_a_cache_against_the_quota() {
+    let bench = bench();
+    bench.simulator.world().quotas.set(&Bench::scope(), "L-DFE45DF3", 2.0);
+    run(async {
+        for (replicas, is_exceeded) in [(1, false), (2, true)] {
+            let cache = component("cache", ComponentSpec::Cache(redis(1, replicas)));
+            let wanted = bench.provider.lower(&cache, &site()).unwrap();
+            let problems = bench.provider.preflight(&wanted).await.unwrap();
+            let named = problems.iter().any(|problem| problem.cause.contains("L-DFE45DF3"));
+            assert_eq!(named, is_exceeded, "{problems:?}");
+        }
         Ok(())
     });
 }

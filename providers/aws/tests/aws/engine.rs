@@ -13,6 +13,7 @@ use textnlp_sim::aws::route53::{self, Route53};
 use textnlp_sim::{Options, Scope, Simulator};
 
 use crate::ecr::Images;
+use crate::elasticache::token;
 use crate::iam::BOUNDARY;
 pub(crate) use crate::programs::engine::{DOWN, Process, Stack, UP};
 use crate::rds::password;
@@ -51,7 +52,8 @@ impl Account {
     }
 
     fn of(simulator: Arc<Simulator>) -> Self {
-        let aws = provider_of(&simulator, [(password("1"), "first-password-0001")]);
+        let aws =
+            provider_of(&simulator, [(password("1"), "first-password-0001"), (token("1"), "first-token-of-a-test")]);
         let aws = aws.pushing(Arc::new(Images::of(&simulator)));
         let place = SiteLocation {
             provider: "aws".to_owned(),
@@ -72,7 +74,7 @@ impl Account {
         self.process.provider.kinds()
     }
 
-    /// What components expand to. The password of a database is a secret that is there, and so is the load balancer of the service.
+    /// What components expand to. The passwords of a database and a cache are secrets that are there, and so is the load balancer of the service.
     pub(crate) fn lower(&self, components: &[Component], site: &Site) -> Vec<Wanted> {
         let mut all: Vec<Wanted> = Vec::new();
         for component in components {
@@ -83,11 +85,15 @@ impl Account {
             one.protected = false;
             one.spec = one.spec.resolve_known(|id| (id.as_str() == SERVICE).then_some(&balancer));
             one.needs.retain(|need| need.on.as_str() != SERVICE);
-            if one.spec.get("password").is_some_and(|value| value.to_string().contains("database-password")) {
-                let mut spec = one.spec.as_value().clone();
-                spec["password"] = serde_json::to_value::<SecretRef>(password("1")).unwrap();
-                one.spec = Spec::of(&spec);
-                one.needs.retain(|need| !need.on.as_str().contains("database-password"));
+            let secrets: [(&str, &str, SecretRef); 2] =
+                [("password", "database-password", password("1")), ("token", "cache-password", token("1"))];
+            for (field, name, secret) in secrets {
+                if one.spec.get(field).is_some_and(|value| value.to_string().contains(name)) {
+                    let mut spec = one.spec.as_value().clone();
+                    spec[field] = serde_json::to_value(secret).unwrap();
+                    one.spec = Spec::of(&spec);
+                    one.needs.retain(|need| !need.on.as_str().contains(name));
+                }
             }
         }
         all

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use textnlp_provider::component::{
-    Budget, Cluster, ClusterIdentity, Component, ComponentSpec, Database, Endpoint, GpuPool, MaintenanceWindow,
+    Budget, Cache, Cluster, ClusterIdentity, Component, ComponentSpec, Database, Endpoint, GpuPool, MaintenanceWindow,
     ManagedPostgres, ModelReplica, ModelStore, Monitored, Monitoring, Network, ReceiverAddress, Registry,
 };
 use textnlp_provider::settings::{AccessLevel, GpuSize, Spot, Weekday};
@@ -13,6 +13,7 @@ use textnlp_provider::{Need, OutputRef, Wanted};
 use textnlp_sim::Random;
 
 use crate::ecr::{MANIFESTS, digest};
+use crate::elasticache::redis;
 use crate::engine::{Account, ZONE, component, site_of};
 use crate::iam::BOUNDARY;
 use crate::programs::{Draw, close};
@@ -28,6 +29,8 @@ pub(crate) struct Shape {
     pub(crate) cluster: bool,
     pub(crate) models: bool,
     pub(crate) database: bool,
+    /// The memory of the cache in GiB, and its replicas.
+    pub(crate) cache: Option<(u64, u32)>,
     pub(crate) registry: bool,
     pub(crate) monitoring: bool,
     pub(crate) protect_data: bool,
@@ -92,6 +95,7 @@ const SETTINGS: &[fn(&mut Shape, &Draw)] = &[
     |shape, draw| shape.limit = draw.one(&[80, 90]),
     |shape, draw| shape.names = (draw.chance(0.3), draw.chance(0.3)),
     |shape, draw| shape.failover = draw.chance(0.15).then(|| draw.one(&[3, 5])),
+    |shape, draw| shape.cache = draw.chance(0.2).then(|| (draw.one(&[1, 4]), draw.below(3) as u32)),
     |shape, draw| {
         (shape.left_out, shape.share_left_out) = (draw.below(1 << 32), draw.one(&[0.0, 0.0, 0.05, 0.2]));
     },
@@ -109,6 +113,7 @@ impl Shape {
         cluster: false,
         models: false,
         database: false,
+        cache: None,
         registry: false,
         monitoring: false,
         protect_data: false,
@@ -286,6 +291,7 @@ impl Shape {
             (self.registry, "registry", ComponentSpec::Registry(Registry { url, image })),
             (self.cluster, "cluster", ComponentSpec::Cluster(cluster)),
             (self.database, "database", ComponentSpec::Database(self.postgres())),
+            (self.cache.is_some(), "cache", ComponentSpec::Cache(self.redis())),
             (self.monitoring, "monitoring", ComponentSpec::Monitoring(self.monitors())),
             (self.cluster && self.names.0, "gateway", ComponentSpec::Endpoint(self.endpoint(environment))),
         ];
@@ -314,6 +320,11 @@ impl Shape {
     fn endpoint(&self, environment: &str) -> Endpoint {
         let domain = format!("{environment}.example.com");
         endpoint(Some(ZONE), &domain, self.names.1.then_some(domain.as_str()))
+    }
+
+    fn redis(&self) -> Cache {
+        let (memory_gib, replicas) = self.cache.unwrap_or_default();
+        redis(memory_gib << 30, replicas)
     }
 
     fn postgres(&self) -> Database {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use textnlp_provider::component::CACHE_SECRET;
 use textnlp_provider::{Controller, Delivery};
 
 use super::{FIRST_KEY, SiteObjects};
@@ -161,6 +162,7 @@ fn making(site: &SiteObjects) -> String {
             "database-url" => {
                 text += "printf %s 'postgres://USER:PASSWORD@HOST:5432/textnlp?sslmode=verify-full' > database-url\n"
             }
+            CACHE_SECRET => text += "printf %s 'rediss://:PASSWORD@HOST:6379/0' > cache-url\n",
             PULL_FILE => {
                 text += "printf %s '{\"auths\":{\"REGISTRY\":{\"username\":\"USER\",\"password\":\"PASSWORD\"}}}' > .dockerconfigjson\n";
             }

@@ -140,7 +140,9 @@ impl Lowering<'_> {
             ComponentSpec::Certificate(certificate) => self.certificate(certificate),
             ComponentSpec::ModelStore(store) => self.models(store),
             ComponentSpec::Database(database) => self.database(database),
-            ComponentSpec::Cache(Cache { kind }) => {
+            // One that a cloud runs is a resource of that cloud's provider.
+            ComponentSpec::Cache(Cache { managed: Some(_), .. }) => {}
+            ComponentSpec::Cache(Cache { kind, managed: None }) => {
                 let cause = format!("clusters do not create a `{kind}` cache");
                 self.problem(
                     "kind",

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 use textnlp_provider::cluster::MODELS_ACCOUNT;
-use textnlp_provider::component::{Endpoint, Workload, set_secret_files};
+use textnlp_provider::component::{CACHE_PART, CACHE_PASSWORD, CACHE_SECRET, Endpoint, Workload, set_secret_files};
 use textnlp_provider::settings::Strategy;
 use textnlp_provider::{OutputRef, ResourceId};
 
@@ -15,6 +15,7 @@ use super::{
     METRICS_PORT, MODELS, MODELS_FILE, PROBE_PORT, PROGRAM, SECRETS, SECRETS_NAME, label_of,
 };
 use crate::canary::QueryConfig;
+use crate::manifest::URL;
 
 /// The Secret with the generated certificate.
 const TLS_SECRET: &str = "textnlp-tls";
@@ -105,8 +106,8 @@ impl Lowering<'_> {
         let mut data = secret.clone();
         data["jwt-key.pem"] = json!(OutputRef::new(jwt, "secret"));
         for name in external {
-            let Some(value) = self.id(workload.secrets.as_str(), &name) else { return };
-            data[name] = json!(OutputRef::new(value, "secret"));
+            let Some(value) = self.secret_file(workload, &name) else { return };
+            data[name] = value;
         }
         self.secret(secrets.clone(), SECRETS_NAME, "Opaque", &data, Vec::new());
 
@@ -318,6 +319,14 @@ impl Lowering<'_> {
             );
         }
         self.beside(&secrets, &way, workload.saml.as_ref(), is_analyzed);
+    }
+
+    /// A file in the Secret of the servers: a secret of the site, or the address of a cache that a cloud runs with its password.
+    fn secret_file(&self, workload: &Workload, name: &str) -> Option<Value> {
+        let secret = |name: &str| Some(json!(OutputRef::new(self.id(workload.secrets.as_str(), name)?, "secret")));
+        let Some(cache) = workload.cache.as_ref().filter(|_| name == CACHE_SECRET) else { return secret(name) };
+        let (group, password) = (self.id(cache.as_str(), CACHE_PART)?, secret(CACHE_PASSWORD)?);
+        Some(json!({ (URL): OutputRef::new(group, "url"), "password": password }))
     }
 
     pub(super) fn endpoint(&mut self, endpoint: &Endpoint) {

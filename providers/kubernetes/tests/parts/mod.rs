@@ -288,6 +288,7 @@ pub fn workload() -> Workload {
         models: "models".parse().unwrap(),
         database: "database".parse().unwrap(),
         stored: database(),
+        cache: None,
         secrets: "secrets".parse().unwrap(),
         first_key: true,
         watch: None,

@@ -434,6 +434,30 @@ fn redis_of_the_cache_is_the_only_address_of_its_policy_and_its_secret_address_i
 }
 
 #[test]
+fn address_of_a_cache_that_a_cloud_runs_has_the_generated_password() {
+    let mut server = Workload { cache: Some("cache".parse().unwrap()), ..workload() };
+    server.egress.policies = true;
+    server.config["textnlp"]["cache"] = json!({ "kind": "redis" });
+    let made = lowered(&component("server", ComponentSpec::Workload(server)), fixture()).unwrap();
+    let find = |end: &str| made.iter().find(|one| one.id.as_str().ends_with(end)).unwrap();
+    let secrets = find("/server/secrets");
+    let address = json!({
+        "$url": { "$output": "main/cache/group#url" },
+        "password": { "$output": "main/secrets/cache-password#secret" },
+    });
+    assert_eq!(secrets.spec.as_value()["data"]["cache-url"], address);
+    for need in ["main/cache/group", "main/secrets/cache-password"] {
+        assert!(secrets.needs.iter().any(|one| one.on.as_str() == need), "{need}: {:?}", secrets.needs);
+    }
+    let config = find("/server/config").spec.as_value()["data"]["server.yaml"].to_string();
+    assert!(config.contains("/etc/textnlp-secrets/cache-url"), "{config}");
+    assert!(find("/allow-cache").spec.as_value().to_string().contains("6379"));
+    let managed = ManagedCache { memory_bytes: 1, replicas: 0, secrets: "secrets".parse().unwrap() };
+    let cache = ComponentSpec::Cache(Cache { kind: CacheKind::Redis, managed: Some(managed) });
+    assert!(lowered(&component("cache", cache), fixture()).unwrap().is_empty());
+}
+
+#[test]
 fn collector_of_traces_is_the_only_address_of_its_policy_and_its_secret_is_in_a_secret() {
     let mut server = workload();
     server.egress.policies = true;
@@ -1417,7 +1441,7 @@ fn unsupported_cluster_settings_are_refused_by_name() {
     logged.config["textnlp"]["monitoring"]["log_file"] = json!("/var/log/a");
     for (part, says) in [
         (ComponentSpec::Database(sqlite), "a `sqlite` database is not supported in a cluster"),
-        (ComponentSpec::Cache(Cache { kind: CacheKind::Redis }), "`redis` cache"),
+        (ComponentSpec::Cache(Cache { kind: CacheKind::Redis, managed: None }), "`redis` cache"),
         (ComponentSpec::ModelStore(far), "model `textnlp-tiny` has no digest"),
         (ComponentSpec::ModelStore(near), "pods cannot reach it"),
         (ComponentSpec::ModelStore(alike), "`acme/own` and `acme-own` have the same name"),

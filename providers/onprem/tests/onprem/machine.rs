@@ -173,6 +173,7 @@ impl Machine {
                     models: name("models"),
                     database: name("database"),
                     stored: Database { kind: DatabaseKind::Sqlite, hosting: None, schema: None, postgres: None },
+                    cache: None,
                     secrets: name("secrets"),
                     first_key: true,
                     watch: None,

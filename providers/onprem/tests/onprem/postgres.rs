@@ -40,6 +40,7 @@ fn workload(database: &Database) -> Workload {
         models: name("models"),
         database: name("database"),
         stored: database.clone(),
+        cache: None,
         secrets: name("secrets"),
         first_key: true,
         watch: None,

@@ -127,6 +127,7 @@ fn of_site(called: &str) -> Vec<Component> {
                 models: name("models"),
                 database: name("database"),
                 stored: Database { kind: DatabaseKind::Sqlite, hosting: None, schema: None, postgres: None },
+                cache: None,
                 secrets: name("secrets"),
                 first_key: is_home,
                 watch: Some(name("watch")),

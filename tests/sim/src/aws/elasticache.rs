@@ -77,7 +77,7 @@ const LEDGER: &[Behaviour] = &[
     Behaviour {
         service: "elasticache",
         what: "security groups are not looked up",
-        source: Source::LeftOut("no plan has a cache"),
+        source: Source::LeftOut("a plan creates them before the cache"),
     },
     Behaviour {
         service: "elasticache",

@@ -195,7 +195,9 @@ fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
         let is_with_key = |body: &Value| body["properties"]["securityProfile"]["azureKeyVaultKms"]["enabled"] == true;
         world.objects.values().any(|one| is_with_key(&one.body))
     };
-    managed_life((&operator, &follower), &managed, repository, pushed, records, is_encrypted);
+    managed_life((&operator, &follower), &managed, repository, pushed, records, || {
+        assert!(is_encrypted(), "the secrets are encrypted")
+    });
     assert_eq!(cloud.world().ids(), before);
     assert_eq!(cloud.violations(), Vec::<String>::new());
 }

@@ -176,7 +176,9 @@ fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
         body.is_some_and(|body| body["databaseEncryption"]["state"] == "ENCRYPTED")
     };
     let repository = format!("{REGION}-docker.pkg.dev/{repository}");
-    managed_life((&operator, &follower), &managed, &repository, pushed, records, is_encrypted);
+    managed_life((&operator, &follower), &managed, &repository, pushed, records, || {
+        assert!(is_encrypted(), "the secrets are encrypted")
+    });
     assert_eq!(left(&cloud), Vec::<String>::new());
     assert_eq!(cloud.violations(), Vec::<String>::new());
 }

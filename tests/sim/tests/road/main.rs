@@ -32,6 +32,7 @@ use textnlp_cluster::Cluster;
 use textnlp_sim::aws::ec2;
 use textnlp_sim::aws::ecr::Ecr;
 use textnlp_sim::aws::eks::Eks;
+use textnlp_sim::aws::elasticache::ElastiCache;
 use textnlp_sim::aws::rds::Rds;
 use textnlp_sim::aws::route53::{self, Route53};
 use textnlp_sim::postgres::{Change, Stand};
@@ -503,15 +504,15 @@ fn guided<'a>(
 }
 
 /// The road of a guide, with a database of the cloud, by TLS and a password, and with pods of the image that `up` pushes to a registry of
-/// the cloud, to the open gate. `pushed` gives the digest of a tag there, `records` the number of records in the zone, and `is_encrypted`
-/// whether the secrets in the cluster are encrypted with a key of the site.
+/// the cloud, to the open gate. `pushed` gives the digest of a tag there, `records` the number of records in the zone, and `holds` checks
+/// what else a cloud creates.
 fn managed_life(
     (operator, follower): (&Operator, &Follower<'_>),
     managed: &Managed,
     repository: &str,
     pushed: impl Fn(&str) -> Option<String>,
     records: impl Fn() -> usize,
-    is_encrypted: impl Fn() -> bool,
+    holds: impl Fn(),
 ) {
     let had = records();
     for command in ["plan --file production.yaml --costs", "plan --file production.yaml --policy", "preflight"] {
@@ -537,7 +538,7 @@ fn managed_life(
     let encrypted =
         "SELECT count(*) > 0 FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE ssl AND usename = 'textnlp'";
     assert_eq!(managed.database.sql("postgres", encrypted), "t");
-    assert!(is_encrypted(), "data is protected");
+    holds();
     let again = || {
         let again = follower.run(&format!("{up} -o json")).expect(0).json();
         assert_eq!(counts(&again)[..4], [0, 0, 0, 0], "another up plans nothing: {again:#}");
@@ -592,6 +593,23 @@ fn dump_and_restore(operator: &Operator, follower: &Follower<'_>, managed: &Mana
     eventually("the service answers", || (follower.about("generate 'Once upon a time'").exit == 0).then_some(()));
 }
 
+/// The tokens that the cache of the site accepts. The pods have its address with the last one.
+fn tokens_of_cache(simulator: &Mutex<Simulator>, operator: &Operator) -> Vec<String> {
+    let name = format!("{GUIDED}-cache");
+    let tokens = {
+        let simulator = simulator.lock().unwrap();
+        let world = simulator.world();
+        world.find::<ElastiCache>(&Scope::new(ACCOUNT, REGION)).unwrap().groups[&name].tokens.clone()
+    };
+    let secret = operator.get("secret", "textnlp-secrets");
+    let encoded = secret["data"]["cache-url"].as_str().unwrap();
+    let address = base64::engine::general_purpose::STANDARD.decode(encoded).unwrap();
+    let token = tokens.last().unwrap();
+    let expected = format!("rediss://:{token}@master.{name}.{REGION}.cache.amazonaws.com:6379");
+    assert!(String::from_utf8(address).unwrap() == expected, "the servers have another address of the cache");
+    tokens
+}
+
 #[test]
 fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     let Some(mut operator) = Operator::new("awsdb") else { return };
@@ -610,6 +628,7 @@ fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
         let ecr = world.find::<Ecr>(&Scope::new(ACCOUNT, REGION)).unwrap();
         ecr.repositories["textnlp"].pushed.images.get(tag).cloned()
     };
+    operator.sets.extend(["cache.kind=redis", "cache.hosting=managed"].map(str::to_owned));
     // The server that stands in for RDS is not certified by Amazon.
     operator.sets.push(format!("network.private_ca={}", managed.authority));
     let section = ("docs/guide/aws.md", "From an empty account");
@@ -620,12 +639,20 @@ fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
         let world = simulator.world();
         world.find::<Route53>(&Scope::global(ACCOUNT)).unwrap().zones[ZONE].records.len()
     };
-    let is_encrypted = || {
-        let simulator = simulator.lock().unwrap();
-        let world = simulator.world();
-        world.find::<Eks>(&Scope::new(ACCOUNT, REGION)).unwrap().clusters[GUIDED].key.is_some()
+    let holds = || {
+        {
+            let simulator = simulator.lock().unwrap();
+            let world = simulator.world();
+            let clusters = &world.find::<Eks>(&Scope::new(ACCOUNT, REGION)).unwrap().clusters;
+            assert!(clusters[GUIDED].key.is_some(), "the secrets in the cluster are encrypted with a key of the site");
+        }
+        let before = tokens_of_cache(&simulator, &operator);
+        assert_eq!(before.len(), 1);
+        follower.about("secret rotate cache --no-gate -o json").expect(0);
+        let after = tokens_of_cache(&simulator, &operator);
+        assert!(after.len() == 2 && after[0] == before[0], "until the pods are replaced, they use the old one");
     };
-    managed_life((&operator, &follower), &managed, repository, pushed, records, is_encrypted);
+    managed_life((&operator, &follower), &managed, repository, pushed, records, holds);
     let simulator = simulator.lock().unwrap();
     assert_eq!(left(&simulator), Vec::<String>::new());
     let snapshots = simulator.world().find::<Rds>(&Scope::new(ACCOUNT, REGION)).unwrap().snapshots.len();

@@ -14,7 +14,8 @@ use crate::kinds::{list_by_tag, secret};
 use crate::resource::{Filter, Make, ObservedObject, Resource, State};
 use crate::tags::{self, Tags};
 
-/// A primary node and its replicas. Outputs: `name`, `arn`, `host`, `reader_host`, `port`.
+/// A primary node and its replicas. Outputs: `name`, `arn`, `host`, `reader_host`, `port`,
+/// `url`: the address without the token.
 pub(super) struct Group;
 
 /// The attributes of a cache. Its price depends on the class and the count of nodes, and on snapshots.
@@ -242,12 +243,16 @@ fn seen(id: &str, arn: String, group: Answer, node: Option<CacheCluster>, tags: 
     let shard = group.node_groups.unwrap_or_default().into_iter().next();
     let (primary, reader) = shard.map(|shard| (shard.primary_endpoint, shard.reader_endpoint)).unwrap_or_default();
     let port = primary.as_ref().and_then(|to| to.port);
+    let host = primary.and_then(|to| to.address);
+    let scheme = if spec.tls { "rediss" } else { "redis" };
+    let url = host.as_ref().zip(port).map(|(host, port)| format!("{scheme}://{host}:{port}"));
     ObservedObject::new(id, spec, tags)
         .output("name", Some(id))
         .output("arn", Some(arn))
-        .output("host", primary.and_then(|to| to.address))
+        .output("host", host)
         .output("reader_host", reader.and_then(|to| to.address))
         .output("port", port)
+        .output("url", url)
         .output(CHANGED, (changed != 0).then_some(changed))
         .state(state)
 }

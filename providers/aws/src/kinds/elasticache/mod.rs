@@ -50,6 +50,8 @@ pub(crate) static ROWS: &[Row] = &[
                 only(Permission::read("elasticache:ListTagsForResource"), HERE),
                 only(Permission::on(PUT, "elasticache:ModifyReplicationGroup"), HERE),
                 only(Permission::on(PUT, "elasticache:RemoveTagsFromResource"), NAMED),
+                // The first cache of an account creates it.
+                only(Permission::on(CREATE, "iam:CreateServiceLinkedRole"), OWN_ROLE),
                 // ElastiCache makes a grant of the key for itself, as the caller.
                 when(FOR_SERVICE, only(Permission::on(CREATE, "kms:CreateGrant"), KEYS)),
                 only(Permission::on(CREATE, "kms:DescribeKey"), KEYS),
@@ -67,6 +69,9 @@ pub(crate) static ROWS: &[Row] = &[
 const NAMED: &str = "arn:{$partition}:elasticache:{$region}:{$account}:*:{name}";
 /// An object, and the groups that the call also names.
 const HERE: &str = "arn:{$partition}:elasticache:{$region}:{$account}:*";
+/// The service-linked role of ElastiCache
+/// (<https://docs.aws.amazon.com/AmazonElastiCache/latest/dg/using-service-linked-roles.html>).
+const OWN_ROLE: &str = "arn:{$partition}:iam::{$account}:role/aws-service-role/elasticache.amazonaws.com/*";
 /// The signing name.
 const SERVICE: &str = "elasticache";
 

@@ -453,6 +453,27 @@ async fn account_at_a_registry_is_the_file_that_kubelets_read() {
     assert!(matches!(&changes[..], [one] if matches!(one.effect, Effect::InPlace)), "{changes:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn address_gets_its_password_only_in_the_secret_object() {
+    let Some(world) = World::new("address") else { return };
+    let password = json!({ "$secret": "key", "version": "1" });
+    let address = json!({ "$url": "rediss://cache.example.com:6379", "password": password });
+    let wanted = world.want("secret", "address", json!({ "type": "Opaque", "data": { "cache-url": address } }));
+    let recorded = world.create(&wanted).await;
+    let template = "go-template={{index .data \"cache-url\" | base64decode}}";
+    let text = inside(&world, &["get", "secret", "address", "-o", template]);
+    assert_eq!(text, format!("rediss://:{PLANTED}@cache.example.com:6379"));
+    let object = world.object(&wanted, &recorded).await;
+    assert!(!serde_json::to_string(&object).unwrap().contains(PLANTED));
+    let changes = world.provider.diff(&wanted, &recorded, &object);
+    assert!(changes.is_empty(), "{changes:?}");
+    for (member, value) in [("$url", "rediss://other.example.com:6379"), ("password/version", "2")] {
+        let spec = with(&wanted.spec, &format!("/data/cache-url/{member}"), json!(value));
+        let changes = world.provider.diff(&Wanted { spec, ..wanted.clone() }, &recorded, &object);
+        assert!(matches!(&changes[..], [one] if matches!(one.effect, Effect::InPlace)), "{member}: {changes:?}");
+    }
+}
+
 /// The value of a secret is in the Secret and nowhere else.
 #[tokio::test(flavor = "multi_thread")]
 async fn secret_value_is_stored_only_in_the_secret_object() {
