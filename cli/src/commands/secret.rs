@@ -35,8 +35,14 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
     let chosen = session.load(session.quiet())?;
     if what == RotatedSecret::Database && chosen.loaded.environment.database.kind == DatabaseKind::Sqlite {
         let error = anyhow::anyhow!("environment {} uses SQLite, which has no password", chosen.scope.name);
-        let hint = "its file is protected by its owner and permissions; the other credentials are `jwt`, `ca`, `backup` and `report`";
+        let hint = "its file is protected by its owner and permissions; the other credentials are `jwt`, `ca`, `acme`, `cache`, `backup` and `report`";
         return Err(Failure::usage("nothing_to_rotate", error).hint(hint));
+    }
+    if what == RotatedSecret::Cache && immediately {
+        let error = anyhow::anyhow!("a cache accepts its old password until the next rotation");
+        let hint =
+            "omit `--immediately`, and rotate twice: the second rotation ends the password from before the first";
+        return Err(Failure::usage("no_such_option", error).hint(hint));
     }
     let is_wanted = |recorded: &Recorded| match what {
         RotatedSecret::Jwt => is_part(recorded, &signing_key),

@@ -647,7 +647,8 @@ fn secrets(e: &Environment, site: &SiteSettings) -> BTreeMap<String, SecretRecip
         }
     }
     if e.cache.is_managed() && site.serves() {
-        generate.insert(CACHE_PASSWORD.to_owned(), SecretRecipe::Password(64));
+        // Not a password: ElastiCache refuses its underscores.
+        generate.insert(CACHE_PASSWORD.to_owned(), SecretRecipe::Random(32));
     }
     generate
 }

@@ -70,8 +70,10 @@ pub(crate) async fn applied(
                 return Err(invalid(format!("the password of `{address}` is not UTF-8")));
             };
             let user = value["username"].as_str().unwrap_or_default();
-            let file =
-                if is_registry { docker_config(&address, user, password) } else { with_password(&address, password) };
+            let file = match is_registry {
+                true => docker_config(&address, user, password),
+                false => with_password(&address, password).map_err(|why| invalid(format!("`data.{key}`: {why}")))?,
+            };
             versions.insert(key.clone(), value.clone());
             *value = Value::from(base64::engine::general_purpose::STANDARD.encode(file));
         }
@@ -110,8 +112,10 @@ fn docker_config(registry: &str, user: &str, password: &str) -> String {
 }
 
 /// An address with a generated password, which needs no escaping in a URL.
-fn with_password(address: &str, password: &str) -> String {
-    address.replacen("://", &format!("://:{password}@"), 1)
+fn with_password(address: &str, password: &str) -> Result<String, &'static str> {
+    let (scheme, rest) = address.split_once("://").ok_or("the address has no scheme")?;
+    let is_plain = password.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte));
+    if is_plain { Ok(format!("{scheme}://:{password}@{rest}")) } else { Err("the password is no part of a URL") }
 }
 
 /// The manifest that releases all fields of an object: it contains only the object's identity.

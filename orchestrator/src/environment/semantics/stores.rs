@@ -214,7 +214,9 @@ impl Checker<'_> {
             CacheKind::Memory => Some("the cache is in the memory of the servers"),
             CacheKind::Redis => None,
         };
-        let unused = without.or(cache.is_external().then_some("the servers connect to `cache.url`"));
+        let unused = without
+            .or(cache.is_external().then_some("the servers connect to `cache.url`"))
+            .or(cache.is_managed().then_some("`up` creates this Redis"));
         if let Some(cause) = unused {
             existing.iter().for_each(|path| self.error(path, cause, "remove it"));
         }

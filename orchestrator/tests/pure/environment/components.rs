@@ -184,7 +184,7 @@ fn managed_cache_has_its_own_password_and_the_servers_read_its_address_from_a_fi
     let [cache, secrets, server] = of(&managed);
     let usual = json!({ "memory_bytes": 1_000_000_000, "replicas": 0, "secrets": "secrets" });
     assert_eq!(cache, json!({ "kind": "redis", "managed": usual }));
-    assert_eq!(secrets["generate"]["cache-password"], json!({ "password": 64 }));
+    assert_eq!(secrets["generate"]["cache-password"], json!({ "random": 32 }));
     assert!(secrets["given"].get("cache-url").is_none(), "{secrets}");
     let config = &server["config"]["textnlp"]["cache"];
     assert_eq!((&config["kind"], config.get("url"), &server["cache"]), (&json!("redis"), None, &json!("cache")));

@@ -1046,6 +1046,7 @@ fn each_validation_rule_has_its_own_message() {
         (plus("cache: { kind: redis, url: \"rediss://h\" }\nnetwork: { private_ca: /etc/hosts }"), "note: `cache.url`: with TLS, the servers trust public authorities"),
         (plus("cache: { kind: redis, hosting: managed, url: \"redis://x\" }"), "this Redis is created by `up`"),
         (plus("cache: { kind: redis, hosting: managed, memory: 1KB }"), "`cache.memory`: it must be from 1 MiB to 1 TiB"),
+        (plus("cache: { kind: redis, hosting: managed, existing: r-1 }"), "`cache.existing`: `up` creates this Redis"),
         (plus("cache: { kind: redis, hosting: managed, replicas: 9 }"), "9 is out of range"),
         (plus("cache: { kind: redis, url: \"rediss://x\", memory: 1GB }"), "`cache.memory`: it is for a Redis that a cloud runs"),
         (plus("cache: { kind: redis, url: \"rediss://x\", replicas: 1 }"), "`cache.replicas`: it is for a Redis that a cloud runs"),

@@ -207,6 +207,7 @@ impl TokenTag {
 
 fn seen(id: &str, arn: String, group: Answer, node: Option<CacheCluster>, tags: Tags) -> ObservedObject<Spec> {
     let changed = group.auth_token_last_modified_date.map_or(0, |date| date.secs());
+    let is_rotating = group.pending_modified_values.as_ref().is_some_and(|next| next.auth_token_status.is_some());
     let token = tags.get(tags::SECRET).and_then(|tag| TokenTag::read(tag));
     let token = token.filter(|tag| changed == 0 || !tag.is_next && tag.changed == changed);
     let members = group.member_clusters.as_ref().map_or(0, Vec::len);
@@ -233,6 +234,7 @@ fn seen(id: &str, arn: String, group: Answer, node: Option<CacheCluster>, tags: 
     spec.security_groups = groups.collect();
     spec.security_groups.sort();
     let state = match group.status.as_deref().unwrap_or_default() {
+        "available" if is_rotating => State::Pending("changing its token".to_owned()),
         "available" | "snapshotting" => State::Ready,
         "deleting" => State::Deleting,
         "create-failed" => {

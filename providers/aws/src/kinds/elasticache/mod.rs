@@ -40,7 +40,7 @@ pub(crate) static ROWS: &[Row] = &[
             deadline: MINUTE.saturating_mul(90),
             typical: Some(MINUTE.saturating_mul(12)),
             permissions: &[
-                only(Permission::on(PUT, "elasticache:AddTagsToResource"), NAMED),
+                only(Permission::on(PUT, "elasticache:AddTagsToResource"), TAGGED),
                 only(Permission::on(CREATE, "elasticache:CreateReplicationGroup"), HERE),
                 only(Permission::on(PUT, "elasticache:DecreaseReplicaCount"), HERE),
                 only(Permission::on(DELETE, "elasticache:DeleteReplicationGroup"), NAMED),
@@ -67,6 +67,8 @@ pub(crate) static ROWS: &[Row] = &[
 
 /// The object itself: `replicationgroup:NAME`.
 const NAMED: &str = "arn:{$partition}:elasticache:{$region}:{$account}:*:{name}";
+/// A replication group and its nodes, `cluster:NAME-001`, which get its tags.
+const TAGGED: &str = "arn:{$partition}:elasticache:{$region}:{$account}:*:{name}*";
 /// An object, and the groups that the call also names.
 const HERE: &str = "arn:{$partition}:elasticache:{$region}:{$account}:*";
 /// The service-linked role of ElastiCache
