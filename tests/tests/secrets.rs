@@ -85,6 +85,7 @@ const COMMANDS: &[(&str, &[i32])] = &[
     ("secret rotate ca --env staging --yes --no-gate", &[0]),
     ("secret rotate database --env staging --yes --no-gate", &[2]),
     ("secret rotate cache --env staging --yes --no-gate", &[2]),
+    ("secret rotate cache --env staging --yes --immediately", &[2]),
     ("secret rotate backup --env staging --yes", &[0]),
     ("secret rotate report --env staging --yes", &[0]),
     ("audit export --env staging", &[0]),

@@ -271,6 +271,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn passwords_that_a_url_would_change_are_refused() {
+        let address = "rediss://cache.example.com:6379";
+        assert_eq!(with_password(address, "a-1.~_").unwrap(), "rediss://:a-1.~_@cache.example.com:6379");
+        for (address, password) in [(address, "a#b"), (address, "a/b"), (address, "ä"), ("cache:6379", "a")] {
+            assert!(with_password(address, password).is_err(), "{address} {password}");
+        }
+    }
+
+    #[test]
     fn a_controller_is_recognised_by_its_field_manager_too() {
         let row = crate::table::ROWS.iter().find(|row| row.kind == "Secret").expect("a row");
         let found = |manager: &str| {
