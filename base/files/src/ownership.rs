@@ -55,6 +55,9 @@ impl fmt::Display for Exposed {
     }
 }
 
+/// The bit of the mode by which only owners remove what is in a folder.
+const STICKY: u32 = 0o1000;
+
 impl Exposed {
     /// How to fix it: a shell command where one suffices.
     pub fn fix(&self) -> String {
@@ -65,6 +68,8 @@ impl Exposed {
                 format!("if you trust its content: {sudo}chown -h {} {path}", caller())
             }
             Exposure::Parent(_) => "use a folder whose parents belong to you or to root".to_owned(),
+            // A folder for everybody, such as `/tmp`.
+            Exposure::Writable(mode) if mode & STICKY != 0 => format!("use a folder of your own in {path}"),
             Exposure::Writable(_) => format!("chmod go-w {path}"),
             Exposure::Open(_) => format!("chmod 600 {path}"),
             Exposure::Link => format!("replace {path} by the folder that it leads to"),

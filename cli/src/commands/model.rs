@@ -564,7 +564,12 @@ fn summary_text(source: &str, s: &Summary) -> String {
         let _ = writeln!(text, "  makes      embeddings; it generates no text");
     } else {
         let _ = writeln!(text, "  executor   {}", executors_text(s));
-        let _ = writeln!(text, "  chat       {}", if s.chat_template { "has a template" } else { "no template" });
+        let chat = match s.chat_template {
+            Some(true) => "has a template",
+            Some(false) => "no template",
+            None => "unknown, because it is not downloaded: `textnlp-deploy model pull` does that",
+        };
+        let _ = writeln!(text, "  chat       {chat}");
     }
     let _ = writeln!(text, "  license    {}", s.license.as_deref().unwrap_or("not specified"));
     if let Some(digest) = &s.digest {

@@ -201,7 +201,13 @@ pub async fn rollback(
     let entry = match (to, &now) {
         (Some(number), _) => history.get(number).ok_or_else(|| no_entry(scope, number))?,
         (None, Some(now)) => history.before(now).ok_or_else(|| {
-            let error = anyhow::anyhow!("the release history of {} has no other release", scope.name);
+            let error = match history.entries.len() < 2 {
+                true => anyhow::anyhow!("the release history of {} has no other release", scope.name),
+                false => anyhow::anyhow!(
+                    "the releases of {} differ only in their settings, which a rollback does not restore",
+                    scope.name
+                ),
+            };
             Failure::usage("no_such_release", error).hint(scope.command("release history"))
         })?,
         (None, None) => {

@@ -496,7 +496,7 @@ impl<'a> DecisionBuilder<'_, 'a> {
             self.warnings.push(Problem::warning(
                 wanted.id.as_str(),
                 format!("it is unhealthy: {reason}"),
-                "see `textnlp-deploy explain`",
+                format!("see `textnlp-deploy explain {}`", wanted.id),
             ));
         }
         let Some(kind) = self.world.kind_of(wanted) else { return };

@@ -337,8 +337,7 @@ impl UrlSource {
 impl FromStr for UrlSource {
     type Err = ParseError;
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        const FIX: &str =
-            "write `secret:env:NAME`, or a URL without a password and the password as `password: secret:env:NAME`";
+        const FIX: &str = "write `secret:env:NAME`, with the whole address in the variable";
         if text.starts_with("secret:") || text.starts_with("${") {
             return text.parse().map(Self::Secret);
         }

@@ -151,7 +151,7 @@ impl Entry {
             bytes: self.parameters * 2,
             digest: None,
             license: Some(self.license.clone()),
-            chat_template: false,
+            chat_template: None,
             embeddings: false,
             quantization_error: None,
             footprints: self.footprints(),

@@ -61,8 +61,8 @@ pub struct Summary {
     pub digest: Option<Digest>,
     /// The licence, if the files say.
     pub license: Option<String>,
-    /// Whether the model knows how a conversation is written.
-    pub chat_template: bool,
+    /// Whether the model knows how a conversation is written; unknown without its files.
+    pub chat_template: Option<bool>,
     /// The model makes embeddings and generates no text.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub embeddings: bool,
@@ -147,7 +147,7 @@ impl Summary {
             files,
             digest,
             license,
-            chat_template,
+            chat_template: Some(chat_template),
             embeddings,
             quantization_error: None,
             footprints,

@@ -12,6 +12,7 @@ use super::{drive, failed, open, preflight, site as run, trusted, warn_if_unveri
 use crate::bundle_args::Install;
 use crate::clouds;
 use crate::commands::prelude::*;
+use crate::rerun_flags::quoted;
 use crate::signals;
 
 /// `bundle install`.
@@ -20,9 +21,11 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
     let mut bundle = open(&args.bundle)?;
     if bundle.manifest().kind == Kind::Delta {
         let error = anyhow::anyhow!("{} is an update: it contains only the changes since another bundle", args.bundle);
-        return Err(
-            Failure::usage("other_kind", error).hint(format!("textnlp-deploy bundle update apply {}", args.bundle))
-        );
+        let trust = args.trust.trust.iter().map(|key| format!(" --trust {}", quoted(key.as_str())));
+        let root = quoted(args.root.root.as_str());
+        let hint =
+            format!("textnlp-deploy bundle update apply {}{} --root {root}", args.bundle, trust.collect::<String>());
+        return Err(Failure::usage("other_kind", error).hint(hint));
     }
     let root = absolute(session, &args.root.root);
     let installation = Site::new(&root);

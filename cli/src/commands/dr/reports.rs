@@ -154,10 +154,14 @@ fn trend(reports: &[Report]) -> Vec<Value> {
         };
         let rto = sorted(same.iter().filter_map(|r| r.rto_s()).collect());
         let rpo = sorted(same.iter().map(|r| r.figures.findings.rpo_ms / 1000.0).collect());
+        let median = |sorted: &[f64]| {
+            let (low, high) = (sorted.get(sorted.len().checked_sub(1)? / 2)?, sorted.get(sorted.len() / 2)?);
+            Some(f64::midpoint(*low, *high))
+        };
         json!({
             "fault": fault, "site": site, "on": place, "drills": same.len(), "missed": same.iter().filter(|r| !r.missed.is_empty()).count(),
-            "last_rto_s": same.last().and_then(|r| r.rto_s()), "median_rto_s": rto.get(rto.len() / 2), "worst_rto_s": rto.last(),
-            "last_rpo_s": same.last().map(|r| r.figures.findings.rpo_ms / 1000.0), "median_rpo_s": rpo.get(rpo.len() / 2), "worst_rpo_s": rpo.last(),
+            "last_rto_s": same.last().and_then(|r| r.rto_s()), "median_rto_s": median(&rto), "worst_rto_s": rto.last(),
+            "last_rpo_s": same.last().map(|r| r.figures.findings.rpo_ms / 1000.0), "median_rpo_s": median(&rpo), "worst_rpo_s": rpo.last(),
             "lost": same.iter().map(|r| r.figures.findings.lost).sum::<u64>(),
         })
     };

@@ -124,7 +124,7 @@ pub(super) async fn restore_test(report: &mut Checks, deployment: &Deployment, l
             let verified = stored.iter().filter(ours).filter(|one| one.is_proven());
             let at = |one: &StoredBackup| one.proof.as_ref().map(|proof| proof.at);
             tests.extend(verified.filter_map(at).map(|at| (at, "a backup was restored and compared".to_owned())));
-            scope.command("backup verify BACKUP")
+            scope.command("backup verify")
         }
     };
     tests.extend(report::history(&scope.folder).0.iter().map(|drill| (drill.began, format!("drill {}", drill.id))));

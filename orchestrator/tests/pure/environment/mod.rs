@@ -548,7 +548,7 @@ mine.yaml:5:87: not yet: `database.password`: the variable `DB_PASSWORD` is not 
     check_more(
         "database: { kind: postgres, url: \"postgresql://u:hunter2@db/x\" }\n",
         expect![
-            "mine.yaml:5:34: error: `database.url`: this URL contains a password in plain text; write `secret:env:NAME`, or a URL without a password and the password as `password: secret:env:NAME`"
+            "mine.yaml:5:34: error: `database.url`: this URL contains a password in plain text; write `secret:env:NAME`, with the whole address in the variable"
         ],
     );
 }

@@ -113,17 +113,17 @@ fn models_are_summarised_without_buffers_and_copies() {
     let found = folder.inspect().unwrap();
     assert_eq!((found.family.as_str(), found.format, found.dtype.as_str()), ("gpt2", Format::Safetensors, "f32"));
     assert_eq!((found.layers, found.width, found.heads, found.kv_heads, found.head_dim), (1, 36, 3, 3, 12));
-    assert_eq!((found.context, found.vocab, found.chat_template), (24, 101, true));
+    assert_eq!((found.context, found.vocab, found.chat_template), (24, 101, Some(true)));
     assert_eq!(found.weights_bytes, 4 * found.parameters);
     assert!(serde_json::to_value(&found).unwrap().get("embeddings").is_none());
     assert_eq!(found.bytes, found.files.iter().map(|(_, bytes)| bytes).sum::<u64>());
     folder.write("tokenizer_config.json", r#"{"chat_template":null}"#);
-    assert!(!folder.inspect().unwrap().chat_template);
+    assert_eq!(folder.inspect().unwrap().chat_template, Some(false));
 
     let found = Folder::gguf("llama-q8_0.gguf").inspect().unwrap();
     assert_eq!((found.family.as_str(), found.format, found.dtype.as_str()), ("llama", Format::Gguf, "q8_0"));
     assert_eq!((found.layers, found.kv_heads, found.context, found.vocab), (2, 2, 96, 89));
-    assert!(found.chat_template && found.weights_bytes < 2 * found.parameters);
+    assert!(found.chat_template == Some(true) && found.weights_bytes < 2 * found.parameters);
 }
 
 #[test]
