@@ -35,7 +35,7 @@ pub async fn gate(session: &Session, args: &Gate, console: Console) -> Result<Su
     let kept = measure(session, &deployment, &running, (occasion(args), &args.audit), console).await?;
     let document =
         json!({ "environment": deployment.chosen.scope.name, "gate": document(&kept), "report": kept.report });
-    match kept.verdict(&deployment.chosen.scope.command("gate --again")) {
+    match kept.verdict(&deployment.chosen.scope.last("gate --again")) {
         Ok(()) => Ok(Success::new(text(&kept), document)),
         Err(failure) => {
             console.stream(&format!("{}\n", text(&kept)));
@@ -109,7 +109,7 @@ pub async fn measure(
     };
     // Other advisories are a reason to measure.
     let occasion = if given.is_some() && occasion == Occasion::Unmeasured { Occasion::Again } else { occasion };
-    let refresh = deployment.chosen.scope.command(&format!("gate --advisories {RUSTSEC}"));
+    let refresh = deployment.chosen.scope.last(&format!("gate --advisories {RUSTSEC}"));
     let checks = async {
         let advisories = (&sources, given.as_ref());
         let mut checks = audit::checks(deployment, &session.library, advisories.0, advisories.1, &refresh).await;

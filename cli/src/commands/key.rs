@@ -21,7 +21,7 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
             "environment {} is recorded but does not run on this machine: run the command where its server runs",
             chosen.scope.name
         ));
-        return Err(Failure::usage("not_up", error).hint(chosen.scope.same("up")));
+        return Err(Failure::usage("not_up", error).hint(chosen.scope.last_up()));
     }
     let admin = Admin::of(&chosen, &running);
     match command {

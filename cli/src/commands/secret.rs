@@ -181,7 +181,7 @@ pub async fn rotate(
     let (deployment, targets) = request(session, is_wanted, says, rotation, first, console).await?;
     let args = Up { no_gate, ..Up::default() };
     let went_up = up::up(session, &args, console).await;
-    let went_up = went_up.map_err(|failure| finished_by(&deployment.chosen.scope.command("up"), failure));
+    let went_up = went_up.map_err(|failure| finished_by(&deployment.chosen.scope.last_up(), failure));
     let left = match deployment.state().await {
         Ok(state) => rotation::pending(&state, &targets),
         Err(failure) => return Err(went_up.err().unwrap_or(failure)),
@@ -240,7 +240,7 @@ pub async fn request(
             if open.values().any(|open| open.intent.operation.resource == target.resource) {
                 let error = anyhow::anyhow!("an operation on `{}` is open", target.resource);
                 return Err(
-                    Failure::refused("operation_open", error).hint(format!("finish it first: {}", scope.command("up")))
+                    Failure::refused("operation_open", error).hint(format!("finish it first: {}", scope.last_up()))
                 );
             }
         }

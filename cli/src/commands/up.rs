@@ -92,7 +92,7 @@ pub async fn run(session: &Session, args: &Up, saved: Option<&Plan>, console: Co
         document["gate"] = gate::document(&evidence);
         document["report"] = json!(evidence.report);
         report = gate::text(&evidence);
-        verdict = evidence.verdict(&deployment.chosen.scope.command("gate --again"));
+        verdict = evidence.verdict(&deployment.chosen.scope.last("gate --again"));
     }
     document["seconds"] = json!((began.elapsed().as_secs_f64() * 10.0).round() / 10.0);
     let text = format!("{report}\n{}", how_to_reach(&deployment.chosen.scope, &running, prompt));

@@ -247,7 +247,7 @@ async fn found(
         return Ok([version, tests, changelog, image, tag, push, locked, runs, smoke, open(), open()]);
     };
     let removed = removed_at(environment, &running::state(scope).await?).await?;
-    let up = (scope.same("up"), StepCommand::UpStaging);
+    let up = (scope.last_up(), StepCommand::UpStaging);
     let runs = runs(&history, |entry| entry.applied.lock.runs_the_same(lock), removed, up);
     let (deployed, watch) = match production {
         None => {
@@ -347,7 +347,7 @@ async fn pushed(chosen: &ChosenEnvironment, lock: &Lock, progress: &dyn Progress
         };
         let pushes = pushes_image(environment, site);
         let next = match pushes {
-            true => chosen.scope.same("up"),
+            true => chosen.scope.last_up(),
             false => format!("push {image} to its registry"),
         };
         match updates::has_image(chosen, image, progress).await {
@@ -422,9 +422,9 @@ async fn smoke(chosen: &ChosenEnvironment, history: &Recorded, lock: &Lock) -> R
     Ok(match release::verified(chosen, history, Some(lock)).await? {
         Ok(kept) => Finding::Done(format!("open, measured {}: {}", kept.at.strftime("%Y-%m-%d %H:%M"), kept.report)),
         Err((blockers, next)) => {
-            let (why, next) = (blockers.join("; "), next.unwrap_or_else(|| chosen.scope.same("gate --again")));
+            let (why, next) = (blockers.join("; "), next.unwrap_or_else(|| chosen.scope.last("gate --again")));
             // With other settings than those that run, the gate is not measured.
-            let is_up = next == chosen.scope.same("up");
+            let is_up = next == chosen.scope.last_up();
             let command = if is_up { StepCommand::UpStaging } else { StepCommand::MeasureStaging };
             match gate::unmeasured(&chosen.loaded.environment) {
                 None => Finding::Runs(why, next, command),
@@ -445,7 +445,7 @@ async fn in_production(
     let history = release::recorded(scope)?;
     let is_this = |ran: &Lock| covers(lock, ran, environment).is_ok();
     let (next, command) = match production.lock()? {
-        Some(promoted) if is_this(&promoted) => (scope.same("up"), StepCommand::UpProduction),
+        Some(promoted) if is_this(&promoted) => (scope.last_up(), StepCommand::UpProduction),
         _ => {
             let words = format!("promote --from {} --to {}", staging.scope.name, scope.name);
             (scope.again.bare(&words), StepCommand::Promote)
@@ -482,7 +482,7 @@ fn watched(production: &ChosenEnvironment, state: &State, since: Timestamp, mark
     }
     let kept = match gate::stored(production, state) {
         Ok(kept) => kept.filter(|kept| kept.at > since && kept.outdated().is_none()),
-        Err(why) => return Finding::Open(why, scope.command("gate --again")),
+        Err(why) => return Finding::Open(why, scope.last("gate --again")),
     };
     let check = kept.and_then(|kept| kept.checks.into_iter().find(|check| check.name == AVAILABILITY));
     let window = environment.gates.availability_window;
@@ -493,7 +493,7 @@ fn watched(production: &ChosenEnvironment, state: &State, since: Timestamp, mark
         }
         check => {
             let why = check.map_or_else(|| format!("not measured since {since:.0}"), |check| check.to_string());
-            Finding::Open(why, format!("{}, then: {}", scope.command("probe --for 24h"), scope.command("gate --again")))
+            Finding::Open(why, format!("{}, then: {}", scope.command("probe --for 24h"), scope.last("gate --again")))
         }
     }
 }
@@ -643,7 +643,7 @@ fn may_be_watched(facts: &ReleaseFacts<'_>, lock: &Lock, now: Timestamp) -> Resu
     let phase = production.loaded.environment.phase;
     if PhaseDefinition::of(phase).check(AVAILABILITY).is_some() {
         let error = anyhow::anyhow!("`watch` is measured by the gate of phase {phase}, and not recorded by hand");
-        return Err(Failure::usage("unknown_step", error).hint(production.scope.command("gate --again")));
+        return Err(Failure::usage("unknown_step", error).hint(production.scope.last("gate --again")));
     }
     let history = release::recorded(&production.scope)?;
     let newest = history.newest().map_err(early)?;

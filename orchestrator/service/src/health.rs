@@ -131,7 +131,7 @@ fn last_gate(doctor: &mut Checks, deployment: &Deployment, state: &State) {
     if gate::unmeasured(&deployment.chosen.loaded.environment).is_some() {
         return;
     }
-    let again = scope.command("gate --again");
+    let again = scope.last("gate --again");
     match gate::stored(&deployment.chosen, state) {
         Err(why) => doctor.warning("gate", why, again),
         Ok(None) => doctor.warning("gate", "it was never measured", scope.command("gate")),

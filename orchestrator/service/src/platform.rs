@@ -52,9 +52,14 @@ impl Scope {
         self.again.same(verb, &self.name)
     }
 
-    /// The `up` command with the flags of the last one, so that it repairs and changes nothing else. Flags of this
-    /// session come first.
+    /// The `up` command with the flags of the last one, so that it repairs and changes nothing else.
     pub fn last_up(&self) -> String {
+        self.last("up")
+    }
+
+    /// A command with the flags of the last `up`: without them it would be about other settings than those that run.
+    /// Flags of this session come first.
+    pub fn last(&self, verb: &str) -> String {
         let last = settings::last_flags(&self.folder);
         let canonical = |file: &Option<String>| Utf8Path::new(file.as_deref()?).canonicalize_utf8().ok();
         let is_same = self.again.file.is_none() || canonical(&self.again.file) == canonical(&last.file);
@@ -63,7 +68,7 @@ impl Scope {
             again.file = again.file.or(last.file);
             again.changes = last.changes;
         }
-        again.same("up", &self.name)
+        again.same(verb, &self.name)
     }
 
     /// The command that completes an interrupted run.

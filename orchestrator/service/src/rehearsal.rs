@@ -258,7 +258,7 @@ impl<'a> Rehearsal<'a> {
         }
         let admin = Admin::of(chosen, running);
         let jobs = admin.site(running.serving().await).await?;
-        let release = applied_digest(&scope.folder).map_err(|failure| failure.hint(scope.same("up")))?;
+        let release = applied_digest(&scope.folder).map_err(|failure| failure.hint(scope.last_up()))?;
         Ok(Self { scope, jobs, instances, lineage: running.lineage, release, before })
     }
 
@@ -426,7 +426,7 @@ impl<'a> Rehearsal<'a> {
             // The command line is right; the running server refuses it, or is of a release without this command.
             let exit = if failure.exit == Exit::Usage { Exit::Refused } else { failure.exit };
             let hint = is_unknown_command(&failure)
-                .then(|| format!("deploy a release with this command first: {}", self.scope.same("up")));
+                .then(|| format!("deploy a release with this command first: {}", self.scope.last_up()));
             Failure { exit, code: "rehearsal", hint: hint.or(failure.hint), ..failure }
         })
     }

@@ -64,7 +64,7 @@ pub async fn promote(
     let at = evidence.as_ref().map(|evidence| evidence.at);
     if let Some(why) = needs.and(at).and_then(|at| order::too_old(&source.scope.name, at, Timestamp::now())) {
         blockers.push(why);
-        hint = Some(source.scope.same("gate --again"));
+        hint = Some(source.scope.last("gate --again"));
     }
     let promoted = match &proven {
         None => None,
@@ -124,8 +124,8 @@ pub(crate) async fn verified(
 ) -> Result<Result<StoredEvidence, Unverified>, Failure> {
     let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
     let name = &scope.name;
-    let up = Some(scope.same("up"));
-    let measure = Some(scope.same("gate --again"));
+    let up = Some(scope.last_up());
+    let measure = Some(scope.last("gate --again"));
     let no = |why: String, next: Option<String>| Ok(Err((vec![why], next)));
     if let Some(why) = gate::unmeasured(environment) {
         let why = format!("{why}, and only a release that passed its gate is promoted");

@@ -103,7 +103,7 @@ pub fn shut(outcome: &Outcome, scope: &Scope) -> Failure {
         "up {name}: the gate is not open, so the previous version was not removed: {}",
         stays.join(", ")
     ));
-    let (again, back) = (scope.same("up"), scope.command("rollback"));
+    let (again, back) = (scope.last_up(), scope.command("rollback"));
     Failure::new(Exit::GateShut, "gate_not_open", error).hint(format!(
         "measure again, and continue if it passes: {again} --gated\nroll back to the previous release: {back}\nremove the previous version without the gate: {again}"
     ))

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use textnlp_service::artifacts::LocalArtifacts;
-use textnlp_service::release;
+use textnlp_service::{RerunFlags, Scope, release};
 
 use super::recorded;
 use crate::args::{Global, Promote};
@@ -30,11 +30,11 @@ pub async fn promote(session: &Session, args: &Promote, console: Console) -> Res
     let here = LocalArtifacts { chosen: &target, server, progress: &progress }.read()?.program;
     let serves_here = target.loaded.environment.runs_here();
     let next = if here.digest == lock.server || !serves_here {
-        target.scope.same("up")
+        Scope { again: of_target(target.scope.again.clone()), ..target.scope.clone() }.last_up()
     } else {
         let file =
             release::program_of(&source.scope, &lock).await?.map_or_else(|| "FILE".to_owned(), |p| quoted(&p.path));
-        let again = rerun_flags::of(&Global { server: None, ..to.global.clone() });
+        let again = of_target(rerun_flags::of(&Global { server: None, ..to.global.clone() }));
         format!("{} --server {file}", again.same("up", &target.scope.name))
     };
     let mut text = format!("wrote {path}: the verified release of {}", source.scope.name);
@@ -63,4 +63,10 @@ pub async fn promote(session: &Session, args: &Promote, console: Console) -> Res
         "changed_limits": changed_limits, "baseline_copied": baseline.is_ok_and(|copied| copied),
     });
     Ok(Success::new(text, document))
+}
+
+/// The flags for the target: values that were set in this session are those of the source.
+fn of_target(mut flags: RerunFlags) -> RerunFlags {
+    flags.changes.retain(|(flag, _)| flag != "--set");
+    flags
 }

@@ -230,7 +230,7 @@ async fn scheduled(
             let file = settings::provisioned_file(folder);
             let error = anyhow::anyhow!("{file} does not name {to} yet: the `up` that sets it has not ended");
             return Err(
-                Failure::new(Exit::Failed, "not_ready", error).hint(format!("run it again: {}", scope.command("up")))
+                Failure::new(Exit::Failed, "not_ready", error).hint(format!("run it again: {}", scope.last_up()))
             );
         }
         _ => settings::Settings::default(),

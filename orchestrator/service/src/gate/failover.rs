@@ -39,7 +39,7 @@ pub(super) async fn check(
         // Before the next `up`, and after a rollback.
         Err(failure) if is_unknown_command(&failure) => {
             let why = "the running release does not report its database: deploy a release with this command";
-            check.waiting(environment, format_args!("{why}: {}", scope.same("up")))
+            check.waiting(environment, format_args!("{why}: {}", scope.last_up()))
         }
         Err(failure) => {
             check.unknown(environment, format_args!("the running database was not read: {:#}", failure.error))

@@ -63,7 +63,7 @@ pub fn unmeasured(environment: &Environment) -> Option<String> {
 pub fn is_measured(scope: &Scope, environment: &Environment, no_gate: bool, gated: bool) -> Result<(), Failure> {
     let Some(why) = unmeasured(environment).filter(|_| !no_gate || gated) else { return Ok(()) };
     let error = anyhow::anyhow!("{why}, so the gate cannot open; nothing was changed");
-    let hint = format!("deploy without the gate: {}", scope.same("up --no-gate"));
+    let hint = format!("deploy without the gate: {}", scope.last("up --no-gate"));
     Err(Failure::new(Exit::GateShut, "gate_not_measured", error).hint(hint))
 }
 
@@ -74,7 +74,7 @@ pub async fn runs_the_lock(chosen: &ChosenEnvironment) -> Result<(), Failure> {
     let Some(lock) = chosen.lock()? else {
         return Ok(());
     };
-    let runs = match applied(&scope.folder).map_err(|failure| failure.hint(scope.same("up")))? {
+    let runs = match applied(&scope.folder).map_err(|failure| failure.hint(scope.last_up()))? {
         Some(newest) => newest.lock.runs_the_same(&lock),
         // Provisioned before releases had a history.
         None => running::program(scope).await?.is_none_or(|program| program.digest == lock.server),
@@ -86,7 +86,7 @@ pub async fn runs_the_lock(chosen: &ChosenEnvironment) -> Result<(), Failure> {
         .context("the gate of the locked release cannot be measured, because another release is running");
     Err(Failure::new(Exit::GateShut, "release_not_applied", error).hint(format!(
         "deploy it: {}\nor show the differences: {}",
-        scope.same("up"),
+        scope.last_up(),
         scope.command("release diff")
     )))
 }
@@ -94,15 +94,15 @@ pub async fn runs_the_lock(chosen: &ChosenEnvironment) -> Result<(), Failure> {
 /// Evidence is stored under the digest of the configuration, so that must be what runs, too.
 pub fn runs_the_configuration(chosen: &ChosenEnvironment) -> Result<(), Failure> {
     let ChosenEnvironment { scope, loaded, .. } = chosen;
-    let newest = applied(&scope.folder).map_err(|failure| failure.hint(scope.same("up")))?;
+    let newest = applied(&scope.folder).map_err(|failure| failure.hint(scope.last_up()))?;
     if newest.is_none_or(|newest| newest.is_configured_as(&loaded.environment)) {
         return Ok(());
     }
     let error = anyhow::anyhow!("{}; nothing was measured", not_applied(scope));
     Err(Failure::new(Exit::GateShut, "settings_not_applied", error).hint(format!(
         "apply them: {}; after `up --site`, run it once for all sites\nor show them: {}",
-        scope.same("up"),
-        scope.same("plan")
+        scope.last_up(),
+        scope.last("plan")
     )))
 }
 
@@ -319,7 +319,7 @@ pub async fn measure(
         Occasion::WithinRun if runs_the_lock(chosen).await.is_err() => {
             Err("this run applies another release, of which nothing is recorded yet".to_owned())
         }
-        _ => changed_at(folder).map_err(|failure| format!("{:#}: {}", failure.error, scope.same("up"))),
+        _ => changed_at(folder).map_err(|failure| format!("{:#}: {}", failure.error, scope.last_up())),
     };
     if let Some(check) = definition.check(phases::AVAILABILITY) {
         progress.doing("reads the record of availability");
@@ -494,7 +494,7 @@ async fn keep(
     if locked.heads() != *before {
         locked.close().await.map_err(|error| deployment.failed(error))?;
         let error = anyhow::anyhow!("another run changed {} while its gate was measured", scope.name);
-        return Err(Failure::new(Exit::GateShut, "changed_meanwhile", error).hint(scope.command("gate --again")));
+        return Err(Failure::new(Exit::GateShut, "changed_meanwhile", error).hint(scope.last("gate --again")));
     }
     let what = format!("textnlp {} gate of {}, deployment {}, {}", kept.phase, scope.name, locked.lineage(), kept.at);
     write_signed(&scope.folder, &evidence(&scope.folder), &bytes, &what)?;

@@ -281,7 +281,7 @@ pub async fn enter(
     let promote = scope.again.bare(&format!("promote --from ENV --to {}", scope.name));
     let hint = format!(
         "promote a release of an environment of phase {before}: {promote}\nin an emergency: {} --reason TEXT",
-        scope.same("up --from-scratch")
+        scope.last("up --from-scratch")
     );
     Err(Failure::new(Exit::GateShut, "phase_not_entered", error).hint(hint))
 }

@@ -255,7 +255,7 @@ fn exemptions(report: &mut Checks, deployment: &Deployment, state: &State) {
     };
     let (open, ended): (Vec<_>, Vec<_>) = all.iter().partition(|recorded| counts(&recorded.exemption));
     for recorded in &open {
-        report.warning("waiver", recorded.text(now), scope.command("gate --again"));
+        report.warning("waiver", recorded.text(now), scope.last("gate --again"));
     }
     if open.is_empty() {
         report.well("waivers", format!("none counts now; {} ended", ended.len()));
@@ -422,7 +422,7 @@ fn installed_bundle(report: &mut Checks, library: &Library, deployment: &Deploym
 
 /// How a setting (`backup.enabled: true`) is changed for every later run.
 fn set(scope: &Scope, setting: &str) -> String {
-    format!("write `{}` into the environment file, then: {}", nested(setting), scope.command("up"))
+    format!("write `{}` into the environment file, then: {}", nested(setting), scope.last_up())
 }
 
 /// A setting as a file has it: `backup: { enabled: true }`.
