@@ -44,6 +44,7 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
             "omit `--immediately`, and rotate twice: the second rotation ends the password from before the first";
         return Err(Failure::usage("no_such_option", error).hint(hint));
     }
+    changes_nothing_else(&chosen, what, immediately)?;
     let is_wanted = |recorded: &Recorded| match what {
         RotatedSecret::Jwt => is_part(recorded, &signing_key),
         RotatedSecret::Acme => is_part(recorded, &account_key),
@@ -76,6 +77,27 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
         }
         _ => failure,
     })
+}
+
+/// Refuses a rotation where its `up` would apply other settings than those that run, which nobody approves with it.
+fn changes_nothing_else(chosen: &ChosenEnvironment, what: RotatedSecret, immediately: bool) -> Result<(), Failure> {
+    let ran = gate::runs_the_configuration(chosen);
+    if ran.err().is_none_or(|failure| failure.code != "settings_not_applied") {
+        return Ok(());
+    }
+    let scope = &chosen.scope;
+    let first = format!("apply them first: {}", scope.last_up());
+    let hint = match scope.again.changes.is_empty() {
+        true => {
+            let flag = if immediately { " --immediately" } else { "" };
+            let same = scope.last(&format!("secret rotate {}{flag}", name_of(what)));
+            format!("with the settings that run: {same}\nor {first}")
+        }
+        false => first,
+    };
+    let error = anyhow::anyhow!("the settings of {} have changes that `up` has not applied", scope.name)
+        .context("a rotation is an `up`, which would apply them too");
+    Err(Failure::refused("settings_not_applied", error).hint(hint))
 }
 
 /// Its name on the command line and in audit logs.
