@@ -174,7 +174,7 @@ fn table(rows: &[UsedVersion]) -> String {
             Security::Unknown { reason } => {
                 notes.push(format!("{kind} {name}: vulnerabilities are unknown: {reason}"));
             }
-            Security::Unaffected { .. } => {}
+            Security::Unaffected { by } => notes.push(format!("{kind} {name}: no vulnerability is known by the {by}")),
         }
     }
     // Several settings may name one image.
