@@ -183,6 +183,7 @@ fn cluster_site(e: &Environment, site: &SiteSettings) -> ClusterSite {
             pod: None,
         },
         bucket_identity: None,
+        cache: None,
         node_autoscaler: None,
     }
 }

@@ -62,6 +62,9 @@ pub struct ClusterSite {
     /// How the servers' pods sign in to buckets, where the cluster's provider gives them an identity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bucket_identity: Option<BucketIdentity>,
+    /// The cache that the cluster's cloud runs, where it is not one at Redis's port with a password that is generated here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CloudCache>,
     /// The autoscaler of nodes, where it is one of the site's objects; otherwise the cluster has one, or its nodes are fixed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_autoscaler: Option<NodeAutoscaler>,
@@ -89,9 +92,18 @@ impl ClusterSite {
             nodes: None,
             node_choice: NodeChoice::default(),
             bucket_identity: None,
+            cache: None,
             node_autoscaler: None,
         }
     }
+}
+
+/// A cache of a cloud that generates its password: its part [`CACHE_PART`](crate::component::CACHE_PART) has the output `password`, a
+/// reference to a secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloudCache {
+    /// The TCP port that it listens on.
+    pub port: u16,
 }
 
 /// The password of a registry among the secrets of a site.

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use textnlp_provider::{Error, ErrorKind, Health, Object, Operation, Outputs, Result, SecretRef, SecretStore, Spec};
 
+use crate::api::encode;
 use crate::fields::{self, Owner, PathSegment};
 use crate::identity::{self, ObjectLocation};
 use crate::ready::Ready;
@@ -109,9 +110,9 @@ fn docker_config(registry: &str, user: &str, password: &str) -> String {
     json!({ "auths": { (registry): { "username": user, "password": password, "auth": basic } } }).to_string()
 }
 
-/// An address with a generated password, which needs no escaping in a URL.
+/// An address with a password.
 fn with_password(address: &str, password: &str) -> String {
-    address.replacen("://", &format!("://:{password}@"), 1)
+    address.replacen("://", &format!("://:{}@", encode(password)), 1)
 }
 
 /// The manifest that releases all fields of an object: it contains only the object's identity.
@@ -265,6 +266,12 @@ pub(crate) fn outputs(row: &Row, raw: &Value) -> Outputs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_password_is_escaped_in_an_address() {
+        let address = with_password("rediss://r.example.com:10000", "aB1/+=~");
+        assert_eq!(address, "rediss://:aB1%2F%2B%3D~@r.example.com:10000");
+    }
 
     #[test]
     fn a_controller_is_recognised_by_its_field_manager_too() {

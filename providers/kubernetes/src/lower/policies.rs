@@ -134,7 +134,10 @@ impl Lowering<'_> {
         let cache = workload.config.pointer("/textnlp/cache").filter(|cache| cache["kind"] == "redis");
         let cache = cache.map_or(Vec::new(), |cache| match cache["url"].as_str() {
             Some(url) => hosts(url),
-            None => vec![(Host::Any, REDIS_PORT)],
+            None => {
+                let managed = self.cluster.cache.as_ref().filter(|_| workload.cache.is_some());
+                vec![(Host::Any, managed.map_or(REDIS_PORT, |cache| cache.port))]
+            }
         });
         let mut made = Vec::new();
         for (part, name, pods, to) in [
