@@ -62,9 +62,9 @@ pub struct ClusterSite {
     /// How the servers' pods sign in to buckets, where the cluster's provider gives them an identity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bucket_identity: Option<BucketIdentity>,
-    /// The cache that the cluster's cloud runs, where it is not one at Redis's port with a password that is generated here.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cache: Option<CloudCache>,
+    /// What the cloud decides about a cache that it runs.
+    #[serde(default, skip_serializing_if = "CloudCache::is_usual")]
+    pub cache: CloudCache,
     /// The autoscaler of nodes, where it is one of the site's objects; otherwise the cluster has one, or its nodes are fixed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_autoscaler: Option<NodeAutoscaler>,
@@ -92,18 +92,28 @@ impl ClusterSite {
             nodes: None,
             node_choice: NodeChoice::default(),
             bucket_identity: None,
-            cache: None,
+            cache: CloudCache::default(),
             node_autoscaler: None,
         }
     }
 }
 
-/// A cache of a cloud that generates its password: its part [`CACHE_PART`](crate::component::CACHE_PART) has the output `password`, a
-/// reference to a secret.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// See [`ClusterSite::cache`]. The outputs are those of its part [`CACHE_PART`](crate::component::CACHE_PART).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CloudCache {
-    /// The TCP port that it listens on.
-    pub port: u16,
+    /// The port of its address; `None` is that of Redis.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Whether the cloud generates its password: the output `login` is a reference to it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_login: bool,
+}
+
+impl CloudCache {
+    /// Whether the cloud decides nothing.
+    pub fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// The password of a registry among the secrets of a site.

@@ -1,17 +1,17 @@
 //! Azure Managed Redis: a cluster and its one database (<https://learn.microsoft.com/rest/api/redis/redisenterprisecache/>). Azure Cache
 //! for Redis takes no new caches since 2026-10-01 (Yellow-Dog-Man/Resonite-Issues#7276).
 //!
-//! The service generates the keys of a database. A read stores the primary one among the secrets of the deployment, and its output is a
-//! reference: states, plans and logs have no key.
+//! The service generates the keys of a database. Its output is a reference to the primary one, which is read again when it is used:
+//! states, plans, logs and the folder of an environment have no key.
 
 use async_trait::async_trait;
 use reqwest::Method;
 use serde_json::{Value, json};
+use textnlp_cloud::State;
 use textnlp_cloud::document::last;
 use textnlp_cloud::names::hash;
-use textnlp_cloud::{ObservedObject, State};
 use textnlp_provider::{
-    Error, ErrorKind, Identity, Kind, Outputs, Pricing, Result, Secret, SecretName, SecretRef, SecretVersion, Spec,
+    Error, ErrorKind, Identity, Kind, Outputs, Pricing, Result, Secret, SecretName, SecretRef, SecretVersion,
 };
 
 use super::{delete, put, read};
@@ -26,6 +26,8 @@ const VERSION: &str = "2025-07-01";
 pub(crate) const PORT: u16 = 10_000;
 /// The name that the one database of a cluster has.
 pub(crate) const DATABASE: &str = "default";
+/// The start of the name of a key among secrets; the id of the database follows.
+pub(crate) const SECRETS: &str = "azure-redis:";
 const AGAIN: &str =
     "write `cache.kind: none`, run `up`, and write the new setting then: what the cache holds is computed again";
 
@@ -88,7 +90,7 @@ impl RestKind for Cluster {
     };
 }
 
-/// A database. Outputs: `id`, `name`, `url`: its address without the password, and `password`: a reference to its primary key.
+/// A database. Outputs: `id`, `name`, `url`: its address without the password, and `login`: a reference to its primary key.
 struct Database;
 
 #[async_trait]
@@ -121,7 +123,8 @@ impl RestKind for Database {
         document["$host"] = cluster["properties"]["hostName"].clone();
         let has_keys = document["properties"]["accessKeysAuthentication"] == "Enabled";
         if has_keys && state(Self::TABLE, &document) == State::Ready {
-            document["$key"] = json!(stored_key(api, id).await?);
+            let key = primary_key(api, id).await?;
+            document["$login"] = json!(login(id, &key));
         }
         Ok(Some(document))
     }
@@ -130,8 +133,8 @@ impl RestKind for Database {
         if let Some(host) = document["$host"].as_str() {
             outputs.insert("url".to_owned(), json!(format!("rediss://{host}:{PORT}")));
         }
-        if let Some(key) = document.get("$key") {
-            outputs.insert("password".to_owned(), key.clone());
+        if let Some(login) = document.get("$login") {
+            outputs.insert("login".to_owned(), login.clone());
         }
     }
 
@@ -141,24 +144,24 @@ impl RestKind for Database {
         let call = Call::new(Method::POST, format!("{id}/regenerateKey"), VERSION).body(which);
         Ok(api.send(call.saying("replace the key of", last(cluster_of(id)))).await?.pending)
     }
+}
 
-    async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<Pending>> {
-        api.session.secrets.delete(&secret_name(&seen.id)).await?;
-        Ok(api.send(Call::new(Method::DELETE, &seen.id, VERSION)).await?.pending)
+/// The primary key of a database.
+pub(crate) async fn primary_key(api: &Api, id: &str) -> Result<Secret> {
+    let call = Call::new(Method::POST, format!("{id}/listKeys"), VERSION);
+    match api.send(call.saying("read the key of", last(cluster_of(id)))).await?.body["primaryKey"].take() {
+        Value::String(key) => Ok(Secret::new(key)),
+        _ => {
+            let error = Error::new(ErrorKind::Unavailable, "read the key of", last(cluster_of(id)));
+            Err(error.because("the answer has no key"))
+        }
     }
 }
 
-/// Reads the primary key and stores it. Its version is a short hash, which tells nothing of a key with 256 random bits.
-async fn stored_key(api: &Api, id: &str) -> Result<SecretRef> {
-    let call = Call::new(Method::POST, format!("{id}/listKeys"), VERSION);
-    let mut answer = api.send(call.saying("read the key of", last(cluster_of(id)))).await?.body;
-    let Value::String(key) = answer["primaryKey"].take() else {
-        let error = Error::new(ErrorKind::Unavailable, "read the key of", last(cluster_of(id)));
-        return Err(error.because("the answer has no key"));
-    };
-    let (name, version) = (secret_name(id), SecretVersion(hash(&key)));
-    api.session.secrets.put(&name, &version, &Secret::new(key)).await?;
-    Ok(SecretRef { name, version })
+/// The reference to a key. Its version is a short hash, which tells nothing of a key with 256 random bits.
+fn login(id: &str, key: &Secret) -> SecretRef {
+    let version = SecretVersion(hash(key.expose_text().unwrap_or_default()));
+    SecretRef { name: SecretName(format!("{SECRETS}{id}")), version }
 }
 
 /// The id of the cluster of a database.
@@ -166,24 +169,20 @@ fn cluster_of(id: &str) -> &str {
     id.rsplitn(3, '/').nth(2).unwrap_or(id)
 }
 
-/// The name of the key of a database among the secrets of the deployment.
-fn secret_name(id: &str) -> SecretName {
-    SecretName(format!("azure/{}", last(cluster_of(id)).to_ascii_lowercase()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn an_address_has_no_key() {
-        let id = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Cache/redisEnterprise/R/databases/default";
-        assert_eq!(secret_name(id), SecretName("azure/r".to_owned()));
+    fn outputs_have_the_address_and_a_reference_to_the_key() {
+        let id = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Cache/redisEnterprise/r/databases/default";
+        let [first, second] = ["a key", "another key"].map(|key| login(id, &Secret::new(key)));
+        assert!(first.name == second.name && first.version != second.version, "a replaced key has another version");
         let mut outputs = Outputs::new();
-        let key = SecretRef { name: secret_name(id), version: SecretVersion("1".to_owned()) };
-        let document = json!({ "$host": "r.westeurope.redis.azure.net", "$key": key });
+        let document = json!({ "$host": "r.westeurope.redis.azure.net", "$login": first });
         Database::outputs(id, &document, &mut outputs);
         assert_eq!(outputs["url"], json!("rediss://r.westeurope.redis.azure.net:10000"));
-        assert_eq!(outputs["password"], json!({ "$secret": "azure/r", "version": "1" }));
+        assert_eq!(outputs["login"]["$secret"], json!(format!("{SECRETS}{id}")));
+        assert!(!outputs["login"].to_string().contains("a key"), "{outputs:?}");
     }
 }

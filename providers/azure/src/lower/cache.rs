@@ -149,8 +149,8 @@ mod tests {
     fn pods_get_the_port_and_the_key_of_the_service() {
         let cluster = textnlp_provider::cluster::ClusterSite::of("textnlp");
         let site = textnlp_provider::Site { cluster: Some(Box::new(cluster)), ..site(false) };
-        let inside = crate::inside(&redis(1, 0), &site).unwrap().1.cluster.unwrap().cache.unwrap();
-        assert_eq!(inside.port, 10_000);
+        let inside = crate::inside(&redis(1, 0), &site).unwrap().1.cluster.unwrap().cache;
+        assert_eq!((inside.port, inside.has_login), (Some(10_000), true));
     }
 
     #[test]
