@@ -20,7 +20,7 @@ use crate::operation::Pending;
 use crate::row::{Field, Form, LOCATION, Marks, Rest, RestKind, Table, Update, state};
 use crate::table::{MINUTE, Row, kind};
 
-/// The first version in which a cluster has no public address.
+/// The first version that keeps a cluster from having a public address (MicrosoftLearning/mslearn-azure-ai#200).
 const VERSION: &str = "2025-07-01";
 /// The port of every database: <https://learn.microsoft.com/azure/redis/overview>.
 pub(crate) const PORT: u16 = 10_000;
@@ -102,7 +102,7 @@ impl RestKind for Database {
         constants: &[
             ("/properties/port", "10000"),
             ("/properties/clientProtocol", "\"Encrypted\""),
-            // The servers know no slots, and read several keys at once.
+            // One address for all keys: the servers know no slots.
             ("/properties/clusteringPolicy", "\"EnterpriseCluster\""),
         ],
         fields: &[

@@ -84,8 +84,8 @@ pub(crate) const SPECIALS: &[Special] = &[
         request: "",
         answer: "redisenterprise.models AccessKeys",
         handler: |cloud, call| {
-            let body = with_keys(cloud, call)?;
-            Ok(Answer::ok(body.pointer(KEYS).cloned().unwrap_or_default()))
+            let database = cloud.objects.get(&call.key).ok_or_else(|| missing(call.id()))?;
+            Ok(Answer::ok(database.body.pointer(KEYS).cloned().unwrap_or_default()))
         },
     },
     Special {
@@ -99,21 +99,30 @@ pub(crate) const SPECIALS: &[Special] = &[
 ];
 
 pub(crate) const LEDGER: &[Behaviour] = &[
-    rule(
-        "a cluster has one database, default, at port 10000",
-        Source::Documentation("https://learn.microsoft.com/azure/redis/overview"),
-    ),
+    rule("a cluster has one database, which is called default", Source::Report("Azure/bicep-types-az#1458")),
     rule(
         "names have 1 to 60 letters, digits and single inner hyphens",
         Source::Documentation(
             "https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules#microsoftcache",
         ),
     ),
+    rule(
+        "a request for a cluster says whether it has public network access: 400 BadRequest",
+        Source::Report("MicrosoftLearning/mslearn-azure-ai#200"),
+    ),
+    rule(
+        "sizes of Azure Cache for Redis Enterprise are refused: 400 BadRequest",
+        Source::Report("MicrosoftLearning/mslearn-azure-ai#200"),
+    ),
     rule("access keys are disabled unless a request enables them", Source::Report("bsarkarlabs-stack/bff-demo#76")),
-    rule("keys of a database that accepts none are not listed: 400", Source::Assumed),
+    rule("one writer a cluster and its database: 409 Conflict", Source::Report("Azure/bicep-types-az#1760")),
+    rule("a failed creation leaves the cluster in Failed", Source::Report("Azure/azure-sdk-for-net#30766")),
     rule("the clustering policy of a database does not change", Source::Model),
-    rule("one writer a cluster and its database: 409 Conflict", Source::Assumed),
     rule("a key is another one when its regeneration ends", Source::Model),
+    rule(
+        "a PUT of a cluster that is there changes nothing",
+        Source::LeftOut("changes are PATCH: Azure/azure-service-operator#2009"),
+    ),
     rule(
         "a region without capacity accepts a creation, and fails it minutes later with OperationFailed",
         Source::LeftOut("NVIDIA/OSMO#1167 tells no more than of any operation that fails"),
@@ -131,6 +140,10 @@ fn is_cluster_name(name: &str) -> bool {
 fn accept_cluster(_: &mut Cloud, call: &Call, _: Option<&Value>, body: &mut Value) -> Result<(), Problem> {
     if text(body, "/properties/publicNetworkAccess").is_empty() {
         return Err(bad("BadRequest", "The property 'publicNetworkAccess' is required."));
+    }
+    if text(body, "/sku/name").starts_with("Enterprise") {
+        let message = "Creation of new Azure Cache for Redis Enterprise resources is no longer supported.";
+        return Err(bad("BadRequest", message));
     }
     let location = text(body, "/location").replace(' ', "").to_lowercase();
     let host = format!("{}.{location}.redis.azure.net", call.name().to_lowercase());
@@ -157,17 +170,10 @@ fn key(cloud: &Cloud) -> String {
     format!("{}+/{}=", cloud.random.hex(20), cloud.random.hex(21))
 }
 
-/// A database whose keys are accepted, with its keys.
-fn with_keys(cloud: &Cloud, call: &Call) -> Result<Value, Problem> {
-    let body = cloud.objects.get(&call.key).map(|one| one.body.clone()).ok_or_else(|| missing(call.id()))?;
-    match text(&body, "/properties/accessKeysAuthentication") {
-        "Enabled" => Ok(body),
-        _ => Err(bad("BadRequest", "Access keys authentication is disabled for the database.")),
-    }
-}
-
 fn regenerate(cloud: &mut Cloud, call: &Call) -> Result<Answer, Problem> {
-    with_keys(cloud, call)?;
+    if !cloud.objects.contains_key(&call.key) {
+        return Err(missing(call.id()));
+    }
     let holds = call.parent();
     if let Some(running) = cloud.running(&holds).cloned() {
         return Err(kinds::busy(cloud, call, &running));

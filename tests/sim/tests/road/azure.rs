@@ -177,8 +177,8 @@ fn a_site_is_made_in_an_empty_subscription_answers_and_is_removed_with_everythin
 fn key_of_cache(cloud: &AzureCloud, operator: &Operator) -> String {
     let (host, key) = {
         let world = cloud.world();
-        let of = |end: &str| world.objects.iter().find(|(id, _)| id.contains("/redisenterprise/") && id.ends_with(end));
-        let (id, database) = of("/databases/default").unwrap();
+        let is_database = |id: &str| id.contains("/redisenterprise/") && id.ends_with("/databases/default");
+        let (id, database) = world.objects.iter().find(|(id, _)| is_database(id)).unwrap();
         let cluster = &world.objects[id.trim_end_matches("/databases/default")];
         let host = cluster.body["properties"]["hostName"].as_str().unwrap().to_owned();
         (host, database.body["$keys"]["primaryKey"].as_str().unwrap().to_owned())
