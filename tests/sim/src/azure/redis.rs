@@ -26,7 +26,7 @@ pub(crate) const KINDS: &[Kind] = &[
             "redisenterprise.models ClusterList",
         ],
         styles: [Style::Both, Style::Both, Style::Both],
-        seconds: [600, 300, 300],
+        seconds: [300, 120, 120],
         is_name: is_cluster_name,
         kept: &["/kind", "/properties/hostName", "/properties/redisVersion"],
         defaults: &[
