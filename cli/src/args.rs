@@ -697,9 +697,9 @@ pub enum SecretCommand {
     /// Replace a generated credential and run `up`
     ///
     /// The old one stays accepted: the signing key until the last token that it signed has ended, the authority for 30
-    /// days beside the new one in the CA file, the password of a cache until the next rotation. A database password has
-    /// no such time. The keys of backups and reports are replaced without an `up`, except for backups that a cluster
-    /// makes.
+    /// days beside the new one in the CA file, the password of a cache on AWS until the next rotation. A database
+    /// password has no such time. The keys of backups and reports are replaced without an `up`, except for backups
+    /// that a cluster makes.
     #[command(after_help = "Examples:\n  \
         textnlp-deploy secret rotate jwt --env staging                 replace the key that signs tokens\n  \
         textnlp-deploy secret rotate jwt --env staging --immediately   the same after a leak\n  \
@@ -738,7 +738,7 @@ pub enum RotatedSecret {
     Report,
     /// The key of the account at a public certificate authority; the certificate stays
     Acme,
-    /// The password of a Redis that a cloud runs; the old one is accepted until the next rotation
+    /// The password of a Redis that a cloud runs; on AWS the old one is accepted until the next rotation, on Azure it ends at once
     Cache,
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use textnlp_azure::{Access, Azure, CAPABILITIES, CLUSTER, cluster_id, cluster_name, inside, models_container};
+use textnlp_cloud::WithGenerated;
 use textnlp_kubernetes::endpoint;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, TokenSource};
@@ -63,7 +64,9 @@ fn provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
     let Context { secrets, environment, site, .. } = context;
     let access = access(environment, site, &region(environment, site)?);
     let outer = Arc::new(Azure::new(access.clone(), secrets.clone()).pushing(Arc::new(OwnImage::new()?)));
-    managed::provider(context, outer, inside, clusters(access)?)
+    // The key of a cache, for its Secret in the cluster.
+    let secrets = Arc::new(WithGenerated::new(outer.clone(), secrets.clone()));
+    managed::provider(&context.with_secrets(secrets), outer, inside, clusters(access)?)
 }
 
 fn operations(context: &Context<'_>) -> anyhow::Result<Arc<dyn Operations>> {

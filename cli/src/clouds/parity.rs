@@ -252,6 +252,7 @@ const VARIATIONS: &[Variation] = &[
     ),
     variation("azure", "a mailbox in `monitoring.receivers`", MAILBOX),
     variation("azure", "`budget.monthly`", BUDGET),
+    variation("azure", "`cache.hosting: managed`", &["cache.kind=redis", "cache.hosting=managed"]),
     variation("azure", "`database.replica_region`", &["database.replica_region=northeurope"]),
     variation("azure", "`maintenance`", &["maintenance={ day: sunday, at: \"03:00\", hours: 4 }"]),
     variation("azure", "`storage.replicate_to`", &["storage.replicate_to=northeurope"]),

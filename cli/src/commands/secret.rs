@@ -79,7 +79,7 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
     })
 }
 
-/// Refuses a rotation where its `up` would apply other settings than those that run, which nobody approves with it.
+/// Refuses a rotation whose `up` would apply other settings than those that run: the operator approves only the rotation.
 fn changes_nothing_else(chosen: &ChosenEnvironment, what: RotatedSecret, immediately: bool) -> Result<(), Failure> {
     let ran = gate::runs_the_configuration(chosen);
     if ran.err().is_none_or(|failure| failure.code != "settings_not_applied") {

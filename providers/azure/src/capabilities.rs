@@ -2,13 +2,14 @@
 
 use textnlp_provider::capabilities::Capability::*;
 use textnlp_provider::capabilities::{Capabilities, RuntimeSupport, Setting, Store};
-use textnlp_provider::cluster::{TaintEffect, Toleration, TolerationOperator};
+use textnlp_provider::cluster::{CloudCache, TaintEffect, Toleration, TolerationOperator};
 use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::settings::{
-    DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
+    CacheKind, DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
 };
 use textnlp_provider::{Component, Site};
 
+use crate::kinds::redis::PORT;
 use crate::lower::{NODES_PART, bucket_identity};
 use crate::tables::machines::NODES;
 
@@ -32,6 +33,9 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
             effect: Some(TaintEffect::NoSchedule),
         });
     }
+    if let Some(cluster) = &mut site.cluster {
+        cluster.cache = CloudCache { port: Some(PORT), has_login: true };
+    }
     let identity = bucket_identity(component, &site);
     if let Some(cluster) = site.cluster.as_mut().filter(|cluster| !cluster.existing) {
         cluster.bucket_identity = identity;
@@ -47,6 +51,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Database(DatabaseKind::Postgres, Some(Hosting::Managed)),
             Database(DatabaseKind::Postgres, Some(Hosting::External)),
             Database(DatabaseKind::Postgres, Some(Hosting::Cluster)),
+            Cache(CacheKind::Redis, Some(Hosting::Managed)),
             Tls(TlsMode::LocalCa),
             Tls(TlsMode::Existing),
             Failover(Failover::Manual),

@@ -47,6 +47,15 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
         ],
         "azure.registry" => vec![CostLine::unpriced("Container Registry", "a registry and its images", UNRECORDED)],
         "azure.key" => vec![CostLine::unknown("Key Vault", "operations with the key", "by use")],
+        "azure.redis" => {
+            let is_replicated = text("high_availability") == "Enabled";
+            let replica = if is_replicated { ", with a replica" } else { "" };
+            vec![CostLine::unpriced("Azure Managed Redis", format!("{}{replica}", text("sku")), UNRECORDED)]
+        }
+        "azure.endpoint" => vec![
+            CostLine::unpriced("Virtual Network", "a private endpoint", UNRECORDED),
+            CostLine::unknown("Virtual Network", "data through the private endpoint", "by use"),
+        ],
         "azure.database-server" => {
             let standby = if text("standby") == "Disabled" { "" } else { ", with a standby" };
             let is_replica = spec.get("source").is_some_and(|source| !source.is_null());

@@ -11,7 +11,7 @@ use textnlp_cloud::tags::{self, Tags};
 use textnlp_provider::{Declaration, Declare, Plugin, SUBSCRIPTION_SCOPE, Tool, Within};
 
 use crate::api::Api;
-use crate::row::{Form, Rest, RestKind, Table};
+use crate::row::{Rest, RestKind, Table};
 
 /// The type of every object in Terraform.
 const RESOURCE: &str = "azapi_resource";
@@ -109,7 +109,7 @@ fn terraform(table: &Table, id: &str, mut document: Value) -> Declaration {
     body.insert("parent_id".to_owned(), json!(place.parent));
     body.insert("name".to_owned(), json!(last(id)));
     let mut hidden = json!({});
-    for field in table.fields.iter().filter(|field| matches!(field.form, Form::Secret)) {
+    for field in table.secrets() {
         // It is sent, and neither stored nor compared.
         if let Some(secret) = get(&document, field.member).cloned() {
             set(&mut hidden, field.member, secret);

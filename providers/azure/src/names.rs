@@ -46,6 +46,13 @@ pub(crate) fn server(site: &Site, part: &str) -> String {
     format!("{}-{}", of(site, part, 50), unique(site, part))
 }
 
+/// The name of a Redis, of at most 60 characters without two hyphens in a row, unique in its region
+/// (<https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules#microsoftcache>).
+pub(crate) fn redis(site: &Site) -> String {
+    let name = server(site, "cache");
+    name.split('-').filter(|word| !word.is_empty()).collect::<Vec<_>>().join("-")
+}
+
 /// The name of a workbook, which is a GUID.
 pub(crate) fn workbook(site: &Site) -> String {
     guid(&format!("{}/workbook", group(site)))
@@ -76,6 +83,8 @@ mod tests {
         assert!(storage.len() <= 24 && storage.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()));
         assert!(vault(&site).len() <= 15);
         assert!(server(&site, "database").len() <= 63 && server(&site, "replica") != server(&site, "database"));
+        let long = Site { environment: "a--b".parse().unwrap(), name: "c".repeat(20).parse().unwrap(), ..site.clone() };
+        assert!(redis(&long).len() <= 60 && !redis(&long).contains("--"), "{}", redis(&long));
         assert!(group(&site).ends_with("/resourceGroups/textnlp-staging-main"));
     }
 }

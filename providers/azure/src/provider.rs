@@ -4,17 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use textnlp_cloud::{ImageSource, Images, NoSecrets, Work, region_of};
+use textnlp_cloud::{GeneratesSecrets, ImageSource, Images, NoSecrets, Work, region_of};
 use textnlp_provider::connect::Bearer;
 use textnlp_provider::{
     Billed, BilledRequest, CloudId, Component, CostLine, Declaration, Declare, FieldChange, Handle, Kind, KindName,
     Leftovers, Lineage, Object, Observed, Operation, PlannedObject, PolicyDocument, PolicyRequest, Problem, Problems,
-    Progress, Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, Spec, Sweep, Wanted,
+    Progress, Provider, Recorded, ResourceId, Result, Scope, Secret, SecretStore, Site, Spec, Sweep, Wanted,
 };
 use tokio::sync::OnceCell;
 
 use crate::access::{Access, Identity};
 use crate::api::Api;
+use crate::kinds::redis;
 use crate::{billed, costs, lower, policy, preflight, sweep, table, token};
 
 /// The time between two polls of an object that takes minutes.
@@ -74,6 +75,16 @@ impl Azure {
 
     async fn work<'a>(&self, op: &'a Operation) -> Result<Work<'a, Api>> {
         Work::of(self.api().await?, op, self.poll)
+    }
+}
+
+/// The keys of databases of Azure Managed Redis.
+#[async_trait]
+impl GeneratesSecrets for Azure {
+    const START: &'static str = redis::SECRETS;
+
+    async fn generated(&self, id: &str) -> Result<Secret> {
+        redis::primary_key(self.api().await?, id).await
     }
 }
 

@@ -85,6 +85,11 @@ impl Table {
     pub(crate) fn field(&self, name: &str) -> Option<&'static Field> {
         self.fields.iter().find(|field| field.name == name)
     }
+
+    /// The fields whose members in a request are secrets.
+    pub(crate) fn secrets(&self) -> impl Iterator<Item = &'static Field> {
+        self.fields.iter().filter(|field| matches!(field.form, Form::Secret) && !field.member.is_empty())
+    }
 }
 
 /// How a member is changed.
@@ -128,7 +133,7 @@ pub(crate) struct Field {
 pub(crate) enum Form {
     /// As in the spec.
     Plain,
-    /// The value of a secret, which no answer has.
+    /// The value of a secret, which no answer has. Without a place, another value is a reason for [`RestKind::put`] only.
     Secret,
     /// By code: the member of a request for a value, and the value in a whole document.
     Code(fn(&Value) -> Value, fn(&Value) -> Value),
@@ -412,7 +417,7 @@ impl<K: RestKind> Rest<K> {
     async fn document(api: &Api, op: &Operation, alternative: usize) -> Result<Value> {
         let tags = tags::of_new::<Api>(op, &tags::in_spec(&op.spec));
         let mut document = Self::body(&op.spec, &tags);
-        for field in K::TABLE.fields.iter().filter(|field| matches!(field.form, Form::Secret)) {
+        for field in K::TABLE.secrets() {
             let Some(value) = op.spec.get(field.name) else { continue };
             let value = textnlp_cloud::secret(api.session.secrets.as_ref(), value).await?;
             if !value.is_null() {

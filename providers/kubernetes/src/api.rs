@@ -323,7 +323,7 @@ fn parsed(call: &Call<'_>, bytes: &[u8]) -> Result<Value> {
         .map_err(|source| call.error(ErrorKind::Unavailable).because(format!("the answer is not JSON: {source}")))
 }
 
-/// Percent-encodes a query value.
+/// Percent-encodes a query value, or a password in an address.
 pub(crate) fn encode(value: &str) -> String {
     let mut encoded = String::with_capacity(value.len());
     for byte in value.bytes() {

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use textnlp_provider::{Error, ErrorKind, Health, Object, Operation, Outputs, Result, SecretRef, SecretStore, Spec};
 
+use crate::api::encode;
 use crate::fields::{self, Owner, PathSegment};
 use crate::identity::{self, ObjectLocation};
 use crate::ready::Ready;
@@ -111,11 +112,10 @@ fn docker_config(registry: &str, user: &str, password: &str) -> String {
     json!({ "auths": { (registry): { "username": user, "password": password, "auth": basic } } }).to_string()
 }
 
-/// An address with a generated password, which needs no escaping in a URL.
+/// An address with a password.
 fn with_password(address: &str, password: &str) -> Result<String, &'static str> {
     let (scheme, rest) = address.split_once("://").ok_or("the address has no scheme")?;
-    let is_plain = password.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte));
-    if is_plain { Ok(format!("{scheme}://:{password}@{rest}")) } else { Err("the password is no part of a URL") }
+    Ok(format!("{scheme}://:{}@{rest}", encode(password)))
 }
 
 /// The manifest that releases all fields of an object: it contains only the object's identity.
@@ -271,12 +271,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn passwords_that_a_url_would_change_are_refused() {
-        let address = "rediss://cache.example.com:6379";
-        assert_eq!(with_password(address, "a-1.~_").unwrap(), "rediss://:a-1.~_@cache.example.com:6379");
-        for (address, password) in [(address, "a#b"), (address, "a/b"), (address, "ä"), ("cache:6379", "a")] {
-            assert!(with_password(address, password).is_err(), "{address} {password}");
-        }
+    fn a_password_is_escaped_in_an_address() {
+        let address = with_password("rediss://r.example.com:10000", "aB1/+=~#");
+        assert_eq!(address.unwrap(), "rediss://:aB1%2F%2B%3D~%23@r.example.com:10000");
+        assert!(with_password("r.example.com:10000", "a").is_err());
     }
 
     #[test]

@@ -4,10 +4,12 @@ pub(crate) mod budgets;
 pub(crate) mod cluster;
 pub(crate) mod database;
 pub(crate) mod dns;
+mod endpoints;
 mod group;
 pub(crate) mod identity;
 pub(crate) mod monitoring;
 pub(crate) mod network;
+pub(crate) mod redis;
 mod registry;
 pub(crate) mod storage;
 mod vault;
@@ -26,6 +28,8 @@ pub(crate) static ALL: &[&[Row]] = &[
     registry::ROWS,
     database::ROWS,
     vault::ROWS,
+    redis::ROWS,
+    endpoints::ROWS,
     dns::ROWS,
     monitoring::ROWS,
     budgets::ROWS,

@@ -12,10 +12,13 @@
 //! | database | `SITE/database/zone`, `zone-link`: its names in the network; `server`, `instance`: the PostgreSQL and its database; `remote`: the
 //! replica in another region, with `remote-group`, `remote-network`, `remote-subnet`, `remote-zone`, `remote-link` of its own, and what
 //! connects the two networks: `peering`, `remote-peering`, `zone-remote-link`, `remote-zone-link` |
+//! | cache | `SITE/cache/redis`, `group`: a managed cache of vectors and its database; `endpoint`, `names`, `zone`, `zone-link`: its address and
+//! its name in the network; `provider`: its registered resource provider |
 //! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone |
 //! | monitoring | `SITE/monitoring/mailboxes`: the action group; `alert-NAME`: metric alerts; `overview`, a workbook, with a
 //! stack; `insights`: their registered provider; `budget` with its registered `provider`: the cost budget, if there is one |
 
+mod cache;
 mod cluster;
 mod database;
 mod dns;
@@ -51,6 +54,7 @@ pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, P
         ComponentSpec::Network(network) => lowering.network(network),
         ComponentSpec::ModelStore(store) => lowering.models(store),
         ComponentSpec::Database(database) => lowering.database(database),
+        ComponentSpec::Cache(cache) => lowering.cache(cache),
         ComponentSpec::Registry(registry) => lowering.registry(registry),
         ComponentSpec::Cluster(cluster) => lowering.cluster(cluster),
         ComponentSpec::Endpoint(endpoint) => lowering.endpoint(endpoint),

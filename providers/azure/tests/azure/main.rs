@@ -30,14 +30,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use textnlp_azure::{Access, Azure, ENDPOINT};
-use textnlp_cloud::{ImageSource, ImageTarget};
+use textnlp_cloud::{ImageSource, ImageTarget, WithGenerated};
 use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{
-    Budget, Cluster, ComponentSpec, ConnectionLimits, Database, Endpoint, GpuPool, MaintenanceWindow, ManagedPostgres,
-    Model, ModelReplica, ModelStore, Monitored, Monitoring, Network, Postgres, Program, ReceiverAddress, Registry,
+    Budget, Cache, Cluster, ComponentSpec, ConnectionLimits, Database, Endpoint, GpuPool, MaintenanceWindow,
+    ManagedCache, ManagedPostgres, Model, ModelReplica, ModelStore, Monitored, Monitoring, Network, Postgres, Program,
+    ReceiverAddress, Registry,
 };
 use textnlp_provider::conformance::{TestBed, well_formed};
-use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Runtime, Spot, Weekday};
+use textnlp_provider::settings::{CacheKind, DatabaseKind, GpuSize, Hosting, Runtime, Spot, Weekday};
 use textnlp_provider::{
     CloudId, Component, DeleteBounds, Error, ErrorKind, Handle, Lineage, Observed, Operation, OperationId, Outputs,
     Ownership, Progress, Provider, Recorded, ResourceId, Result, Scope, Secret, SecretName, SecretRef, SecretStore,
@@ -248,6 +249,7 @@ impl Bench {
         all.extend(self.lower("cluster", ComponentSpec::Cluster(cluster)));
         all.extend(self.lower("registry", ComponentSpec::Registry(registry)));
         all.extend(self.lower("database", ComponentSpec::Database(self.database())));
+        all.extend(self.lower("cache", ComponentSpec::Cache(cache())));
         all.extend(self.lower("gateway", ComponentSpec::Endpoint(endpoint(Some(&self.zone()), "text.example.com"))));
         all.extend(self.lower("monitoring", ComponentSpec::Monitoring(monitoring())));
         let mut ordered: Vec<Wanted> = Vec::new();
@@ -365,6 +367,12 @@ fn monitoring() -> Monitoring {
     Monitoring { stack: true, budget: Some(budget), receivers, monitored, ..Monitoring::default() }
 }
 
+/// A cache with a replica.
+fn cache() -> Cache {
+    let managed = ManagedCache { memory_bytes: 1 << 30, replicas: 1, secrets: "secrets".parse().unwrap() };
+    Cache { kind: CacheKind::Redis, managed: Some(managed) }
+}
+
 fn database() -> Database {
     let postgres = Postgres {
         address: None,
@@ -408,14 +416,17 @@ fn record(wanted: &Wanted, spec: &Spec, object: &textnlp_provider::resource::Obj
 }
 
 /// What other providers of the site create.
-const MADE_ELSEWHERE: [&str; 2] = ["main/secrets/database-password", "main/gateway/service"];
+const MADE_ELSEWHERE: [&str; 3] =
+    ["main/secrets/database-password", "main/secrets/cache-password", "main/gateway/service"];
 
-/// The outputs of [`MADE_ELSEWHERE`]: the generated password of the database, and the Service for clients.
+/// The outputs of [`MADE_ELSEWHERE`]: generated passwords, and the Service for clients.
 fn secrets() -> BTreeMap<ResourceId, Outputs> {
-    let [password, service] = MADE_ELSEWHERE.map(|id| ResourceId::new(id).unwrap());
+    let [password, rotation, service] = MADE_ELSEWHERE.map(|id| ResourceId::new(id).unwrap());
+    let requested = json!({ "$secret": "main/cache-password", "version": "1" });
     let secret = json!({ "$secret": "main/database-password", "version": "1" });
     BTreeMap::from([
         (password, Outputs::from([("secret".to_owned(), secret)])),
+        (rotation, Outputs::from([("secret".to_owned(), requested)])),
         (service, Outputs::from([("address".to_owned(), json!("192.0.2.10"))])),
     ])
 }
@@ -523,6 +534,15 @@ async fn whole_life(bench: Bench, zone: &str) {
     assert!(cluster["endpoint"].as_str().is_some_and(|url| url.starts_with("https://")), "{cluster:?}");
     let user = outputs("main/database/instance");
     assert!(user["url"].as_str().is_some_and(|url| url.starts_with("postgresql://textnlp@")), "{user:?}");
+    let redis = outputs("main/cache/group");
+    assert!(redis["url"].as_str().is_some_and(|url| url.ends_with(".westeurope.redis.azure.net:10000")), "{redis:?}");
+    let id = id_of(&records, "main/cache/group").to_lowercase();
+    let key = || bench.cloud.world().objects[&id].body["$keys"]["primaryKey"].as_str().unwrap().to_owned();
+    let first = key();
+    assert!(redis["login"]["$secret"].is_string() && !format!("{records:?}").contains(&first));
+    let secrets = WithGenerated::new(Arc::new(provider(&bench.cloud, Images(bench.cloud.clone()))), Arc::new(Secrets));
+    let read = secrets.get(&SecretRef::from_value(&redis["login"]).unwrap()).await.unwrap();
+    assert_eq!(read.expose_text(), Some(first.as_str()));
     let account = outputs("main/models/container")["account"].clone();
     let own = records.iter().find(|(one, _)| one.kind.as_str() == "azure.storage");
     let own = own.and_then(|(one, _)| one.spec.get("name")).cloned();
@@ -542,6 +562,7 @@ async fn whole_life(bench: Bench, zone: &str) {
     assert!(bench.cloud.world().may_pull(&cluster, &registry), "nodes pull images");
 
     update(&bench, &mut records).await;
+    assert_ne!(key(), first, "a rotation replaces the key");
     remove(&bench, &records).await;
     assert_eq!(bench.cloud.world().ids(), before);
 }
@@ -568,6 +589,8 @@ fn changed(one: &Wanted) -> Spec {
         "azure.budget" => spec["limit"] = json!(950.5),
         "azure.dns-record" => spec["ttl"] = json!(30),
         "azure.registry" => spec["sku"] = json!("Premium"),
+        "azure.redis" => spec["sku"] = json!("Balanced_B5"),
+        "azure.redis-database" => spec["rotation"] = json!({ "$secret": "main/cache-password", "version": "2" }),
         "azure.database-server" => {
             // Of the cheapest tier, which has no standby.
             (spec["sku"], spec["standby"]) = (json!("Standard_B1ms"), json!("Disabled"));

@@ -325,7 +325,11 @@ impl Lowering<'_> {
     fn secret_file(&self, workload: &Workload, name: &str) -> Option<Value> {
         let secret = |name: &str| Some(json!(OutputRef::new(self.id(workload.secrets.as_str(), name)?, "secret")));
         let Some(cache) = workload.cache.as_ref().filter(|_| name == CACHE_SECRET) else { return secret(name) };
-        let (group, password) = (self.id(cache.as_str(), CACHE_PART)?, secret(CACHE_PASSWORD)?);
+        let group = self.id(cache.as_str(), CACHE_PART)?;
+        let password = match self.cluster.cache.has_login {
+            true => json!(OutputRef::new(group.clone(), "login")),
+            false => secret(CACHE_PASSWORD)?,
+        };
         Some(json!({ (URL): OutputRef::new(group, "url"), "password": password }))
     }
 

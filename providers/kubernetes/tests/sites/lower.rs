@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use textnlp_cluster::Cluster as ControlPlane;
 use textnlp_kubernetes::{local_part, server_pod};
 use textnlp_provider::cluster::{
-    Analytics, Balancer, BucketIdentity, ClusterAccess, ClusterGpus, ClusterNodes, EgressRule, IdentityToken,
-    NodeAutoscaler, NodeChoice, OwnPostgres, Transport,
+    Analytics, Balancer, BucketIdentity, CloudCache, ClusterAccess, ClusterGpus, ClusterNodes, EgressRule,
+    IdentityToken, NodeAutoscaler, NodeChoice, OwnPostgres, Transport,
 };
 use textnlp_provider::component::*;
 use textnlp_provider::settings::{CacheKind, DatabaseKind, Hosting, NodeSize, Runtime, Spot, Strategy, TlsMode};
@@ -452,6 +452,17 @@ fn address_of_a_cache_that_a_cloud_runs_has_the_generated_password() {
     let config = find("/server/config").spec.as_value()["data"]["server.yaml"].to_string();
     assert!(config.contains("/etc/textnlp-secrets/cache-url"), "{config}");
     assert!(find("/allow-cache").spec.as_value().to_string().contains("6379"));
+    // A cloud that generates the password has a port of its own too.
+    let mut server = Workload { cache: Some("cache".parse().unwrap()), ..workload() };
+    server.egress.policies = true;
+    server.config["textnlp"]["cache"] = json!({ "kind": "redis" });
+    let of_cloud = Fixture { cache: CloudCache { port: Some(10_000), has_login: true }, ..fixture() };
+    let made = lowered(&component("server", ComponentSpec::Workload(server)), of_cloud).unwrap();
+    let spec = |end: &str| made.iter().find(|one| one.id.as_str().ends_with(end)).unwrap().spec.as_value().clone();
+    let address =
+        json!({ "$url": { "$output": "main/cache/group#url" }, "password": { "$output": "main/cache/group#login" } });
+    assert_eq!(spec("/server/secrets")["data"]["cache-url"], address);
+    assert!(spec("/allow-cache").to_string().contains("10000"));
     let managed = ManagedCache { memory_bytes: 1, replicas: 0, secrets: "secrets".parse().unwrap() };
     let cache = ComponentSpec::Cache(Cache { kind: CacheKind::Redis, managed: Some(managed) });
     assert!(lowered(&component("cache", cache), fixture()).unwrap().is_empty());

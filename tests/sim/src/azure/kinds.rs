@@ -9,8 +9,8 @@ use super::cloud::{Cloud, Object, Operation, put, put_missing, text};
 use super::document::Model;
 use super::problem::{Problem, bad, conflict, group_missing, missing};
 use super::{
-    NAMESPACES, budgets, compute, container, costs, dns, identity, monitoring, network, policies, postgres, resources,
-    storage, vault,
+    NAMESPACES, budgets, compute, container, costs, dns, identity, monitoring, network, policies, postgres, redis,
+    resources, storage, vault,
 };
 use crate::clock::later;
 
@@ -37,7 +37,8 @@ pub(crate) const PARAMETERS: &[&str] = &[
 const BUILT_IN: &[&str] = &["microsoft.resources", "microsoft.authorization", "microsoft.features"];
 /// Parts of paths that name results of operations rather than their states.
 const RESULTS: &[&str] = &["operationresults", "privatednsoperationresults", "asyncoperations"];
-const STATES: &[&str] = &["operations", "operationstatuses", "azureasyncoperation", "privatednsoperationstatuses"];
+const STATES: &[&str] =
+    &["operations", "operationsstatus", "operationstatuses", "azureasyncoperation", "privatednsoperationstatuses"];
 /// Types that actions call otherwise:
 /// <https://learn.microsoft.com/azure/role-based-access-control/resource-provider-operations>.
 const ACTIONS: &[(&str, &str)] = &[
@@ -92,6 +93,21 @@ const LINKED: &[(&str, &str, &str)] = &[
         "Microsoft.Network/privateDnsZones/virtualNetworkLinks",
         "/properties/virtualNetwork/id",
         "Microsoft.Network/virtualNetworks/join/action",
+    ),
+    (
+        "Microsoft.Network/privateEndpoints",
+        "/properties/subnet/id",
+        "Microsoft.Network/virtualNetworks/subnets/join/action",
+    ),
+    (
+        "Microsoft.Network/privateEndpoints",
+        "/properties/privateLinkServiceConnections/0/properties/privateLinkServiceId",
+        "Microsoft.Cache/redisEnterprise/PrivateEndpointConnectionsApproval/action",
+    ),
+    (
+        "Microsoft.Network/privateEndpoints/privateDnsZoneGroups",
+        "/properties/privateDnsZoneConfigs/0/properties/privateDnsZoneId",
+        "Microsoft.Network/privateDnsZones/join/action",
     ),
     (
         "Microsoft.Network/virtualNetworks/virtualNetworkPeerings",
@@ -402,6 +418,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Kind> {
         container::KINDS,
         storage::KINDS,
         postgres::KINDS,
+        redis::KINDS,
         vault::KINDS,
     ]
     .into_iter()
@@ -416,6 +433,7 @@ pub(crate) fn specials() -> impl Iterator<Item = &'static Special> {
         container::SPECIALS,
         storage::SPECIALS,
         postgres::SPECIALS,
+        redis::SPECIALS,
         vault::SPECIALS,
         compute::SPECIALS,
         costs::SPECIALS,
@@ -975,6 +993,7 @@ fn addresses(cloud: &Cloud, call: &Call, location: &str, id: &str) -> (String, S
             (of("operations"), of("operationresults"))
         }
         "Microsoft.DBforPostgreSQL" => of("azureAsyncOperation", "operationResults"),
+        "Microsoft.Cache" => of("operationsStatus", "operationResults"),
         "Microsoft.Storage" => of("asyncoperations", "asyncoperations"),
         "Microsoft.ContainerRegistry" => of("operationStatuses", "operationResults"),
         _ => of("operations", "operationResults"),

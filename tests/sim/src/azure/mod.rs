@@ -19,6 +19,7 @@ mod network;
 mod policies;
 mod postgres;
 pub mod problem;
+mod redis;
 mod registry;
 mod resources;
 mod storage;
@@ -35,6 +36,7 @@ pub use policies::Policy;
 /// The namespaces that are simulated, and whether a new subscription has them registered.
 pub const NAMESPACES: &[(&str, bool)] = &[
     ("Microsoft.Authorization", true),
+    ("Microsoft.Cache", false),
     ("Microsoft.Compute", false),
     ("Microsoft.Consumption", false),
     ("Microsoft.ContainerRegistry", false),
@@ -180,6 +182,7 @@ pub fn ledger() -> (Vec<Behaviour>, HashMap<&'static str, usize>) {
         registry::LEDGER,
         storage::REGISTRIES,
         postgres::LEDGER,
+        redis::LEDGER,
         vault::LEDGER,
         compute::LEDGER,
     ];

@@ -152,6 +152,47 @@ pub(crate) const KINDS: &[Kind] = &[
         ..KIND
     },
     Kind {
+        kind: "Microsoft.Network/privateEndpoints",
+        version: "2024-05-01",
+        models: [
+            "network.models PrivateEndpoint",
+            "network.models TagsObject",
+            "network.models PrivateEndpoint",
+            "network.models PrivateEndpointListResult",
+        ],
+        styles: [Style::Async, Style::Async, Style::Both],
+        seconds: [60, 20, 60],
+        words: ["Updating", "Updating", "Deleting"],
+        has_etag: true,
+        references: &["/properties/subnet/id", CONNECTED],
+        fixed: &["/properties/subnet/id"],
+        accept: accept_endpoint,
+        ..KIND
+    },
+    Kind {
+        kind: "Microsoft.Network/privateEndpoints/privateDnsZoneGroups",
+        version: "2024-05-01",
+        models: [
+            "network.models PrivateDnsZoneGroup",
+            "",
+            "network.models PrivateDnsZoneGroup",
+            "network.models PrivateDnsZoneGroupListResult",
+        ],
+        styles: [Style::Async, Style::Async, Style::Both],
+        words: ["Updating", "Updating", "Deleting"],
+        tags: 0,
+        has_etag: true,
+        references: &["/properties/privateDnsZoneConfigs/*/properties/privateDnsZoneId"],
+        holds: parent,
+        // Its model has no type.
+        show: |_, _, body| {
+            if let Some(members) = body.as_object_mut() {
+                members.shift_remove("type");
+            }
+        },
+        ..KIND
+    },
+    Kind {
         kind: "Microsoft.Network/privateDnsZones",
         version: "2024-06-01",
         models: [
@@ -196,6 +237,9 @@ pub(crate) const KINDS: &[Kind] = &[
         ..KIND
     },
 ];
+
+/// What a private endpoint leads to.
+const CONNECTED: &str = "/properties/privateLinkServiceConnections/*/properties/privateLinkServiceId";
 
 /// What the service sets of a subnet.
 const SUBNET: &[(&str, &str)] = &[
@@ -245,6 +289,14 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Documentation("https://learn.microsoft.com/azure/virtual-network/virtual-network-manage-subnet"),
     ),
     rule("answers to new zones and links are 202 without a body", Source::Model),
+    rule(
+        "the connection of a private endpoint is Approved if who creates it may approve it",
+        Source::Documentation("https://learn.microsoft.com/azure/private-link/rbac-permissions"),
+    ),
+    rule(
+        "the network interface of a private endpoint, and its records in zones",
+        Source::LeftOut("they come and go with the endpoint and its group of zones, and no plan names them"),
+    ),
     rule(
         "a peering is Initiated until the other network has one back, and Disconnected when that is deleted",
         Source::Documentation("https://learn.microsoft.com/azure/virtual-network/virtual-network-manage-peering"),
@@ -385,6 +437,17 @@ fn check_subnet(cloud: &Cloud, network: &Value, key: &str, body: &Value) -> Resu
         );
         return Err(bad("SubnetDelegationsCannotChangeWhenSubnetUsedByResource", message));
     }
+    Ok(())
+}
+
+fn accept_endpoint(_: &mut Cloud, _: &Call, _: Option<&Value>, body: &mut Value) -> Result<(), Problem> {
+    let connections = body.pointer_mut("/properties/privateLinkServiceConnections").and_then(Value::as_array_mut);
+    let Some([connection]) = connections.map(Vec::as_mut_slice) else {
+        return Err(bad("InvalidRequestFormat", "A private endpoint has one connection."));
+    };
+    let state = json!({ "status": "Approved", "description": "Auto-Approved", "actionsRequired": "None" });
+    put(connection, "/properties/privateLinkServiceConnectionState", state);
+    put(connection, "/properties/provisioningState", "Succeeded".into());
     Ok(())
 }
 

@@ -197,6 +197,59 @@ fn servers_fail_late_and_are_busy() {
     assert_eq!(offered["value"][0]["supportedServerVersions"].as_array().unwrap().len(), 0);
 }
 
+/// MicrosoftLearning/mslearn-azure-ai#200, Azure/bicep-types-az#1458, bsarkarlabs-stack/bff-demo#76.
+#[test]
+fn a_redis_has_one_database_whose_key_is_replaced() {
+    let client = Client::quick();
+    client.network();
+    let redis = "G/Microsoft.Cache/redisEnterprise/textnlp-redis";
+    let body = |sku: &str| {
+        json!({ "location": "westeurope", "sku": { "name": sku }, "properties": {
+        "highAvailability": "Disabled", "minimumTlsVersion": "1.2", "publicNetworkAccess": "Disabled" } })
+    };
+    let open = json!({ "location": "westeurope", "sku": { "name": "Balanced_B0" }, "properties": {} });
+    assert_eq!(client.put(redis, open).code(), (400, "BadRequest"));
+    assert_eq!(client.put(redis, body("Enterprise_E10")).code(), (400, "BadRequest"));
+    let two = client.put("G/Microsoft.Cache/redisEnterprise/text--nlp", body("Balanced_B0"));
+    assert_eq!(two.code(), (400, "InvalidResourceName"));
+    let made = client.make(redis, body("Balanced_B0"));
+    assert_eq!(made["properties"]["hostName"], "textnlp-redis.westeurope.redis.azure.net");
+
+    let database = format!("{redis}/databases/default");
+    let other = client.put(&format!("{redis}/databases/texts"), json!({ "properties": {} }));
+    assert_eq!(other.code(), (400, "InvalidResourceName"));
+    let made = client.make(&database, json!({ "properties": { "clusteringPolicy": "EnterpriseCluster" } }));
+    assert_eq!(made["properties"]["accessKeysAuthentication"], "Disabled");
+    assert!(made.get("$keys").is_none(), "{made}");
+    let patch = |properties: Value| client.call("PATCH", &database, json!({ "properties": properties }));
+    client.wait(patch(json!({ "accessKeysAuthentication": "Enabled" })));
+    assert_eq!(patch(json!({ "clusteringPolicy": "OSSCluster" })).code(), (400, "PropertyChangeNotAllowed"));
+    let keys = || client.post(&format!("{database}/listKeys"), Value::Null).ok();
+    let before = keys();
+    client.wait(client.post(&format!("{database}/regenerateKey"), json!({ "keyType": "Primary" })));
+    let after = keys();
+    assert!(before["primaryKey"] != after["primaryKey"] && before["secondaryKey"] == after["secondaryKey"]);
+
+    let endpoint = "G/Microsoft.Network/privateEndpoints/textnlp";
+    let connection = json!({ "name": "redis", "properties": {
+        "privateLinkServiceId": client.path(redis), "groupIds": ["redisEnterprise"] } });
+    let body = |connections: Value| {
+        json!({ "location": "westeurope", "properties": {
+        "subnet": { "id": client.id("Microsoft.Network/virtualNetworks/n/subnets/nodes") },
+        "privateLinkServiceConnections": connections } })
+    };
+    assert_eq!(client.put(endpoint, body(json!([]))).code(), (400, "InvalidRequestFormat"));
+    let made = client.make(endpoint, body(json!([connection])));
+    let state = &made["properties"]["privateLinkServiceConnections"][0]["properties"];
+    assert_eq!(state["privateLinkServiceConnectionState"]["status"], "Approved");
+    let subnet = client.delete("G/Microsoft.Network/virtualNetworks/n/subnets/nodes");
+    assert_eq!(subnet.code(), (400, "InUseSubnetCannotBeDeleted"));
+    client.drop_one(endpoint);
+    client.drop_one(&database);
+    client.drop_one(redis);
+    assert_eq!(client.cloud.violations(), Vec::<String>::new());
+}
+
 /// hashicorp/terraform-provider-azurerm#21485, Azure/azure-rest-api-specs#22499, and
 /// <https://learn.microsoft.com/azure/postgresql/read-replica/concepts-read-replicas>.
 #[test]

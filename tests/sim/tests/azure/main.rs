@@ -43,6 +43,7 @@ const VERSIONS: &[(&str, &str)] = &[
     ("/microsoft.containerregistry/", "2023-07-01"),
     ("/microsoft.dbforpostgresql/", "2024-08-01"),
     ("/microsoft.keyvault/", "2023-07-01"),
+    ("/microsoft.cache/", "2025-07-01"),
 ];
 
 /// An answer.

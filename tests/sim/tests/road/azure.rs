@@ -4,6 +4,7 @@
 use std::process::Command;
 use std::sync::Arc;
 
+use base64::Engine as _;
 use serde_json::Value;
 use textnlp_cluster::Cluster;
 use textnlp_sim::azure::{AzureCloud, Options};
@@ -172,6 +173,25 @@ fn a_site_is_made_in_an_empty_subscription_answers_and_is_removed_with_everythin
     assert_eq!(subscription.cloud.violations(), Vec::<String>::new());
 }
 
+/// The primary key of the cache of the site, with which the pods have its address.
+fn key_of_cache(cloud: &AzureCloud, operator: &Operator) -> String {
+    let (host, key) = {
+        let world = cloud.world();
+        let is_database = |id: &str| id.contains("/redisenterprise/") && id.ends_with("/databases/default");
+        let (id, database) = world.objects.iter().find(|(id, _)| is_database(id)).unwrap();
+        let cluster = &world.objects[id.trim_end_matches("/databases/default")];
+        let host = cluster.body["properties"]["hostName"].as_str().unwrap().to_owned();
+        (host, database.body["$keys"]["primaryKey"].as_str().unwrap().to_owned())
+    };
+    let secret = operator.get("secret", "textnlp-secrets");
+    let encoded = secret["data"]["cache-url"].as_str().unwrap();
+    let address = base64::engine::general_purpose::STANDARD.decode(encoded).unwrap();
+    let escaped = key.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
+    let expected = format!("rediss://:{escaped}@{host}:10000");
+    assert!(String::from_utf8(address).unwrap() == expected, "the servers have another address of the cache");
+    key
+}
+
 #[test]
 fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     let Some(mut operator) = Operator::new("azuredb") else { return };
@@ -188,6 +208,7 @@ fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     let records = || cloud.world().ids().iter().filter(|id| id.contains("/dnsZones/")).count();
     let repository = "myservice.azurecr.io/textnlp";
     let pushed = |tag: &str| cloud.world().registry.repositories.get(repository)?.images.get(tag).cloned();
+    operator.sets.extend(["cache.kind=redis", "cache.hosting=managed"].map(str::to_owned));
     let section = ("docs/guide/azure.md", "From an empty subscription");
     let follower = guided(&operator, section, cloud.variables());
     let is_encrypted = || {
@@ -195,9 +216,13 @@ fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
         let is_with_key = |body: &Value| body["properties"]["securityProfile"]["azureKeyVaultKms"]["enabled"] == true;
         world.objects.values().any(|one| is_with_key(&one.body))
     };
-    managed_life((&operator, &follower), &managed, repository, pushed, records, || {
-        assert!(is_encrypted(), "the secrets are encrypted")
-    });
+    let holds = || {
+        assert!(is_encrypted(), "the secrets are encrypted");
+        let before = key_of_cache(&cloud, &operator);
+        follower.about("secret rotate cache --no-gate -o json").expect(0);
+        assert_ne!(key_of_cache(&cloud, &operator), before);
+    };
+    managed_life((&operator, &follower), &managed, repository, pushed, records, holds);
     assert_eq!(cloud.world().ids(), before);
     assert_eq!(cloud.violations(), Vec::<String>::new());
 }
