@@ -59,6 +59,14 @@ pub struct Context<'a> {
     server: Option<ServerProgram>,
 }
 
+#[cfg(feature = "gcp")]
+impl Context<'_> {
+    /// The same with another store of secrets.
+    fn with_secrets(&self, secrets: Arc<dyn SecretStore>) -> Self {
+        Self { secrets, server: self.server.clone(), ..*self }
+    }
+}
+
 /// Creates the provider of records for the site of a context, with the access of another site, and what it expands.
 type Records = fn(&Context<'_>, &SiteName) -> anyhow::Result<(Arc<dyn Provider>, SecondPart)>;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use textnlp_gcp::{
-    Access, CAPABILITIES, CLUSTER, EndpointOperations, Gcp, Records, cluster_id, cluster_name, models_bucket,
+    Access, CAPABILITIES, CLUSTER, EndpointOperations, Gcp, Logins, Records, cluster_id, cluster_name, models_bucket,
 };
 use textnlp_kubernetes::endpoint;
 use textnlp_orchestrator::environment::{Environment, places};
@@ -72,7 +72,9 @@ fn provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
         anyhow::ensure!(take.is_empty(), "{reason}, and site {site} is a service of Cloud Run");
         return Ok(outer);
     }
-    managed::provider(context, outer, textnlp_gcp::inside, clusters(access)?)
+    // The AUTH string of a cache, for its Secret in the cluster.
+    let secrets = Arc::new(Logins::new(outer.clone(), secrets.clone()));
+    managed::provider(&context.with_secrets(secrets), outer, textnlp_gcp::inside, clusters(access)?)
 }
 
 /// The records of another site's names, in a zone of the project of this site.

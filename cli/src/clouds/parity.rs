@@ -231,6 +231,7 @@ const VARIATIONS: &[Variation] = &[
     variation(AWS, "`budget.monthly`", BUDGET),
     variation(AWS, "`storage.replicate_to`", &["storage.replicate_to=us-west-2"]),
     variation(AWS, "`cache.hosting: managed`", &["cache.kind=redis", "cache.hosting=managed"]),
+    variation("gcp", "`cache.hosting: managed`", &["cache.kind=redis", "cache.hosting=managed"]),
     variation(AWS, "`database.replica_region`", &["database.replica_region=us-west-2"]),
     variation(AWS, "models of its bucket", MODELS),
     variation("aws, sagemaker", "`scaling.max`", &["scaling.max=6", "scaling.requests_per_second=5"]),

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use textnlp_net::network::Network;
 use textnlp_net::redis::redis_url;
 use textnlp_provider::cluster::{
-    ClusterGpus, ClusterSite, NodeChoice, OwnPostgres, REGISTRY_PASSWORD, RegistryAccount,
+    CloudCache, ClusterGpus, ClusterSite, NodeChoice, OwnPostgres, REGISTRY_PASSWORD, RegistryAccount,
 };
 use textnlp_provider::component::{self as part, Component, ComponentSpec, Program, SecretRecipe, Site};
 use textnlp_provider::{CloudId, ComponentName, SiteName};
@@ -183,6 +183,7 @@ fn cluster_site(e: &Environment, site: &SiteSettings) -> ClusterSite {
             pod: None,
         },
         bucket_identity: None,
+        cache: CloudCache::default(),
         node_autoscaler: None,
     }
 }
@@ -857,6 +858,7 @@ fn managed_cache(e: &Environment) -> Option<part::ManagedCache> {
         memory_bytes: e.cache.memory.unwrap_or(CACHE_MEMORY).0,
         replicas: e.cache.replicas,
         secrets: name(names::SECRETS),
+        database: (e.database_hosting() == Some(Hosting::Managed)).then(|| name(names::DATABASE)),
     })
 }
 

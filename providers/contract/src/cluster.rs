@@ -62,6 +62,9 @@ pub struct ClusterSite {
     /// How the servers' pods sign in to buckets, where the cluster's provider gives them an identity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bucket_identity: Option<BucketIdentity>,
+    /// What the cloud decides about a cache that it runs.
+    #[serde(default, skip_serializing_if = "CloudCache::is_usual")]
+    pub cache: CloudCache,
     /// The autoscaler of nodes, where it is one of the site's objects; otherwise the cluster has one, or its nodes are fixed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_autoscaler: Option<NodeAutoscaler>,
@@ -89,8 +92,30 @@ impl ClusterSite {
             nodes: None,
             node_choice: NodeChoice::default(),
             bucket_identity: None,
+            cache: CloudCache::default(),
             node_autoscaler: None,
         }
+    }
+}
+
+/// See [`ClusterSite::cache`]. The outputs are those of its part [`CACHE_PART`](crate::component::CACHE_PART).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloudCache {
+    /// The port of its address; `None` is that of Redis.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Whether the cloud generates its password: the output `login` is a reference to it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_login: bool,
+    /// Whether its certificate is of an authority of its own: the output `ca_pem`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_authority: bool,
+}
+
+impl CloudCache {
+    /// Whether the cloud decides nothing.
+    pub fn is_usual(&self) -> bool {
+        *self == Self::default()
     }
 }
 

@@ -7,14 +7,16 @@ use async_trait::async_trait;
 use textnlp_cloud::{ImageSource, Images, NoSecrets, Work, region_of};
 use textnlp_provider::connect::Bearer;
 use textnlp_provider::{
-    Billed, BilledRequest, CloudId, Component, CostLine, Declaration, Declare, FieldChange, Handle, Kind, KindName,
-    Leftovers, Lineage, Object, Observed, Operation, PlannedObject, PolicyDocument, PolicyRequest, Problem, Problems,
-    Progress, Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, Spec, Sweep, Wanted,
+    Billed, BilledRequest, CloudId, Component, CostLine, Declaration, Declare, Error, ErrorKind, FieldChange, Handle,
+    Kind, KindName, Leftovers, Lineage, Object, Observed, Operation, PlannedObject, PolicyDocument, PolicyRequest,
+    Problem, Problems, Progress, Provider, Recorded, ResourceId, Result, Scope, Secret, SecretStore, Site, Spec, Sweep,
+    Wanted,
 };
 use tokio::sync::OnceCell;
 
 use crate::access::{Access, Identity};
-use crate::api::Api;
+use crate::api::{Api, Call};
+use crate::service::Service;
 use crate::{billed, costs, kinds, lower, policy, preflight, sweep, table};
 
 /// The time between two polls of an object that takes minutes.
@@ -62,6 +64,16 @@ impl Gcp {
     /// No credentials are found, or they are refused.
     pub async fn cluster_token(access: &Access) -> Result<Bearer> {
         Api::tokens(access)?.bearer().await
+    }
+
+    /// The AUTH string of an instance of Memorystore for Redis.
+    pub(crate) async fn auth_string(&self, id: &str) -> Result<Secret> {
+        let call = Call::get(Service::Redis, format!("{id}/authString"));
+        let answer = self.api().await?.send(call.saying("read", format!("the AUTH string of {id}"))).await?;
+        match answer["authString"].as_str().filter(|text| !text.is_empty()) {
+            Some(text) => Ok(Secret::new(text)),
+            None => Err(Error::new(ErrorKind::Unavailable, "read", id).because("it has no AUTH string")),
+        }
     }
 
     async fn api(&self) -> Result<&Arc<Api>> {

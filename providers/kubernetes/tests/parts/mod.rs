@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::json;
 use textnlp_kubernetes::{Access, Kubernetes};
 use textnlp_provider::cluster::{
-    Analytics, Balancer, BucketIdentity, ClusterAccess, ClusterGpus, ClusterIngress, ClusterModels, ClusterNodes,
+    Analytics, Balancer, BucketIdentity, CloudCache, ClusterAccess, ClusterGpus, ClusterIngress, ClusterModels, ClusterNodes,
     ClusterSite, IngressKind, ModelVolume, NodeAutoscaler, NodeChoice, OwnPostgres, PodResources, RegistryAccount,
     ResourceAmounts, TaintEffect, Toleration, TolerationOperator,
 };
@@ -38,6 +38,7 @@ pub struct Fixture {
     pub nodes: Option<ClusterNodes>,
     pub node_choice: NodeChoice,
     pub bucket_identity: Option<BucketIdentity>,
+    pub cache: CloudCache,
     pub node_autoscaler: Option<NodeAutoscaler>,
     pub registry: Option<RegistryAccount>,
     pub min_nodes: u32,
@@ -72,6 +73,7 @@ impl Fixture {
             nodes: self.nodes.clone(),
             node_choice: self.node_choice.clone(),
             bucket_identity: self.bucket_identity.clone(),
+            cache: self.cache.clone(),
             node_autoscaler: self.node_autoscaler.clone(),
         }
     }
@@ -130,6 +132,7 @@ pub fn fixture() -> Fixture {
         nodes: None,
         node_choice: NodeChoice::default(),
         bucket_identity: None,
+        cache: CloudCache::default(),
         node_autoscaler: None,
         registry: None,
         min_nodes: 1,

@@ -452,7 +452,7 @@ fn address_of_a_cache_that_a_cloud_runs_has_the_generated_password() {
     let config = find("/server/config").spec.as_value()["data"]["server.yaml"].to_string();
     assert!(config.contains("/etc/textnlp-secrets/cache-url"), "{config}");
     assert!(find("/allow-cache").spec.as_value().to_string().contains("6379"));
-    let managed = ManagedCache { memory_bytes: 1, replicas: 0, secrets: "secrets".parse().unwrap() };
+    let managed = ManagedCache { memory_bytes: 1, replicas: 0, secrets: "secrets".parse().unwrap(), database: None };
     let cache = ComponentSpec::Cache(Cache { kind: CacheKind::Redis, managed: Some(managed) });
     assert!(lowered(&component("cache", cache), fixture()).unwrap().is_empty());
 }
