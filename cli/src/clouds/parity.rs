@@ -231,7 +231,6 @@ const VARIATIONS: &[Variation] = &[
     variation(AWS, "`budget.monthly`", BUDGET),
     variation(AWS, "`storage.replicate_to`", &["storage.replicate_to=us-west-2"]),
     variation(AWS, "`cache.hosting: managed`", &["cache.kind=redis", "cache.hosting=managed"]),
-    variation("gcp", "`cache.hosting: managed`", &["cache.kind=redis", "cache.hosting=managed"]),
     variation(AWS, "`database.replica_region`", &["database.replica_region=us-west-2"]),
     variation(AWS, "models of its bucket", MODELS),
     variation("aws, sagemaker", "`scaling.max`", &["scaling.max=6", "scaling.requests_per_second=5"]),
@@ -244,6 +243,7 @@ const VARIATIONS: &[Variation] = &[
     },
     variation(GCP, "a mailbox in `monitoring.receivers`", MAILBOX),
     variation(GCP, "`budget.monthly`", BUDGET),
+    variation(GCP, "`cache.hosting: managed`", &["cache.kind=redis", "cache.hosting=managed"]),
     variation(GCP, "`database.replica_region`", &["database.replica_region=us-east1"]),
     variation(GCP, "models of its bucket", MODELS),
     variation(

@@ -268,8 +268,8 @@ async fn no_server(api: &Api, network: &str) -> Result<()> {
         let error = Error::new(ErrorKind::Conflict, "remove", "the peering of private services");
         return Err(error.because(format!("the server `{server}` of Cloud SQL has an address in `{network}`")));
     }
-    let instances = api.list(Service::Redis, &api.path("projects/{project}/locations/-/instances"), "instances", &[]);
-    let instances = instances.await?;
+    let path = api.path("projects/{project}/locations/-/instances");
+    let instances = api.list(Service::Redis, &path, "instances", &[]).await?;
     let is_there = |one: &&Value| one["authorizedNetwork"].as_str().is_some_and(|of| relative(of) == network);
     let Some(instance) = instances.iter().find(is_there) else { return Ok(()) };
     let name = last(instance["name"].as_str().unwrap_or_default());
