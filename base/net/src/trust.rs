@@ -5,11 +5,11 @@ use std::io::{self, Read as _};
 use std::sync::{Arc, OnceLock};
 
 use camino::Utf8Path;
-use rustls::client::{WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::ParsedCertificate;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
@@ -201,8 +201,7 @@ impl TrustRoots {
     /// authorities that certify one server.
     pub fn client_config_of_any_name(&self) -> ClientConfig {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let verifier =
-            AnyName { roots: self.store.clone(), algorithms: provider.signature_verification_algorithms };
+        let verifier = AnyName { roots: self.store.clone(), algorithms: provider.signature_verification_algorithms };
         ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("the provider supports the default protocol versions")

@@ -99,7 +99,8 @@ fn operations(context: &Context<'_>) -> anyhow::Result<Arc<dyn Operations>> {
 
 /// The clusters of GKE, which take the access token of the project.
 fn clusters(access: Access) -> anyhow::Result<ManagedClusters> {
-    Ok(ManagedClusters { kind: CLUSTER.parse()?, connect: Arc::new(Gke { access }) })
+    let connect = Arc::new(Gke { access });
+    Ok(ManagedClusters { kind: CLUSTER.parse()?, connect, generates_cache_password: true })
 }
 
 /// Access to a cluster of GKE.

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
-use textnlp_provider::{Identity, Kind, Outputs, Pricing, Result, SecretName, SecretRef, SecretVersion, Spec};
+use textnlp_provider::{Declare, Identity, Kind, Outputs, Pricing, Result, SecretName, SecretRef, SecretVersion, Spec};
 
 use super::{create, delete, put, read};
 use crate::api::Api;
@@ -116,15 +116,23 @@ impl RestKind for Instance {
         field == "range" && seen.is_null()
     }
 
-    /// A number of replicas is refused without read replicas, even the only one that is valid
-    /// (hashicorp/terraform-provider-google#14734).
-    async fn prepare(_api: &Api, spec: &Spec, document: &mut Value, _alternative: usize) -> Result<()> {
-        if spec.get("read_replicas").is_some_and(|mode| mode == NO_READ_REPLICAS)
-            && let Some(members) = document.as_object_mut()
-        {
-            members.retain(|name, _| name != "replicaCount");
-        }
+    async fn prepare(_api: &Api, _spec: &Spec, document: &mut Value, _alternative: usize) -> Result<()> {
+        leave_replicas(document);
         Ok(())
+    }
+
+    fn declared(_api: Option<&Api>, _request: &Declare<'_>, document: &mut Value) -> std::result::Result<(), String> {
+        leave_replicas(document);
+        Ok(())
+    }
+}
+
+/// Leaves the number of replicas to the tier where there are no read replicas: Google refuses even the only number that is valid then
+/// (hashicorp/terraform-provider-google#14734).
+fn leave_replicas(document: &mut Value) {
+    let is_left = document["readReplicasMode"] == NO_READ_REPLICAS;
+    if let Some(members) = document.as_object_mut().filter(|_| is_left) {
+        members.retain(|name, _| name != "replicaCount");
     }
 }
 

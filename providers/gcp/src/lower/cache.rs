@@ -144,7 +144,8 @@ mod tests {
 
     #[test]
     fn pods_get_the_auth_string_and_the_authority_of_the_instance() {
-        let site = Site { cluster: Some(Box::new(textnlp_provider::cluster::ClusterSite::of("textnlp"))), ..site(false) };
+        let site =
+            Site { cluster: Some(Box::new(textnlp_provider::cluster::ClusterSite::of("textnlp"))), ..site(false) };
         let inside = crate::inside(&redis(1 << 30, 0, None), &site).unwrap().1.cluster.unwrap().cache;
         assert_eq!((inside.port, inside.has_login, inside.has_authority), (Some(PORT), true, true));
     }

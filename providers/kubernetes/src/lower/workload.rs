@@ -105,7 +105,8 @@ impl Lowering<'_> {
         let space = space(&tree);
         let external = set_secret_files(&mut tree, |secret| format!("{SECRETS}/{secret}"));
         let cache_authority = self.cache_authority(workload);
-        if let Some(cache) = tree.get_mut("cache").and_then(Value::as_object_mut).filter(|_| cache_authority.is_some()) {
+        if let Some(cache) = tree.get_mut("cache").and_then(Value::as_object_mut).filter(|_| cache_authority.is_some())
+        {
             cache.insert("authority_file".to_owned(), json!(format!("{SECRETS}/{CACHE_AUTHORITY}")));
         }
         self.config_map(config.clone(), "textnlp-config", [(CONFIG_FILE.to_owned(), filled(tree, &way.settings))]);

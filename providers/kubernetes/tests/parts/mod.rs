@@ -6,9 +6,9 @@ use std::sync::Arc;
 use serde_json::json;
 use textnlp_kubernetes::{Access, Kubernetes};
 use textnlp_provider::cluster::{
-    Analytics, Balancer, BucketIdentity, CloudCache, ClusterAccess, ClusterGpus, ClusterIngress, ClusterModels, ClusterNodes,
-    ClusterSite, IngressKind, ModelVolume, NodeAutoscaler, NodeChoice, OwnPostgres, PodResources, RegistryAccount,
-    ResourceAmounts, TaintEffect, Toleration, TolerationOperator,
+    Analytics, Balancer, BucketIdentity, CloudCache, ClusterAccess, ClusterGpus, ClusterIngress, ClusterModels,
+    ClusterNodes, ClusterSite, IngressKind, ModelVolume, NodeAutoscaler, NodeChoice, OwnPostgres, PodResources,
+    RegistryAccount, ResourceAmounts, TaintEffect, Toleration, TolerationOperator,
 };
 use textnlp_provider::component::*;
 use textnlp_provider::settings::{DatabaseKind, Hosting, ModelRole, Quantize, Role, Runtime, Spot, Strategy};

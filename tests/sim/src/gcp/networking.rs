@@ -279,9 +279,8 @@ fn delete(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
             let used = object.body.pointer(pointer).and_then(Value::as_str);
             used.is_some_and(|used| same(cloud, used, &network))
         };
-        let is_of_redis = |object: &Object| {
-            object.body["authorizedNetwork"].as_str().is_some_and(|used| same(cloud, used, &network))
-        };
+        let is_of_redis =
+            |object: &Object| object.body["authorizedNetwork"].as_str().is_some_and(|used| same(cloud, used, &network));
         let is_used = cloud.objects.iter().any(|(key, object)| {
             (key.starts_with("sql/") && is_private(object)) || (key.starts_with("redis/") && is_of_redis(object))
         });

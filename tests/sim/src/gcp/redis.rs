@@ -58,10 +58,7 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         "an instance with read replicas has 5 GiB at least, and is not in the tier BASIC",
         Source::Documentation("https://cloud.google.com/memorystore/docs/redis/read-replicas-overview"),
     ),
-    rule(
-        "an update has one member in its mask",
-        Source::Report("GoogleCloudPlatform/k8s-config-connector#3862"),
-    ),
+    rule("an update has one member in its mask", Source::Report("GoogleCloudPlatform/k8s-config-connector#3862")),
     rule(
         "a private address needs the service connection of the network",
         Source::Documentation("https://cloud.google.com/memorystore/docs/redis/networking"),
@@ -125,7 +122,7 @@ fn check(sent: &Value, body: &Value) -> Result<(), Problem> {
 
 /// An address for an instance in the ranges of a connection.
 fn address(cloud: &Cloud, project: &str, ranges: &[String]) -> Option<String> {
-    let taken = cloud.objects.keys().filter(|key| key.starts_with("redis/")).count() as u32;
+    let taken = u32::try_from(cloud.objects.keys().filter(|key| key.starts_with("redis/")).count()).ok()?;
     ranges.iter().find_map(|range| {
         let reserved = cloud.get(&format!("compute/projects/{project}/global/addresses/{range}"))?;
         let (address, length) = (reserved["address"].as_str()?, reserved["prefixLength"].as_i64()?);
@@ -160,6 +157,7 @@ fn create(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
         return Err(Problem::new("FAILED_PRECONDITION", message));
     };
     let is_tls = body["transitEncryptionMode"] == "SERVER_AUTHENTICATION";
+    let port = if is_tls { PORTS.1 } else { PORTS.0 };
     let region = call.name.split('/').nth(3).unwrap_or_default();
     let replicas = if body["tier"] == "STANDARD_HA" { 1 } else { 0 };
     for (member, value) in [
@@ -190,7 +188,7 @@ fn create(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
         // The addresses that were taken of the range.
         body["reservedIpRange"] = format!("{host}/29").into();
         body["host"] = host.into();
-        body["port"] = if is_tls { PORTS.1 } else { PORTS.0 }.into();
+        body["port"] = json!(port);
         if is_tls {
             body["serverCaCerts"] = json!([{ "serialNumber": "0", "cert": AUTHORITY, "createTime": now }]);
         }
