@@ -5,15 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use textnlp_provider::{Error, ErrorKind, Result, Secret, SecretName, SecretRef, SecretStore, SecretVersion};
 
+use crate::kinds::redis::AUTH_STRING;
 use crate::provider::Gcp;
-
-/// The start of the name of an AUTH string; the id of the instance follows.
-const START: &str = "redis.googleapis.com/";
-
-/// The name of the AUTH string of an instance.
-pub(crate) fn name(id: &str) -> String {
-    format!("{START}{id}")
-}
 
 /// A store of secrets which also has the AUTH strings of a project.
 pub struct Logins {
@@ -31,14 +24,14 @@ impl Logins {
 #[async_trait]
 impl SecretStore for Logins {
     async fn put(&self, name: &SecretName, version: &SecretVersion, value: &Secret) -> Result<()> {
-        if name.0.starts_with(START) {
+        if name.0.starts_with(AUTH_STRING) {
             return Err(Error::new(ErrorKind::Invalid, "store", name.0.clone()).because("Google generates it"));
         }
         self.others.put(name, version, value).await
     }
 
     async fn get(&self, secret: &SecretRef) -> Result<Secret> {
-        match secret.name.0.strip_prefix(START) {
+        match secret.name.0.strip_prefix(AUTH_STRING) {
             Some(id) => self.cloud.auth_string(id).await,
             None => self.others.get(secret).await,
         }

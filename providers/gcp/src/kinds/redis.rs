@@ -7,13 +7,14 @@ use textnlp_provider::{Declare, Identity, Kind, Outputs, Pricing, Result, Secret
 use super::{create, delete, put, read};
 use crate::api::Api;
 use crate::declare::{ID, NAME, Terraform};
-use crate::logins;
 use crate::operation::Family;
 use crate::row::{Create, Field, Labelling, Marks, Rest, RestKind, States, Table, Update, Word};
 use crate::service::Service;
 use crate::table::{MINUTE, Row, kind};
 
 pub(crate) const REDIS: &str = "gcp.redis-instance";
+/// The start of the name of an AUTH string among the secrets; the id of the instance follows.
+pub(crate) const AUTH_STRING: &str = "redis.googleapis.com/";
 /// The mode without an address for reads: an instance has one replica, or none in the tier BASIC.
 pub(crate) const NO_READ_REPLICAS: &str = "READ_REPLICAS_DISABLED";
 
@@ -106,7 +107,7 @@ impl RestKind for Instance {
         }
         // Another instance of the same name has another AUTH string.
         if let Some(created) = document["createTime"].as_str() {
-            let (name, version) = (SecretName(logins::name(id)), SecretVersion(created.to_owned()));
+            let (name, version) = (SecretName(format!("{AUTH_STRING}{id}")), SecretVersion(created.to_owned()));
             outputs.insert("login".to_owned(), json!(SecretRef { name, version }));
         }
     }
@@ -151,7 +152,7 @@ mod tests {
         Instance::outputs(id, &document, &mut outputs);
         assert_eq!(outputs["url"], "rediss://10.0.0.3:6378");
         assert_eq!(outputs["ca_pem"], "A\nB\n");
-        let login = json!({ "$secret": logins::name(id), "version": "2026-11-30T00:00:00Z" });
+        let login = json!({ "$secret": format!("{AUTH_STRING}{id}"), "version": "2026-11-30T00:00:00Z" });
         assert_eq!(outputs["login"], login);
     }
 }

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use textnlp_cluster::Cluster as ControlPlane;
 use textnlp_kubernetes::{local_part, server_pod};
 use textnlp_provider::cluster::{
-    Analytics, Balancer, BucketIdentity, ClusterAccess, ClusterGpus, ClusterNodes, EgressRule, IdentityToken,
-    NodeAutoscaler, NodeChoice, OwnPostgres, Transport,
+    Analytics, Balancer, BucketIdentity, CloudCache, ClusterAccess, ClusterGpus, ClusterNodes, EgressRule,
+    IdentityToken, NodeAutoscaler, NodeChoice, OwnPostgres, Transport,
 };
 use textnlp_provider::component::*;
 use textnlp_provider::settings::{CacheKind, DatabaseKind, Hosting, NodeSize, Runtime, Spot, Strategy, TlsMode};
