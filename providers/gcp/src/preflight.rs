@@ -628,7 +628,7 @@ async fn existing_network(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     );
     let mut problems = Vec::new();
     let served = [("gcp.sql-instance", "Cloud SQL", "database"), (REDIS, "Memorystore", "cache")];
-    let served = served.into_iter().find(|(kind, ..)| of_kind(wanted, kind).next().is_some());
+    let served = served.into_iter().find(|&(kind, ..)| of_kind(wanted, kind).next().is_some());
     // What cannot be read is told with the names.
     if let Ok(Some(found)) = found
         && let Some((_, which, setting)) = served

@@ -122,7 +122,7 @@ impl RestKind for Instance {
         Ok(())
     }
 
-    fn declared(_api: Option<&Api>, _request: &Declare<'_>, document: &mut Value) -> std::result::Result<(), String> {
+    fn declared(_api: Option<&Api>, _request: &Declare<'_>, document: &mut Value) -> Result<(), String> {
         leave_replicas(document);
         Ok(())
     }

@@ -95,10 +95,10 @@ mod tests {
     #[test]
     fn memory_and_replicas_choose_the_instance() {
         for (memory, replicas, expected) in [
-            (1_000_000_000, 0, json!(["BASIC", 1, 0, "READ_REPLICAS_DISABLED"])),
-            ((2 << 30) + 1, 1, json!(["STANDARD_HA", 3, 1, "READ_REPLICAS_DISABLED"])),
-            (1 << 30, 2, json!(["STANDARD_HA", 5, 2, "READ_REPLICAS_ENABLED"])),
-            (300 << 30, 5, json!(["STANDARD_HA", 300, 5, "READ_REPLICAS_ENABLED"])),
+            (1_000_000_000_u64, 0, json!(["BASIC", 1, 0, "READ_REPLICAS_DISABLED"])),
+            ((2_u64 << 30) + 1, 1, json!(["STANDARD_HA", 3, 1, "READ_REPLICAS_DISABLED"])),
+            (1_u64 << 30, 2, json!(["STANDARD_HA", 5, 2, "READ_REPLICAS_ENABLED"])),
+            (300_u64 << 30, 5, json!(["STANDARD_HA", 300, 5, "READ_REPLICAS_ENABLED"])),
         ] {
             let all = expand(&redis(memory, replicas, None), &site(false));
             let spec = all["main/cache/group"].spec.as_value();
