@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use textnlp_cloud::WithGenerated;
 use textnlp_gcp::{
-    Access, CAPABILITIES, CLUSTER, EndpointOperations, Gcp, Logins, Records, cluster_id, cluster_name, models_bucket,
+    Access, CAPABILITIES, CLUSTER, EndpointOperations, Gcp, Records, cluster_id, cluster_name, models_bucket,
 };
 use textnlp_kubernetes::endpoint;
 use textnlp_orchestrator::environment::{Environment, places};
@@ -73,7 +74,7 @@ fn provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
         return Ok(outer);
     }
     // The AUTH string of a cache, for its Secret in the cluster.
-    let secrets = Arc::new(Logins::new(outer.clone(), secrets.clone()));
+    let secrets = Arc::new(WithGenerated::new(outer.clone(), secrets.clone()));
     managed::provider(&context.with_secrets(secrets), outer, textnlp_gcp::inside, clusters(access)?)
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use textnlp_cloud::{ImageSource, Images, NoSecrets, Work, region_of};
+use textnlp_cloud::{GeneratesSecrets, ImageSource, Images, NoSecrets, Work, region_of};
 use textnlp_provider::connect::Bearer;
 use textnlp_provider::{
     Billed, BilledRequest, CloudId, Component, CostLine, Declaration, Declare, Error, ErrorKind, FieldChange, Handle,
@@ -16,6 +16,7 @@ use tokio::sync::OnceCell;
 
 use crate::access::{Access, Identity};
 use crate::api::{Api, Call};
+use crate::kinds::redis::AUTH_STRING;
 use crate::service::Service;
 use crate::{billed, costs, kinds, lower, policy, preflight, sweep, table};
 
@@ -66,16 +67,6 @@ impl Gcp {
         Api::tokens(access)?.bearer().await
     }
 
-    /// The AUTH string of an instance of Memorystore for Redis.
-    pub(crate) async fn auth_string(&self, id: &str) -> Result<Secret> {
-        let call = Call::get(Service::Redis, format!("{id}/authString"));
-        let answer = self.api().await?.send(call.saying("read", format!("the AUTH string of {id}"))).await?;
-        match answer["authString"].as_str().filter(|text| !text.is_empty()) {
-            Some(text) => Ok(Secret::new(text)),
-            None => Err(Error::new(ErrorKind::Unavailable, "read", id).because("it has no AUTH string")),
-        }
-    }
-
     async fn api(&self) -> Result<&Arc<Api>> {
         let connect = || async {
             let images = Images::of(self.images.clone());
@@ -95,6 +86,21 @@ impl Gcp {
 
     async fn work<'a>(&self, op: &'a Operation) -> Result<Work<'a, Api>> {
         Work::of(self.api().await?, op, self.poll)
+    }
+}
+
+/// The AUTH strings of instances of Memorystore for Redis.
+#[async_trait]
+impl GeneratesSecrets for Gcp {
+    const START: &'static str = AUTH_STRING;
+
+    async fn generated(&self, id: &str) -> Result<Secret> {
+        let call = Call::get(Service::Redis, format!("{id}/authString"));
+        let answer = self.api().await?.send(call.saying("read", format!("the AUTH string of {id}"))).await?;
+        match answer["authString"].as_str().filter(|text| !text.is_empty()) {
+            Some(text) => Ok(Secret::new(text)),
+            None => Err(Error::new(ErrorKind::Unavailable, "read", id).because("it has no AUTH string")),
+        }
     }
 }
 

@@ -28,8 +28,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
-use textnlp_cloud::{ImageSource, ImageTarget};
-use textnlp_gcp::{Access, Gcp, Logins};
+use textnlp_cloud::{ImageSource, ImageTarget, WithGenerated};
+use textnlp_gcp::{Access, Gcp};
 use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{
     Budget, Cache, Cluster, ComponentSpec, ConnectionLimits, Database, Endpoint, GpuPool, MaintenanceWindow,
@@ -546,13 +546,13 @@ async fn the_auth_string_is_read_when_it_is_used(bench: &Bench, outputs: &Output
     let login = SecretRef::from_value(&outputs["login"]).unwrap();
     let key = format!("redis/{}", outputs["id"].as_str().unwrap());
     let expected = bench.cloud.world().auth_string(&key).unwrap();
-    let logins = Logins::new(Arc::new(provider(&bench.cloud)), Arc::new(Secrets));
-    assert_eq!(logins.get(&login).await.unwrap().expose_text(), Some(expected.as_str()));
+    let secrets = WithGenerated::new(Arc::new(provider(&bench.cloud)), Arc::new(Secrets));
+    assert_eq!(secrets.get(&login).await.unwrap().expose_text(), Some(expected.as_str()));
     assert!(!serde_json::to_string(outputs).unwrap().contains(&expected));
-    let refused = logins.put(&login.name, &login.version, &Secret::new("another")).await.unwrap_err();
+    let refused = secrets.put(&login.name, &login.version, &Secret::new("another")).await.unwrap_err();
     assert_eq!(refused.kind, ErrorKind::Invalid, "Google generates it");
     let other = SecretRef { name: SecretName("main/database-password".to_owned()), ..login };
-    assert_eq!(logins.get(&other).await.unwrap().expose_text(), Some("a password of some length"));
+    assert_eq!(secrets.get(&other).await.unwrap().expose_text(), Some("a password of some length"));
 }
 
 /// The upgrade strategy of the GPU pool is changed in place, and by hand.

@@ -134,7 +134,8 @@ impl Lowering<'_> {
         let cache = workload.config.pointer("/textnlp/cache").filter(|cache| cache["kind"] == "redis");
         let cache = cache.map_or(Vec::new(), |cache| match cache["url"].as_str() {
             Some(url) => hosts(url),
-            None => vec![(Host::Any, self.cluster.cache.port.unwrap_or(REDIS_PORT))],
+            None if workload.cache.is_some() => vec![(Host::Any, self.cluster.cache.port.unwrap_or(REDIS_PORT))],
+            None => vec![(Host::Any, REDIS_PORT)],
         });
         let mut made = Vec::new();
         for (part, name, pods, to) in [
