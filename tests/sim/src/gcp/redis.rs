@@ -159,7 +159,10 @@ fn create(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
     let is_tls = body["transitEncryptionMode"] == "SERVER_AUTHENTICATION";
     let port = if is_tls { PORTS.1 } else { PORTS.0 };
     let region = call.name.split('/').nth(3).unwrap_or_default();
-    let replicas = if body["tier"] == "STANDARD_HA" { 1 } else { 0 };
+    let replicas = match body["tier"] == "STANDARD_HA" {
+        true if body["readReplicasMode"] == READS => 2,
+        is_standard => i32::from(is_standard),
+    };
     for (member, value) in [
         ("tier", json!("BASIC")),
         ("redisVersion", json!("REDIS_7_0")),
