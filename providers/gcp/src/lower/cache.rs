@@ -13,7 +13,7 @@ pub(crate) const PORT: u16 = 6378;
 /// The longest name of an instance: the discovery document.
 const MOST_OF_INSTANCE: usize = 40;
 const VERSION: &str = "REDIS_7_2";
-/// The largest instance, in GiB (<https://cloud.google.com/memorystore/docs/redis/pricing>, 2026-11-30).
+/// The largest instance, in GiB (<https://cloud.google.com/memorystore/docs/redis/redis-tiers>, 2026-11-30).
 const MOST_GIB: u64 = 300;
 /// The smallest instance with read replicas, in GiB
 /// (<https://cloud.google.com/memorystore/docs/redis/read-replicas-overview>, 2026-11-30).

@@ -58,7 +58,7 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         "an instance with read replicas has 5 GiB at least, and is not in the tier BASIC",
         Source::Documentation("https://cloud.google.com/memorystore/docs/redis/read-replicas-overview"),
     ),
-    rule("an update has one member in its mask", Source::Report("GoogleCloudPlatform/k8s-config-connector#3862")),
+    rule("an update has one member in its mask", Source::Report("GoogleCloudPlatform/k8s-config-connector#11675")),
     rule(
         "a private address needs the service connection of the network",
         Source::Documentation("https://cloud.google.com/memorystore/docs/redis/networking"),
