@@ -59,7 +59,7 @@ pub struct Context<'a> {
     server: Option<ServerProgram>,
 }
 
-#[cfg(feature = "azure")]
+#[cfg(any(feature = "azure", feature = "gcp"))]
 impl Context<'_> {
     /// The same with another store of secrets.
     fn with_secrets(&self, secrets: Arc<dyn SecretStore>) -> Self {

@@ -5,10 +5,12 @@ use std::io::{self, Read as _};
 use std::sync::{Arc, OnceLock};
 
 use camino::Utf8Path;
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 /// The longest file of authorities that is read; a bundle of every public authority is a few hundred kilobytes.
@@ -194,6 +196,64 @@ impl TrustRoots {
         let by_host = ByHost { of_clouds: verifier(of_clouds), others: verifier(&self.store) };
         builder.dangerous().with_custom_certificate_verifier(Arc::new(by_host)).with_no_client_auth()
     }
+
+    /// The same for a server whose certificate does not have its address: any certificate of these authorities is accepted. Only for
+    /// authorities that certify one server.
+    pub fn client_config_of_any_name(&self) -> ClientConfig {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = AnyName { roots: self.store.clone(), algorithms: provider.signature_verification_algorithms };
+        ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("the provider supports the default protocol versions")
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_no_client_auth()
+    }
+}
+
+/// Verifies that an authority signed a certificate, whatever name it is for.
+#[derive(Debug)]
+struct AnyName {
+    roots: Arc<RootCertStore>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for AnyName {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let certificate = ParsedCertificate::try_from(end_entity)?;
+        let algorithms = self.algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&certificate, &self.roots, intermediates, now, algorithms)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
 }
 
 /// Verifies as rustls does, with the authorities for the host.
@@ -339,5 +399,27 @@ mod tests {
         };
         assert_eq!(accepted(&TrustRoots::public_and(Some(&file)).unwrap()), [false, false, false, true, true]);
         assert_eq!(accepted(&TrustRoots::only_file(&file).unwrap()), [true; 5]);
+    }
+
+    #[test]
+    fn authority_of_one_server_vouches_for_it_under_any_name_and_for_no_other() {
+        let authority = || {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            let pem = params.self_signed(&key).unwrap().pem();
+            (pem, rcgen::Issuer::new(params, key))
+        };
+        let ((pem, issuer), (_, other)) = (authority(), authority());
+        let roots = TrustRoots::only_pem(pem.as_bytes(), "x").unwrap().store();
+        let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
+        let verifier = AnyName { roots, algorithms };
+        let address = ServerName::try_from("10.0.0.3").unwrap();
+        for (issuer, is_accepted) in [(&issuer, true), (&other, false)] {
+            let params = rcgen::CertificateParams::new(vec!["redis".to_owned()]).unwrap();
+            let leaf = params.signed_by(&rcgen::KeyPair::generate().unwrap(), issuer).unwrap();
+            let verified = verifier.verify_server_cert(leaf.der(), &[], &address, &[], UnixTime::now());
+            assert_eq!(verified.is_ok(), is_accepted, "{verified:?}");
+        }
     }
 }

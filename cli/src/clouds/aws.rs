@@ -113,7 +113,8 @@ fn records(context: &Context<'_>, home: &SiteName) -> anyhow::Result<(Arc<dyn Pr
 
 /// The clusters of EKS.
 fn clusters(access: Access) -> anyhow::Result<ManagedClusters> {
-    Ok(ManagedClusters { kind: CLUSTER.parse()?, connect: Arc::new(Eks { access }) })
+    let connect = Arc::new(Eks { access });
+    Ok(ManagedClusters { kind: CLUSTER.parse()?, connect, generates_cache_password: false })
 }
 
 fn region(environment: &Environment, name: &SiteName) -> anyhow::Result<String> {

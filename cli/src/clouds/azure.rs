@@ -80,7 +80,8 @@ fn operations(context: &Context<'_>) -> anyhow::Result<Arc<dyn Operations>> {
 
 /// The clusters of AKS, which take tokens of Microsoft Entra.
 fn clusters(access: Access) -> anyhow::Result<ManagedClusters> {
-    Ok(ManagedClusters { kind: CLUSTER.parse()?, connect: Arc::new(Aks { access }) })
+    let connect = Arc::new(Aks { access });
+    Ok(ManagedClusters { kind: CLUSTER.parse()?, connect, generates_cache_password: false })
 }
 
 /// Access to a cluster of AKS.

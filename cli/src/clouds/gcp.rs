@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use textnlp_cloud::WithGenerated;
 use textnlp_gcp::{
     Access, CAPABILITIES, CLUSTER, EndpointOperations, Gcp, Records, cluster_id, cluster_name, models_bucket,
 };
@@ -72,7 +73,9 @@ fn provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
         anyhow::ensure!(take.is_empty(), "{reason}, and site {site} is a service of Cloud Run");
         return Ok(outer);
     }
-    managed::provider(context, outer, textnlp_gcp::inside, clusters(access)?)
+    // The AUTH string of a cache, for its Secret in the cluster.
+    let secrets = Arc::new(WithGenerated::new(outer.clone(), secrets.clone()));
+    managed::provider(&context.with_secrets(secrets), outer, textnlp_gcp::inside, clusters(access)?)
 }
 
 /// The records of another site's names, in a zone of the project of this site.
@@ -97,7 +100,8 @@ fn operations(context: &Context<'_>) -> anyhow::Result<Arc<dyn Operations>> {
 
 /// The clusters of GKE, which take the access token of the project.
 fn clusters(access: Access) -> anyhow::Result<ManagedClusters> {
-    Ok(ManagedClusters { kind: CLUSTER.parse()?, connect: Arc::new(Gke { access }) })
+    let connect = Arc::new(Gke { access });
+    Ok(ManagedClusters { kind: CLUSTER.parse()?, connect, generates_cache_password: true })
 }
 
 /// Access to a cluster of GKE.

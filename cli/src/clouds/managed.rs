@@ -8,12 +8,12 @@ use async_trait::async_trait;
 use textnlp_kubernetes::{ClusterOperations, Kubernetes, local_part};
 use textnlp_onprem::OnPrem;
 use textnlp_orchestrator::environment::{Environment, places};
-use textnlp_provider::component::ComponentSpec;
+use textnlp_provider::component::{CACHE_PASSWORD, ComponentSpec};
 use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, Locate};
 use textnlp_provider::operations::Operations;
 use textnlp_provider::{
-    CloudId, Combined, Component, ComponentName, Error, ErrorKind, KindName, Observed, Provider, Result, Site,
-    SiteName, Through,
+    CloudId, Combined, Component, ComponentName, Error, ErrorKind, KindName, Observed, Provider, Result, SecondPart,
+    Site, SiteName, Through,
 };
 use textnlp_token::Token;
 
@@ -32,6 +32,8 @@ pub(super) struct ManagedClusters {
     pub kind: KindName,
     /// How one is signed in to.
     pub connect: Arc<dyn Connect>,
+    /// Whether the cloud generates the password of a cache that it runs, so that none is generated here.
+    pub generates_cache_password: bool,
 }
 
 /// What the provider of objects in a cluster expands.
@@ -49,6 +51,7 @@ pub(super) fn provider(
     options.serves_elsewhere = true;
     let settings = cluster::cluster_site(environment, site);
     let pod = cluster::server_pod(environment, site, &settings);
+    let here: SecondPart = if clusters.generates_cache_password { without_cache_password } else { on_this_machine };
     let inner = Kubernetes::of_clusters(secrets.clone()).of_site(settings).taking(take.iter().cloned().collect());
     let inner = Arc::new(inner);
     let reach = {
@@ -58,7 +61,7 @@ pub(super) fn provider(
     let through =
         Through::new(outer, inner, reach, HOST.parse()?).expanding(inside).connecting(clusters.kind, clusters.connect);
     let through = through.sizing(pod);
-    Ok(Arc::new(Combined::new(Arc::new(through), Arc::new(OnPrem::new(options)), on_this_machine)))
+    Ok(Arc::new(Combined::new(Arc::new(through), Arc::new(OnPrem::new(options)), here)))
 }
 
 /// The part of a component on the operator's machine. The cloud's cluster has the name of its component, so the supervisor of the site agent
@@ -71,6 +74,15 @@ fn on_this_machine(component: &Component, site: &Site) -> Option<(Component, Sit
         ComponentSpec::Relay(relay) => relay.cluster = supervisor(),
         ComponentSpec::SiteAgent(agent) => agent.cluster = supervisor(),
         _ => {}
+    }
+    Some((component, site))
+}
+
+/// The same without the password of a cache.
+fn without_cache_password(component: &Component, site: &Site) -> Option<(Component, Site)> {
+    let (mut component, site) = on_this_machine(component, site)?;
+    if let ComponentSpec::Secrets(secrets) = &mut component.part {
+        secrets.generate.remove(CACHE_PASSWORD);
     }
     Some((component, site))
 }

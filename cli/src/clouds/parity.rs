@@ -243,6 +243,7 @@ const VARIATIONS: &[Variation] = &[
     },
     variation(GCP, "a mailbox in `monitoring.receivers`", MAILBOX),
     variation(GCP, "`budget.monthly`", BUDGET),
+    variation(GCP, "`cache.hosting: managed`", &["cache.kind=redis", "cache.hosting=managed"]),
     variation(GCP, "`database.replica_region`", &["database.replica_region=us-east1"]),
     variation(GCP, "models of its bucket", MODELS),
     variation(

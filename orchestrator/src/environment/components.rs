@@ -859,6 +859,7 @@ fn managed_cache(e: &Environment) -> Option<part::ManagedCache> {
         memory_bytes: e.cache.memory.unwrap_or(CACHE_MEMORY).0,
         replicas: e.cache.replicas,
         secrets: name(names::SECRETS),
+        database: (e.database_hosting() == Some(Hosting::Managed)).then(|| name(names::DATABASE)),
     })
 }
 

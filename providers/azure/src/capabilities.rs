@@ -34,7 +34,7 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
         });
     }
     if let Some(cluster) = &mut site.cluster {
-        cluster.cache = CloudCache { port: Some(PORT), has_login: true };
+        cluster.cache = CloudCache { port: Some(PORT), has_login: true, ..CloudCache::default() };
     }
     let identity = bucket_identity(component, &site);
     if let Some(cluster) = site.cluster.as_mut().filter(|cluster| !cluster.existing) {

@@ -107,6 +107,9 @@ pub struct CloudCache {
     /// Whether the cloud generates its password: the output `login` is a reference to it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub has_login: bool,
+    /// Whether its certificate is of an authority of its own: the output `ca_pem`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_authority: bool,
 }
 
 impl CloudCache {

@@ -508,6 +508,9 @@ pub struct ManagedCache {
     pub replicas: u32,
     /// The component with its password, [`CACHE_PASSWORD`].
     pub secrets: ComponentName,
+    /// The component of the database that the cloud runs beside it; `None` without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<ComponentName>,
 }
 
 /// See [`ComponentSpec::Workload`].

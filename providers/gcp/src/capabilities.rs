@@ -2,13 +2,14 @@
 
 use textnlp_provider::capabilities::Capability::*;
 use textnlp_provider::capabilities::{Capabilities, Capability, RuntimeSupport, Setting, SiteRecords, Store};
+use textnlp_provider::cluster::CloudCache;
 use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::settings::{
-    DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
+    CacheKind, DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
 };
 use textnlp_provider::{Component, Site};
 
-use crate::lower::{NOTICES_AFTER, SYSTEM, bucket_identity};
+use crate::lower::{CACHE_PORT, NOTICES_AFTER, SYSTEM, bucket_identity};
 use crate::tables::machines::NODES;
 
 /// The component as the provider of the objects inside of the cluster expands it: without what Google Cloud's own resources answer for.
@@ -23,8 +24,11 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
         monitoring.receivers.clear();
     }
     let identity = bucket_identity(component, &site);
-    if let Some(cluster) = site.cluster.as_mut().filter(|cluster| !cluster.existing) {
-        cluster.bucket_identity = Some(identity);
+    if let Some(cluster) = &mut site.cluster {
+        cluster.cache = CloudCache { port: Some(CACHE_PORT), has_login: true, has_authority: true };
+        if !cluster.existing {
+            cluster.bucket_identity = Some(identity);
+        }
     }
     Some((inner, site))
 }
@@ -43,6 +47,7 @@ const KUBERNETES: &[Capability] = &[
     Database(DatabaseKind::Postgres, Some(Hosting::Managed)),
     Database(DatabaseKind::Postgres, Some(Hosting::External)),
     Database(DatabaseKind::Postgres, Some(Hosting::Cluster)),
+    Cache(CacheKind::Redis, Some(Hosting::Managed)),
     Tls(TlsMode::LocalCa),
     Tls(TlsMode::Existing),
     Failover(Failover::Manual),
@@ -121,6 +126,7 @@ const NOT_BY_CLOUD_RUN: &[(&str, &str)] = &[
     ("backup.destination", "no data outlives an instance"),
     ("backup.enabled", "no data outlives an instance"),
     ("backup.size", "no data outlives an instance"),
+    ("cache.kind", "containers are in the network of Google Cloud"),
     ("cluster.max_nodes", "Cloud Run runs the containers"),
     ("dr.mode", "nothing leads clients from a service of Cloud Run to another site"),
     ("features", "flags are in a database, and no data outlives an instance"),

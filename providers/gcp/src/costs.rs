@@ -6,6 +6,7 @@ use textnlp_provider::units::counted;
 use textnlp_provider::{CostLine, KindName, SPOT_AT_MOST, Spec};
 
 use crate::kinds::container::SPOT;
+use crate::kinds::redis::REDIS;
 use crate::kinds::run::SERVICE;
 use crate::service::Service;
 use crate::tables::machines;
@@ -57,6 +58,11 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
             priced(Service::CloudKms, "kms/version", region, "an active version of a key; each rotation adds one", 1),
             CostLine::unknown(Service::CloudKms.title(), "requests with the key", "by use"),
         ],
+        REDIS => {
+            let (gib, nodes) = (number("memory_gb"), 1 + number("replicas"));
+            let what = format!("{gib} GiB of memory on {}", counted(nodes, "node"));
+            vec![CostLine::unpriced(Service::Redis.title(), what, "no price of instances is recorded")]
+        }
         "gcp.sql-instance" => {
             let copies = if text("availability") == "REGIONAL" { 2 } else { 1 };
             let (vcpus, memory) = tier(text("tier")).unwrap_or_default();
@@ -240,6 +246,12 @@ mod tests {
         assert_eq!(shown(0, 1, None), [format!("instances, {each} (by use)")]);
         let gpu = &shown(2, 2, Some("nvidia-l4"))[0];
         assert_eq!(gpu, "2 instances always running, 4 vCPUs, 16384Mi of memory and 1 × nvidia-l4 each (always)");
+    }
+
+    #[test]
+    fn nodes_of_a_cache_have_no_recorded_price() {
+        let spec = json!({ "memory_gb": 5, "replicas": 2 });
+        assert_eq!(monthly("gcp.redis-instance", spec, "us-central1"), (0, 1));
     }
 
     #[test]

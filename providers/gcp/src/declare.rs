@@ -315,6 +315,15 @@ mod tests {
                 }),
             ),
             (
+                "gcp.redis-instance",
+                at("locations/europe-west4/instances/i"),
+                json!({
+                    "tier": "STANDARD_HA", "version": "REDIS_7_2", "memory_gb": 5, "replicas": 2,
+                    "read_replicas": "READ_REPLICAS_ENABLED", "network": network, "connection": "PRIVATE_SERVICE_ACCESS",
+                    "range": "a", "auth": true, "tls": "SERVER_AUTHENTICATION",
+                }),
+            ),
+            (
                 "gcp.sql-database",
                 format!("{instance}/databases/texts"),
                 json!({ "instance": instance, "charset": "UTF8" }),

@@ -24,6 +24,7 @@ pub(crate) const ALWAYS: &[&str] = &[
     "compute.subnetworks.list",
     "compute.disks.list",
     "orgpolicy.policy.get",
+    "redis.instances.list",
     "resourcemanager.projects.get",
     "run.services.list",
     "serviceusage.services.get",

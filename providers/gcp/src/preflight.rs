@@ -22,6 +22,7 @@ use crate::kinds::budgets::{BUDGET, MOST_OF_BUDGET};
 use crate::kinds::container::{BLUE_GREEN, SPOT};
 use crate::kinds::monitoring::CHANNEL;
 use crate::kinds::private::is_connected;
+use crate::kinds::redis::REDIS;
 use crate::kinds::run::SERVICE;
 use crate::labels;
 use crate::policy;
@@ -626,16 +627,17 @@ async fn existing_network(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
         api.list(Service::Compute, &routers, "items", &[])
     );
     let mut problems = Vec::new();
-    let has_server = of_kind(wanted, "gcp.sql-instance").next().is_some();
+    let served = [("gcp.sql-instance", "Cloud SQL", "database"), (REDIS, "Memorystore", "cache")];
+    let served = served.into_iter().find(|&(kind, ..)| of_kind(wanted, kind).next().is_some());
     // What cannot be read is told with the names.
     if let Ok(Some(found)) = found
-        && has_server
+        && let Some((_, which, setting)) = served
         && !is_connected(&found)
     {
         let name = last(network);
-        let cause = format!("`{name}` has no private services access, so that Cloud SQL has no addresses in it");
+        let cause = format!("`{name}` has no private services access, so that {which} has no addresses in it");
         let fix = format!(
-            "`gcloud services vpc-peerings connect --service servicenetworking.googleapis.com --network {name} --ranges RANGE --project {}`, or write `database.hosting: external`",
+            "`gcloud services vpc-peerings connect --service servicenetworking.googleapis.com --network {name} --ranges RANGE --project {}`, or write `{setting}.hosting: external`",
             api.project()
         );
         problems.push(Problem::new(of_network, cause, fix));

@@ -4,17 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use textnlp_cloud::{ImageSource, Images, NoSecrets, Work, region_of};
+use textnlp_cloud::{GeneratesSecrets, ImageSource, Images, NoSecrets, Work, region_of};
 use textnlp_provider::connect::Bearer;
 use textnlp_provider::{
-    Billed, BilledRequest, CloudId, Component, CostLine, Declaration, Declare, FieldChange, Handle, Kind, KindName,
-    Leftovers, Lineage, Object, Observed, Operation, PlannedObject, PolicyDocument, PolicyRequest, Problem, Problems,
-    Progress, Provider, Recorded, ResourceId, Result, Scope, SecretStore, Site, Spec, Sweep, Wanted,
+    Billed, BilledRequest, CloudId, Component, CostLine, Declaration, Declare, Error, ErrorKind, FieldChange, Handle,
+    Kind, KindName, Leftovers, Lineage, Object, Observed, Operation, PlannedObject, PolicyDocument, PolicyRequest,
+    Problem, Problems, Progress, Provider, Recorded, ResourceId, Result, Scope, Secret, SecretStore, Site, Spec, Sweep,
+    Wanted,
 };
 use tokio::sync::OnceCell;
 
 use crate::access::{Access, Identity};
-use crate::api::Api;
+use crate::api::{Api, Call};
+use crate::kinds::redis::AUTH_STRING;
+use crate::service::Service;
 use crate::{billed, costs, kinds, lower, policy, preflight, sweep, table};
 
 /// The time between two polls of an object that takes minutes.
@@ -83,6 +86,21 @@ impl Gcp {
 
     async fn work<'a>(&self, op: &'a Operation) -> Result<Work<'a, Api>> {
         Work::of(self.api().await?, op, self.poll)
+    }
+}
+
+/// The AUTH strings of instances of Memorystore for Redis.
+#[async_trait]
+impl GeneratesSecrets for Gcp {
+    const START: &'static str = AUTH_STRING;
+
+    async fn generated(&self, id: &str) -> Result<Secret> {
+        let call = Call::get(Service::Redis, format!("{id}/authString"));
+        let answer = self.api().await?.send(call.saying("read", format!("the AUTH string of {id}"))).await?;
+        match answer["authString"].as_str().filter(|text| !text.is_empty()) {
+            Some(text) => Ok(Secret::new(text)),
+            None => Err(Error::new(ErrorKind::Unavailable, "read", id).because("it has no AUTH string")),
+        }
     }
 }
 

@@ -23,6 +23,7 @@ pub enum Service {
     IamCredentials,
     Monitoring,
     OAuth2,
+    Redis,
     ResourceManager,
     Run,
     ServiceNetworking,
@@ -98,6 +99,7 @@ const ROWS: &[Row] = &[
     // `named` finds the first row of a name.
     row(Service::Dashboards, "monitoring", "Cloud Monitoring", "monitoring.googleapis.com", "v1/", "MONITORING"),
     row(Service::OAuth2, "oauth2", "OAuth", "www.googleapis.com", "oauth2/v2/", "OAUTH2"),
+    row(Service::Redis, "redis", "Memorystore for Redis", "redis.googleapis.com", "v1/", "REDIS"),
     row(
         Service::ResourceManager,
         "cloudresourcemanager",
@@ -274,7 +276,7 @@ mod tests {
 
     #[test]
     fn every_service_has_a_row() {
-        assert_eq!(Service::all().count(), 20);
+        assert_eq!(Service::all().count(), 21);
         for service in Service::all() {
             assert_eq!(service.row().service, service);
         }

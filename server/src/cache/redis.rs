@@ -12,7 +12,7 @@ use redis::{AsyncConnectionConfig, Pipeline, RedisConnectionInfo, RedisError, Re
 use rustls::pki_types::ServerName;
 use textnlp_net::client::Url;
 use textnlp_net::redis::{REDIS_PORT, RedisUrlError, redis_url};
-use textnlp_net::trust::TrustRoots;
+use textnlp_net::trust::{TrustError, TrustRoots};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
@@ -49,6 +49,9 @@ pub enum CacheError {
         /// Why.
         source: io::Error,
     },
+    /// The file of its authorities.
+    #[error("the authorities of the Redis cannot be used")]
+    Authority(#[source] TrustError),
     /// It is no address of a Redis.
     #[error("the address of the Redis in {place} cannot be used: {problem}")]
     Unusable {
@@ -176,7 +179,14 @@ impl Redis {
                 let cause = "the host is neither a DNS name nor an address, which TLS verifies";
                 let problem = RedisUrlError { cause, fix: "write the name of its certificate" };
                 let name = ServerName::try_from(host.clone()).map_err(|_| unusable(problem))?;
-                Some((TlsConnector::from(Arc::new(TrustRoots::public().client_config())), name))
+                let config = match &settings.authority {
+                    None => TrustRoots::public().client_config(),
+                    Some(file) => {
+                        let trust = TrustRoots::only_file(file).map_err(CacheError::Authority)?;
+                        trust.client_config_of_any_name()
+                    }
+                };
+                Some((TlsConnector::from(Arc::new(config)), name))
             }
             _ => None,
         };
@@ -350,7 +360,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = Utf8PathBuf::from_path_buf(folder.path().join("url")).unwrap();
         std::fs::write(&path, text).unwrap();
-        Redis::new(&RedisCache { at: RedisAt::File(path), ttl: Duration::from_secs(60), max_connections: 2 })
+        let at = RedisAt::File(path);
+        Redis::new(&RedisCache { at, authority: None, ttl: Duration::from_secs(60), max_connections: 2 })
     }
 
     #[test]
@@ -369,8 +380,17 @@ mod tests {
             assert!(error.contains("cannot be used") && !error.contains("hunter2"), "{text}: {error}");
         }
         let missing = RedisAt::File("/nonexistent/url".into());
-        let settings = RedisCache { at: missing, ttl: Duration::from_secs(60), max_connections: 1 };
+        let settings = RedisCache { at: missing, authority: None, ttl: Duration::from_secs(60), max_connections: 1 };
         assert!(Redis::new(&settings).is_err());
+    }
+
+    #[test]
+    fn missing_file_of_authorities_is_named() {
+        let (at, authority) = (RedisAt::Url("rediss://10.0.0.3:6378".to_owned()), Some("/nonexistent/ca.pem".into()));
+        let settings = RedisCache { at, authority, ttl: Duration::from_secs(60), max_connections: 1 };
+        let error = Redis::new(&settings).err().unwrap();
+        let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        assert!(cause.contains("/nonexistent/ca.pem"), "{error}: {cause}");
     }
 
     fn key() -> Key {

@@ -22,6 +22,9 @@ pub struct Cache {
 pub struct RedisCache {
     /// Its address.
     pub at: RedisAt,
+    /// The authorities that its certificate is of, if it has authorities of its own: any certificate of them is accepted, whatever
+    /// name it is for.
+    pub authority: Option<Utf8PathBuf>,
     /// How long it keeps a vector.
     pub ttl: Duration,
     /// The most connections of this server.
@@ -86,8 +89,12 @@ pub(super) fn cache(section: Section<'_>) -> Option<Cache> {
         (None, Some(file)) => Some(RedisAt::File(file)),
         (None, None) => None,
     };
+    let authority = section.text("authority_file").map(Utf8PathBuf::from);
+    if authority.is_some() && !matches!(kind, Kind::Redis) {
+        section.wrong("authority_file", "has no effect", Some("write `kind: redis`, or omit it".to_owned()));
+    }
     let redis = match (kind, at) {
-        (Kind::Redis, Some(at)) => Some(RedisCache { at, ttl, max_connections }),
+        (Kind::Redis, Some(at)) => Some(RedisCache { at, authority, ttl, max_connections }),
         (Kind::Redis, None) => {
             if !section.has("url") && !section.has("url_file") {
                 section.wrong("url", "is missing", Some("write `redis://HOST:6379/0`, or `url_file`".to_owned()));

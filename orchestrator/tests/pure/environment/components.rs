@@ -190,6 +190,8 @@ fn managed_cache_has_its_own_password_and_the_servers_read_its_address_from_a_fi
     assert_eq!((&config["kind"], config.get("url"), &server["cache"]), (&json!("redis"), None, &json!("cache")));
     let [cache, ..] = of(&[managed[0], managed[1], "cache.memory=4GiB", "cache.replicas=2"]);
     assert_eq!((&cache["managed"]["memory_bytes"], &cache["managed"]["replicas"]), (&json!(4_u64 << 30), &json!(2)));
+    let [cache, ..] = of(&[managed[0], managed[1], "database.kind=postgres", "database.hosting=managed"]);
+    assert_eq!(cache["managed"]["database"], "database", "a cloud may connect both to the network at once");
     // A site without servers has nothing that would read it.
     let overrides = Overrides { sets: managed.map(str::to_owned).into(), ..Overrides::default() };
     let mut environment = Library::built_in().load("staging", &overrides, &Catalogue::default()).unwrap().environment;

@@ -20,7 +20,7 @@ pub(crate) fn token(version: &str) -> SecretRef {
 
 /// A cache that AWS operates.
 pub(crate) fn redis(memory_bytes: u64, replicas: u32) -> Cache {
-    let managed = ManagedCache { memory_bytes, replicas, secrets: "secrets".parse().unwrap() };
+    let managed = ManagedCache { memory_bytes, replicas, secrets: "secrets".parse().unwrap(), database: None };
     Cache { kind: CacheKind::Redis, managed: Some(managed) }
 }
 

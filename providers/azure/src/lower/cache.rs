@@ -100,7 +100,8 @@ mod tests {
     use crate::lower::tests::{component, site};
 
     fn redis(memory_bytes: u64, replicas: u32) -> Component {
-        let managed = Some(ManagedCache { memory_bytes, replicas, secrets: "secrets".parse().unwrap() });
+        let managed =
+            Some(ManagedCache { memory_bytes, replicas, secrets: "secrets".parse().unwrap(), database: None });
         component("cache", ComponentSpec::Cache(Cache { kind: CacheKind::Redis, managed }))
     }
 

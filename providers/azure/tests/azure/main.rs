@@ -369,7 +369,8 @@ fn monitoring() -> Monitoring {
 
 /// A cache with a replica.
 fn cache() -> Cache {
-    let managed = ManagedCache { memory_bytes: 1 << 30, replicas: 1, secrets: "secrets".parse().unwrap() };
+    let managed =
+        ManagedCache { memory_bytes: 1 << 30, replicas: 1, secrets: "secrets".parse().unwrap(), database: None };
     Cache { kind: CacheKind::Redis, managed: Some(managed) }
 }
 

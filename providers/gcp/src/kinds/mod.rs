@@ -10,6 +10,7 @@ mod kms;
 pub(crate) mod monitoring;
 mod network;
 pub(crate) mod private;
+pub(crate) mod redis;
 mod registry;
 pub(crate) mod run;
 mod services;
@@ -35,6 +36,7 @@ pub(crate) static ALL: &[&[Row]] = &[
     run::ROWS,
     kms::ROWS,
     sql::ROWS,
+    redis::ROWS,
     health_check::ROWS,
     dns::ROWS,
     monitoring::ROWS,

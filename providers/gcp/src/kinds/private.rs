@@ -55,6 +55,7 @@ pub(crate) static ROWS: &[Row] = &[
                 create("compute.networks.updatePeering"),
                 delete("compute.networks.removePeering"),
                 delete("cloudsql.instances.list"),
+                delete("redis.instances.list"),
                 read("resourcemanager.projects.get"),
             ],
             ..kind("gcp.service-connection", "the peering of private services", Identity::Part)
@@ -263,9 +264,17 @@ async fn no_server(api: &Api, network: &str) -> Result<()> {
         let of = get(one, "/settings/ipConfiguration/privateNetwork")?.as_str()?;
         (relative(of) == network).then(|| one["name"].as_str().unwrap_or_default().to_owned())
     };
-    let Some(server) = servers.iter().find_map(address) else { return Ok(()) };
+    if let Some(server) = servers.iter().find_map(address) {
+        let error = Error::new(ErrorKind::Conflict, "remove", "the peering of private services");
+        return Err(error.because(format!("the server `{server}` of Cloud SQL has an address in `{network}`")));
+    }
+    let path = api.path("projects/{project}/locations/-/instances");
+    let instances = api.list(Service::Redis, &path, "instances", &[]).await?;
+    let is_there = |one: &&Value| one["authorizedNetwork"].as_str().is_some_and(|of| relative(of) == network);
+    let Some(instance) = instances.iter().find(is_there) else { return Ok(()) };
+    let name = last(instance["name"].as_str().unwrap_or_default());
     let error = Error::new(ErrorKind::Conflict, "remove", "the peering of private services");
-    Err(error.because(format!("the server `{server}` of Cloud SQL has an address in `{network}`")))
+    Err(error.because(format!("the instance `{name}` of Memorystore has an address in `{network}`")))
 }
 
 fn names(list: &Value) -> BTreeSet<String> {

@@ -88,21 +88,28 @@ impl Lowering<'_> {
         self.server(postgres, tier, disk, days);
     }
 
+    /// The range of private services and their connection to the network. An existing network has one connection for all who use it,
+    /// and its ranges are its owner's: see `preflight`.
+    pub(super) fn private_services(&mut self, network: &Value) -> (Value, Option<ResourceId>) {
+        if !self.site.subnets.is_empty() {
+            return (Value::Null, None);
+        }
+        let spec = json!({
+            "name": names::of(self.site, "services", MOST_OF_RANGE),
+            "network": network,
+            "prefix_length": PREFIX_LENGTH,
+        });
+        let Some(part) = self.part("range", "gcp.address-range", self.of_project(spec)) else {
+            return (Value::Null, None);
+        };
+        let range = output(&part, "name");
+        let spec = json!({ "name": PRODUCER, "network": network, "ranges": [range] });
+        (range, self.part("connection", "gcp.service-connection", spec))
+    }
+
     fn server(&mut self, postgres: &Postgres, tier: &str, disk: u64, days: u64) {
         let network = self.output_of(NETWORK, "vpc", "id");
-        let (mut range, mut connection) = (Value::Null, None);
-        // An existing network has one connection for all who use it, and its ranges are its owner's: see `preflight`.
-        if self.site.subnets.is_empty() {
-            let spec = json!({
-                "name": names::of(self.site, "services", MOST_OF_RANGE),
-                "network": network,
-                "prefix_length": PREFIX_LENGTH,
-            });
-            let Some(part) = self.part("range", "gcp.address-range", self.of_project(spec)) else { return };
-            range = output(&part, "name");
-            let spec = json!({ "name": PRODUCER, "network": network, "ranges": [range] });
-            connection = self.part("connection", "gcp.service-connection", spec);
-        }
+        let (range, connection) = self.private_services(&network);
         let (key, access) = self.data_key(AGENT);
         let mut server = json!({
             "name": names::of(self.site, "database", MOST_OF_SERVER),

@@ -15,6 +15,8 @@
 //! database, and the user that the service connects as; `replica-N`; `remote`: the replica in another region; `key-access` where data is
 //! protected, and with a replica in another region `remote-key-ring`, `remote-key`, `remote-key-access`. With an existing network
 //! neither `range` nor `connection` |
+//! | cache | `SITE/cache/services`, `instance` as `group`: a managed cache of vectors; `range`, `connection` without a managed database.
+//! With an existing network neither of these |
 //! | inference endpoint | `SITE/server/service`: the service of Cloud Run; `services`: the enabled services of the project; `account`, as
 //! which it runs; `caller` and `invoker`: the account that may call it, and its role; `key-access` where data is protected |
 //! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone; with several sites `health`, a
@@ -22,6 +24,7 @@
 //! | monitoring | `SITE/monitoring/services`: the enabled services; `mailbox-N`: a channel for each mailbox; `alert-NAME`: alert policies;
 //! `overview`, a dashboard, with a stack; `budget`: the cost budget, if there is one |
 
+mod cache;
 mod cluster;
 mod database;
 mod dns;
@@ -31,6 +34,7 @@ mod network;
 mod registry;
 mod run;
 
+pub(crate) use cache::PORT as CACHE_PORT;
 pub(crate) use cluster::SYSTEM;
 pub(crate) use dns::NOTICES_AFTER;
 pub(crate) use models::bucket_identity;
@@ -45,17 +49,19 @@ use textnlp_provider::{
 };
 
 use crate::kinds::monitoring::{CHANNEL, DASHBOARD, POLICY};
+use crate::kinds::redis::REDIS;
 use crate::kinds::run::SERVICE;
 use crate::{labels, names, table};
 
 /// The kinds whose objects have labels, which the tags of the environment become.
-pub(crate) const LABELLED: [&str; 10] = [
+pub(crate) const LABELLED: [&str; 11] = [
     "gcp.gke-cluster",
     "gcp.node-pool",
     "gcp.bucket",
     "gcp.repository",
     "gcp.key",
     "gcp.sql-instance",
+    REDIS,
     CHANNEL,
     POLICY,
     DASHBOARD,
@@ -79,6 +85,7 @@ pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, P
         ComponentSpec::Network(network) => lowering.network(network),
         ComponentSpec::ModelStore(store) => lowering.models(store),
         ComponentSpec::Database(database) => lowering.database(database),
+        ComponentSpec::Cache(cache) => lowering.cache(cache),
         ComponentSpec::Registry(registry) => lowering.registry(registry),
         ComponentSpec::Cluster(cluster) => lowering.cluster(cluster),
         ComponentSpec::Endpoint(endpoint) => lowering.endpoint(endpoint),

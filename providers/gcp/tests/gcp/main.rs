@@ -28,15 +28,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
-use textnlp_cloud::{ImageSource, ImageTarget};
+use textnlp_cloud::{ImageSource, ImageTarget, WithGenerated};
 use textnlp_gcp::{Access, Gcp};
 use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{
-    Budget, Cluster, ComponentSpec, ConnectionLimits, Database, Endpoint, GpuPool, MaintenanceWindow, ManagedPostgres,
-    Model, ModelReplica, ModelStore, Monitored, Monitoring, Network, Postgres, Program, ReceiverAddress, Registry,
+    Budget, Cache, Cluster, ComponentSpec, ConnectionLimits, Database, Endpoint, GpuPool, MaintenanceWindow,
+    ManagedCache, ManagedPostgres, Model, ModelReplica, ModelStore, Monitored, Monitoring, Network, Postgres, Program,
+    ReceiverAddress, Registry,
 };
 use textnlp_provider::conformance::{TestBed, well_formed};
-use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Runtime, Spot, Weekday};
+use textnlp_provider::settings::{CacheKind, DatabaseKind, GpuSize, Hosting, Runtime, Spot, Weekday};
 use textnlp_provider::{
     CloudId, Component, DeleteBounds, Error, ErrorKind, Lineage, Observed, Operation, OperationId, Outputs, Ownership,
     Progress, Provider, Recorded, ResourceId, Result, Scope, Secret, SecretName, SecretRef, SecretStore, SecretVersion,
@@ -222,6 +223,7 @@ impl Bench {
         all.extend(self.lower("cluster", ComponentSpec::Cluster(cluster)));
         all.extend(self.lower("registry", ComponentSpec::Registry(registry)));
         all.extend(self.lower("database", ComponentSpec::Database(self.database())));
+        all.extend(self.lower("cache", ComponentSpec::Cache(redis())));
         all.extend(self.lower("gateway", ComponentSpec::Endpoint(endpoint(Some(&self.zone()), "text.example.com"))));
         all.extend(self.lower("monitoring", ComponentSpec::Monitoring(monitoring("USD"))));
         ordered(all)
@@ -337,6 +339,13 @@ fn monitoring(currency: &str) -> Monitoring {
 
 fn mailbox(recipients: &str) -> ReceiverAddress {
     ReceiverAddress::Plain(format!("smtps://mail.example.com?from=alerts@example.com&to={recipients}"))
+}
+
+/// A cache beside the database.
+fn redis() -> Cache {
+    let (secrets, database) = ("secrets".parse().unwrap(), Some("database".parse().unwrap()));
+    let managed = ManagedCache { memory_bytes: 1_000_000_000, replicas: 0, secrets, database };
+    Cache { kind: CacheKind::Redis, managed: Some(managed) }
 }
 
 fn database() -> Database {
@@ -494,6 +503,7 @@ async fn road(bench: &Bench) {
     assert!(cluster["endpoint"].as_str().is_some_and(|url| url.starts_with("https://")), "{cluster:?}");
     let user = outputs("main/database/instance");
     assert!(user["url"].as_str().is_some_and(|url| url.starts_with("postgresql://textnlp@")), "{user:?}");
+    the_auth_string_is_read_when_it_is_used(bench, &outputs("main/cache/group")).await;
     {
         let world = bench.cloud.world();
         let keys = world.keys();
@@ -527,6 +537,22 @@ async fn road(bench: &Bench) {
     }
     leave_behind(bench, &records);
     remove(bench, &records).await;
+}
+
+/// The outputs of an instance of Memorystore refer to its AUTH string, which no document has.
+async fn the_auth_string_is_read_when_it_is_used(bench: &Bench, outputs: &Outputs) {
+    assert!(outputs["url"].as_str().is_some_and(|url| url.starts_with("rediss://10.") && url.ends_with(":6378")));
+    assert!(outputs["ca_pem"].as_str().is_some_and(|pem| pem.starts_with("-----BEGIN CERTIFICATE-----")));
+    let login = SecretRef::from_value(&outputs["login"]).unwrap();
+    let key = format!("redis/{}", outputs["id"].as_str().unwrap());
+    let expected = bench.cloud.world().auth_string(&key).unwrap();
+    let secrets = WithGenerated::new(Arc::new(provider(&bench.cloud)), Arc::new(Secrets));
+    assert_eq!(secrets.get(&login).await.unwrap().expose_text(), Some(expected.as_str()));
+    assert!(!serde_json::to_string(outputs).unwrap().contains(&expected));
+    let refused = secrets.put(&login.name, &login.version, &Secret::new("another")).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Invalid, "Google generates it");
+    let other = SecretRef { name: SecretName("main/database-password".to_owned()), ..login };
+    assert_eq!(secrets.get(&other).await.unwrap().expose_text(), Some("a password of some length"));
 }
 
 /// The upgrade strategy of the GPU pool is changed in place, and by hand.

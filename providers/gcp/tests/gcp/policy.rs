@@ -19,7 +19,10 @@ const UNUSED: &[(&str, &str)] = &[
     ("compute.networks.removePeering", INACTIVE),
     ("compute.networks.updatePeering", DOUBT),
     ("compute.subnetworks.use", DOUBT),
+    ("redis.instances.getAuthString", LOGIN),
 ];
+/// The Secret of the servers has it: `the_auth_string_is_read_when_it_is_used`.
+const LOGIN: &str = "the objects in the cluster";
 const FAILOVER: &str = "`db failover`, which no plan makes";
 /// The registry has a protocol of its own (<https://cloud.google.com/artifact-registry/docs/access-control>):
 /// `tests/sim/tests/road` pushes an image.
@@ -91,6 +94,7 @@ pub(super) fn changed(one: &Wanted) -> Spec {
             // A replica is promoted.
             (spec["disk_gb"], spec["source"]) = (json!(40), Value::Null);
         }
+        "gcp.redis-instance" => spec["memory_gb"] = json!(2),
         "gcp.sql-user" => spec["password"] = json!({ "$secret": "main/database-password", "version": "2" }),
         _ => {}
     }

@@ -15,10 +15,12 @@ use super::{
     METRICS_PORT, MODELS, MODELS_FILE, PROBE_PORT, PROGRAM, SECRETS, SECRETS_NAME, label_of,
 };
 use crate::canary::QueryConfig;
-use crate::manifest::URL;
+use crate::manifest::{PLAIN, URL};
 
 /// The Secret with the generated certificate.
 const TLS_SECRET: &str = "textnlp-tls";
+/// The file with the authority of a cache that a cloud runs, in the Secret of the servers.
+const CACHE_AUTHORITY: &str = "cache-ca.pem";
 /// The file names of the configuration.
 const CONFIG_FILE: &str = "server.yaml";
 const GATEWAY_FILE: &str = "gateway.yaml";
@@ -102,12 +104,20 @@ impl Lowering<'_> {
         let is_analyzed = tree.get("analytics").is_some();
         let space = space(&tree);
         let external = set_secret_files(&mut tree, |secret| format!("{SECRETS}/{secret}"));
+        let cache_authority = self.cache_authority(workload);
+        if let Some(cache) = tree.get_mut("cache").and_then(Value::as_object_mut).filter(|_| cache_authority.is_some())
+        {
+            cache.insert("authority_file".to_owned(), json!(format!("{SECRETS}/{CACHE_AUTHORITY}")));
+        }
         self.config_map(config.clone(), "textnlp-config", [(CONFIG_FILE.to_owned(), filled(tree, &way.settings))]);
         let mut data = secret.clone();
         data["jwt-key.pem"] = json!(OutputRef::new(jwt, "secret"));
         for name in external {
             let Some(value) = self.secret_file(workload, &name) else { return };
             data[name] = value;
+        }
+        if let Some(pem) = cache_authority {
+            data[CACHE_AUTHORITY] = pem;
         }
         self.secret(secrets.clone(), SECRETS_NAME, "Opaque", &data, Vec::new());
 
@@ -331,6 +341,12 @@ impl Lowering<'_> {
             false => secret(CACHE_PASSWORD)?,
         };
         Some(json!({ (URL): OutputRef::new(group, "url"), "password": password }))
+    }
+
+    /// The authority of a cache that a cloud runs, if it has one of its own.
+    fn cache_authority(&self, workload: &Workload) -> Option<Value> {
+        let cache = workload.cache.as_ref().filter(|_| self.cluster.cache.has_authority)?;
+        Some(json!({ PLAIN: OutputRef::new(self.id(cache.as_str(), CACHE_PART)?, "ca_pem") }))
     }
 
     pub(super) fn endpoint(&mut self, endpoint: &Endpoint) {

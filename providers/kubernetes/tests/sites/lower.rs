@@ -456,16 +456,37 @@ fn address_of_a_cache_that_a_cloud_runs_has_the_generated_password() {
     let mut server = Workload { cache: Some("cache".parse().unwrap()), ..workload() };
     server.egress.policies = true;
     server.config["textnlp"]["cache"] = json!({ "kind": "redis" });
-    let of_cloud = Fixture { cache: CloudCache { port: Some(10_000), has_login: true }, ..fixture() };
+    let of_cloud =
+        Fixture { cache: CloudCache { port: Some(10_000), has_login: true, ..CloudCache::default() }, ..fixture() };
     let made = lowered(&component("server", ComponentSpec::Workload(server)), of_cloud).unwrap();
     let spec = |end: &str| made.iter().find(|one| one.id.as_str().ends_with(end)).unwrap().spec.as_value().clone();
     let address =
         json!({ "$url": { "$output": "main/cache/group#url" }, "password": { "$output": "main/cache/group#login" } });
     assert_eq!(spec("/server/secrets")["data"]["cache-url"], address);
     assert!(spec("/allow-cache").to_string().contains("10000"));
-    let managed = ManagedCache { memory_bytes: 1, replicas: 0, secrets: "secrets".parse().unwrap() };
+    let managed = ManagedCache { memory_bytes: 1, replicas: 0, secrets: "secrets".parse().unwrap(), database: None };
     let cache = ComponentSpec::Cache(Cache { kind: CacheKind::Redis, managed: Some(managed) });
     assert!(lowered(&component("cache", cache), fixture()).unwrap().is_empty());
+}
+
+#[test]
+fn cache_whose_login_a_cloud_generates_is_reached_with_it_and_verified_by_its_authority() {
+    let mut server = Workload { cache: Some("cache".parse().unwrap()), ..workload() };
+    server.egress.policies = true;
+    server.config["textnlp"]["cache"] = json!({ "kind": "redis" });
+    let cache = CloudCache { port: Some(6378), has_login: true, has_authority: true };
+    let made = lowered(&component("server", ComponentSpec::Workload(server)), Fixture { cache, ..fixture() }).unwrap();
+    let find = |end: &str| made.iter().find(|one| one.id.as_str().ends_with(end)).unwrap().spec.as_value().clone();
+    let data = find("/server/secrets")["data"].clone();
+    let address = json!({
+        "$url": { "$output": "main/cache/group#url" }, "password": { "$output": "main/cache/group#login" },
+    });
+    assert_eq!(data["cache-url"], address);
+    assert_eq!(data["cache-ca.pem"], json!({ "$plain": { "$output": "main/cache/group#ca_pem" } }));
+    let config = find("/server/config")["data"]["server.yaml"].to_string();
+    assert!(config.contains("/etc/textnlp-secrets/cache-ca.pem"), "{config}");
+    let policy = find("/allow-cache").to_string();
+    assert!(policy.contains("6378") && !policy.contains("6379"), "{policy}");
 }
 
 #[test]

@@ -104,13 +104,14 @@ pub(crate) const KIND: Kind = Kind {
 
 /// The kinds of all services.
 pub(crate) fn all() -> impl Iterator<Item = &'static Kind> {
-    use super::{compute, container, iam, kms, monitoring, registry, run, sql};
+    use super::{compute, container, iam, kms, monitoring, redis, registry, run, sql};
     let all = [
         compute::KINDS,
         container::KINDS,
         sql::KINDS,
         iam::KINDS,
         registry::KINDS,
+        redis::KINDS,
         run::KINDS,
         kms::KINDS,
         monitoring::KINDS,

@@ -20,6 +20,7 @@ mod monitoring;
 mod networking;
 mod objects;
 pub mod problem;
+mod redis;
 mod registry;
 pub mod run;
 mod services;
@@ -138,6 +139,13 @@ pub const SERVICES: &[Service] = &[
         api: "monitoring.googleapis.com",
         title: "Cloud Monitoring API",
         documents: &[("monitoring.v3", "v3/"), ("monitoring.v1", "v1/")],
+        is_older: false,
+    },
+    Service {
+        name: "redis",
+        api: "redis.googleapis.com",
+        title: "Google Cloud Memorystore for Redis API",
+        documents: &[("redis.v1", "v1/")],
         is_older: false,
     },
     Service {
@@ -328,6 +336,7 @@ pub fn ledger() -> (Vec<Behaviour>, HashMap<&'static str, usize>) {
         services::LEDGER,
         iam::LEDGER,
         registry::LEDGER,
+        redis::LEDGER,
         run::LEDGER,
         kms::LEDGER,
         dns::LEDGER,
@@ -373,6 +382,7 @@ fn handlers() -> impl Iterator<Item = &'static (&'static str, Handler)> {
         services::HANDLERS,
         iam::HANDLERS,
         registry::HANDLERS,
+        redis::HANDLERS,
         run::HANDLERS,
         kms::HANDLERS,
         dns::HANDLERS,

@@ -279,7 +279,11 @@ fn delete(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
             let used = object.body.pointer(pointer).and_then(Value::as_str);
             used.is_some_and(|used| same(cloud, used, &network))
         };
-        let is_used = cloud.objects.iter().any(|(key, object)| key.starts_with("sql/") && is_private(object));
+        let is_of_redis =
+            |object: &Object| object.body["authorizedNetwork"].as_str().is_some_and(|used| same(cloud, used, &network));
+        let is_used = cloud.objects.iter().any(|(key, object)| {
+            (key.starts_with("sql/") && is_private(object)) || (key.starts_with("redis/") && is_of_redis(object))
+        });
         let is_held = cloud.objects.get(&target).is_some_and(|object| object.busy_until > cloud.now());
         if is_used || is_held {
             return Err(status(

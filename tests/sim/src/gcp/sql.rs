@@ -248,7 +248,7 @@ fn check_maintenance(sent: &Value, is_replica: bool) -> Result<(), Problem> {
 }
 
 /// The service connection of a network: its key and the reserved ranges.
-fn connection(cloud: &Cloud, network: &str) -> Option<Vec<String>> {
+pub(super) fn connection(cloud: &Cloud, network: &str) -> Option<Vec<String>> {
     let is_one = |(key, object): &(&String, &Object)| {
         key.starts_with("servicenetworking/")
             && !object.is_hidden

@@ -12,6 +12,7 @@ mod keys;
 mod ledger;
 mod monitoring;
 mod objects;
+mod redis;
 mod refusals;
 mod run;
 mod services;

@@ -194,7 +194,7 @@ fn a_replica_in_another_region_is_promoted() {
     client.wait("sql", remove(&client, &format!("{INSTANCES}/primary")));
 }
 
-fn connect(client: &Client, length: u8) {
+pub(crate) fn connect(client: &Client, length: u8) {
     let network = format!("projects/{}/global/networks/n", client.cloud.project());
     let body = json!({ "name": "r", "addressType": "INTERNAL", "purpose": "VPC_PEERING", "prefixLength": length,
         "network": network });

@@ -4,7 +4,8 @@
 use std::process::Command;
 use std::sync::Arc;
 
-use serde_json::Value;
+use base64::Engine as _;
+use serde_json::{Value, json};
 use textnlp_cluster::Cluster;
 use textnlp_sim::gcp::{GoogleCloud, Options};
 use textnlp_tests::{Said, counts, said};
@@ -152,6 +153,25 @@ fn a_site_is_made_in_an_empty_project_answers_and_is_removed_with_everything() {
     assert_eq!(project.cloud.violations(), Vec::<String>::new());
 }
 
+/// The Secret of the servers has the address of the instance, with the AUTH string that Google generated, and its authority.
+fn pods_reach_the_cache(cloud: &GoogleCloud, operator: &Operator) {
+    let (address, authority) = {
+        let world = cloud.world();
+        let key = world.keys().into_iter().find(|key| key.starts_with("redis/")).unwrap();
+        let (login, body) = (world.auth_string(&key).unwrap(), world.get(&key).unwrap());
+        assert_eq!((&body["tier"], &body["authEnabled"]), (&json!("BASIC"), &json!(true)));
+        let address = format!("rediss://:{login}@{}:{}", body["host"].as_str().unwrap(), body["port"]);
+        (address, body["serverCaCerts"][0]["cert"].as_str().unwrap().to_owned())
+    };
+    let secret = operator.get("secret", "textnlp-secrets");
+    let file = |name: &str| {
+        let text = base64::engine::general_purpose::STANDARD.decode(secret["data"][name].as_str().unwrap()).unwrap();
+        String::from_utf8(text).unwrap()
+    };
+    assert!(file("cache-url") == address, "the servers have another address of the cache");
+    assert_eq!(file("cache-ca.pem"), authority);
+}
+
 #[test]
 fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     let Some(mut operator) = Operator::new("gcpdb") else { return };
@@ -167,6 +187,7 @@ fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     let records = || cloud.world().keys().iter().filter(|key| key.contains("/rrsets/")).count();
     let repository = "my-project/textnlp/server";
     let pushed = |tag: &str| cloud.world().registry.repositories.get(repository)?.images.get(tag).cloned();
+    operator.sets.extend(["cache.kind=redis", "cache.hosting=managed"].map(str::to_owned));
     let section = ("docs/guide/gcp.md", "From an empty project");
     let follower = guided(&operator, section, cloud.variables());
     let is_encrypted = || {
@@ -177,7 +198,10 @@ fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     };
     let repository = format!("{REGION}-docker.pkg.dev/{repository}");
     managed_life((&operator, &follower), &managed, &repository, pushed, records, || {
-        assert!(is_encrypted(), "the secrets are encrypted")
+        assert!(is_encrypted(), "the secrets are encrypted");
+        pods_reach_the_cache(&cloud, &operator);
+        let refused = follower.about("secret rotate cache --no-gate").expect(2);
+        assert!(refused.err.contains("has not generated the password of the cache"), "{refused:?}");
     });
     assert_eq!(left(&cloud), Vec::<String>::new());
     assert_eq!(cloud.violations(), Vec::<String>::new());
