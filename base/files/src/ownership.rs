@@ -55,9 +55,6 @@ impl fmt::Display for Exposed {
     }
 }
 
-/// The bit of the mode by which only owners remove what is in a folder.
-const STICKY: u32 = 0o1000;
-
 impl Exposed {
     /// How to fix it: a shell command where one suffices.
     pub fn fix(&self) -> String {

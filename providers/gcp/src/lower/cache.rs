@@ -1,6 +1,6 @@
 //! The managed cache of vectors: its addresses in the network, and the instance of Memorystore for Redis.
 
-use serde_json::{Value, json};
+use serde_json::json;
 use textnlp_provider::component::{CACHE_PART, Cache};
 
 use super::{Lowering, NETWORK};
