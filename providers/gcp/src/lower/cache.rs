@@ -125,7 +125,7 @@ mod tests {
         for database in [None, Some("database")] {
             let all = expand(&redis(1 << 30, 0, database), &existing);
             assert_eq!(all.len(), 2, "{all:?}");
-            assert_eq!(all["main/cache/group"].spec.as_value()["range"], Value::Null);
+            assert_eq!(all["main/cache/group"].spec.as_value()["range"], json!(null));
         }
     }
 
