@@ -197,17 +197,18 @@ impl TrustRoots {
         builder.dangerous().with_custom_certificate_verifier(Arc::new(by_host)).with_no_client_auth()
     }
 
-    /// The same for a server whose certificate does not have its address: any certificate of these authorities is accepted. Only for
-    /// authorities that certify one server.
-    pub fn client_config_of_any_name(&self) -> ClientConfig {
+    /// The configuration for a server with authorities of its own, and a certificate without its address: any certificate of the
+    /// authorities in this file is accepted, and no other.
+    pub fn config_of_one_server(file: &Utf8Path) -> Result<ClientConfig, TrustError> {
+        let roots = Self::only_file(file)?.store;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let verifier = AnyName { roots: self.store.clone(), algorithms: provider.signature_verification_algorithms };
-        ClientConfig::builder_with_provider(provider)
+        let verifier = AnyName { roots, algorithms: provider.signature_verification_algorithms };
+        Ok(ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("the provider supports the default protocol versions")
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_no_client_auth()
+            .with_no_client_auth())
     }
 }
 

@@ -628,12 +628,10 @@ async fn existing_network(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     );
     let mut problems = Vec::new();
     let served = [("gcp.sql-instance", "Cloud SQL", "database"), (REDIS, "Memorystore", "cache")];
-    let served = served.into_iter().find(|&(kind, ..)| of_kind(wanted, kind).next().is_some());
+    let served = served.into_iter().filter(|&(kind, ..)| of_kind(wanted, kind).next().is_some());
     // What cannot be read is told with the names.
-    if let Ok(Some(found)) = found
-        && let Some((_, which, setting)) = served
-        && !is_connected(&found)
-    {
+    let unconnected = found.ok().flatten().filter(|found| !is_connected(found));
+    for (_, which, setting) in served.filter(|_| unconnected.is_some()) {
         let name = last(network);
         let cause = format!("`{name}` has no private services access, so that {which} has no addresses in it");
         let fix = format!(

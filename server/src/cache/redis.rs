@@ -179,14 +179,17 @@ impl Redis {
                 let cause = "the host is neither a DNS name nor an address, which TLS verifies";
                 let problem = RedisUrlError { cause, fix: "write the name of its certificate" };
                 let name = ServerName::try_from(host.clone()).map_err(|_| unusable(problem))?;
-                let config = match &settings.authority {
-                    None => TrustRoots::public().client_config(),
-                    Some(file) => {
-                        let trust = TrustRoots::only_file(file).map_err(CacheError::Authority)?;
-                        trust.client_config_of_any_name()
-                    }
+                let config = match (&settings.authority, &name) {
+                    (None, _) => Ok(TrustRoots::public().client_config()),
+                    // The certificate of an address may lack it.
+                    (Some(file), ServerName::IpAddress(_)) => TrustRoots::config_of_one_server(file),
+                    (Some(file), _) => TrustRoots::only_file(file).map(|roots| roots.client_config()),
                 };
-                Some((TlsConnector::from(Arc::new(config)), name))
+                Some((TlsConnector::from(Arc::new(config.map_err(CacheError::Authority)?)), name))
+            }
+            _ if settings.authority.is_some() => {
+                let cause = "an authority is named, and the address has no TLS";
+                return Err(unusable(RedisUrlError { cause, fix: "write `rediss://HOST:PORT`" }));
             }
             _ => None,
         };

@@ -64,10 +64,11 @@ impl RestKind for Instance {
             Field::plain("connection", "/connectMode"),
             // An answer has the addresses that were taken of it.
             Field::plain("range", "/reservedIpRange").seen_at(""),
-            Field::flag("auth", "/authEnabled").patched(),
+            // Google makes another AUTH string when it is switched on again, which the reference to it does not tell.
+            Field::flag("auth", "/authEnabled"),
             Field { absent: "\"DISABLED\"", ..Field::plain("tls", "/transitEncryptionMode") },
         ],
-        in_place: &["memory_gb", "replicas", "auth"],
+        in_place: &["memory_gb", "replicas"],
         update: Update::Mask,
         marks: Marks::Labels("/labels", Labelling::Patch),
         family: Family::LongRunning,

@@ -15,6 +15,9 @@ const MOST_OF_INSTANCE: usize = 40;
 const VERSION: &str = "REDIS_7_2";
 /// The largest instance, in GiB (<https://cloud.google.com/memorystore/docs/redis/redis-tiers>, 2026-11-30).
 const MOST_GIB: u64 = 300;
+/// Percent of the memory of an instance with replicas that values have: the backlog of replication takes the rest
+/// (<https://cloud.google.com/memorystore/docs/redis/product-constraints>, 2026-11-30).
+const PERCENT_BESIDE_BACKLOG: u64 = 90;
 /// The smallest instance with read replicas, in GiB
 /// (<https://cloud.google.com/memorystore/docs/redis/read-replicas-overview>, 2026-11-30).
 const LEAST_READ_GIB: u64 = 5;
@@ -34,10 +37,13 @@ impl Lowering<'_> {
             return self.problem("replicas", cause, format!("write `cache.replicas: {MOST_REPLICAS}` or less"));
         }
         let is_read = managed.replicas > 1;
-        let gib = managed.memory_bytes.div_ceil(1 << 30).max(if is_read { LEAST_READ_GIB } else { 1 });
+        let percent = if managed.replicas > 0 { PERCENT_BESIDE_BACKLOG } else { 100 };
+        let bytes = managed.memory_bytes.saturating_mul(100).div_ceil(percent);
+        let gib = bytes.div_ceil(1 << 30).max(if is_read { LEAST_READ_GIB } else { 1 });
         if gib > MOST_GIB {
             let cause = format!("no instance of Memorystore has {} bytes for values", managed.memory_bytes);
-            return self.problem("memory", cause, format!("write at most `cache.memory: {MOST_GIB}GiB`"));
+            let most = MOST_GIB * percent / 100;
+            return self.problem("memory", cause, format!("write at most `cache.memory: {most}GiB`"));
         }
         let services = self.of_project(json!({ "services": [Service::Redis.api()] }));
         let services = self.part("services", "gcp.services", services);
@@ -98,7 +104,7 @@ mod tests {
             (1_000_000_000_u64, 0, json!(["BASIC", 1, 0, "READ_REPLICAS_DISABLED"])),
             ((2_u64 << 30) + 1, 1, json!(["STANDARD_HA", 3, 1, "READ_REPLICAS_DISABLED"])),
             (1_u64 << 30, 2, json!(["STANDARD_HA", 5, 2, "READ_REPLICAS_ENABLED"])),
-            (300_u64 << 30, 5, json!(["STANDARD_HA", 300, 5, "READ_REPLICAS_ENABLED"])),
+            (270_u64 << 30, 5, json!(["STANDARD_HA", 300, 5, "READ_REPLICAS_ENABLED"])),
         ] {
             let all = expand(&redis(memory, replicas, None), &site(false));
             let spec = all["main/cache/group"].spec.as_value();
@@ -135,6 +141,7 @@ mod tests {
         for (component, says) in [
             (redis(1 << 30, 6, None), "cache.replicas: 5"),
             (redis((300 << 30) + 1, 0, None), "cache.memory: 300GiB"),
+            (redis((270 << 30) + 1, 1, None), "cache.memory: 270GiB"),
             (existing, "cache.url"),
         ] {
             let problems = lower(&component, &site(false)).unwrap_err().to_string();
