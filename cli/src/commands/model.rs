@@ -567,7 +567,7 @@ fn summary_text(source: &str, s: &Summary) -> String {
         let chat = match s.chat_template {
             Some(true) => "has a template",
             Some(false) => "no template",
-            None => "unknown, because it is not downloaded: `textnlp-deploy model pull` does that",
+            None => &format!("unknown until it is downloaded: textnlp-deploy model pull {source}"),
         };
         let _ = writeln!(text, "  chat       {chat}");
     }

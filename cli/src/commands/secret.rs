@@ -39,12 +39,12 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
         return Err(Failure::usage("nothing_to_rotate", error).hint(hint));
     }
     if what == RotatedSecret::Cache && immediately {
-        let error = anyhow::anyhow!("a cache accepts its old password until the next rotation");
+        let error = anyhow::anyhow!("when the old password of a cache ends is up to its cloud");
         let hint =
-            "omit `--immediately`, and rotate twice: the second rotation ends the password from before the first";
+            "omit `--immediately`; on AWS rotate twice: the second rotation ends the password from before the first";
         return Err(Failure::usage("no_such_option", error).hint(hint));
     }
-    changes_nothing_else(&chosen, what, immediately)?;
+    changes_nothing_else(&chosen, what, immediately, no_gate)?;
     let is_wanted = |recorded: &Recorded| match what {
         RotatedSecret::Jwt => is_part(recorded, &signing_key),
         RotatedSecret::Acme => is_part(recorded, &account_key),
@@ -80,20 +80,26 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
 }
 
 /// Refuses a rotation whose `up` would apply other settings than those that run: the operator approves only the rotation.
-fn changes_nothing_else(chosen: &ChosenEnvironment, what: RotatedSecret, immediately: bool) -> Result<(), Failure> {
+fn changes_nothing_else(
+    chosen: &ChosenEnvironment,
+    what: RotatedSecret,
+    immediately: bool,
+    no_gate: bool,
+) -> Result<(), Failure> {
     let ran = gate::runs_the_configuration(chosen);
     if ran.err().is_none_or(|failure| failure.code != "settings_not_applied") {
         return Ok(());
     }
     let scope = &chosen.scope;
     let first = format!("apply them first: {}", scope.last_up());
-    let hint = match scope.again.changes.is_empty() {
-        true => {
-            let flag = if immediately { " --immediately" } else { "" };
-            let same = scope.last(&format!("secret rotate {}{flag}", name_of(what)));
-            format!("with the settings that run: {same}\nor {first}")
-        }
-        false => first,
+    let flags = [("--immediately", immediately), ("--no-gate", no_gate)].into_iter().filter(|(_, is_set)| *is_set);
+    let flags: String = flags.map(|(flag, _)| format!(" {flag}")).collect();
+    let rotation = format!("secret rotate {}{flags}", name_of(what));
+    let last = scope.last(&rotation);
+    // Where only the file has changed, the same command would be refused again.
+    let hint = match last == scope.same(&rotation) {
+        true => first,
+        false => format!("with the settings of the last `up`: {last}\nor {first}"),
     };
     let error = anyhow::anyhow!("the settings of {} have changes that `up` has not applied", scope.name)
         .context("a rotation is an `up`, which would apply them too");

@@ -247,7 +247,7 @@ async fn found(
         return Ok([version, tests, changelog, image, tag, push, locked, runs, smoke, open(), open()]);
     };
     let removed = removed_at(environment, &running::state(scope).await?).await?;
-    let up = (scope.last_up(), StepCommand::UpStaging);
+    let up = (scope.up_of_lock(), StepCommand::UpStaging);
     let runs = runs(&history, |entry| entry.applied.lock.runs_the_same(lock), removed, up);
     let (deployed, watch) = match production {
         None => {
@@ -445,7 +445,7 @@ async fn in_production(
     let history = release::recorded(scope)?;
     let is_this = |ran: &Lock| covers(lock, ran, environment).is_ok();
     let (next, command) = match production.lock()? {
-        Some(promoted) if is_this(&promoted) => (scope.last_up(), StepCommand::UpProduction),
+        Some(promoted) if is_this(&promoted) => (scope.up_of_lock(), StepCommand::UpProduction),
         _ => {
             let words = format!("promote --from {} --to {}", staging.scope.name, scope.name);
             (scope.again.bare(&words), StepCommand::Promote)

@@ -57,10 +57,21 @@ impl Scope {
         self.last("up")
     }
 
+    /// The `up` of a lock that another command changed: the program of the last `up` is that of another release.
+    pub fn up_of_lock(&self) -> String {
+        let mut last = settings::last_flags(&self.folder);
+        last.changes.retain(|(flag, _)| flag != "--server");
+        self.beside(last).same("up", &self.name)
+    }
+
     /// A command with the flags of the last `up`: without them it would be about other settings than those that run.
     /// Flags of this session come first.
     pub fn last(&self, verb: &str) -> String {
-        let last = settings::last_flags(&self.folder);
+        self.beside(settings::last_flags(&self.folder)).same(verb, &self.name)
+    }
+
+    /// The flags of this session, or those of the last `up` where there are none.
+    fn beside(&self, last: RerunFlags) -> RerunFlags {
         let canonical = |file: &Option<String>| Utf8Path::new(file.as_deref()?).canonicalize_utf8().ok();
         let is_same = self.again.file.is_none() || canonical(&self.again.file) == canonical(&last.file);
         let mut again = self.again.clone();
@@ -68,7 +79,7 @@ impl Scope {
             again.file = again.file.or(last.file);
             again.changes = last.changes;
         }
-        again.same(verb, &self.name)
+        again
     }
 
     /// The command that completes an interrupted run.

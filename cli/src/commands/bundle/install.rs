@@ -23,8 +23,11 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
         let error = anyhow::anyhow!("{} is an update: it contains only the changes since another bundle", args.bundle);
         let trust = args.trust.trust.iter().map(|key| format!(" --trust {}", quoted(key.as_str())));
         let root = quoted(args.root.root.as_str());
-        let hint =
-            format!("textnlp-deploy bundle update apply {}{} --root {root}", args.bundle, trust.collect::<String>());
+        let hint = format!(
+            "textnlp-deploy bundle update apply {}{} --root {root}",
+            quoted(args.bundle.as_str()),
+            trust.collect::<String>()
+        );
         return Err(Failure::usage("other_kind", error).hint(hint));
     }
     let root = absolute(session, &args.root.root);

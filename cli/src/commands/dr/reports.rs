@@ -140,6 +140,12 @@ fn line(report: &Report) -> Value {
     })
 }
 
+/// The median of sorted values; `None` without any.
+fn median(sorted: &[f64]) -> Option<f64> {
+    let (low, high) = (sorted.get(sorted.len().checked_sub(1)? / 2)?, sorted.get(sorted.len() / 2)?);
+    Some(f64::midpoint(*low, *high))
+}
+
 /// The latest, median and worst RTO and RPO of each kind of failure. Drills on clones are listed separately.
 fn trend(reports: &[Report]) -> Vec<Value> {
     let mut kinds: Vec<(&str, &str, &str)> = reports.iter().map(|r| (r.fault.word(), r.site.as_str(), on(r))).collect();
@@ -154,10 +160,6 @@ fn trend(reports: &[Report]) -> Vec<Value> {
         };
         let rto = sorted(same.iter().filter_map(|r| r.rto_s()).collect());
         let rpo = sorted(same.iter().map(|r| r.figures.findings.rpo_ms / 1000.0).collect());
-        let median = |sorted: &[f64]| {
-            let (low, high) = (sorted.get(sorted.len().checked_sub(1)? / 2)?, sorted.get(sorted.len() / 2)?);
-            Some(f64::midpoint(*low, *high))
-        };
         json!({
             "fault": fault, "site": site, "on": place, "drills": same.len(), "missed": same.iter().filter(|r| !r.missed.is_empty()).count(),
             "last_rto_s": same.last().and_then(|r| r.rto_s()), "median_rto_s": median(&rto), "worst_rto_s": rto.last(),
@@ -166,4 +168,18 @@ fn trend(reports: &[Report]) -> Vec<Value> {
         })
     };
     kinds.into_iter().map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn median_of_two_values_is_between_them() {
+        let of = |sorted: &[f64]| median(sorted);
+        assert_eq!(
+            [of(&[]), of(&[1.0]), of(&[1.0, 2.0]), of(&[1.0, 2.0, 9.0])],
+            [None, Some(1.0), Some(1.5), Some(2.0)]
+        );
+    }
 }

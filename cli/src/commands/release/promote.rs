@@ -30,7 +30,7 @@ pub async fn promote(session: &Session, args: &Promote, console: Console) -> Res
     let here = LocalArtifacts { chosen: &target, server, progress: &progress }.read()?.program;
     let serves_here = target.loaded.environment.runs_here();
     let next = if here.digest == lock.server || !serves_here {
-        Scope { again: of_target(target.scope.again.clone()), ..target.scope.clone() }.last_up()
+        Scope { again: of_target(target.scope.again.clone()), ..target.scope.clone() }.up_of_lock()
     } else {
         let file =
             release::program_of(&source.scope, &lock).await?.map_or_else(|| "FILE".to_owned(), |p| quoted(&p.path));

@@ -25,7 +25,7 @@ pub async fn rollback(session: &Session, args: &Rollback, console: Console) -> R
     let local = LocalArtifacts { chosen: &chosen, server: session.server(), progress: &progress };
     let done = release::rollback(&chosen, &history, number, &local).await?;
     let RolledBack { number, at, before, lock, changed, other_configuration } = done;
-    let next = chosen.scope.last_up();
+    let next = chosen.scope.up_of_lock();
     let at = at.strftime("%Y-%m-%d %H:%M");
     let mut text = format!("wrote {path}: release {} of {at}", number);
     for difference in &changed {

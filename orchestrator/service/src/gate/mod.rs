@@ -86,7 +86,7 @@ pub async fn runs_the_lock(chosen: &ChosenEnvironment) -> Result<(), Failure> {
         .context("the gate of the locked release cannot be measured, because another release is running");
     Err(Failure::new(Exit::GateShut, "release_not_applied", error).hint(format!(
         "deploy it: {}\nor show the differences: {}",
-        scope.last_up(),
+        scope.up_of_lock(),
         scope.command("release diff")
     )))
 }

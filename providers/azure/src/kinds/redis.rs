@@ -123,8 +123,12 @@ impl RestKind for Database {
         document["$host"] = cluster["properties"]["hostName"].clone();
         let has_keys = document["properties"]["accessKeysAuthentication"] == "Enabled";
         if has_keys && state(Self::TABLE, &document) == State::Ready {
-            let key = primary_key(api, id).await?;
-            document["$login"] = json!(login(id, &key));
+            match primary_key(api, id).await {
+                Ok(key) => document["$login"] = json!(login(id, &key)),
+                // Who may only read sees the database without a reference to its key.
+                Err(error) if error.kind == ErrorKind::Denied => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(Some(document))
     }
