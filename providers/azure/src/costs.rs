@@ -50,7 +50,7 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
         "azure.redis" => {
             let is_replicated = text("high_availability") == "Enabled";
             let replica = if is_replicated { ", with a replica" } else { "" };
-            vec![CostLine::unpriced("Azure Managed Redis", format!("{}{replica}", text("sku")), UNRECORDED)]
+            vec![CostLine::unpriced("Azure Managed Redis", format!("a Redis {}{replica}", text("sku")), UNRECORDED)]
         }
         "azure.endpoint" => vec![
             CostLine::unpriced("Virtual Network", "a private endpoint", UNRECORDED),
