@@ -1,7 +1,7 @@
 //! Vectors of texts that were embedded before: in the memory of this server, and in a Redis that several servers share.
 //!
-//! A cache changes no answer. It is asked by tenant, model and tokens; the vectors of a model are the same bits whenever they
-//! are computed. Usage, limits and budgets count as without it.
+//! A cache changes no answer. It is asked by tenant, model and tokens; on one kind of processor the vectors of a model are the same
+//! bits whenever they are computed. Usage, limits and budgets count as without it.
 
 mod memory;
 mod redis;

@@ -32,7 +32,8 @@ use step::Scratch;
 pub use encoder::{EncodeError, Encoder, EncoderOptions, normalize};
 
 /// The version of the numbers that encoders give. It is a part of the keys of vectors that are cached: raise it when a change of
-/// kernels, pooling or truncation changes a vector's bits, so that no vectors of another program are found.
+/// kernels, pooling or truncation changes vectors, so that those of an earlier program are not found. Processors differ in the last
+/// bits, as sums are in another order.
 pub const VECTORS: u32 = 1;
 
 /// The number format of weights in memory.
