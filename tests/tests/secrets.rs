@@ -82,7 +82,7 @@ const COMMANDS: &[(&str, &[i32])] = &[
     ("feature set beta on --env staging --percent 50 --tenant acme", &[0]),
     ("feature clear beta --env staging", &[0, 2]),
     // Its `up` would apply another setting too.
-    ("secret rotate jwt --env staging --yes --no-gate --set gates.users=7", &[4]),
+    ("secret rotate jwt --env staging --yes --no-gate --set server.api.max_tokens=999", &[4]),
     ("secret rotate jwt --env staging --yes --no-gate", &[0]),
     ("secret rotate ca --env staging --yes --no-gate", &[0]),
     ("secret rotate database --env staging --yes --no-gate", &[2]),
