@@ -170,7 +170,7 @@ impl Lines {
         let mut text: Vec<String> = self.shown.iter().map(|(line, cause)| format!("line {line}: {cause}")).collect();
         let more = self.problems - self.shown.len() as u64;
         if more > 0 {
-            text.push(format!("and {} more", counted(more, "problem")));
+            text.push(format!("and {more} more {}", if more == 1 { "problem" } else { "problems" }));
         }
         let problems: Vec<Value> =
             self.shown.iter().map(|(line, cause)| json!({ "line": line, "cause": cause })).collect();
