@@ -1084,8 +1084,8 @@ fn each_validation_rule_has_its_own_message() {
             "not yet: `sites[1].existing.zone`: the records of several sites are in one zone, that of the primary",
         ),
         (two(STANDBY, &zone("192.0.2.53", ", existing: Z1")), "the witness updates the same name with `dns`"),
-        (plus("traffic: { health_path: /health }"), "`health_path` is not a key of `traffic`"),
-        (plus("monitoring: { existing: a }"), "`existing` is not a key of `monitoring`"),
+        (plus("traffic: { health_path: /health }"), "`traffic.health_path`: it had no effect, and was removed"),
+        (plus("monitoring: { existing: a }"), "`monitoring.existing`: it had no effect, and was removed"),
         (plus("dr: { failback: automatic }"), "failback has no effect without failover"),
         (plus("replication: { database: { mode: streaming } }"), "there is no second site to replicate to"),
         (
