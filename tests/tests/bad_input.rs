@@ -286,7 +286,7 @@ fn invalid_arguments_are_refused_before_any_change() {
             &["secret", "rotate", "database", "--env", "development"],
             2,
             "nothing_to_rotate",
-            &["uses SQLite, which has no password", "`jwt`, `ca`, `backup` and `report`"],
+            &["uses SQLite, which has no password", "`jwt`, `ca`, `acme`, `cache`, `backup` and `report`"],
         ),
         wrong(
             &["down", "--env", "staging", "--yes", "--delete-data", "stagging"],
