@@ -78,6 +78,7 @@ fn down_is_right(sandbox: &Sandbox, story: &str) {
         "development.lock",
         "environment/",
         ".origin",
+        ".programs.json",
         "secrets/.lock",
     ];
     let other: Vec<_> = sandbox.files(&state).into_iter().filter(|f| !known.iter().any(|k| f.starts_with(k))).collect();
