@@ -591,7 +591,8 @@ fn changed(one: &Wanted) -> Spec {
         "azure.dns-record" => spec["ttl"] = json!(30),
         "azure.registry" => spec["sku"] = json!("Premium"),
         "azure.redis" => spec["sku"] = json!("Balanced_B5"),
-        "azure.redis-database" => spec["rotation"] = json!({ "$secret": "main/cache-password", "version": "2" }),
+        // Not the key: to repeat a regeneration makes another one, and the record has the last.
+        "azure.redis-database" => spec["eviction"] = json!("VolatileLRU"),
         "azure.database-server" => {
             // Of the cheapest tier, which has no standby.
             (spec["sku"], spec["standby"]) = (json!("Standard_B1ms"), json!("Disabled"));
