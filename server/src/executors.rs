@@ -72,6 +72,8 @@ const NO_CUDA: &str = "this program was built without CUDA: use one that `server
 
 /// How long a GPU may compute for other models before it answers a call.
 const GPU_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a scrape of the metrics waits for it.
+const GPU_SCRAPE_TIMEOUT: Duration = Duration::from_secs(2);
 /// One call at a time: a GPU that hangs blocks one thread, however many calls follow.
 static GPU_CALLS: Semaphore = Semaphore::const_new(1);
 
@@ -325,6 +327,35 @@ pub(crate) async fn memory(number: Option<usize>) -> Result<Memory, String> {
     Ok(answer.unwrap_or_else(|reason| Memory { total: 0, available: 0, bound_by: reason }))
 }
 
+/// The memory of a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct GpuMemory {
+    /// The number of the GPU, as in `models.device`.
+    pub(crate) number: usize,
+    /// Bytes that all processes have taken.
+    pub(crate) used: u64,
+    /// All bytes.
+    pub(crate) total: u64,
+}
+
+/// The memory of the GPU where models compute. `None` on the CPU, and while the GPU does not answer.
+pub(crate) async fn gpu_memory(place: Place) -> Option<GpuMemory> {
+    let Place::Gpu { gpu: Gpu { number, .. }, .. } = place else { return None };
+    let (used, total) = call_gpu(&GPU_CALLS, GPU_SCRAPE_TIMEOUT, move || used_and_total(number)).await??;
+    Some(GpuMemory { number, used, total })
+}
+
+/// Bytes of a GPU's memory: those that all processes have taken, and all.
+#[cfg(feature = "candle")]
+fn used_and_total(number: usize) -> Option<(u64, u64)> {
+    textnlp_candle::Gpu::read(number).ok().map(|found| (found.used, found.total))
+}
+
+#[cfg(not(feature = "candle"))]
+fn used_and_total(_number: usize) -> Option<(u64, u64)> {
+    None
+}
+
 #[cfg(feature = "candle")]
 fn device(gpu: Option<Gpu>) -> textnlp_candle::DeviceKind {
     gpu.map_or(textnlp_candle::DeviceKind::Cpu, |gpu| textnlp_candle::DeviceKind::Cuda(gpu.number))
@@ -356,7 +387,7 @@ mod tests {
 
     use tokio::sync::Semaphore;
 
-    use super::{Gpu, Place, call_gpu, executor, executor_at, place};
+    use super::{Gpu, Place, call_gpu, executor, executor_at, gpu_memory, place};
     use crate::config::{Device, Executor};
 
     #[test]
@@ -383,6 +414,13 @@ mod tests {
             }
         }
         assert_eq!(executor_at(Place::Cpu, "llama", None), Ok((Executor::Own, None)));
+    }
+
+    #[tokio::test]
+    async fn memory_is_not_reported_of_the_cpu_and_of_a_gpu_that_is_not_here() {
+        assert_eq!(gpu_memory(Place::Cpu).await, None);
+        let gpu = Gpu { number: 999, memory: 1 << 34 };
+        assert_eq!(gpu_memory(Place::Gpu { gpu, is_required: true }).await, None);
     }
 
     #[tokio::test]

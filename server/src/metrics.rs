@@ -18,6 +18,7 @@ use textnlp_store::batches::{BatchCount, UNFINISHED};
 
 use crate::auth::GUESSES;
 use crate::cache::CacheEvent;
+use crate::executors::GpuMemory;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByModelAndUser {
@@ -47,6 +48,11 @@ struct ByPrice {
 struct ByMemory {
     model: String,
     kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByDevice {
+    device: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -130,6 +136,8 @@ pub struct Metrics {
     drafted_tokens: Count,
     accepted_tokens: Count,
     memory: Family<ByMemory, Level>,
+    gpu_used: Family<ByDevice, Level>,
+    gpu_total: Family<ByDevice, Level>,
     model_load: Family<ByModel, Real>,
     model_quality: Family<ByMeasure, Real>,
     breaker: Family<ByModel, Level>,
@@ -194,6 +202,8 @@ impl Metrics {
             drafted_tokens: Count::default(),
             accepted_tokens: Count::default(),
             memory: Family::default(),
+            gpu_used: Family::default(),
+            gpu_total: Family::default(),
             model_load: Family::default(),
             model_quality: Family::default(),
             breaker: Family::default(),
@@ -286,6 +296,12 @@ impl Metrics {
             metrics.accepted_tokens.clone(),
         );
         r.register("textnlp_model_memory_bytes", "Memory of a loaded model", metrics.memory.clone());
+        r.register(
+            "textnlp_gpu_memory_used_bytes",
+            "Memory in use on a GPU, by all processes",
+            metrics.gpu_used.clone(),
+        );
+        r.register("textnlp_gpu_memory_total_bytes", "Memory of a GPU", metrics.gpu_total.clone());
         r.register("textnlp_model_load_seconds", "Time of the last load of a model", metrics.model_load.clone());
         r.register(
             "textnlp_model_quality_score",
@@ -500,6 +516,18 @@ impl Metrics {
         if loaded { &self.model_hits } else { &self.model_misses }.inc();
     }
 
+    /// Notes the memory of the GPU. Without an answer there is no series, rather than an old value.
+    pub(crate) fn gpu_memory(&self, found: Option<GpuMemory>) {
+        let Some(GpuMemory { number, used, total }) = found else {
+            self.gpu_used.clear();
+            self.gpu_total.clear();
+            return;
+        };
+        let labels = ByDevice { device: format!("cuda:{number}") };
+        self.gpu_used.get_or_create(&labels).set(i64::try_from(used).unwrap_or(i64::MAX));
+        self.gpu_total.get_or_create(&labels).set(i64::try_from(total).unwrap_or(i64::MAX));
+    }
+
     /// Notes how long the load of a model took.
     pub(crate) fn model_loaded(&self, model: &str, duration: Duration) {
         self.model_load.get_or_create(&ByModel { model: model.to_owned() }).set(duration.as_secs_f64());
@@ -635,6 +663,19 @@ mod tests {
         assert!(text.contains("textnlp_tokens_generated_total{model=\"m\",user=\"other\"} 100"), "{text}");
         assert!(text.contains("textnlp_inference_duration_seconds_bucket{le=\"0.005\",model=\"m\"} 600"), "{text}");
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn memory_of_a_gpu_has_no_series_while_it_does_not_answer() {
+        let metrics = Metrics::new("e", "staging", "r");
+        let text = || metrics.text(&Stats::default(), 0, 0);
+        assert!(!text().contains("textnlp_gpu_memory_used_bytes{"));
+        metrics.gpu_memory(Some(GpuMemory { number: 1, used: 3 << 30, total: 16 << 30 }));
+        let answered = text();
+        assert!(answered.contains("textnlp_gpu_memory_used_bytes{device=\"cuda:1\"} 3221225472\n"), "{answered}");
+        assert!(answered.contains("textnlp_gpu_memory_total_bytes{device=\"cuda:1\"} 17179869184\n"), "{answered}");
+        metrics.gpu_memory(None);
+        assert!(!text().contains("device="));
     }
 
     #[test]

@@ -242,6 +242,11 @@ impl Models {
         self.fault.get().cloned().or_else(|| self.engine.stats().fault)
     }
 
+    /// Where models compute.
+    pub(crate) fn place(&self) -> Place {
+        self.place
+    }
+
     /// The name of the default model.
     pub(crate) fn default_name(&self) -> &str {
         &self.default

@@ -251,6 +251,15 @@ const PANELS: &[Panel] = &[
     )
     .about("Weights stay in memory: most of it is in use from the start."),
     chart(
+        "GPU memory usage",
+        "percentunit",
+        &[(
+            "textnlp_gpu_memory_used_bytes{SELECTOR} / textnlp_gpu_memory_total_bytes{SELECTOR}",
+            "REPLICA, {{device}}",
+        )],
+    )
+    .about("Where models compute on a GPU: what all processes have taken of its memory."),
+    chart(
         "Found in memory",
         "percentunit",
         &[

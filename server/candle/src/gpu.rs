@@ -12,6 +12,8 @@ pub struct Gpu {
     pub total: u64,
     /// Of it, what a model may take: what is free, less a reserve.
     pub available: u64,
+    /// Of it, what all processes have taken from the driver, with what they keep without using it.
+    pub used: u64,
 }
 
 /// What stays free: modules of kernels, the workspace of cuBLAS, activations, and joined matrices while a model is
@@ -185,8 +187,9 @@ impl Gpu {
         }
         let kept = if context.has_async_alloc() { kept_free(context.cu_device()).map_err(of_driver)? } else { 0 };
         let (free, total) = context.mem_get_info().map_err(of_driver)?;
-        let available = (free as u64).saturating_add(kept).saturating_sub(RESERVE);
-        Ok(Gpu { name, total: total as u64, available })
+        let (free, total) = (free as u64, total as u64);
+        let available = free.saturating_add(kept).saturating_sub(RESERVE);
+        Ok(Gpu { name, total, available, used: total.saturating_sub(free) })
     }
 
     /// Why the GPU of this number computes nothing more for this process; `None` where it does. After a fault in a

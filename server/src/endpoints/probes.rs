@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::app::App;
 use crate::embed;
+use crate::executors;
 use crate::http::Call;
 use crate::ready::{self, Verdict};
 use crate::recent;
@@ -72,6 +73,7 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
 
 /// Everything that is measured.
 pub(crate) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
+    app.metrics.gpu_memory(executors::gpu_memory(app.models.place()).await);
     let text = app.metrics.text(&embed::stats(&app), app.usage.lost(), app.audit.lost());
     let (kind, text) = textnlp_process::negotiated(&headers, text);
     ([(header::CONTENT_TYPE, kind)], text).into_response()
