@@ -1063,6 +1063,10 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
                 // As it is read, so that the rules of networks know its scheme.
                 settings["url"] = json!(redis_url(url).map_or_else(|_| url.clone(), String::from));
             }
+            // In a cluster, the provider names the file of the pods.
+            if let Some(file) = e.network.private_ca.as_ref().filter(|_| cache.may_have_tls()) {
+                settings["ca_file"] = json!(file);
+            }
         }
         config["textnlp"]["cache"] = settings;
     }

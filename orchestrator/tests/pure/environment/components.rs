@@ -165,8 +165,13 @@ fn cache_reaches_the_servers_and_its_secret_address_is_one_of_their_secrets() {
     assert_eq!((given, is_component), (json!("secret:env:REDIS_URL"), false));
     let (redis, given, _) = of(&["cache.kind=redis", "cache.url=rediss://cache.example.com:6379/0"]);
     assert_eq!((&redis["url"], given), (&json!("rediss://cache.example.com:6379/0"), json!(null)));
-    let (redis, ..) = of(&["cache.kind=redis", "cache.url=REDIS://cache:6379/0"]);
-    assert_eq!(redis["url"], "redis://cache:6379/0");
+    let (redis, ..) = of(&["cache.kind=redis", "cache.url=REDIS://cache:6379/0", "network.private_ca=/etc/ca.pem"]);
+    assert_eq!((&redis["url"], redis.get("ca_file")), (&json!("redis://cache:6379/0"), None));
+    for url in ["rediss://cache.example.com:6379/0", "secret:env:REDIS_URL"] {
+        let url = format!("cache.url={url}");
+        let (redis, ..) = of(&["cache.kind=redis", &url, "network.private_ca=/etc/ca.pem"]);
+        assert_eq!(redis["ca_file"], "/etc/ca.pem", "{url}");
+    }
     // Only a provider creates one, and refuses it.
     assert!(of(&["cache.kind=redis", "cache.hosting=managed"]).2);
 }
