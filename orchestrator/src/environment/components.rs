@@ -325,6 +325,7 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release, pushed: Opti
             gpu: gpu.size != GpuSize::None,
             database: (site.database().is_some() && there.database.is_none() && e.database.existing.is_none())
                 .then(|| database(e, site, release)),
+            cache: managed_cache(e).filter(|_| site.serves()),
         };
         let monitoring = monitoring(e, e.monitoring.stack, is_home, release);
         add(names::MONITORING, None, ComponentSpec::Monitoring(part::Monitoring { monitored, budget, ..monitoring }));

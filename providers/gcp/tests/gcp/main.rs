@@ -332,7 +332,7 @@ fn endpoint(zone: Option<&str>, domain: &str) -> Endpoint {
 /// A cost budget in this currency, a mailbox that gets the alerts of a whole site, and dashboards.
 fn monitoring(currency: &str) -> Monitoring {
     let budget = Budget { monthly: 900.0, currency: currency.to_owned(), warn_at: 0.8 };
-    let monitored = Monitored { network: true, cluster: true, gpu: true, database: Some(database()) };
+    let monitored = Monitored { network: true, cluster: true, gpu: true, database: Some(database()), cache: None };
     let receivers = BTreeMap::from([("oncall".to_owned(), mailbox("oncall@example.com"))]);
     Monitoring { stack: true, budget: Some(budget), monitored, receivers, ..Monitoring::default() }
 }
