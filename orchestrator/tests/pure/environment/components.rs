@@ -558,6 +558,30 @@ fn each_of_three_clouds_has_its_records_in_the_zone_of_the_primary() {
 }
 
 #[test]
+fn each_site_of_several_clouds_has_a_managed_cache_and_password_of_its_own() {
+    let sets = [
+        "traffic.existing=Z1",
+        "server.api.base_domain=x.org",
+        "sites[2].cluster.address=https://192.0.2.7:8443",
+        "cache.kind=redis",
+        "cache.hosting=managed",
+    ];
+    let overrides = Overrides { sets: sets.map(str::to_owned).into(), ..Overrides::default() };
+    let loaded = Library::built_in().load("multi-region-clouds", &overrides, &Catalogue::default()).unwrap();
+    let environment = loaded.environment;
+    let of_sites = components(&environment, &Release::resolve(&environment, &artifacts()));
+    assert_eq!(of_sites.len(), 3);
+    for (site, parts) in of_sites {
+        let part = |name: &str| json!(parts.iter().find(|part| part.name.as_str() == name).unwrap().part);
+        assert_eq!(part("cache")["cache"]["managed"]["secrets"], "secrets", "{}", site.name);
+        assert_eq!(part("server")["workload"]["cache"], "cache", "{}", site.name);
+        let secrets = part("secrets")["secrets"].clone();
+        assert_eq!(secrets["generate"]["cache-password"], json!({ "random": 32 }));
+        assert!(!secrets["shared"].to_string().contains("cache-password"), "{secrets}");
+    }
+}
+
+#[test]
 fn records_of_several_sites_depend_on_the_provider_of_the_primary() {
     use textnlp_provider::capabilities::{Setting, SiteRecords};
     const PODS: &[RuntimeSupport] = &[RuntimeSupport {
