@@ -70,7 +70,8 @@ impl RestKind for Instance {
             Field::plain("connection", "/connectMode"),
             // An answer has the addresses that were taken of it.
             Field::plain("range", "/reservedIpRange").seen_at(""),
-            // Google makes another AUTH string when it is switched on again, which the reference to it does not tell.
+            // Google makes another AUTH string when it is switched on again, which the reference to it does not tell
+            // (<https://cloud.google.com/memorystore/docs/redis/about-redis-auth>).
             Field::flag("auth", "/authEnabled"),
             Field { absent: "\"DISABLED\"", ..Field::plain("tls", "/transitEncryptionMode") },
         ],
