@@ -290,7 +290,7 @@ impl Search<'_> {
         let has_values = !values.is_empty();
         let is_masked = has_values && self.detector.action == PiiAction::Mask;
         let mut values = values.into_iter().peekable();
-        let (mut start, mut masked_to) = (0, 0);
+        let (mut start, mut masked_to) = (0_usize, 0_usize);
         for (number, text) in texts.iter_mut().enumerate() {
             let end = start + text.len();
             let mut kinds: Vec<&'static str> = Vec::new();
