@@ -2,6 +2,8 @@
 
 mod detect;
 
+use std::ops::Range;
+
 use serde_json::{Map, Value};
 
 use crate::config::{Pii, PiiAction, PiiKind};
@@ -129,6 +131,21 @@ impl Findings {
     pub(crate) fn has_values(&self) -> bool {
         self.counts.iter().any(|count| *count > 0)
     }
+
+    /// Names a field with its kinds.
+    fn add(&mut self, name: String, kinds: Vec<&'static str>) {
+        match self.fields.iter_mut().find(|(field, _)| *field == name) {
+            Some((_, known)) => {
+                for kind in kinds {
+                    if !known.contains(&kind) {
+                        known.push(kind);
+                    }
+                }
+            }
+            None if self.fields.len() < MAX_NAMED => self.fields.push((name, kinds)),
+            None => {}
+        }
+    }
 }
 
 /// The search of one request.
@@ -166,19 +183,15 @@ impl Search<'_> {
     fn messages(&mut self, name: &str, value: &mut Value) {
         for (number, message) in value.as_array_mut().into_iter().flatten().enumerate() {
             match message.get_mut("content") {
-                // The results of tools are JSON, mostly.
-                Some(Value::String(text)) if text.trim_start().starts_with(['{', '[']) => {
-                    self.document(&|| format!("{name}[{number}].content"), text);
-                }
-                Some(Value::String(text)) => {
-                    self.text(&|| format!("{name}[{number}].content"), text);
-                }
+                Some(Value::String(text)) => self.content(&|_| format!("{name}[{number}].content"), &mut [text]),
                 Some(Value::Array(parts)) => {
-                    for (place, part) in parts.iter_mut().enumerate() {
-                        if let Some(Value::String(text)) = part.get_mut("text") {
-                            self.text(&|| format!("{name}[{number}].content[{place}].text"), text);
-                        }
-                    }
+                    let texts = parts.iter_mut().enumerate().filter_map(|(place, part)| match part.get_mut("text") {
+                        Some(Value::String(text)) => Some((place, text)),
+                        _ => None,
+                    });
+                    let (places, mut texts): (Vec<usize>, Vec<&mut String>) = texts.unzip();
+                    let place = |one: usize| format!("{name}[{number}].content[{}].text", places[one]);
+                    self.content(&place, &mut texts);
                 }
                 _ => {}
             }
@@ -188,6 +201,17 @@ impl Search<'_> {
                 if let Some(Value::String(text)) = arguments {
                     self.document(&|| format!("{name}[{number}].tool_calls[{place}].function.arguments"), text);
                 }
+            }
+        }
+    }
+
+    /// The content of a message, whose parts a model gets as one text.
+    fn content(&mut self, place: &dyn Fn(usize) -> String, texts: &mut [&mut String]) {
+        match texts {
+            // The results of tools are JSON, mostly.
+            [text] if text.trim_start().starts_with(['{', '[']) => self.document(&|| place(0), text),
+            _ => {
+                self.joined(place, texts);
             }
         }
     }
@@ -256,46 +280,71 @@ impl Search<'_> {
 
     /// Whether a text has values, which are masked if that is the action.
     fn text(&mut self, place: &dyn Fn() -> String, text: &mut String) -> bool {
-        let Self { detector, found } = self;
-        let source: &str = text;
-        let is_masked = detector.action == PiiAction::Mask;
-        let (mut masked, mut from) = (String::new(), 0);
-        let mut kinds: Vec<&'static str> = Vec::new();
-        detect::find(source, &detector.kinds, |range, kind| {
-            for (known, count) in PiiKind::ALL.iter().zip(&mut found.counts) {
-                *count += u64::from(*known == kind);
-            }
-            if !kinds.contains(&kind.name()) {
-                kinds.push(kind.name());
-            }
-            if is_masked {
-                masked.push_str(&source[from..range.start]);
-                masked.push_str(kind.mark());
-                from = range.end;
-            }
-        });
-        if kinds.is_empty() {
-            return false;
-        }
-        let name = place();
-        match found.fields.iter().position(|(field, _)| *field == name) {
-            Some(index) => {
-                let (_, known) = &mut found.fields[index];
-                for kind in kinds {
-                    if !known.contains(&kind) {
-                        known.push(kind);
-                    }
+        self.joined(&|_| place(), &mut [text])
+    }
+
+    /// The same of texts with nothing between them. The mark of a value is where it begins, and the texts after that lose the rest
+    /// of it.
+    fn joined(&mut self, place: &dyn Fn(usize) -> String, texts: &mut [&mut String]) -> bool {
+        let values = ranges(texts, &self.detector.kinds);
+        let has_values = !values.is_empty();
+        let is_masked = has_values && self.detector.action == PiiAction::Mask;
+        let mut values = values.into_iter().peekable();
+        let (mut start, mut masked_to) = (0_usize, 0_usize);
+        for (number, text) in texts.iter_mut().enumerate() {
+            let end = start + text.len();
+            let mut kinds: Vec<&'static str> = Vec::new();
+            let (mut masked, mut from) = (String::new(), masked_to.clamp(start, end));
+            while let Some((range, kind)) = values.next_if(|(range, _)| range.start < end) {
+                for (known, count) in PiiKind::ALL.iter().zip(&mut self.found.counts) {
+                    *count += u64::from(*known == kind);
+                }
+                if !kinds.contains(&kind.name()) {
+                    kinds.push(kind.name());
+                }
+                if is_masked {
+                    masked.push_str(&text[from - start..range.start - start]);
+                    masked.push_str(kind.mark());
+                    (from, masked_to) = (range.end.min(end), range.end);
                 }
             }
-            None if found.fields.len() < MAX_NAMED => found.fields.push((name, kinds)),
-            None => {}
+            if is_masked {
+                masked.push_str(&text[from - start..]);
+                **text = masked;
+            }
+            if !kinds.is_empty() {
+                self.found.add(place(number), kinds);
+            }
+            start = end;
         }
-        if is_masked {
-            masked.push_str(&source[from..]);
-            *text = masked;
-        }
-        true
+        has_values
     }
+}
+
+/// The places of values in texts with nothing between them, in their order and without overlaps. A value of one text that is none
+/// with those around it, such as a number before more digits, is one too.
+fn ranges(texts: &[&mut String], kinds: &[PiiKind]) -> Vec<(Range<usize>, PiiKind)> {
+    let mut found = Vec::new();
+    if let [text] = texts {
+        detect::find(text, kinds, |range, kind| found.push((range, kind)));
+        return found;
+    }
+    let whole: String = texts.iter().map(|text| text.as_str()).collect();
+    detect::find(&whole, kinds, |range, kind| found.push((range, kind)));
+    let (of_whole, mut start) = (found.len(), 0);
+    for text in texts {
+        detect::find(text, kinds, |range, kind| {
+            let range = start + range.start..start + range.end;
+            let known = &found[..of_whole];
+            let next = known.partition_point(|(one, _)| one.end <= range.start);
+            if known.get(next).is_none_or(|(one, _)| one.start >= range.end) {
+                found.push((range, kind));
+            }
+        });
+        start += text.len();
+    }
+    found.sort_by_key(|(range, _)| range.start);
+    found
 }
 
 #[cfg(test)]
@@ -359,6 +408,40 @@ mod tests {
             let (after, ..) = searched(PiiAction::Count, route, &body);
             assert_eq!(after, body, "{route}: nothing changes");
         }
+    }
+
+    #[test]
+    fn parts_of_a_message_are_searched_as_the_one_text_that_a_model_gets() {
+        let body = |texts: &[&str]| {
+            let parts: Vec<Value> = texts.iter().map(|text| json!({ "type": "text", "text": text })).collect();
+            json!({ "messages": [{ "role": "user", "content": parts }] })
+        };
+        for (parts, expect, counted) in [
+            // A value in several parts, and one after it.
+            (&["to ada@exam", "ple", ".com, 192.0.2.7"][..], &["to [EMAIL]", "", ", [IP]"][..], 2),
+            (&["é 4111 1111", " 1111 1111 é"], &["é [CARD]", " é"], 1),
+            // Where the parts together have the form of one value, the model would read that one.
+            (&["ada@example.co", "m.uk"], &["[EMAIL]", ""], 1),
+            // Each is a value, and the digit after it does not hide it.
+            (&["4111111111111111", "2 of them, 192.0.2.7"], &["[CARD]", "2 of them, [IP]"], 2),
+            (&["ada@example.com", " and ", "bob@example.com"], &["[EMAIL]", " and ", "[EMAIL]"], 2),
+            (&["1", "2"], &["1", "2"], 0),
+            // Of one part with JSON, as of a text with JSON.
+            (&[r#"{"card":4111111111111111}"#], &[r#"{"card":"[CARD]"}"#], 1),
+        ] {
+            let (after, _, counts) = searched(PiiAction::Mask, "/v1/chat/completions", &body(parts));
+            assert_eq!(after, body(expect), "{parts:?}");
+            assert_eq!(counts.iter().map(|(_, count)| count).sum::<u64>(), counted, "{parts:?}");
+            let (after, ..) = searched(PiiAction::Count, "/v1/chat/completions", &body(parts));
+            assert_eq!(after, body(parts), "{parts:?}");
+        }
+        let split = body(&["a", "to ada@exam", "ple.com"]);
+        let (_, problem, _) = searched(PiiAction::Refuse, "/v1/chat/completions", &split);
+        assert_eq!(problem.unwrap(), "the request has personal data: email in `messages[0].content[1].text`");
+        // Of a part that is no text, and of other messages, nothing is joined.
+        let apart =
+            json!({ "messages": [{ "content": "ada@exam" }, { "content": [{ "text": "ple.com" }, { "text": 7 }] }] });
+        assert_eq!(searched(PiiAction::Mask, "/v1/chat/completions", &apart).0, apart);
     }
 
     #[test]

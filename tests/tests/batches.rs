@@ -1,7 +1,10 @@
 //! Batches from the command line: submitted, awaited, read, cancelled and deleted. The real program, as an operator types it.
 #![allow(clippy::unwrap_used)]
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use serde_json::{Value, json};
+use textnlp_tests::stand_in::{Reply, StandIn};
 use textnlp_tests::{Said, Sandbox};
 
 fn up(name: &str) -> Sandbox {
@@ -97,6 +100,23 @@ fn unfinished_batch_is_cancelled_before_it_is_deleted() {
     assert_eq!(results["results"].as_array().unwrap().last().unwrap()["error"]["code"], "batch_cancelled");
     batch(&sandbox, &["delete", &created]).expect(0);
     assert_eq!(batch(&sandbox, &["show", "batch_0"]).expect(1).json()["error"]["code"], "refused_by_server");
+}
+
+#[test]
+fn wait_ends_when_the_service_refuses_the_poll_and_not_while_it_is_down() {
+    let polls = AtomicUsize::new(0);
+    let service = StandIn::start(move |_| match polls.fetch_add(1, Ordering::Relaxed) {
+        0 => Reply::Answer(200, json!({ "id": "batch_1", "status": "in_progress" }).to_string()),
+        1 => Reply::Answer(503, String::new()),
+        _ => Reply::Answer(401, json!({ "error": { "message": "the key was revoked" } }).to_string()),
+    });
+    let sandbox = Sandbox::new("refused-poll");
+    let address = service.url();
+    let args = ["batch", "show", "batch_1", "--wait", "--address", &address, "-o", "json"];
+    let refused = sandbox.run(&args).expect(1).json();
+    assert_eq!((&refused["error"]["code"], id(&refused).as_str()), (&json!("refused_by_server"), "batch_1"));
+    assert!(refused["error"].to_string().contains("the key was revoked (status 401)"), "{refused:#}");
+    assert_eq!(service.requests().len(), 3);
 }
 
 #[test]

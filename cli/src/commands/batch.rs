@@ -9,7 +9,7 @@ use camino::Utf8Path;
 use textnlp_files::Replace;
 use textnlp_orchestrator::report::table::{Table, names};
 use textnlp_service::batches;
-use textnlp_service::client::Client;
+use textnlp_service::client::{Client, Refusal};
 use textnlp_service::output;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -147,9 +147,10 @@ async fn wait(client: &Client, mut shown: Value, console: Console) -> Result<Suc
                 }
                 (shown, failed) = (now, 0);
             }
-            Err(failure) if failed + 1 >= MAX_FAILED_POLLS => {
+            Err(failure) if failed + 1 >= MAX_FAILED_POLLS || is_refused(&failure) => {
                 progress.finish();
-                return Err(failure.or_hint(format!("{} --wait", next(client, "show", &shown))));
+                let again = format!("{} --wait", next(client, "show", &shown));
+                return Err(failure.or_hint(again).document(batch_document(&shown)));
             }
             Err(_) => failed += 1,
         }
@@ -165,6 +166,11 @@ async fn wait(client: &Client, mut shown: Value, console: Console) -> Result<Suc
     let error = anyhow::anyhow!("not every request has an answer: {}{reason}", text(&shown));
     let hint = format!("the errors are in the results: {}", next(client, "results", &shown));
     Err(Failure::new(Exit::Failed, "batch_failed", error).hint(hint).document(batch_document(&shown)))
+}
+
+/// Whether the service runs and refuses the poll: the batch is gone, or the key is no longer valid.
+fn is_refused(failure: &Failure) -> bool {
+    failure.error.downcast_ref::<Refusal>().is_some_and(Refusal::is_final)
 }
 
 /// Whether the command is stopped in this time.

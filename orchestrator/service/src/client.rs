@@ -1,5 +1,6 @@
 //! HTTPS client of a running service: API key and JSON, as for any other client.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -283,6 +284,28 @@ impl Client {
     }
 }
 
+/// A server's refusal of a request.
+#[derive(Debug)]
+pub struct Refusal {
+    status: u16,
+    message: String,
+}
+
+impl Refusal {
+    /// Whether the same request is refused later too: the server runs and is not overloaded.
+    pub fn is_final(&self) -> bool {
+        (400..500).contains(&self.status) && !matches!(self.status, 408 | 425 | 429)
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (status {})", self.message, self.status)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
 /// The response to a request that succeeded.
 async fn accepted(response: reqwest::Response) -> Result<reqwest::Response, Failure> {
     let status = response.status();
@@ -297,7 +320,7 @@ async fn accepted(response: reqwest::Response) -> Result<reqwest::Response, Fail
 fn refusal(status: u16, body: &Value) -> Failure {
     let error = &body["error"];
     let message = error["message"].as_str().unwrap_or("the server gave no reason");
-    let error_of_server = anyhow::anyhow!("{message} (status {status})");
+    let error_of_server = Refusal { status, message: message.to_owned() };
     Failure::new(Exit::Failed, "refused_by_server", error_of_server).hinted(error["hint"].as_str().map(str::to_owned))
 }
 
@@ -384,6 +407,16 @@ mod tests {
         assert_eq!(failure.hint.as_deref(), Some("add it"));
         for body in [json!({ "message": "denied" }), json!({ "Message": "denied", "OriginalMessage": "no JSON" })] {
             assert_eq!(not_invoked(403, &body).error.to_string(), "denied (status 403)");
+        }
+    }
+
+    #[test]
+    fn refusal_is_final_unless_the_server_is_down_or_overloaded() {
+        let is_final = |status| refusal(status, &json!({})).error.downcast_ref::<Refusal>().unwrap().is_final();
+        for (status, wanted) in
+            [(400, true), (401, true), (404, true), (410, true), (408, false), (429, false), (502, false), (200, false)]
+        {
+            assert_eq!(is_final(status), wanted, "{status}");
         }
     }
 

@@ -325,6 +325,7 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release, pushed: Opti
             gpu: gpu.size != GpuSize::None,
             database: (site.database().is_some() && there.database.is_none() && e.database.existing.is_none())
                 .then(|| database(e, site, release)),
+            cache: managed_cache(e).filter(|_| site.serves()),
         };
         let monitoring = monitoring(e, e.monitoring.stack, is_home, release);
         add(names::MONITORING, None, ComponentSpec::Monitoring(part::Monitoring { monitored, budget, ..monitoring }));
@@ -1062,6 +1063,10 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
             if let Some(UrlSource::Url(url)) = &cache.url {
                 // As it is read, so that the rules of networks know its scheme.
                 settings["url"] = json!(redis_url(url).map_or_else(|_| url.clone(), String::from));
+            }
+            // In a cluster, the provider names the file of the pods.
+            if let Some(file) = e.network.private_ca.as_ref().filter(|_| cache.may_have_tls()) {
+                settings["ca_file"] = json!(file);
             }
         }
         config["textnlp"]["cache"] = settings;

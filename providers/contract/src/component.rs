@@ -832,6 +832,9 @@ pub struct Monitored {
     /// The database, if it is one of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub database: Option<Database>,
+    /// The cache, if a cloud runs it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<ManagedCache>,
 }
 
 impl Monitored {

@@ -115,7 +115,9 @@ impl Provider for Gcp {
     }
 
     fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
-        table::row(&wanted.kind).map(|row| textnlp_cloud::diff(row, wanted, recorded, seen)).unwrap_or_default()
+        let Some(row) = table::row(&wanted.kind) else { return Vec::new() };
+        let moved = kinds::redis::moved(wanted, recorded);
+        textnlp_cloud::diff(row, wanted, recorded, seen).into_iter().chain(moved).collect()
     }
 
     fn costs(&self, kind: &KindName, spec: &Spec) -> Vec<CostLine> {

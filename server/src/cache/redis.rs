@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use camino::{Utf8Path, Utf8PathBuf};
 use redis::aio::{AsyncStream, MultiplexedConnection};
 use redis::{AsyncConnectionConfig, Pipeline, RedisConnectionInfo, RedisError, RedisResult, Value};
+use rustls::CertificateError;
 use rustls::pki_types::ServerName;
 use textnlp_net::client::Url;
 use textnlp_net::redis::{REDIS_PORT, RedisUrlError, redis_url};
@@ -19,7 +20,7 @@ use tokio_rustls::TlsConnector;
 
 use super::value::{self, Key};
 use crate::breaker::{Breaker, BreakerOptions, State};
-use crate::config::{RedisAt, RedisCache};
+use crate::config::{RedisAt, RedisCache, RedisTrust};
 
 /// For all reads of a request, and for one pipeline of writes, with its connection.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(1);
@@ -73,6 +74,8 @@ pub(super) enum Failure {
     Timeout,
     /// It cannot be reached, or the connection broke.
     Connection(io::ErrorKind),
+    /// Its certificate was refused, and why.
+    Certificate(&'static str),
     /// It answered with an error. The text of the error is not kept: it may quote commands, and one of them has the
     /// password.
     Refused(String),
@@ -86,6 +89,7 @@ impl Failure {
             Self::Busy => Some("busy"),
             Self::Timeout => Some("timeout"),
             Self::Connection(_) => Some("connection"),
+            Self::Certificate(_) => Some("certificate"),
             Self::Refused(_) => Some("refused"),
         }
     }
@@ -97,7 +101,28 @@ impl Failure {
             Self::Busy => "all connections are in use".to_owned(),
             Self::Timeout => format!("no answer within {} ms", TIMEOUT.as_millis()),
             Self::Connection(kind) => format!("the connection failed: {kind}"),
+            Self::Certificate(why) => format!("its certificate was refused: {why}"),
             Self::Refused(code) => format!("it answered with the error {code}"),
+        }
+    }
+}
+
+impl Failure {
+    /// Of a TLS handshake. A certificate is text of the Redis, and is not quoted.
+    fn of_handshake(error: &io::Error) -> Self {
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(rustls::Error::InvalidCertificate(problem)) => Self::Certificate(match problem {
+                CertificateError::UnknownIssuer => {
+                    "no authority that is trusted signed it; `network.private_ca` names others"
+                }
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                    "it is for another name than that of the address"
+                }
+                CertificateError::Expired | CertificateError::ExpiredContext { .. } => "it has expired",
+                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => "it is not valid yet",
+                _ => "it is not valid",
+            }),
+            _ => Self::Connection(error.kind()),
         }
     }
 }
@@ -179,15 +204,18 @@ impl Redis {
                 let cause = "the host is neither a DNS name nor an address, which TLS verifies";
                 let problem = RedisUrlError { cause, fix: "write the name of its certificate" };
                 let name = ServerName::try_from(host.clone()).map_err(|_| unusable(problem))?;
-                let config = match (&settings.authority, &name) {
-                    (None, _) => Ok(TrustRoots::public().client_config()),
+                let config = match (&settings.trust, &name) {
+                    (RedisTrust::Public, _) => Ok(TrustRoots::public().client_config()),
+                    (RedisTrust::PublicAnd(file), _) => {
+                        TrustRoots::public().with_file(file).map(|roots| roots.client_config())
+                    }
                     // The certificate of an address may lack it.
-                    (Some(file), ServerName::IpAddress(_)) => TrustRoots::config_of_one_server(file),
-                    (Some(file), _) => TrustRoots::only_file(file).map(|roots| roots.client_config()),
+                    (RedisTrust::Only(file), ServerName::IpAddress(_)) => TrustRoots::config_of_one_server(file),
+                    (RedisTrust::Only(file), _) => TrustRoots::only_file(file).map(|roots| roots.client_config()),
                 };
                 Some((TlsConnector::from(Arc::new(config.map_err(CacheError::Authority)?)), name))
             }
-            _ if settings.authority.is_some() => {
+            _ if matches!(settings.trust, RedisTrust::Only(_)) => {
                 let cause = "an authority is named, and the address has no TLS";
                 return Err(unusable(RedisUrlError { cause, fix: "write `rediss://HOST:PORT`" }));
             }
@@ -310,7 +338,10 @@ impl Redis {
         tcp.set_nodelay(true).map_err(failed)?;
         let stream: Pin<Box<dyn AsyncStream + Send + Sync>> = match &self.tls {
             None => Box::pin(tcp),
-            Some((connector, name)) => Box::pin(connector.connect(name.clone(), tcp).await.map_err(failed)?),
+            Some((connector, name)) => {
+                let stream = connector.connect(name.clone(), tcp).await;
+                Box::pin(stream.map_err(|error| Failure::of_handshake(&error))?)
+            }
         };
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(TIMEOUT));
         let (connection, driver) = MultiplexedConnection::new_with_config(&self.login, stream, config).await?;
@@ -363,8 +394,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = Utf8PathBuf::from_path_buf(folder.path().join("url")).unwrap();
         std::fs::write(&path, text).unwrap();
-        let at = RedisAt::File(path);
-        Redis::new(&RedisCache { at, authority: None, ttl: Duration::from_secs(60), max_connections: 2 })
+        Redis::new(&settings(RedisAt::File(path), RedisTrust::Public))
+    }
+
+    fn settings(at: RedisAt, trust: RedisTrust) -> RedisCache {
+        RedisCache { at, trust, ttl: Duration::from_secs(60), max_connections: 2 }
     }
 
     #[test]
@@ -383,17 +417,58 @@ mod tests {
             assert!(error.contains("cannot be used") && !error.contains("hunter2"), "{text}: {error}");
         }
         let missing = RedisAt::File("/nonexistent/url".into());
-        let settings = RedisCache { at: missing, authority: None, ttl: Duration::from_secs(60), max_connections: 1 };
-        assert!(Redis::new(&settings).is_err());
+        assert!(Redis::new(&settings(missing, RedisTrust::Public)).is_err());
     }
 
     #[test]
     fn missing_file_of_authorities_is_named() {
-        let (at, authority) = (RedisAt::Url("rediss://10.0.0.3:6378".to_owned()), Some("/nonexistent/ca.pem".into()));
-        let settings = RedisCache { at, authority, ttl: Duration::from_secs(60), max_connections: 1 };
-        let error = Redis::new(&settings).err().unwrap();
-        let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-        assert!(cause.contains("/nonexistent/ca.pem"), "{error}: {cause}");
+        let file = || Utf8PathBuf::from("/nonexistent/ca.pem");
+        for trust in [RedisTrust::Only(file()), RedisTrust::PublicAnd(file())] {
+            let at = RedisAt::Url("rediss://10.0.0.3:6378".to_owned());
+            let error = Redis::new(&settings(at, trust)).err().unwrap();
+            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            assert!(cause.contains("/nonexistent/ca.pem"), "{error}: {cause}");
+        }
+    }
+
+    #[tokio::test]
+    async fn certificate_of_an_unknown_authority_or_of_another_name_is_refused_with_the_reason() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let folder = tempfile::tempdir().unwrap();
+        let file = Utf8PathBuf::from_path_buf(folder.path().join("ca.pem")).unwrap();
+        std::fs::write(&file, authority.self_signed(&key).unwrap().pem()).unwrap();
+        let issuer = rcgen::Issuer::new(authority, key);
+        for (certified, trust, wanted) in [
+            ("127.0.0.1", RedisTrust::Public, "`network.private_ca`"),
+            ("redis.example.com", RedisTrust::PublicAnd(file), "another name"),
+        ] {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let leaf = rcgen::CertificateParams::new(vec![certified.to_owned()]).unwrap();
+            let leaf = leaf.signed_by(&key, &issuer).unwrap();
+            let private = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            let server = rustls::ServerConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(vec![leaf.der().clone()], private)
+                .unwrap();
+            let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("rediss://127.0.0.1:{}", listener.local_addr().unwrap().port());
+            let redis = Redis::new(&settings(RedisAt::Url(url), trust)).unwrap();
+            let serve = async {
+                let (stream, _) = listener.accept().await.unwrap();
+                let _ = acceptor.accept(stream).await;
+            };
+            let keys = [self::key()];
+            let (found, ()) = tokio::join!(redis.get(&keys, 4, soon()), serve);
+            let failure = found.err().unwrap();
+            assert!(failure.reason().contains(wanted), "{failure:?}");
+            assert_eq!(failure.kind(), Some("certificate"));
+        }
     }
 
     fn key() -> Key {

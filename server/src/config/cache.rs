@@ -22,9 +22,8 @@ pub struct Cache {
 pub struct RedisCache {
     /// Its address.
     pub at: RedisAt,
-    /// The authorities that its certificate is of, if it has authorities of its own: any certificate of them is accepted, whatever
-    /// name it is for.
-    pub authority: Option<Utf8PathBuf>,
+    /// The authorities that its certificate is verified by, with TLS.
+    pub trust: RedisTrust,
     /// How long it keeps a vector.
     pub ttl: Duration,
     /// The most connections of this server.
@@ -38,6 +37,18 @@ pub enum RedisAt {
     Url(String),
     /// In a file, because it may have a password.
     File(Utf8PathBuf),
+}
+
+/// The authorities that sign the certificate of a Redis.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RedisTrust {
+    /// The public ones, and those of this machine.
+    Public,
+    /// Those and the ones in a file.
+    PublicAnd(Utf8PathBuf),
+    /// Those in a file and no others, for a Redis with authorities of its own: any certificate of them is accepted for an
+    /// address, whatever name it is for.
+    Only(Utf8PathBuf),
 }
 
 #[derive(Clone, Copy)]
@@ -89,12 +100,23 @@ pub(super) fn cache(section: Section<'_>) -> Option<Cache> {
         (None, Some(file)) => Some(RedisAt::File(file)),
         (None, None) => None,
     };
-    let authority = section.text("authority_file").map(Utf8PathBuf::from);
-    if authority.is_some() && !matches!(kind, Kind::Redis) {
-        section.wrong("authority_file", "has no effect", Some("write `kind: redis`, or omit it".to_owned()));
+    let (authority, further) = (section.text("authority_file"), section.text("ca_file"));
+    for (key, there) in [("authority_file", authority.is_some()), ("ca_file", further.is_some())] {
+        if there && !matches!(kind, Kind::Redis) {
+            section.wrong(key, "has no effect", Some("write `kind: redis`, or omit it".to_owned()));
+        }
     }
+    let trust = match (authority, further) {
+        (None, None) => RedisTrust::Public,
+        (None, Some(file)) => RedisTrust::PublicAnd(file.into()),
+        (Some(file), None) => RedisTrust::Only(file.into()),
+        (Some(file), Some(_)) => {
+            section.wrong("ca_file", "cannot be combined with `authority_file`", Some("keep one of them".to_owned()));
+            RedisTrust::Only(file.into())
+        }
+    };
     let redis = match (kind, at) {
-        (Kind::Redis, Some(at)) => Some(RedisCache { at, authority, ttl, max_connections }),
+        (Kind::Redis, Some(at)) => Some(RedisCache { at, trust, ttl, max_connections }),
         (Kind::Redis, None) => {
             if !section.has("url") && !section.has("url_file") {
                 section.wrong("url", "is missing", Some("write `redis://HOST:6379/0`, or `url_file`".to_owned()));

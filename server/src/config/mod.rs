@@ -26,7 +26,7 @@ use crate::auth::SCOPES;
 use crate::auth::tenant::{DEFAULT, is_tenant_id};
 
 pub use batch::{Batch, Webhook};
-pub use cache::{Cache, RedisAt, RedisCache};
+pub use cache::{Cache, RedisAt, RedisCache, RedisTrust};
 pub use document::Problem;
 pub use pii::{Pii, PiiAction, PiiKind};
 pub use prices::{Price, Prices, TokenPrices};

@@ -17,6 +17,7 @@ const MISSES: &str = "textnlp_cache_misses_total";
 const ERRORS: &str = "textnlp_cache_errors_total";
 const DAMAGED: &str = "textnlp_cache_errors_total{kind=\"damaged\"}";
 const REFUSED: &str = "textnlp_cache_errors_total{kind=\"refused\"}";
+const CERTIFICATE: &str = "textnlp_cache_errors_total{kind=\"certificate\"}";
 
 /// A Redis with a password that stops with the test.
 struct RedisServer {
@@ -35,6 +36,11 @@ impl Drop for RedisServer {
 impl RedisServer {
     /// Starts one on a port that the caller holds, and waits until it answers. `None`: it is not installed.
     async fn start(port: u16) -> Option<Self> {
+        Self::start_with(port, &[]).await
+    }
+
+    /// The same with further arguments.
+    async fn start_with(port: u16, arguments: &[&str]) -> Option<Self> {
         let paths = std::env::var_os("PATH").unwrap_or_default();
         if !std::env::split_paths(&paths).any(|path| path.join("redis-server").is_file()) {
             assert!(std::env::var_os("TEXTNLP_TESTS_REQUIRE_TOOLS").is_none(), "redis-server is not installed");
@@ -44,7 +50,7 @@ impl RedisServer {
         let folder = tempfile::tempdir().unwrap();
         let mut command = Command::new("redis-server");
         command.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "no"]);
-        command.args(["--daemonize", "no", "--requirepass", PASSWORD, "--dir"]).arg(folder.path());
+        command.args(["--daemonize", "no", "--requirepass", PASSWORD, "--dir"]).arg(folder.path()).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let server = Self { child: command.spawn().unwrap(), folder, port };
         until("Redis answers", async || server.asks("PING").is_some_and(|answer| answer.contains("PONG"))).await;
@@ -179,6 +185,44 @@ async fn servers_share_vectors_by_redis_and_keep_those_that_they_found() {
     let refused = cached(&wrong).await;
     assert_eq!(embed(&refused, texts).await, wanted);
     until("a read and a write are refused", async || refused.metric(REFUSED).await == 2.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_with_tls_is_used_where_its_authority_is_trusted_and_left_alone_elsewhere() {
+    let ports = Ports::ask(2);
+    let folder = tempfile::tempdir().unwrap();
+    let [authority, certificate, key] = ["ca.pem", "redis.pem", "redis.key"].map(|name| path(&folder, name));
+    let issuer_key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    std::fs::write(&authority, params.self_signed(&issuer_key).unwrap().pem()).unwrap();
+    let issuer = rcgen::Issuer::new(params, issuer_key);
+    let leaf_key = rcgen::KeyPair::generate().unwrap();
+    let leaf = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(&certificate, leaf.signed_by(&leaf_key, &issuer).unwrap().pem()).unwrap();
+    std::fs::write(&key, leaf_key.serialize_pem()).unwrap();
+    let (plain, tls) = (ports.numbers()[0], ports.numbers()[1].to_string());
+    // The test reads it by the port without TLS.
+    let files = ["--tls-cert-file", certificate.as_str(), "--tls-key-file", key.as_str(), "--tls-auth-clients", "no"];
+    let arguments = [&["--tls-port", tls.as_str()][..], &files[..]].concat();
+    let Some(redis) = RedisServer::start_with(plain, &arguments).await else { return };
+
+    let address = path(&folder, "url");
+    std::fs::write(&address, format!("rediss://:{PASSWORD}@127.0.0.1:{tls}/0\n")).unwrap();
+    let settings = |further: &str| format!("{{ kind: redis, url_file: \"{address}\"{further} }}");
+    let texts = json!(["the river", "the harbour"]);
+    let stranger = cached(&settings("")).await;
+    let wanted = embed(&stranger, texts.clone()).await;
+    until("its certificate is refused to a read and a write", async || stranger.metric(CERTIFICATE).await == 2.0).await;
+    assert_eq!((stranger.metric(ERRORS).await, redis.keys().len()), (2.0, 0));
+
+    let trusting = settings(&format!(", ca_file: \"{authority}\""));
+    let first = cached(&trusting).await;
+    assert_eq!(embed(&first, texts.clone()).await, wanted);
+    until("Redis has the vectors", async || redis.keys().len() == 2).await;
+    let second = cached(&trusting).await;
+    assert_eq!(embed(&second, texts).await, wanted);
+    assert_eq!((second.metric(REDIS).await, second.metric(ERRORS).await), (2.0, 0.0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -177,6 +177,11 @@ fn every_configuration_error_has_its_location_and_a_suggestion() {
         ("{ kind: redis, url: \"redis://h\", url_file: /f }", ["textnlp.cache.url_file", "cannot be combined"]),
         ("{ kind: memory, url_file: /f }", ["textnlp.cache.url_file", "has no effect"]),
         ("{ kind: memory, authority_file: /ca.pem }", ["textnlp.cache.authority_file", "has no effect"]),
+        ("{ kind: memory, ca_file: /ca.pem }", ["textnlp.cache.ca_file", "has no effect"]),
+        (
+            "{ kind: redis, url: \"rediss://h\", authority_file: /a.pem, ca_file: /b.pem }",
+            ["textnlp.cache.ca_file", "cannot be combined with `authority_file`"],
+        ),
         ("{ kind: memory, size: 1kB }", ["textnlp.cache.size", "from 1MiB to 1TiB"]),
         ("{ kind: redis, url: \"redis://h\", ttl: 400d }", ["textnlp.cache.ttl", "from 1s to 365d"]),
         ("{ kind: memory, max_connections: 0 }", ["textnlp.cache.max_connections", "from 1 to 1000"]),

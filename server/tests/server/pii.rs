@@ -83,6 +83,14 @@ async fn models_get_masked_texts() {
         site.post("/v1/tokenize", json!({ "model": "tiny", "text": text })).await.json()["tokens"].clone()
     };
     assert_eq!(tokens("to ada@example.com").await, tokens("to [EMAIL]").await);
+    // The model gets the parts of a message as one text.
+    let prompt_tokens = async |texts: &[&str]| {
+        let parts: Vec<Value> = texts.iter().map(|text| json!({ "type": "text", "text": text })).collect();
+        let messages = json!([{ "role": "user", "content": parts }]);
+        let body = json!({ "model": "tiny", "messages": messages, "max_tokens": 1 });
+        site.post("/v1/chat/completions", body).await.json()["usage"]["prompt_tokens"].clone()
+    };
+    assert_eq!(prompt_tokens(&["to ada@exam", "ple.com now"]).await, prompt_tokens(&["to [EMAIL]", " now"]).await);
     assert_eq!(tokens("from 192.0.2.7").await.as_array().map(Vec::len), Some(14), "not a wanted kind");
     // A body that another thread parses.
     let text = format!("{}{MAIL}", "a ".repeat(50_000));

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use textnlp_net::redis::redis_url;
+
 use super::{
     Bytes, CacheKind, ClusterIdentity, DatabaseKind, GpuSize, Hosting, NodeSize, NodeUpgrade, SecretSource, Span, Spot,
     TlsMode, UrlSource, section, words,
@@ -127,6 +129,15 @@ impl CacheSettings {
     pub fn is_external(&self) -> bool {
         let usual = self.url.as_ref().map(|_| Hosting::External);
         self.kind == CacheKind::Redis && self.hosting.or(usual) == Some(Hosting::External)
+    }
+
+    /// Whether the servers may verify the certificate of an external Redis: a secret address may be one with TLS.
+    pub fn may_have_tls(&self) -> bool {
+        self.is_external()
+            && self.url.as_ref().is_some_and(|url| match url {
+                UrlSource::Secret(_) => true,
+                UrlSource::Url(url) => redis_url(url).is_ok_and(|url| url.scheme() == "rediss"),
+            })
     }
 
     /// Whether its Redis is one that a cloud runs.

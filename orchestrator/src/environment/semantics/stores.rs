@@ -261,15 +261,12 @@ impl Checker<'_> {
                 Ok(_) => {}
             }
         }
-        // A secret address may begin so.
-        let is_tls = cache.url.as_ref().is_some_and(|url| match url {
-            UrlSource::Secret(_) => true,
-            UrlSource::Url(url) => redis_url(url).is_ok_and(|url| url.scheme() == "rediss"),
-        });
-        if is_tls && e.network.private_ca.is_some() {
-            let cause = "with TLS, the servers trust public authorities for the Redis, and not `network.private_ca`";
-            let fix = "give the Redis a certificate of one, or install its authority on the machines of the servers";
-            self.say(Severity::Note, "cache.url", cause, fix);
+        // A cluster has the content of the file.
+        let on_machines = e.sites.iter().any(|site| !site.is_in_cluster());
+        let private_ca = e.network.private_ca.as_ref().filter(|_| cache.may_have_tls() && on_machines);
+        if private_ca.is_some_and(|file| !file.starts_with('/')) {
+            let cause = "the servers verify the Redis of the cache by it, and run in another folder";
+            self.error("network.private_ca", cause, "write a path that begins with `/`");
         }
         if !SIZE.contains(&cache.size.0) {
             self.error("cache.size", "it must be from 1 MiB to 1 TiB", "write a size such as `64MiB`");

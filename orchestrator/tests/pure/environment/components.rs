@@ -165,8 +165,13 @@ fn cache_reaches_the_servers_and_its_secret_address_is_one_of_their_secrets() {
     assert_eq!((given, is_component), (json!("secret:env:REDIS_URL"), false));
     let (redis, given, _) = of(&["cache.kind=redis", "cache.url=rediss://cache.example.com:6379/0"]);
     assert_eq!((&redis["url"], given), (&json!("rediss://cache.example.com:6379/0"), json!(null)));
-    let (redis, ..) = of(&["cache.kind=redis", "cache.url=REDIS://cache:6379/0"]);
-    assert_eq!(redis["url"], "redis://cache:6379/0");
+    let (redis, ..) = of(&["cache.kind=redis", "cache.url=REDIS://cache:6379/0", "network.private_ca=/etc/ca.pem"]);
+    assert_eq!((&redis["url"], redis.get("ca_file")), (&json!("redis://cache:6379/0"), None));
+    for url in ["rediss://cache.example.com:6379/0", "secret:env:REDIS_URL"] {
+        let url = format!("cache.url={url}");
+        let (redis, ..) = of(&["cache.kind=redis", &url, "network.private_ca=/etc/ca.pem"]);
+        assert_eq!(redis["ca_file"], "/etc/ca.pem", "{url}");
+    }
     // Only a provider creates one, and refuses it.
     assert!(of(&["cache.kind=redis", "cache.hosting=managed"]).2);
 }
@@ -549,6 +554,30 @@ fn each_of_three_clouds_has_its_records_in_the_zone_of_the_primary() {
     ] {
         let said = said(load(&[set]));
         assert!(said.contains(says), "{set}: {said}");
+    }
+}
+
+#[test]
+fn each_site_of_several_clouds_has_a_managed_cache_and_password_of_its_own() {
+    let sets = [
+        "traffic.existing=Z1",
+        "server.api.base_domain=x.org",
+        "sites[2].cluster.address=https://192.0.2.7:8443",
+        "cache.kind=redis",
+        "cache.hosting=managed",
+    ];
+    let overrides = Overrides { sets: sets.map(str::to_owned).into(), ..Overrides::default() };
+    let loaded = Library::built_in().load("multi-region-clouds", &overrides, &Catalogue::default()).unwrap();
+    let environment = loaded.environment;
+    let of_sites = components(&environment, &Release::resolve(&environment, &artifacts()));
+    assert_eq!(of_sites.len(), 3);
+    for (site, parts) in of_sites {
+        let part = |name: &str| json!(parts.iter().find(|part| part.name.as_str() == name).unwrap().part);
+        assert_eq!(part("cache")["cache"]["managed"]["secrets"], "secrets", "{}", site.name);
+        assert_eq!(part("server")["workload"]["cache"], "cache", "{}", site.name);
+        let secrets = part("secrets")["secrets"].clone();
+        assert_eq!(secrets["generate"]["cache-password"], json!({ "random": 32 }));
+        assert!(!secrets["shared"].to_string().contains("cache-password"), "{secrets}");
     }
 }
 

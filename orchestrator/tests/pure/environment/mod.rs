@@ -1043,7 +1043,7 @@ fn each_validation_rule_has_its_own_message() {
         (plus("cache: { kind: redis, url: \"rediss://h\", existing: r-1 }"), "`cache.existing`: the servers connect to `cache.url`"),
         (site("existing: { cache: r-1 }").to_owned() + "cache: { kind: memory }\n", "`sites[0].existing.cache`: the cache is in the memory of the servers"),
         (plus("cache: { existing: r-1 }"), "`cache.existing`: no cache is used"),
-        (plus("cache: { kind: redis, url: \"rediss://h\" }\nnetwork: { private_ca: /etc/hosts }"), "note: `cache.url`: with TLS, the servers trust public authorities"),
+        (plus("cache: { kind: redis, url: \"rediss://h\" }\nnetwork: { private_ca: ca.pem }"), "error: `network.private_ca`: the servers verify the Redis of the cache by it"),
         (plus("cache: { kind: redis, hosting: managed, url: \"redis://x\" }"), "this Redis is created by `up`"),
         (plus("cache: { kind: redis, hosting: managed, memory: 1KB }"), "`cache.memory`: it must be from 1 MiB to 1 TiB"),
         (plus("cache: { kind: redis, hosting: managed, existing: r-1 }"), "`cache.existing`: `up` creates this Redis"),

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use textnlp_cloud::alerts::{mailboxes, managed_postgres};
 use textnlp_cloud::budget::{Warning, warnings};
-use textnlp_provider::component::{Budget, Monitoring, Postgres, ReceiverAddress};
+use textnlp_provider::component::{Budget, CACHE_PART, Monitoring, Postgres, ReceiverAddress};
 use textnlp_provider::{ComponentName, ResourceId};
 use textnlp_token::partition;
 
@@ -39,6 +39,7 @@ enum Watched {
     Machines,
     DatabaseServer,
     DatabaseReplica,
+    CacheNode,
 }
 
 /// The threshold of an alarm.
@@ -47,6 +48,8 @@ enum Limit {
     Fixed(f64),
     /// The largest share of errors, in percent.
     ErrorRate,
+    /// The limit of the use of memory, in percent.
+    UsedMemory,
     /// What is left of the memory at the limit of its use, in bytes.
     FreeMemory,
     /// The same of the disk.
@@ -90,6 +93,9 @@ struct Rule {
 
 const ABOVE: &str = "GreaterThanThreshold";
 const BELOW: &str = "LessThanThreshold";
+/// Metrics of a cache are of its nodes (widdix/aws-cf-templates#571).
+const ELASTICACHE: &str =
+    "https://docs.aws.amazon.com/AmazonElastiCache/latest/dg/CacheMetrics.WhichShouldIMonitor.html";
 const RDS: &str = "https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/rds-metrics.html";
 
 /// Periods and thresholds without a setting are those that AWS recommends
@@ -233,6 +239,41 @@ const RULES: &[Rule] = &[
         period: MINUTE,
         missing: "missing",
         source: "https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_PostgreSQL.Replication.ReadReplicas.html",
+    },
+    // Of the one thread that answers: the CPU of a node has other cores too.
+    Rule {
+        part: "cache-cpu",
+        says: "A node of the cache has no CPU left",
+        shows: "CPU of the engine of the cache",
+        watched: Watched::CacheNode,
+        namespace: "AWS/ElastiCache",
+        dimension: "CacheClusterId",
+        metrics: &[("m", "EngineCPUUtilization")],
+        statistic: "Average",
+        expression: None,
+        comparison: ABOVE,
+        limit: Limit::Fixed(90.0),
+        lasting: Lasting::Minutes(5),
+        period: MINUTE,
+        missing: "missing",
+        source: ELASTICACHE,
+    },
+    Rule {
+        part: "cache-memory",
+        says: "The cache is nearly full: vectors make room for others",
+        shows: "Used memory of the cache, in percent",
+        watched: Watched::CacheNode,
+        namespace: "AWS/ElastiCache",
+        dimension: "CacheClusterId",
+        metrics: &[("m", "DatabaseMemoryUsagePercentage")],
+        statistic: "Average",
+        expression: None,
+        comparison: ABOVE,
+        limit: Limit::UsedMemory,
+        lasting: Lasting::Minutes(15),
+        period: MINUTE,
+        missing: "missing",
+        source: ELASTICACHE,
     },
 ];
 
@@ -402,6 +443,11 @@ impl Lowering<'_> {
                 std::iter::once(first).chain((1..replicas).map(replica)).collect()
             }
             Watched::DatabaseReplica => (1..replicas).map(replica).collect(),
+            Watched::CacheNode => {
+                let nodes = monitored.cache.as_ref().map_or(0, |cache| cache.replicas.saturating_add(1));
+                let node = |n: u32| of(format!("-{n}"), named("cache", CACHE_PART), &format!("node_{n}"));
+                (1..=nodes).map(node).collect()
+            }
             _ => Vec::new(),
         };
         found.into_iter().flatten().collect()
@@ -460,6 +506,7 @@ impl Rule {
         Some(match self.limit {
             Limit::Fixed(limit) => limit,
             Limit::ErrorRate => (monitoring.service.error_rate * 10_000.0).round() / 100.0,
+            Limit::UsedMemory => f64::from(monitoring.limits.memory),
             Limit::FreeMemory => (f64::from(server?.memory_gib) * GIB * left(monitoring.limits.memory)).round(),
             Limit::FreeDisk => (server?.storage_gb as f64 * GIB * left(monitoring.limits.disk)).round(),
             Limit::Connections(percent) => (f64::from(server?.connections) * percent / 100.0).round(),

@@ -1,10 +1,10 @@
 //! Caches.
 
 use serde_json::{Value, json};
-use textnlp_provider::component::{Cache, Component, ComponentSpec, ManagedCache, Site};
+use textnlp_provider::component::{Cache, Component, ComponentSpec, ManagedCache, ManagedPostgres, Site};
 use textnlp_provider::conformance::lowers_purely;
 use textnlp_provider::settings::CacheKind;
-use textnlp_provider::{CloudId, Provider, SecretName, SecretRef, SecretVersion, Spec, Verb, Wanted};
+use textnlp_provider::{CloudId, DataClass, Provider, SecretName, SecretRef, SecretVersion, Spec, Verb, Wanted};
 use textnlp_sim::aws::elasticache::ElastiCache;
 use textnlp_sim::{Options, Simulator, Timing};
 
@@ -12,7 +12,7 @@ use crate::engine::component;
 use crate::kms::key;
 use crate::network::{finish, operation, with};
 use crate::rds::with_subnets;
-use crate::{Bench, output, run, site, wanted};
+use crate::{Bench, database, output, run, site, wanted};
 
 pub(crate) fn token(version: &str) -> SecretRef {
     SecretRef { name: SecretName("here/cache-password".to_owned()), version: SecretVersion(version.to_owned()) }
@@ -119,6 +119,26 @@ fn the_token_of_an_elasticache_group_changes_once_and_the_old_one_stays_valid() 
         assert_eq!(bench.calls("ModifyReplicationGroup"), 1);
         Ok(())
     });
+}
+
+/// `down` keeps precious data where data is protected, and such objects.
+#[test]
+fn a_cache_is_not_kept_where_data_is_protected_and_a_database_is() {
+    let bench = bench();
+    assert!(site().protect_data);
+    let cache = component("cache", ComponentSpec::Cache(redis(1_000_000_000, 1)));
+    let managed = ManagedPostgres { disk_bytes: 100 << 30, backup_seconds: 0, replica_region: None };
+    let database = component("database", ComponentSpec::Database(database(managed, 1, 100)));
+    let kept = |component: &Component| -> Vec<String> {
+        let is_kept = |one: &Wanted| {
+            let kind = bench.provider.kinds().iter().find(|kind| kind.name == one.kind.as_str()).unwrap();
+            one.protected || kind.data == DataClass::Precious
+        };
+        let wanted = lowers_purely(&bench.provider, component, &site()).unwrap();
+        wanted.iter().filter(|one| is_kept(one)).map(|one| one.kind.to_string()).collect()
+    };
+    assert_eq!(kept(&cache), Vec::<String>::new());
+    assert!(kept(&database).contains(&"aws.db-instance".to_owned()));
 }
 
 #[test]

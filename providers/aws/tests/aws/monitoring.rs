@@ -268,7 +268,8 @@ fn a_notification_of_a_budget_that_goes_elsewhere_is_put_back() {
 
 fn monitored(replicas: u32) -> Monitored {
     let managed = ManagedPostgres { disk_bytes: 100 << 30, backup_seconds: 0, replica_region: None };
-    Monitored { network: true, cluster: true, gpu: true, database: Some(database(managed, replicas, 100)) }
+    let cache = crate::elasticache::redis(1_000_000_000, 1).managed;
+    Monitored { network: true, cluster: true, gpu: true, database: Some(database(managed, replicas, 100)), cache }
 }
 
 fn monitoring() -> Monitoring {
@@ -295,9 +296,11 @@ fn ids(all: &[Wanted]) -> Vec<&str> {
 async fn up(bed: &TestBed<'_>, all: &[Wanted]) -> Result<Vec<(Wanted, Recorded)>, Violation> {
     let mut made: Vec<(Wanted, Recorded)> = Vec::new();
     for one in all {
-        let fields = ["arn", "autoscaling_group", "id", "name"];
+        let fields = ["arn", "autoscaling_group", "id", "name", "node_1", "node_2"];
         let other = |id: &str| -> Outputs {
-            fields.iter().map(|field| ((*field).to_owned(), json!(id.replace('/', "-")))).collect()
+            let id = id.replace('/', "-");
+            let value = |field: &str| field.strip_prefix("node_").map_or(id.clone(), |node| format!("{id}-00{node}"));
+            fields.iter().map(|field| ((*field).to_owned(), json!(value(field)))).collect()
         };
         let outputs: BTreeMap<_, Outputs> = one
             .spec
@@ -338,6 +341,16 @@ fn a_site_is_watched_from_its_network_to_its_database() {
         let dimension = &of("database-lag-1")["Metrics"][0]["MetricStat"]["Metric"]["Dimensions"][0];
         assert_eq!(*dimension, json!({ "Name": "DBInstanceIdentifier", "Value": "here-database-replica-1" }));
 
+        // One for each node.
+        for (node, id) in [("1", "here-cache-group-001"), ("2", "here-cache-group-002")] {
+            let metric = |part: &str| of(&format!("{part}-{node}"))["Metrics"][0]["MetricStat"]["Metric"].clone();
+            let dimension = json!([{ "Name": "CacheClusterId", "Value": id }]);
+            assert_eq!(metric("cache-cpu")["MetricName"], "EngineCPUUtilization");
+            assert_eq!(metric("cache-memory")["MetricName"], "DatabaseMemoryUsagePercentage");
+            assert_eq!(metric("cache-memory")["Dimensions"], dimension);
+        }
+        assert_eq!((&of("cache-cpu-1")["Threshold"], &of("cache-memory-2")["Threshold"]), (&json!(90.0), &json!(80.0)));
+
         let (wanted, recorded): (Vec<_>, Vec<_>) = made.iter().cloned().unzip();
         let scope = Scope {
             lineage: bed.lineage,
@@ -349,7 +362,7 @@ fn a_site_is_watched_from_its_network_to_its_database() {
         let before = bench.simulator.requests().len();
         let observed = bench.provider.observe(&scope).await.unwrap();
         let calls = bench.simulator.requests().len() - before;
-        assert!(observed.len() == 18 && calls <= 80, "{calls} calls for {} objects", observed.len());
+        assert!(observed.len() == 22 && calls <= 100, "{calls} calls for {} objects", observed.len());
         for (one, recorded) in &made {
             assert!(drift(&bench, one, recorded).await.is_empty(), "{}", one.id);
         }
@@ -371,6 +384,10 @@ fn alarms_are_about_what_the_environment_creates() {
     let network = Monitored { network: true, ..Monitored::default() };
     assert_eq!(ids(&lowered(without(network), &disposable)), ["topic", "alarm-nat-ports-a", "overview"]);
     let cluster = Monitored { cluster: true, ..Monitored::default() };
+    let cache = Monitored { cache: monitored(1).cache, ..Monitored::default() };
+    let nodes = ["alarm-cache-cpu-1", "alarm-cache-cpu-2", "alarm-cache-memory-1", "alarm-cache-memory-2"];
+    let all = lowered(without(cache), &disposable);
+    assert_eq!(ids(&all), [&["topic"][..], &nodes[..], &["overview"][..]].concat());
     let quiet = Monitoring { receivers: BTreeMap::new(), ..without(cluster) };
     let all = lowered(quiet, &site());
     assert_eq!(ids(&all), ["alarm-cluster-errors", "alarm-machine-status-system", "overview"]);

@@ -308,6 +308,7 @@ impl Shape {
                 cluster: self.cluster,
                 gpu: self.gpu.is_some(),
                 database: self.database.then(|| self.postgres()),
+                cache: self.cache.and_then(|_| self.redis().managed),
             },
             budget: self.budget.map(|most| Budget { monthly: most.into(), currency: "USD".to_owned(), warn_at: 0.8 }),
             ..Monitoring::default()

@@ -362,7 +362,7 @@ fn monitoring() -> Monitoring {
     ];
     let receivers = receivers.map(|(name, address)| (name.to_owned(), ReceiverAddress::Plain(address.to_owned())));
     let budget = Budget { monthly: 900.0, currency: "USD".to_owned(), warn_at: 0.8 };
-    let monitored = Monitored { network: true, cluster: true, gpu: true, database: Some(database()) };
+    let monitored = Monitored { network: true, cluster: true, gpu: true, database: Some(database()), cache: None };
     let receivers = BTreeMap::from(receivers);
     Monitoring { stack: true, budget: Some(budget), receivers, monitored, ..Monitoring::default() }
 }
@@ -544,6 +544,7 @@ async fn whole_life(bench: Bench, zone: &str) {
     let secrets = WithGenerated::new(Arc::new(provider(&bench.cloud, Images(bench.cloud.clone()))), Arc::new(Secrets));
     let read = secrets.get(&SecretRef::from_value(&redis["login"]).unwrap()).await.unwrap();
     assert_eq!(read.expose_text(), Some(first.as_str()));
+    the_redis_is_reached_as_azure_documents_it(&bench, &records);
     let account = outputs("main/models/container")["account"].clone();
     let own = records.iter().find(|(one, _)| one.kind.as_str() == "azure.storage");
     let own = own.and_then(|(one, _)| one.spec.get("name")).cloned();
@@ -569,6 +570,19 @@ async fn whole_life(bench: Bench, zone: &str) {
 }
 
 /// The id of the object of a resource.
+/// The group of its endpoint and the zone of its name (Azure-Samples/msdocs-flask-postgresql-sample-app#68), and one address for all keys.
+fn the_redis_is_reached_as_azure_documents_it(bench: &Bench, records: &[Made]) {
+    let sent = |id: &str| bench.cloud.world().get(&id_of(records, id)).unwrap()["properties"].clone();
+    assert_eq!(sent("main/cache/group")["clusteringPolicy"], "EnterpriseCluster");
+    let connection = &sent("main/cache/endpoint")["privateLinkServiceConnections"][0]["properties"];
+    assert_eq!(connection["groupIds"], json!(["redisEnterprise"]));
+    let redis = id_of(records, "main/cache/redis");
+    assert!(connection["privateLinkServiceId"].as_str().unwrap().eq_ignore_ascii_case(&redis), "{connection}");
+    let zone = &sent("main/cache/names")["privateDnsZoneConfigs"][0]["properties"]["privateDnsZoneId"];
+    let zone = zone.as_str().unwrap().to_lowercase();
+    assert!(zone.ends_with("/privatednszones/privatelink.redis.azure.net"), "{zone}");
+}
+
 fn id_of(records: &[Made], id: &str) -> String {
     records.iter().find(|(one, _)| one.id.as_str() == id).unwrap().1.cloud_id.to_string()
 }

@@ -2,7 +2,10 @@
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
-use textnlp_provider::{Declare, Identity, Kind, Outputs, Pricing, Result, SecretName, SecretRef, SecretVersion, Spec};
+use textnlp_provider::{
+    Declare, Effect, FieldChange, Identity, Kind, Need, Outputs, Pricing, Recorded, Result, SecretName, SecretRef,
+    SecretVersion, Spec, Wanted,
+};
 
 use super::{create, delete, put, read};
 use crate::api::Api;
@@ -17,6 +20,9 @@ pub(crate) const REDIS: &str = "gcp.redis-instance";
 pub(crate) const AUTH_STRING: &str = "redis.googleapis.com/";
 /// The mode without an address for reads: an instance has one replica, or none in the tier BASIC.
 pub(crate) const NO_READ_REPLICAS: &str = "READ_REPLICAS_DISABLED";
+
+/// Why an instance is not connected to the network by another component, and what to do.
+const MOVED: &str = "a managed database and a managed cache share the connection to the network, which moves with `database.hosting` and cannot be removed while the cache has an address in it. Set `cache.kind: memory` with the old `database.hosting`, and run `up`; then change `database.hosting`, and run `up`; then write the managed cache again. Only vectors are lost";
 
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: Kind {
@@ -64,7 +70,8 @@ impl RestKind for Instance {
             Field::plain("connection", "/connectMode"),
             // An answer has the addresses that were taken of it.
             Field::plain("range", "/reservedIpRange").seen_at(""),
-            // Google makes another AUTH string when it is switched on again, which the reference to it does not tell.
+            // Google makes another AUTH string when it is switched on again, which the reference to it does not tell
+            // (<https://cloud.google.com/memorystore/docs/redis/about-redis-auth>).
             Field::flag("auth", "/authEnabled"),
             Field { absent: "\"DISABLED\"", ..Field::plain("tls", "/transitEncryptionMode") },
         ],
@@ -136,6 +143,23 @@ fn leave_replicas(document: &mut Value) {
     if let Some(members) = document.as_object_mut().filter(|_| is_left) {
         members.retain(|name, _| name != "replicaCount");
     }
+}
+
+/// The refusal of an instance whose connection to the network another component would have: it has the same name and range there, and
+/// the old one cannot be removed before.
+pub(crate) fn moved(wanted: &Wanted, recorded: &Recorded) -> Option<FieldChange> {
+    let (before, after) = (connection(&recorded.needs)?, connection(&wanted.needs)?);
+    (wanted.kind.as_str() == REDIS && before != after).then(|| FieldChange {
+        field: "connection".to_owned(),
+        before: Some(json!(before)),
+        after: Some(json!(after)),
+        effect: Effect::Refuse(MOVED.to_owned()),
+    })
+}
+
+/// The connection of private services among the needs of an instance.
+fn connection(needs: &[Need]) -> Option<&str> {
+    needs.iter().map(|need| need.on.as_str()).find(|id| id.ends_with("/connection"))
 }
 
 #[cfg(test)]

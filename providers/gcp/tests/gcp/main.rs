@@ -39,9 +39,9 @@ use textnlp_provider::component::{
 use textnlp_provider::conformance::{TestBed, well_formed};
 use textnlp_provider::settings::{CacheKind, DatabaseKind, GpuSize, Hosting, Runtime, Spot, Weekday};
 use textnlp_provider::{
-    CloudId, Component, DeleteBounds, Error, ErrorKind, Lineage, Observed, Operation, OperationId, Outputs, Ownership,
-    Progress, Provider, Recorded, ResourceId, Result, Scope, Secret, SecretName, SecretRef, SecretStore, SecretVersion,
-    Site, Spec, Sweep, Token, Verb, Wanted, error_chain,
+    CloudId, Component, DeleteBounds, Effect, Error, ErrorKind, Lineage, Observed, Operation, OperationId, Outputs,
+    Ownership, Progress, Provider, Recorded, ResourceId, Result, Scope, Secret, SecretName, SecretRef, SecretStore,
+    SecretVersion, Site, Spec, Sweep, Token, Verb, Wanted, error_chain,
 };
 use textnlp_sim::gcp::{GoogleCloud, Options};
 
@@ -332,7 +332,7 @@ fn endpoint(zone: Option<&str>, domain: &str) -> Endpoint {
 /// A cost budget in this currency, a mailbox that gets the alerts of a whole site, and dashboards.
 fn monitoring(currency: &str) -> Monitoring {
     let budget = Budget { monthly: 900.0, currency: currency.to_owned(), warn_at: 0.8 };
-    let monitored = Monitored { network: true, cluster: true, gpu: true, database: Some(database()) };
+    let monitored = Monitored { network: true, cluster: true, gpu: true, database: Some(database()), cache: None };
     let receivers = BTreeMap::from([("oncall".to_owned(), mailbox("oncall@example.com"))]);
     Monitoring { stack: true, budget: Some(budget), monitored, receivers, ..Monitoring::default() }
 }
@@ -504,6 +504,10 @@ async fn road(bench: &Bench) {
     let user = outputs("main/database/instance");
     assert!(user["url"].as_str().is_some_and(|url| url.starts_with("postgresql://textnlp@")), "{user:?}");
     the_auth_string_is_read_when_it_is_used(bench, &outputs("main/cache/group")).await;
+    // An existing network has the only connection.
+    if bench.site.subnets.is_empty() {
+        the_connection_of_a_cache_does_not_move(bench, &records).await;
+    }
     {
         let world = bench.cloud.world();
         let keys = world.keys();
@@ -553,6 +557,33 @@ async fn the_auth_string_is_read_when_it_is_used(bench: &Bench, outputs: &Output
     assert_eq!(refused.kind, ErrorKind::Invalid, "Google generates it");
     let other = SecretRef { name: SecretName("main/database-password".to_owned()), ..login };
     assert_eq!(secrets.get(&other).await.unwrap().expose_text(), Some("a password of some length"));
+}
+
+/// Without a managed database the connection is the cache's own, with the same name.
+async fn the_connection_of_a_cache_does_not_move(bench: &Bench, records: &[Made]) {
+    let of = |(one, _): &&Made| one.id.as_str() == "main/cache/group";
+    let (wanted, recorded) = records.iter().find(of).unwrap();
+    let Observed::Present(seen) = bench.provider.read(&recorded.kind, &recorded.cloud_id).await.unwrap() else {
+        panic!("the cache is gone")
+    };
+    let refused = |wanted: &Wanted, recorded: &Recorded| -> Vec<String> {
+        let changes = bench.provider.diff(wanted, recorded, &seen).into_iter();
+        let refused = changes.filter_map(|change| match change.effect {
+            Effect::Refuse(why) => Some(format!("{}: {why}", change.field)),
+            _ => None,
+        });
+        refused.collect()
+    };
+    assert!(refused(wanted, recorded).is_empty());
+    let alone = redis().managed.map(|managed| ManagedCache { database: None, ..managed });
+    let alone = bench.lower("cache", ComponentSpec::Cache(Cache { managed: alone, ..redis() }));
+    let alone = alone.iter().find(|one| one.id == wanted.id).unwrap();
+    let of_alone = Recorded { needs: alone.needs.clone(), ..recorded.clone() };
+    for (wanted, recorded) in [(alone, recorded), (wanted, &of_alone)] {
+        let found = refused(wanted, recorded);
+        let [only] = found.as_slice() else { panic!("{found:?}") };
+        assert!(only.starts_with("connection: ") && only.contains("`cache.kind: memory`"), "{only}");
+    }
 }
 
 /// The upgrade strategy of the GPU pool is changed in place, and by hand.

@@ -7,8 +7,10 @@ use textnlp_provider::component::Egress;
 
 use super::Lowering;
 
-/// The config map with the certificate authority, under `ca.crt`.
+/// The config map with the certificate authority.
 const MAP: &str = "textnlp-private-ca";
+/// Its file in that map.
+const FILE: &str = "ca.crt";
 /// Its mount path in pods.
 const FOLDER: &str = "/etc/textnlp-private-ca";
 /// The variable with the path of the certificate authority.
@@ -19,7 +21,7 @@ impl Lowering<'_> {
     pub(super) fn private_ca(&mut self, egress: &Egress) -> Option<ResourceId> {
         match egress.private_ca.as_ref()? {
             Ok(pem) => {
-                self.map_of("private-ca", MAP, [("ca.crt".to_owned(), pem.clone())]);
+                self.map_of("private-ca", MAP, [(FILE.to_owned(), pem.clone())]);
                 self.id(self.component.name.as_str(), "private-ca")
             }
             Err(why) => {
@@ -41,9 +43,14 @@ pub(super) fn private_authority(egress: &Egress) -> Value {
     }
 }
 
+/// The path of the certificate authority in pods.
+pub(super) fn private_authority_file() -> String {
+    format!("{FOLDER}/{FILE}")
+}
+
 /// The environment variables for connections to stores.
 pub(super) fn download_env(egress: &Egress) -> impl Iterator<Item = Value> {
-    let file = egress.private_ca.as_ref().map(|_| (VARIABLE.to_owned(), format!("{FOLDER}/ca.crt")));
+    let file = egress.private_ca.as_ref().map(|_| (VARIABLE.to_owned(), private_authority_file()));
     let variables = egress.proxy.clone().into_iter().chain(file);
     variables.map(|(name, value)| json!({ "name": name, "value": value }))
 }

@@ -6,7 +6,7 @@ use textnlp_provider::component::{Backup, Database, DatabaseAddress, DumpCopies,
 use textnlp_provider::settings::Hosting;
 use textnlp_provider::{ComponentName, OutputRef, ResourceId};
 
-use super::company::{download_env, private_authority};
+use super::company::{download_env, private_authority, private_authority_file};
 use super::images::postgres_image;
 use super::template::Template;
 use super::{ACCOUNT_OF_PODS, Lowering, PROGRAM, REGISTRY_NAME, SECRETS};
@@ -244,8 +244,8 @@ impl Lowering<'_> {
         };
         let mut way =
             DatabaseConnection { is_ours: false, secret, settings, authority: private_authority(egress), needs };
-        if let Some(folder) = way.authority["folder"].as_str() {
-            way.settings["ca_file"] = json!(format!("{folder}/ca.crt"));
+        if !way.authority.is_null() {
+            way.settings["ca_file"] = json!(private_authority_file());
         }
         Some(way)
     }

@@ -6,7 +6,7 @@ use textnlp_provider::component::{CACHE_PART, CACHE_PASSWORD, CACHE_SECRET, Endp
 use textnlp_provider::settings::Strategy;
 use textnlp_provider::{OutputRef, ResourceId};
 
-use super::company::{download_env, private_authority};
+use super::company::{download_env, private_authority, private_authority_file};
 use super::ingress::{Ingress, address};
 use super::resources::{PodResources, model_bytes};
 use super::template::Template;
@@ -105,9 +105,15 @@ impl Lowering<'_> {
         let space = space(&tree);
         let external = set_secret_files(&mut tree, |secret| format!("{SECRETS}/{secret}"));
         let cache_authority = self.cache_authority(workload);
-        if let Some(cache) = tree.get_mut("cache").and_then(Value::as_object_mut).filter(|_| cache_authority.is_some())
-        {
-            cache.insert("authority_file".to_owned(), json!(format!("{SECRETS}/{CACHE_AUTHORITY}")));
+        let mut cache_by_company = false;
+        if let Some(cache) = tree.get_mut("cache").and_then(Value::as_object_mut) {
+            if cache_authority.is_some() {
+                cache.insert("authority_file".to_owned(), json!(format!("{SECRETS}/{CACHE_AUTHORITY}")));
+            }
+            if let Some(file) = cache.get_mut("ca_file") {
+                *file = json!(private_authority_file());
+                cache_by_company = true;
+            }
         }
         self.config_map(config.clone(), "textnlp-config", [(CONFIG_FILE.to_owned(), filled(tree, &way.settings))]);
         let mut data = secret.clone();
@@ -239,7 +245,7 @@ impl Lowering<'_> {
         let outside = workload.outside.as_ref().filter(|_| carried);
         let reached = outside.and_then(|outside| self.reached(outside, workload.secrets.as_str()));
         needs.extend(reached.clone());
-        needs.extend(private_ca);
+        needs.extend(private_ca.clone());
         needs.extend(self.claim(workload.models.as_str()));
         needs.extend(rights);
         let of_pods = if models_account.is_some() { MODELS_ACCOUNT } else { ACCOUNT_OF_PODS };
@@ -251,7 +257,13 @@ impl Lowering<'_> {
             Some(_) => needs.push(tls),
             None => annotations["textnlp-tls-digest"] = digest(&tls),
         }
+        if let Some(authority) = private_ca.as_ref().filter(|_| cache_by_company) {
+            // The servers read it when they start.
+            annotations["textnlp-private-ca-digest"] = digest(authority);
+        }
         let fetch_authority = private_authority(&workload.egress);
+        // Unless it is mounted for the database already.
+        let cache_authority = Some(&fetch_authority).filter(|one| cache_by_company && **one != authority);
         let mut authorities: Vec<&Value> = [&authority, &fetch_authority].map(|one| &one["volume"]).into();
         authorities.retain(|volume| !volume.is_null());
         authorities.dedup();
@@ -263,7 +275,7 @@ impl Lowering<'_> {
             "namespace": self.cluster.namespace, "image": image, "program": PROGRAM, "user": self.user(), "env": env,
             "account": of_pods, "tls_secret": tls_secret, "fetch_env": fetch_env, "fetch_authority": fetch_authority,
             "fetch_token": identity.and_then(|identity| identity.token),
-            "database_authority": authority, "authorities": authorities,
+            "database_authority": authority, "cache_authority": cache_authority, "authorities": authorities,
             // With an autoscaler, the replica count is not applied.
             "replicas": (!grown).then_some(workload.replicas),
             "annotations": annotations,

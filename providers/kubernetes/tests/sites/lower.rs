@@ -1030,6 +1030,26 @@ fn private_ca_and_proxy_reach_the_objects_that_need_them() {
     let api = (mounts(&pod["containers"][0]), pod["containers"][0]["volumeMounts"].to_string());
     assert!(volumes(pod) == 1 && mounts(&pod["initContainers"][0]) && !api.0 && api.1.contains("database-authority"));
 
+    // The Redis of the cache too, whatever its database is known by: each mounts the file once, and a change restarts pods.
+    for (stored, postgres) in [(database(), None), (own_stored(), own_fixture().postgres)] {
+        let mut server = Workload { stored, ..workload() };
+        server.config["textnlp"]["cache"] =
+            json!({ "kind": "redis", "url": "rediss://r.example.com", "ca_file": "/etc/ca.pem" });
+        let place = Fixture { postgres, ..place.clone() };
+        let made = lowered(&component("server", ComponentSpec::Workload(server)), place).unwrap();
+        let spec = |part: &str| {
+            let id = format!("main/server/{part}");
+            made.iter().find(|one| one.id.as_str() == id).unwrap().spec.as_value().clone()
+        };
+        let config = spec("config")["data"]["server.yaml"].to_string();
+        assert!(config.contains("/etc/textnlp-private-ca/ca.crt") && !config.contains("/etc/ca.pem"), "{config}");
+        let template = &spec("deployment")["spec"]["template"];
+        let mounted = template["spec"]["containers"][0]["volumeMounts"].as_array().unwrap().iter();
+        assert_eq!((volumes(&template["spec"]), mounted.filter(|one| **one == mount).count()), (1, 1));
+        let digest = json!({ "$output": "main/server/private-ca#digest" });
+        assert_eq!(template["metadata"]["annotations"]["textnlp-private-ca-digest"], digest);
+    }
+
     let egress = Egress { private_ca: Some(Err("no certificates".to_owned())), ..place.egress.clone() };
     let why = of(database(), Fixture { egress, ..place }).unwrap_err().to_string();
     assert!(why.contains("network.private_ca") && why.contains("no certificates"), "{why}");

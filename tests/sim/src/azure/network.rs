@@ -248,6 +248,9 @@ const SUBNET: &[(&str, &str)] = &[
     ("/properties/privateLinkServiceNetworkPolicies", "\"Enabled\""),
 ];
 
+/// The only group of Azure Managed Redis: Azure-Samples/msdocs-flask-postgresql-sample-app#68.
+const REDIS_GROUP: &str = "redisEnterprise";
+
 pub(crate) const LEDGER: &[Behaviour] = &[
     rule(
         "one writer a virtual network and its subnets: 409 AnotherOperationInProgress with the operation's address",
@@ -292,6 +295,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     rule(
         "the connection of a private endpoint is Approved if who creates it may approve it",
         Source::Documentation("https://learn.microsoft.com/azure/private-link/rbac-permissions"),
+    ),
+    rule(
+        "the group of a private endpoint is one of its service: 400 with Invalid groupId",
+        Source::Report("MicrosoftDocs/azure-docs#66867"),
     ),
     rule(
         "the network interface of a private endpoint, and its records in zones",
@@ -445,6 +452,12 @@ fn accept_endpoint(_: &mut Cloud, _: &Call, _: Option<&Value>, body: &mut Value)
     let Some([connection]) = connections.map(Vec::as_mut_slice) else {
         return Err(bad("InvalidRequestFormat", "A private endpoint has one connection."));
     };
+    let target = text(connection, "/properties/privateLinkServiceId").to_ascii_lowercase();
+    let is_redis = target.contains("/providers/microsoft.cache/redisenterprise/");
+    if is_redis && connection["properties"]["groupIds"] != json!([REDIS_GROUP]) {
+        let message = "Call to Microsoft.Cache/redisEnterprise failed. Error message: Invalid groupId";
+        return Err(bad("BadRequest", message));
+    }
     let state = json!({ "status": "Approved", "description": "Auto-Approved", "actionsRequired": "None" });
     put(connection, "/properties/privateLinkServiceConnectionState", state);
     put(connection, "/properties/provisioningState", "Succeeded".into());

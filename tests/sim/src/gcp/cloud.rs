@@ -189,6 +189,8 @@ pub struct Cloud {
     pub blobs: crate::objects::Store,
     /// Keys of Cloud SQL's users who own objects of a database.
     pub owners: BTreeSet<String>,
+    /// How many times the AUTH of an instance of Memorystore was switched on again, by its key.
+    pub(crate) auth_switched_on: BTreeMap<String, u32>,
     /// Numbers and ids that follow from the seed.
     pub random: Random,
     /// What was pushed to registries of images.
@@ -241,6 +243,7 @@ impl Cloud {
             service_agents: BTreeSet::new(),
             blobs: crate::objects::Store::default(),
             owners: BTreeSet::new(),
+            auth_switched_on: BTreeMap::new(),
             random: Random::new(seed),
             registry: crate::oci::Registry::default(),
             containers: None,

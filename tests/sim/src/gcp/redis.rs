@@ -72,6 +72,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Documentation("https://cloud.google.com/memorystore/docs/redis/in-transit-encryption"),
     ),
     rule("Google generates the AUTH string, and no instance shows it", Source::Model),
+    rule(
+        "AUTH that is switched on again has another AUTH string",
+        Source::Documentation("https://cloud.google.com/memorystore/docs/redis/about-redis-auth"),
+    ),
     rule("a name has 40 characters at most", Source::Model),
 ];
 
@@ -84,12 +88,13 @@ fn invalid(message: impl Into<String>) -> Problem {
 }
 
 impl Cloud {
-    /// The AUTH string of an instance of Memorystore, by its key: it follows from the instance.
+    /// The AUTH string of an instance of Memorystore, by its key: it follows from the instance, and how often AUTH was switched on.
     #[must_use]
     pub fn auth_string(&self, key: &str) -> Option<String> {
         let object = self.objects.get(key).filter(|object| object.body["authEnabled"] == true)?;
         let name = key.rsplit('/').next().unwrap_or_default();
-        Some(format!("auth-of-{name}-{}", object.created.as_millisecond()))
+        let times = self.auth_switched_on.get(key).copied().unwrap_or_default();
+        Some(format!("auth-of-{name}-{}-{times}", object.created.as_millisecond()))
     }
 }
 
@@ -218,6 +223,7 @@ fn patch(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
         return Err(Problem::new("FAILED_PRECONDITION", "The instance is not ready."));
     }
     errors::check_labels(&call.body["labels"])?;
+    let had_auth = body["authEnabled"] == true;
     put(&mut body, &format!("/{mask}"), call.body[mask.as_str()].clone());
     check(&call.body, &body)?;
     let key = call.key();
@@ -226,6 +232,9 @@ fn patch(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
     }
     let target = key.clone();
     let effect: Effect = Box::new(move |cloud| {
+        if !had_auth && body["authEnabled"] == true {
+            *cloud.auth_switched_on.entry(target.clone()).or_default() += 1;
+        }
         let Some(object) = cloud.objects.get_mut(&target) else { return Ok(Value::Null) };
         object.body = body;
         Ok(typed("google.cloud.redis.v1.Instance", &object.body))

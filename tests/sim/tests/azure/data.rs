@@ -197,7 +197,7 @@ fn servers_fail_late_and_are_busy() {
     assert_eq!(offered["value"][0]["supportedServerVersions"].as_array().unwrap().len(), 0);
 }
 
-/// MicrosoftLearning/mslearn-azure-ai#200, Azure/bicep-types-az#1458, bsarkarlabs-stack/bff-demo#76.
+/// MicrosoftLearning/mslearn-azure-ai#200, Azure/bicep-types-az#1458, bsarkarlabs-stack/bff-demo#76, MicrosoftDocs/azure-docs#66867.
 #[test]
 fn a_redis_has_one_database_whose_key_is_replaced() {
     let client = Client::quick();
@@ -239,6 +239,9 @@ fn a_redis_has_one_database_whose_key_is_replaced() {
         "privateLinkServiceConnections": connections } })
     };
     assert_eq!(client.put(endpoint, body(json!([]))).code(), (400, "InvalidRequestFormat"));
+    let mut other = connection.clone();
+    other["properties"]["groupIds"] = json!(["redisCache"]);
+    assert_eq!(client.put(endpoint, body(json!([other]))).code(), (400, "BadRequest"));
     let made = client.make(endpoint, body(json!([connection])));
     let state = &made["properties"]["privateLinkServiceConnections"][0]["properties"];
     assert_eq!(state["privateLinkServiceConnectionState"]["status"], "Approved");

@@ -55,6 +55,24 @@ fn an_instance_lives_with_its_auth_string_and_ends() {
     assert_eq!(client.get("redis", &format!("{INSTANCES}/i/authString")).status, 404);
 }
 
+/// <https://cloud.google.com/memorystore/docs/redis/about-redis-auth>
+#[test]
+fn auth_that_is_switched_on_again_has_another_string() {
+    let client = Client::quick();
+    client.network();
+    connect(&client, 24);
+    client.wait_long("redis", create(&client, "i", json!({})));
+    let auth = || client.get("redis", &format!("{INSTANCES}/i/authString")).ok()["authString"].clone();
+    let before = auth();
+    assert!(before.is_string(), "{before}");
+    client.wait_long("redis", patch(&client, "authEnabled", json!({ "authEnabled": true })));
+    assert_eq!(auth(), before, "it was on");
+    client.wait_long("redis", patch(&client, "authEnabled", json!({ "authEnabled": false })));
+    assert_eq!(auth(), Value::Null);
+    client.wait_long("redis", patch(&client, "authEnabled", json!({ "authEnabled": true })));
+    assert!(auth().is_string() && auth() != before, "{before}");
+}
+
 #[test]
 fn what_memorystore_refuses_is_refused() {
     let client = Client::quick();

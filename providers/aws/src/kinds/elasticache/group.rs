@@ -15,7 +15,7 @@ use crate::resource::{Filter, Make, ObservedObject, Resource, State};
 use crate::tags::{self, Tags};
 
 /// A primary node and its replicas. Outputs: `name`, `arn`, `host`, `reader_host`, `port`,
-/// `url`: the address without the token.
+/// `url`: the address without the token, `node_1` and so on: the ids of its nodes.
 pub(super) struct Group;
 
 /// The attributes of a cache. Its price depends on the class and the count of nodes, and on snapshots.
@@ -210,7 +210,8 @@ fn seen(id: &str, arn: String, group: Answer, node: Option<CacheCluster>, tags: 
     let is_rotating = group.pending_modified_values.as_ref().is_some_and(|next| next.auth_token_status.is_some());
     let token = tags.get(tags::SECRET).and_then(|tag| TokenTag::read(tag));
     let token = token.filter(|tag| changed == 0 || !tag.is_next && tag.changed == changed);
-    let members = group.member_clusters.as_ref().map_or(0, Vec::len);
+    let mut members = group.member_clusters.unwrap_or_default();
+    members.sort();
     let node = node.unwrap_or_else(|| CacheCluster::builder().build());
     let mut spec = Spec {
         name: id.to_owned(),
@@ -218,7 +219,7 @@ fn seen(id: &str, arn: String, group: Answer, node: Option<CacheCluster>, tags: 
         engine: group.engine.unwrap_or_default(),
         version: node.engine_version.as_deref().and_then(|all| all.split('.').next()).unwrap_or_default().to_owned(),
         class: group.cache_node_type.unwrap_or_default(),
-        replicas: i32::try_from(members.saturating_sub(1)).unwrap_or(i32::MAX),
+        replicas: i32::try_from(members.len().saturating_sub(1)).unwrap_or(i32::MAX),
         multi_az: group.multi_az == Some(MultiAzStatus::Enabled),
         key: group.kms_key_id,
         token: token.map(|tag| tag.secret),
@@ -248,7 +249,10 @@ fn seen(id: &str, arn: String, group: Answer, node: Option<CacheCluster>, tags: 
     let host = primary.and_then(|to| to.address);
     let scheme = if spec.tls { "rediss" } else { "redis" };
     let url = host.as_ref().zip(port).map(|(host, port)| format!("{scheme}://{host}:{port}"));
-    ObservedObject::new(id, spec, tags)
+    let object = ObservedObject::new(id, spec, tags);
+    let nodes = members.iter().enumerate();
+    let object = nodes.fold(object, |object, (n, node)| object.output(&format!("node_{}", n + 1), Some(node.as_str())));
+    object
         .output("name", Some(id))
         .output("arn", Some(arn))
         .output("host", host)
