@@ -432,6 +432,10 @@ impl Provider for Kubernetes {
         diff::diff(wanted, recorded, seen, &self.taking)
     }
 
+    fn interruption(&self, wanted: &Wanted, changes: &[FieldChange], among: &[Wanted]) -> Option<Problem> {
+        diff::interruption(wanted, changes, among)
+    }
+
     fn controller(&self, seen: &Object) -> Option<String> {
         manifest::controller(&seen.spec)
     }
