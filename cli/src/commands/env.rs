@@ -116,7 +116,7 @@ fn check(session: &Session, names: &[String], console: Console) -> Result<Succes
             };
             let loaded = refused(session, loaded.map_err(|e| invalid(e, &session.again()))?);
             known_models(&loaded, &session.again())?;
-            let text = verdict(loaded.environment.environment.as_str(), &loaded.report.0);
+            let text = verdict(loaded.environment.environment.as_str(), &loaded.report.0) + &where_to_write(&loaded);
             return Ok(Success::new(text, json!({ "problems": loaded.report.0 })));
         }
         ([], None, None) => listed(session).into_iter().map(|listed| listed.name).collect(),
@@ -129,6 +129,9 @@ fn check(session: &Session, names: &[String], console: Console) -> Result<Succes
                 let loaded = refused(session, loaded);
                 known_models(&loaded, &session.again())?;
                 text.push_str(&verdict(name, &loaded.report.0));
+                if names.len() == 1 {
+                    text.push_str(&where_to_write(&loaded));
+                }
                 rows.push(json!({ "name": name, "ok": true, "problems": loaded.report.0 }));
             }
             Err(environment::LoadError::Invalid(report)) => {
@@ -198,6 +201,14 @@ fn verdict(name: &str, problems: &[environment::Problem]) -> String {
         let _ = writeln!(text, "  {problem}");
     }
     text
+}
+
+/// Where what the problems of a built-in environment name is written.
+fn where_to_write(loaded: &Loaded) -> String {
+    match loaded.is_built_in() && !loaded.report.0.is_empty() {
+        true => format!("  settings are written into {}\n", loaded.own_file()),
+        false => String::new(),
+    }
 }
 
 fn new(session: &Session, name: &str, from: &str) -> Result<Success, Failure> {

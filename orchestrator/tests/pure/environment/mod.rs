@@ -49,6 +49,23 @@ fn every_built_in_environment_loads_under_its_own_name() {
     }
 }
 
+/// The hint is true: a file of the same name that extends the built-in environment replaces it.
+#[test]
+fn settings_of_a_built_in_environment_are_written_into_a_new_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = camino::Utf8Path::from_path(folder.path()).unwrap();
+    let library = Library::from_folder(folder);
+    let load = || library.load("staging", &Overrides::default(), &Catalogue::default()).unwrap();
+    let built_in = load();
+    assert!(built_in.is_built_in());
+    let file = folder.join("staging.yaml");
+    assert_eq!(built_in.own_file(), format!("{file}, a new file that begins with `extends: staging`"));
+    std::fs::write(&file, "extends: staging\nscaling: { min: 2 }\n").unwrap();
+    let own = load();
+    assert!(!own.is_built_in() && own.own_file() == file.as_str(), "{}", own.own_file());
+    assert_eq!((own.environment.environment.as_str(), own.environment.scaling.min), ("staging", 2));
+}
+
 #[test]
 fn development_and_staging_run_on_one_machine_at_the_same_time() {
     let ports = |name| {
