@@ -12,7 +12,7 @@ use textnlp_service::{compare, output};
 use super::prelude::*;
 use crate::args::{Env, Init};
 use crate::clouds;
-use crate::session::{invalid, known_models};
+use crate::session::{invalid, known_models, supported_contexts};
 
 /// `init [DIR]`.
 pub fn init(session: &Session, args: &Init) -> Result<Success, Failure> {
@@ -108,6 +108,8 @@ fn diff(session: &Session, left: &str, right: &str) -> Result<Success, Failure> 
 }
 
 fn check(session: &Session, names: &[String], console: Console) -> Result<Success, Failure> {
+    // A cache that cannot be used is reported by what uses it.
+    let cache = session.model_cache().ok();
     let names: Vec<String> = match (names, &session.global.env, &session.global.file) {
         ([], _, Some(_)) | ([], Some(_), _) => {
             let loaded = match &session.global.file {
@@ -116,6 +118,7 @@ fn check(session: &Session, names: &[String], console: Console) -> Result<Succes
             };
             let loaded = refused(session, loaded.map_err(|e| invalid(e, &session.again()))?);
             known_models(&loaded, &session.again())?;
+            supported_contexts(&loaded, cache.as_deref())?;
             let text = verdict(loaded.environment.environment.as_str(), &loaded.report.0) + &where_to_write(&loaded);
             return Ok(Success::new(text, json!({ "problems": loaded.report.0 })));
         }
@@ -128,6 +131,7 @@ fn check(session: &Session, names: &[String], console: Console) -> Result<Succes
             Ok(loaded) => {
                 let loaded = refused(session, loaded);
                 known_models(&loaded, &session.again())?;
+                supported_contexts(&loaded, cache.as_deref())?;
                 text.push_str(&verdict(name, &loaded.report.0));
                 if names.len() == 1 {
                     text.push_str(&where_to_write(&loaded));
