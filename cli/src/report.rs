@@ -171,7 +171,7 @@ impl Console {
             Output::Text if success.text.is_empty() => String::new(),
             Output::Text => format!("{}\n", success.text.trim_end_matches('\n')),
             Output::Json | Output::Jsonl => {
-                let mut document = head(true, success.exit.unwrap_or(Exit::Done));
+                let mut document = head(success.exit.unwrap_or(Exit::Done));
                 document.extend(std::mem::take(&mut success.document));
                 self.rendered(document)
             }
@@ -209,7 +209,7 @@ impl Console {
                 _ => complain(&indented(&format!("  {word} "), &text)),
             });
         } else {
-            let mut document = head(false, failure.exit);
+            let mut document = head(failure.exit);
             document.insert(
                 "error".into(),
                 json!({
@@ -255,9 +255,15 @@ fn lines(failure: &Failure) -> Vec<(&'static str, String)> {
     lines
 }
 
-fn head(ok: bool, exit: Exit) -> Map<String, Value> {
-    let Value::Object(head) = json!({ "format": FORMAT, "ok": ok, "exit": exit as i32 }) else { return Map::new() };
-    head
+/// The members that every document begins with. A program that reads them needs no exit status.
+fn head(exit: Exit) -> Map<String, Value> {
+    // With `--exit-code`, changes are an answer.
+    let ok = matches!(exit, Exit::Done | Exit::ChangesPlanned);
+    Map::from_iter([
+        ("format".to_owned(), json!(FORMAT)),
+        ("ok".to_owned(), json!(ok)),
+        ("exit".to_owned(), json!(exit as i32)),
+    ])
 }
 
 fn indented(head: &str, text: &str) -> String {
@@ -342,6 +348,15 @@ mod tests {
         assert!(!wait_for_input(&reader, || true), "an answer after a signal does not count");
         drop(writer);
         assert!(wait_for_input(&reader, || false));
+    }
+
+    #[test]
+    fn document_is_ok_only_beside_an_exit_status_that_is() {
+        let all =
+            [Exit::Done, Exit::Failed, Exit::Usage, Exit::GateShut, Exit::Refused, Exit::Stopped, Exit::ChangesPlanned];
+        let ok = all.map(|exit| (head(exit)["exit"].clone(), head(exit)["ok"].clone()));
+        let expected = [(0, true), (1, false), (2, false), (3, false), (4, false), (5, false), (6, true)];
+        assert_eq!(ok, expected.map(|(exit, ok)| (json!(exit), json!(ok))));
     }
 
     #[test]

@@ -10,10 +10,11 @@ use textnlp_orchestrator::load::base_address;
 use textnlp_orchestrator::release::Lock;
 use textnlp_provider::{EnvironmentName, Secret};
 pub use textnlp_service::ChosenEnvironment;
+use textnlp_service::artifacts::model_cache;
 use textnlp_service::backup::settings::provisioned_file;
 use textnlp_service::bundle::advisories::AdvisorySources;
 use textnlp_service::client::Target;
-pub use textnlp_service::environments::{invalid, known_models};
+pub use textnlp_service::environments::{invalid, known_models, supported_contexts};
 use textnlp_service::{RunningEnvironment, Scope, access, origin, running};
 
 use crate::args::Global;
@@ -264,7 +265,9 @@ impl Session {
 
     /// The same for a command that prepares a deployment. Prints also which contacts the file lacks.
     pub fn load_to_deploy(&self, console: Console) -> Result<ChosenEnvironment, Failure> {
-        self.load_unless(true, console, |_| true)
+        let chosen = self.load_unless(true, console, |_| true)?;
+        supported_contexts(&chosen.loaded, Some(&model_cache(&chosen)?))?;
+        Ok(chosen)
     }
 
     /// Loads the environment for a removal. Its location must be valid, but its inputs may be missing.

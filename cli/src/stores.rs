@@ -240,7 +240,7 @@ pub fn backup_bucket(
     };
     open_backups(url, &variables, whose, network).map_err(|error| {
         Failure::usage("no_such_store", error.context(format!("open the backups in {url}"))).hint(
-            "write `backup.destination: s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX` or a folder, and the variables for a bucket into the file of `backup.credentials`",
+            "write `backup.destination: s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX` or `az://CONTAINER/PREFIX`, and the variables for it into the file of `backup.credentials`",
         )
     })
 }

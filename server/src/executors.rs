@@ -220,6 +220,22 @@ impl Opened {
         }
     }
 
+    /// Refuses a longer context than the model supports: clients would believe the configuration.
+    pub(crate) fn check_context(&self, wanted: Option<usize>) -> Result<(), String> {
+        let supported = match self {
+            Opened::Own(files) => files.checkpoint.architecture().context,
+            Opened::Encoder(files) => files.0.settings().max_tokens,
+            #[cfg(feature = "candle")]
+            Opened::Candle(files) => files.0.spec().sizes().context,
+        };
+        match wanted.filter(|wanted| *wanted > supported) {
+            Some(wanted) => Err(format!(
+                "its `context` is set to {wanted} tokens, and it supports {supported}: lower the setting, or leave it out"
+            )),
+            None => Ok(()),
+        }
+    }
+
     fn tokenizer(&self) -> &Tokenizer {
         match self {
             Opened::Own(files) => &files.tokenizer,

@@ -451,6 +451,7 @@ impl Models {
             // Before the files are opened: the vectors are of what is read from now on.
             let before = are_vectors_kept.then(|| stamp(&config.path));
             let opened = Opened::new(&config, place)?;
+            opened.check_context(config.context)?;
             let footprint = opened.footprint(&config)?;
             Ok((before, opened, footprint))
         })

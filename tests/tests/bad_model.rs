@@ -106,6 +106,25 @@ fn context_beyond_the_models_own_is_cut_and_said() {
 }
 
 #[test]
+fn context_above_the_models_own_is_refused_before_anything_changes() {
+    let sandbox = Sandbox::new("long");
+    let own = sandbox.folder().join("own");
+    copy(&Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/models/bundled/textnlp-tiny"), &own);
+    let source = format!("models.0.source=file:{own}");
+    for source in ["models.0.source=bundled", &source] {
+        let set = ["--env", "development", "--set", source, "--set", "models.0.context=1025", "-o", "json"];
+        for verb in [&["env", "check"][..], &["plan"], &["up", "--yes"]] {
+            let refused = sandbox.run(&[verb, &set].concat()).expect(2).json();
+            let error = &refused["error"];
+            let cause = error["causes"].to_string();
+            assert_eq!(error["code"], "context_too_long", "{verb:?}: {refused:#}");
+            assert!(cause.contains("--set models.0.context") && cause.contains("supports 1024"), "{cause}");
+        }
+        sandbox.run(&["env", "check", "--env", "development", "--set", source]).expect(0);
+    }
+}
+
+#[test]
 fn quantized_weights_are_compared_by_the_predictions_for_a_text() {
     let sandbox = Sandbox::new("text");
     let page = sandbox.folder().join("page.txt");

@@ -73,6 +73,7 @@ fn killed_supervisor_is_reported_and_replaced_without_stopping_programs() {
     sandbox.kill(old);
     let status = sandbox.run(&["status", "--env", "development"]).expect(1);
     let health = sandbox.run(&["health", "check", "--all", "--env", "development", "-o", "json"]).expect(1).json();
+    assert_eq!((&health["ok"], &health["exit"]), (&false.into(), &1.into()), "{health:#}");
     let rows = health["checks"].as_array().unwrap();
     let row = |site: Option<&str>, name: &str| {
         let found = rows.iter().find(|row| row["site"].as_str() == site && row["name"] == name);

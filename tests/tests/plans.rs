@@ -35,6 +35,10 @@ fn saved_plan_is_applied_without_further_confirmation() {
     assert_eq!(planned["file"].as_str(), Some(file));
     let reaches = planned["reaches"].as_array().unwrap();
     assert!(reaches.iter().any(|one| !one["reaches"].as_array().unwrap().is_empty()), "{planned}");
+    // The change restarts the only replica.
+    let warned = planned["warnings"].as_array().unwrap();
+    let interrupts = |one: &serde_json::Value| one["place"] == "here/server/replica-0";
+    assert!(warned.iter().any(|one| interrupts(one) && one.to_string().contains("scaling.min")), "{planned}");
     // No file was ever changed here, but each was created.
     assert!(planned["estimate"]["typical"] == json!([]) && planned["estimate"]["unknown"] == json!([]), "{planned}");
     sandbox.run(&["apply", file, "--no-gate", "--quiet"]).expect(0);

@@ -411,6 +411,8 @@ fn configuration_is_rolled_back_to_a_commit_of_its_file() {
     assert_eq!(std::fs::read_to_string(&file).unwrap(), of(2));
     let built_in = sandbox.run(&["rollback", "--config", "--env", "staging", "-o", "json"]).expect(2).json();
     assert_eq!(built_in["error"]["code"], "no_environment_file");
+    let hint = built_in["error"]["hint"].as_str().unwrap();
+    assert!(hint.contains("environments/staging.yaml, a new file that begins with `extends: staging`"), "{hint}");
 
     // The author of a checkout that came as an archive chooses the settings of its repository. A partial clone fetches
     // the objects that it lacks, by a program that they name.

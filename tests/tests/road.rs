@@ -154,6 +154,16 @@ fn staging_runs_from_the_first_plan_to_the_last_down() {
     let gate = &status["gate"];
     assert_eq!((&gate["phase"], &gate["state"], &gate["outdated"]), (&"staging".into(), &"open".into(), &Value::Null));
     assert_eq!(status["resources"].as_array().unwrap().len() as i64, counts(&up)[0]);
+    // `health check` says the same of the gate: with these settings, and with others, of which it is not.
+    for (flags, mark) in [(with_gate(&[]), "well"), (Vec::new(), "warning")] {
+        let run = |words: &[&str]| sandbox.run(&[words, &["--env", "staging"], &flags[..]].concat());
+        let health = run(&["health", "check", "--all", "-o", "json"]).json();
+        let row = health["checks"].as_array().unwrap().iter().find(|row| row["name"] == "gate").unwrap();
+        assert_eq!(row["mark"], mark, "{health:#}");
+        let line = format!("gate    staging: {}", row["says"].as_str().unwrap());
+        let status = run(&["status"]).out;
+        assert!(status.contains(&line), "{line} in {status}");
+    }
     let drift = sandbox.run(&["drift", "--env", "staging", "-o", "json"]).expect(0).json();
     assert_eq!(drift["drift"], serde_json::json!([]));
 

@@ -6,7 +6,7 @@ use std::io::{self, BufReader};
 use anyhow::Context;
 use camino::Utf8Path;
 use jiff::Timestamp;
-use textnlp_orchestrator::analysis::{Analysis, Analyzer, Group, Level};
+use textnlp_orchestrator::analysis::{Analysis, Analyzer, Group, Level, RunSpan};
 use textnlp_service::logs::{self, lines};
 
 use super::prelude::*;
@@ -22,7 +22,7 @@ const STDIN: &str = "-";
 pub async fn analyze(session: &Session, args: &Analyze, console: Console) -> Result<Success, Failure> {
     let mut analyzer = Analyzer::since(args.since);
     // Commands are completed with the environment only where its own logs were read.
-    let mut command = None;
+    let (mut command, mut runs) = (None, Vec::new());
     if args.files.is_empty() {
         let chosen = session.load(session.quiet())?;
         let all = logs::newest(&chosen.scope.folder, usize::MAX)?;
@@ -38,12 +38,17 @@ pub async fn analyze(session: &Session, args: &Analyze, console: Console) -> Res
         if all.is_empty() && read.iter().all(|site| site.logs == 0) {
             return Err(logs::no_logs(&chosen, "no log", "").await?);
         }
+        match progress.done(logs::runs(&chosen).await) {
+            Ok(all) => runs = all,
+            Err(failure) => console.warn(format!("no run is named beside its errors: {:#}", failure.error)),
+        }
         command = Some(move |text: &str| chosen.scope.command(text));
     }
     for file in &args.files {
         read(&mut analyzer, file)?;
     }
-    let found = analyzer.finish();
+    let mut found = analyzer.finish();
+    found.groups.iter_mut().for_each(|group| group.attribute(&runs));
     let complete =
         |text: &str| command.as_ref().map_or_else(|| format!("textnlp-deploy {text}"), |command| command(text));
     Ok(Success::new(text(&found, &complete), json!({ "analysis": found })))
@@ -99,6 +104,9 @@ fn lines_of(group: &Group, complete: &dyn Fn(&str) -> String) -> String {
         let (before, since) = (change.before, change.since);
         text.push_str(&format!("\n  since     {}: {since:.1} a minute, {before:.1} before", shown(change.at)));
     }
+    if let Some(run) = &group.run {
+        text.push_str(&run_line(run));
+    }
     if let Some(cause) = &group.cause {
         text.push_str(&format!("\n  cause     {}\n  next      {}", cause.text, complete(cause.command)));
     }
@@ -106,6 +114,16 @@ fn lines_of(group: &Group, complete: &dyn Fn(&str) -> String) -> String {
         text.push_str(&format!("\n  example   {}", in_line(&group.example)));
     }
     text
+}
+
+/// The line about the run during which an error began.
+pub(super) fn run_line(run: &RunSpan) -> String {
+    let RunSpan { site, purpose, from, until } = run;
+    format!(
+        "\n  run       `{purpose}` changed {site} from {} to {}: what it restarts does not answer meanwhile",
+        shown(*from),
+        shown(*until)
+    )
 }
 
 pub(super) fn shown(at: Timestamp) -> String {

@@ -86,7 +86,7 @@ async fn list(session: &Session, console: Console) -> Result<Success, Failure> {
     if let Some(backups) = chosen.scope.platform.site_backups(&chosen.scope.folder, &chosen.loaded.environment)? {
         return list_of_site(&chosen, &*backups).await;
     }
-    let (chosen, shelf, _) = its_shelf(session, console)?;
+    let (chosen, shelf, settings) = its_shelf(session, console)?;
     let backup::Listing { dumps, ranges, logs } = backup::list(&shelf)?;
     let document = json!({
         "environment": chosen.scope.name, "folder": shelf.folder(),
@@ -97,16 +97,15 @@ async fn list(session: &Session, console: Console) -> Result<Success, Failure> {
         })).collect::<Vec<_>>(),
     });
     if dumps.is_empty() {
-        let text = format!(
-            "{} has no backup in {}\nTo create one: {}",
-            chosen.scope.name,
-            shelf.folder(),
-            chosen.scope.command("backup create")
-        );
+        let (name, create) = (&chosen.scope.name, chosen.scope.command("backup create"));
+        let text = match settings.enabled && backup_status::is_first_expected(&chosen.scope.folder) {
+            true => format!("The first backup of {name} is being taken, into {}", shelf.folder()),
+            false => format!("{name} has no backup in {}\nTo create one: {create}", shelf.folder()),
+        };
         return Ok(Success::new(text, document));
     }
     let mut text = format!(
-        "{}\n{:<26} {:<20} {:>9}  {:<11} VERIFIED",
+        "{}\n{:<26} {:<20} {:>9}  {:<11} LAST VERIFICATION (UTC)",
         shelf.folder(),
         "BACKUP",
         "CREATED (UTC)",
@@ -162,8 +161,8 @@ async fn list_of_site(chosen: &ChosenEnvironment, backups: &dyn SiteBackups) -> 
 
 fn proof_text(dump: &StoredBackup) -> String {
     match &dump.proof {
-        None => "never verified".to_owned(),
-        Some(proof) if proof.ok => format!("{}: {}", proof.at.strftime("%Y-%m-%d %H:%M"), proof.says),
+        None => "never".to_owned(),
+        Some(proof) if proof.ok => format!("{}: restored: {}", proof.at.strftime("%Y-%m-%d %H:%M"), proof.says),
         Some(proof) => format!("FAILED {}: {}", proof.at.strftime("%Y-%m-%d %H:%M"), proof.says),
     }
 }

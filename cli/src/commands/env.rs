@@ -12,7 +12,7 @@ use textnlp_service::{compare, output};
 use super::prelude::*;
 use crate::args::{Env, Init};
 use crate::clouds;
-use crate::session::{invalid, known_models};
+use crate::session::{invalid, known_models, supported_contexts};
 
 /// `init [DIR]`.
 pub fn init(session: &Session, args: &Init) -> Result<Success, Failure> {
@@ -108,6 +108,8 @@ fn diff(session: &Session, left: &str, right: &str) -> Result<Success, Failure> 
 }
 
 fn check(session: &Session, names: &[String], console: Console) -> Result<Success, Failure> {
+    // A cache that cannot be used is reported by what uses it.
+    let cache = session.model_cache().ok();
     let names: Vec<String> = match (names, &session.global.env, &session.global.file) {
         ([], _, Some(_)) | ([], Some(_), _) => {
             let loaded = match &session.global.file {
@@ -116,7 +118,8 @@ fn check(session: &Session, names: &[String], console: Console) -> Result<Succes
             };
             let loaded = refused(session, loaded.map_err(|e| invalid(e, &session.again()))?);
             known_models(&loaded, &session.again())?;
-            let text = verdict(loaded.environment.environment.as_str(), &loaded.report.0);
+            supported_contexts(&loaded, cache.as_deref())?;
+            let text = verdict(loaded.environment.environment.as_str(), &loaded.report.0) + &where_to_write(&loaded);
             return Ok(Success::new(text, json!({ "problems": loaded.report.0 })));
         }
         ([], None, None) => listed(session).into_iter().map(|listed| listed.name).collect(),
@@ -128,7 +131,11 @@ fn check(session: &Session, names: &[String], console: Console) -> Result<Succes
             Ok(loaded) => {
                 let loaded = refused(session, loaded);
                 known_models(&loaded, &session.again())?;
+                supported_contexts(&loaded, cache.as_deref())?;
                 text.push_str(&verdict(name, &loaded.report.0));
+                if names.len() == 1 {
+                    text.push_str(&where_to_write(&loaded));
+                }
                 rows.push(json!({ "name": name, "ok": true, "problems": loaded.report.0 }));
             }
             Err(environment::LoadError::Invalid(report)) => {
@@ -198,6 +205,14 @@ fn verdict(name: &str, problems: &[environment::Problem]) -> String {
         let _ = writeln!(text, "  {problem}");
     }
     text
+}
+
+/// Where what the problems of a built-in environment name is written.
+fn where_to_write(loaded: &Loaded) -> String {
+    match loaded.is_built_in() && !loaded.report.0.is_empty() {
+        true => format!("  settings are written into {}\n", loaded.own_file()),
+        false => String::new(),
+    }
 }
 
 fn new(session: &Session, name: &str, from: &str) -> Result<Success, Failure> {

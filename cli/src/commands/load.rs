@@ -339,7 +339,7 @@ fn push_kinds(text: &mut String, kinds: &[KindResult]) {
 fn held_summary(held: &SessionResult) -> String {
     let refused: u64 = held.refused.values().sum();
     let mut text = format!(
-        "  sessions      {} of {} open at the end, {} dropped, {refused} refused\n",
+        "  sessions      {} of {} open at the end, {} dropped, {refused} not opened\n",
         held.open, held.sessions.count, held.dropped
     );
     let (opening, answers) = (&held.opening, &held.answers);
@@ -353,7 +353,7 @@ fn held_summary(held: &SessionResult) -> String {
         text.push_str(&format!("\n  failed        {count} × {kind}"));
     }
     for (kind, count) in &held.refused {
-        text.push_str(&format!("\n  refused       {count} × {kind}"));
+        text.push_str(&format!("\n  not opened    {count} × {kind}"));
     }
     text
 }

@@ -58,6 +58,9 @@ fn text(
         if let (Some(first), Some(last)) = (row.first, row.last) {
             text.push_str(&format!("\n  time      {} to {}", analyze::shown(first), analyze::shown(last)));
         }
+        if let Some(run) = &row.run {
+            text.push_str(&analyze::run_line(run));
+        }
         if let Some(cause) = &row.cause {
             text.push_str(&format!("\n  cause     {}\n  next      {}", cause.text, command(cause.command)));
         }
@@ -98,6 +101,7 @@ mod tests {
             last: None,
             example: "request N failed".to_owned(),
             cause: None,
+            run: None,
         };
         let read = SiteRead { site: "here".to_owned(), lines: 4, complete: true, ..SiteRead::default() };
         let shown = text(&[row], &[read], (2, since), &|command| command.to_owned());

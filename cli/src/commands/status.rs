@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use textnlp_orchestrator::state::{Holder, State};
+use textnlp_orchestrator::state::Holder;
 use textnlp_orchestrator::status::{self, Drift, ResourceHealth, Status, Unfinished};
 use textnlp_provider::{FieldChange, ResourceId, SiteName};
+use textnlp_service::Scope;
 use textnlp_service::backup::backup_status;
+use textnlp_service::gate::{self, LastGate};
 use textnlp_service::running::{endpoints, for_clients, lost_state};
-use textnlp_service::{Scope, gate};
 
 use super::prelude::*;
 use crate::args::Explain;
@@ -42,9 +43,9 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     if let Some(address) = address {
         let _ = writeln!(text, "  address {address}");
     }
-    let gate = last_gate(&deployment, &state);
-    if let Some((line, _)) = gate.as_ref().filter(|_| !status.down) {
-        let _ = writeln!(text, "  gate    {line}");
+    let gate = gate::last(&deployment.chosen, &state);
+    if let Some(last) = gate.as_ref().filter(|_| !status.down) {
+        let _ = writeln!(text, "  gate    {}", gate_line(last, &deployment.chosen.scope));
     }
     let roles = deployment.roles();
     let role = |site: &SiteName| roles.get(site).copied().unwrap_or("no longer in the environment file");
@@ -125,7 +126,7 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
         site["address"] = json!(of.map(|(_, endpoint)| &endpoint.url));
     }
     document["address"] = json!(address);
-    document["gate"] = json!(gate.map(|(_, document)| document));
+    document["gate"] = json!(gate.as_ref().map(gate_document));
     document["backup"] = saved.document;
     document["hold"] = json!(held);
     document["exemptions"] = json!(exemptions);
@@ -133,33 +134,19 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     Ok(if is_healthy { success } else { success.exit(Exit::Failed) })
 }
 
-/// The last measurement of the gate of the phase, as text and for documents; `None` where it cannot be measured.
-fn last_gate(deployment: &Deployment, state: &State) -> Option<(String, Value)> {
-    let environment = &deployment.chosen.loaded.environment;
-    if gate::unmeasured(environment).is_some() {
-        return None;
-    }
-    let (phase, measured, why) = match gate::stored(&deployment.chosen, state) {
-        Ok(Some(last)) => {
-            // `promote` refuses it.
-            let is_other = deployment.chosen.lock().ok().flatten().is_some_and(|lock| !last.is_of(&lock, environment));
-            let other = is_other.then(|| "it is of another release, configuration or gate than today's".to_owned());
-            let outdated = last.outdated().map(str::to_owned).or(other);
-            (last.phase, Some((last.gate().state(), last.at)), outdated)
-        }
-        Ok(None) => (environment.phase, None, None),
-        Err(why) => (environment.phase, None, Some(why)),
+/// The line about the last measurement of the gate.
+fn gate_line(last: &LastGate, scope: &Scope) -> String {
+    let measure = match last.measured.is_none() && last.outdated.is_none() {
+        true => format!("; to measure it: {}", scope.last("gate")),
+        false => String::new(),
     };
-    let mut text = match (measured, &why) {
-        (Some((verdict, at)), _) => format!("{phase}: {verdict}, measured at {at:.0}"),
-        (None, Some(_)) => format!("{phase}: not known"),
-        (None, None) => format!("{phase}: never measured; to measure it: {}", deployment.chosen.scope.command("gate")),
-    };
-    if let Some(why) = &why {
-        let _ = write!(text, "; {why}");
-    }
-    let (verdict, at) = measured.unzip();
-    Some((text, json!({ "phase": phase, "state": verdict, "at": at, "outdated": why })))
+    format!("{}: {}{measure}", last.phase, last.text())
+}
+
+/// The member `gate` of the document.
+fn gate_document(LastGate { phase, measured, outdated }: &LastGate) -> Value {
+    let (verdict, at) = measured.as_ref().map(|(gate, at)| (gate.state(), at)).unzip();
+    json!({ "phase": phase, "state": verdict, "at": at, "outdated": outdated })
 }
 
 /// `drift [--exit-code]`: exits with 1 if a run did not complete, because then the record is not what was wanted.

@@ -33,8 +33,9 @@ pub fn receivers(
     let receivers = &chosen.loaded.environment.monitoring.receivers;
     if receivers.is_empty() {
         let error = anyhow::anyhow!("environment {name} has no alert receivers");
+        let file = chosen.loaded.own_file();
         return Err(Failure::usage("no_receivers", error)
-            .hint("add `monitoring: { receivers: { oncall: secret:env:ONCALL_URL } }` to the environment file"));
+            .hint(format!("write `monitoring: {{ receivers: {{ oncall: secret:env:ONCALL_URL }} }}` into {file}")));
     }
     if let Some(unknown) = wanted.iter().find(|wanted| !receivers.contains_key(*wanted)) {
         let known: Vec<&str> = receivers.keys().map(String::as_str).collect();

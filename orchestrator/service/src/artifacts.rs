@@ -145,7 +145,7 @@ impl LocalArtifacts<'_> {
 }
 
 /// The cache that models of an environment are fetched into.
-pub(crate) fn model_cache(chosen: &ChosenEnvironment) -> Result<Utf8PathBuf, Failure> {
+pub fn model_cache(chosen: &ChosenEnvironment) -> Result<Utf8PathBuf, Failure> {
     Ok(match &chosen.loaded.environment.storage.model_folder {
         Some(folder) => working_directory()?.join(folder),
         None => chosen.scope.states().join("model-cache"),

@@ -127,27 +127,16 @@ fn one_model(doctor: &mut Checks, model: &Value, logs: &str) {
 
 /// The result of the last measurement; it does not measure.
 fn last_gate(doctor: &mut Checks, deployment: &Deployment, state: &State) {
+    let Some(last) = gate::last(&deployment.chosen, state) else { return };
     let scope = &deployment.chosen.scope;
-    if gate::unmeasured(&deployment.chosen.loaded.environment).is_some() {
-        return;
-    }
     let again = scope.last("gate --again");
-    match gate::stored(&deployment.chosen, state) {
-        Err(why) => doctor.warning("gate", why, again),
-        Ok(None) => doctor.warning("gate", "it was never measured", scope.command("gate")),
-        Ok(Some(last)) => {
-            let verdict = last.gate();
-            let text = format!("{} when it was measured at {:.0}", verdict.state(), last.at);
-            match (&verdict, last.outdated()) {
-                (Gate::Shut(_), _) => {
-                    doctor.problem("gate", format!("{text}: {}", verdict.blockers().join("; ")), again);
-                }
-                (Gate::Wait(_), _) => {
-                    doctor.warning("gate", format!("{text}: {}", verdict.blockers().join("; ")), again);
-                }
-                (Gate::Open, Some(why)) => doctor.warning("gate", format!("{text}, and {why}"), again),
-                (Gate::Open, None) => doctor.well("gate", text),
-            }
-        }
+    let text = last.text();
+    let blocked = |gate: &Gate| format!("{text}: {}", gate.blockers().join("; "));
+    match (&last.measured, &last.outdated) {
+        (Some((gate @ Gate::Shut(_), _)), _) => doctor.problem("gate", blocked(gate), again),
+        (Some((gate @ Gate::Wait(_), _)), _) => doctor.warning("gate", blocked(gate), again),
+        (Some((Gate::Open, _)), None) => doctor.well("gate", text),
+        (None, None) => doctor.warning("gate", text, scope.last("gate")),
+        (Some((Gate::Open, _)) | None, Some(_)) => doctor.warning("gate", text, again),
     }
 }

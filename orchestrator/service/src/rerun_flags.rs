@@ -3,6 +3,7 @@
 use std::fmt::Display;
 
 use serde::{Deserialize, Serialize};
+pub use textnlp_provider::units::quoted;
 
 /// The commands that hints of providers name without the flags of an environment.
 const ABOUT_AN_ENVIRONMENT: &[&str] = &["plan --policy", "logs", "state import"];
@@ -96,10 +97,4 @@ impl RerunFlags {
 
 fn flag(name: &str, value: &str) -> String {
     format!(" {name} {}", quoted(value))
-}
-
-/// Quotes a word for a POSIX shell.
-pub fn quoted(word: &str) -> String {
-    let plain = !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "/._-:=@%+,".contains(c));
-    if plain { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }

@@ -3,6 +3,7 @@
 mod cause;
 mod change;
 mod line;
+mod run;
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -14,6 +15,7 @@ pub use change::Change;
 use change::Series;
 pub use line::Level;
 use line::{Line, template};
+pub use run::{RunSpan, runs};
 
 /// Groups that are kept apart. Further ones are counted together.
 const GROUPS_MAX: usize = 2_000;
@@ -99,6 +101,9 @@ pub struct Group {
     pub change: Option<Change>,
     /// The likely cause.
     pub cause: Option<Cause>,
+    /// The run during which it began, or became more frequent: see [`Group::attribute`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunSpan>,
     /// One of the lines: the first message.
     pub example: String,
     /// The last message, where it is another one.
@@ -180,6 +185,15 @@ impl Analyzer {
     }
 }
 
+impl Group {
+    /// Names the run during which it began, or became more frequent.
+    pub fn attribute(&mut self, runs: &[RunSpan]) {
+        let times = [self.change.map(|change| change.at), self.first];
+        let covers = |run: &&RunSpan| times.iter().flatten().any(|at| run.covers(*at));
+        self.run = runs.iter().rev().find(covers).cloned();
+    }
+}
+
 impl GroupTotals {
     fn finish(self, level: Level, template: String, logs: &HashMap<String, Source>) -> Group {
         let (first, last) = self.span.unzip();
@@ -194,6 +208,7 @@ impl GroupTotals {
             last,
             change: span.and_then(|(from, to)| self.series.change(from, to)),
             cause: Cause::of(&self.first),
+            run: None,
             latest: (self.last != self.first).then_some(self.last),
             example: self.first,
             template,
@@ -232,6 +247,20 @@ mod tests {
         assert_eq!(error.change.unwrap().at.to_string(), "2026-11-23T10:40:00Z");
         assert_eq!(error.latest.as_deref(), Some("the database query failed after 2999 ms"));
         assert_eq!(found.groups[1].change, None);
+    }
+
+    #[test]
+    fn errors_that_begin_during_a_run_name_it() {
+        let mut analyzer = Analyzer::default();
+        analyzer.add("gateway", &line(10, "ERROR", "backend removed from rotation"));
+        analyzer.add("server-0", &line(900, "ERROR", "the disk failed"));
+        let time = |second: &str| format!("2026-11-23T10:00:{second}Z").parse().unwrap();
+        let site = textnlp_provider::SiteName::new("here").unwrap();
+        let run = RunSpan { site, purpose: crate::plan::Purpose::Up, from: time("08"), until: time("12") };
+        let mut groups = analyzer.finish().groups;
+        groups.iter_mut().for_each(|group| group.attribute(std::slice::from_ref(&run)));
+        let named: Vec<_> = groups.iter().map(|group| (group.template.as_str(), group.run.as_ref())).collect();
+        assert_eq!(named, [("backend removed from rotation", Some(&run)), ("the disk failed", None)]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::fault::FaultKind;
 use super::findings::Findings;
 use super::ledger::Mark;
 use super::waterfall;
+use crate::gate::phases::{DATABASE_ROLE, LOST, RPO, RTO_CONTROL, RTO_SERVICE, UNACCOUNTED};
 use crate::report::page;
 
 /// The format of the JSON document.
@@ -170,7 +171,7 @@ pub fn missed(targets: &Targets, figures: &Measurements) -> Vec<String> {
     match found.service_rto_ms {
         None => missed.push("the service did not come back while the fault lasted: there is no RTO".to_owned()),
         Some(ms) if ms / 1000.0 > targets.rto_s => {
-            missed.push(format!("RTO {:.2} s; promised {} s", ms / 1000.0, targets.rto_s))
+            missed.push(format!("{RTO_SERVICE} {:.2} s; the target is {} s", ms / 1000.0, targets.rto_s))
         }
         Some(_) => {}
     }
@@ -178,7 +179,7 @@ pub fn missed(targets: &Targets, figures: &Measurements) -> Vec<String> {
         None if figures.stored_outside => {}
         None => missed.push("control data could not be written while the fault lasted: it has no RTO".to_owned()),
         Some(ms) if ms / 1000.0 > targets.rto_s => {
-            missed.push(format!("RTO of control data {:.2} s; the target is {} s", ms / 1000.0, targets.rto_s))
+            missed.push(format!("{RTO_CONTROL} {:.2} s; the target is {} s", ms / 1000.0, targets.rto_s))
         }
         _ => {}
     }
@@ -189,7 +190,7 @@ pub fn missed(targets: &Targets, figures: &Measurements) -> Vec<String> {
         missed.push(format!("{} acknowledged writes are lost; the target is 0", found.lost));
     }
     if found.rpo_ms / 1000.0 > targets.rpo_s {
-        missed.push(format!("RPO {:.2} s; promised {} s", found.rpo_ms / 1000.0, targets.rpo_s));
+        missed.push(format!("{RPO} {:.2} s; the target is {} s", found.rpo_ms / 1000.0, targets.rpo_s));
     }
     missed
 }
@@ -242,36 +243,41 @@ impl Report {
         let (rto, rpo) = (self.targets.rto_s, self.targets.rpo_s);
         let targets = [
             row(
-                "RTO, service: until no request failed any more",
+                &format!("{RTO_SERVICE}: until no request failed any more"),
                 seconds(found.service_rto_ms),
                 promised(rto),
                 within(found.service_rto_ms, rto),
             ),
             row(
-                "RTO, control data: until a write was acknowledged",
+                &format!("{RTO_CONTROL}: until a write was acknowledged"),
                 self.control_rto(),
                 promised(rto),
                 within(found.control_rto_ms, rto) || (found.control_rto_ms.is_none() && self.figures.stored_outside),
             ),
             row(
-                "RPO: age of the oldest lost data",
+                &format!("{RPO}: age of the oldest lost data"),
                 format!("{:.2} s", found.rpo_ms / 1000.0),
                 promised(rpo),
                 found.rpo_ms / 1000.0 <= rpo,
             ),
-            row("acknowledged writes lost", found.lost.to_string(), "0".to_owned(), found.lost == 0),
+            row(LOST, found.lost.to_string(), "0".to_owned(), found.lost == 0),
         ];
         let database = self.figures.database.map(|role| {
             let wanted = DatabaseRole::Primary;
-            row("role of the database of the current primary", role.to_string(), wanted.to_string(), role == wanted)
+            row(
+                &format!("{DATABASE_ROLE} of the current primary"),
+                role.to_string(),
+                wanted.to_string(),
+                role == wanted,
+            )
         });
         let targets: Vec<Value> = targets.into_iter().chain(database).collect();
         let failed = found.failed;
         let tiles = json!([
-            ["service back after", seconds(found.service_rto_ms)],
-            ["writes taken after", self.control_rto()],
-            ["acknowledged writes lost", found.lost.to_string()],
-            ["answers without usage", found.unaccounted.to_string()],
+            [RTO_SERVICE, seconds(found.service_rto_ms)],
+            [RTO_CONTROL, self.control_rto()],
+            [LOST, found.lost.to_string()],
+            [UNACCOUNTED, found.unaccounted.to_string()],
             ["requests refused after the shift", failed.after_shift.to_string()],
             ["left over", self.leftovers.len().to_string()],
         ]);
@@ -298,8 +304,8 @@ impl Report {
             ["writes sent", found.writes.to_string()],
             ["writes acknowledged", found.acknowledged.to_string()],
             ["writes refused or not answered", found.unacknowledged.to_string()],
-            ["acknowledged writes missing at the new primary", found.lost.to_string()],
-            ["answered requests without usage at the new primary", found.unaccounted.to_string()],
+            [LOST, found.lost.to_string()],
+            [UNACCOUNTED, found.unaccounted.to_string()],
         ]);
         let data = if self.lose_data { ", its data lost" } else { "" };
         let mut facts = vec![

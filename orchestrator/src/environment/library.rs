@@ -63,6 +63,12 @@ impl UnknownEnvironment {
 /// The prefix of the labels of built-in environments.
 pub(crate) const BUILT_IN_MARK: &str = "(built-in) ";
 
+/// The file that an operator creates to change settings of a built-in environment, as a part of a hint.
+pub(crate) fn new_file(folder: Option<&Utf8Path>, name: &str) -> String {
+    let folder = folder.unwrap_or(Utf8Path::new("environments"));
+    format!("{}, a new file that begins with `extends: {name}`", folder.join(format!("{name}.yaml")))
+}
+
 /// The content of an environment file, with its label for messages.
 #[derive(Debug, Clone)]
 pub struct Source {
@@ -129,6 +135,11 @@ impl Library {
     /// The user's folder, if there is one.
     pub fn folder(&self) -> Option<&Utf8Path> {
         self.folders.first().map(Utf8PathBuf::as_path)
+    }
+
+    /// How to create the file of a built-in environment: see [`Loaded::own_file`](super::Loaded::own_file).
+    pub fn new_file(&self, name: &str) -> String {
+        new_file(self.folder(), name)
     }
 
     /// Finds an environment by name.

@@ -7,13 +7,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 use textnlp_provider::settings::{Hosting, Runtime};
 use textnlp_provider::{Capability, RuntimeSupport};
 
 use super::check::{Reading, Schema, join, type_problem};
-use super::library::{Library, Source, UnknownEnvironment};
+use super::library::{BUILT_IN_MARK, Library, Source, UnknownEnvironment, new_file};
 use super::model::{Environment, LOCAL, Phase};
 use super::problem::{Origin, Problem, Report, Severity, nearest};
 use super::semantics::{self, Catalogue, Offer};
@@ -54,7 +54,25 @@ pub struct Loaded {
     pub report: Report,
     /// The files it was loaded from, by falling precedence.
     pub files: Vec<String>,
+    /// The folder `environments/` of the user, if there is one.
+    pub(crate) folder: Option<Utf8PathBuf>,
     pub(crate) tree: Node,
+}
+
+impl Loaded {
+    /// The file that settings are written into, as a part of a hint. A built-in environment has none: how to create one.
+    pub fn own_file(&self) -> String {
+        let first = self.files.first().map_or("", String::as_str);
+        match first.strip_prefix(BUILT_IN_MARK) {
+            Some(file) => new_file(self.folder.as_deref(), file.trim_end_matches(".yaml")),
+            None => first.to_owned(),
+        }
+    }
+
+    /// Whether it is a built-in environment, which has no file.
+    pub fn is_built_in(&self) -> bool {
+        self.files.first().is_some_and(|first| first.starts_with(BUILT_IN_MARK))
+    }
 }
 
 /// Why an environment could not be loaded.
@@ -156,7 +174,8 @@ impl Library {
                 if report.has_errors() {
                     return Err(LoadError::Invalid(report));
                 }
-                Ok(Loaded { environment, report, files, tree })
+                let folder = self.folder().map(Utf8Path::to_owned);
+                Ok(Loaded { environment, report, files, folder, tree })
             }
             Err(error) => {
                 let problem = if is_invalid { more_checks(&tree) } else { type_problem(tree.origin.clone(), &error) };

@@ -99,6 +99,8 @@ pub struct PrivateCharacters {
 /// The declarations of an environment, and what is left out.
 struct Declared<'a> {
     environment: &'a EnvironmentName,
+    /// The flags that select it in the commands of the README: ` --env staging`.
+    flags: &'a str,
     lineage: Lineage,
     entries: Vec<Entry>,
     left: Vec<LeftOut>,
@@ -106,14 +108,14 @@ struct Declared<'a> {
     released: BTreeSet<(String, String)>,
 }
 
-/// The files of what an environment has, for a tool.
-pub fn declared(facts: &Facts, tool: Tool) -> Result<Exported, PrivateCharacters> {
-    exported(Declared::recorded(facts, tool), tool)
+/// The files of what an environment has, for a tool. `flags`: those that select it in commands, ` --env staging`.
+pub fn declared(facts: &Facts, flags: &str, tool: Tool) -> Result<Exported, PrivateCharacters> {
+    exported(Declared::recorded(facts, flags, tool), tool)
 }
 
 /// The files of what an environment has and wants, for a tool. A recorded resource is declared as it is.
-pub fn planned(facts: &Facts, tool: Tool) -> Result<Exported, PrivateCharacters> {
-    let mut declared = Declared::recorded(facts, tool);
+pub fn planned(facts: &Facts, flags: &str, tool: Tool) -> Result<Exported, PrivateCharacters> {
+    let mut declared = Declared::recorded(facts, flags, tool);
     planned::add(&mut declared, facts, tool);
     exported(declared, tool)
 }
@@ -170,10 +172,10 @@ impl<'f> Declared<'f> {
         all
     }
 
-    fn recorded(facts: &'f Facts, tool: Tool) -> Self {
+    fn recorded(facts: &'f Facts, flags: &'f str, tool: Tool) -> Self {
         let (environment, lineage) = (&facts.environment, facts.lineage);
         let mut declared =
-            Self { environment, lineage, entries: Vec::new(), left: Vec::new(), released: BTreeSet::new() };
+            Self { environment, flags, lineage, entries: Vec::new(), left: Vec::new(), released: BTreeSet::new() };
         for site in facts.sites.values() {
             let all = records(site);
             for object in &all {
@@ -532,7 +534,8 @@ mod tests {
     }
 
     fn declared_of(environment: &EnvironmentName, entries: Vec<Entry>) -> Declared<'_> {
-        Declared { environment, lineage: Lineage(Uuid::nil()), entries, left: Vec::new(), released: BTreeSet::new() }
+        let (lineage, flags) = (Lineage(Uuid::nil()), " --env staging");
+        Declared { environment, flags, lineage, entries, left: Vec::new(), released: BTreeSet::new() }
     }
 
     /// What a tool gets of a network, a server that refers to it, and one that only comes after the first.

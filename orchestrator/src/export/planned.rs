@@ -273,7 +273,7 @@ mod tests {
             wanted("password", "memory.secret", &json!({})),
             Wanted { ownership: existing, ..wanted("zone", "memory.thing", &json!({})) },
         ];
-        let exported = super::super::planned(&facts(all), Tool::Terraform).unwrap();
+        let exported = super::super::planned(&facts(all), " --file shop.yaml", Tool::Terraform).unwrap();
         assert_eq!(exported.declared, BTreeSet::from([id("net"), id("server")]));
         let why = |name: &str| exported.left.iter().find(|left| left.resource == id(name)).unwrap().because.as_str();
         assert_eq!(why("lost"), "it needs `address` of `here/net`, which is not declared");
@@ -284,6 +284,10 @@ mod tests {
         let server = json!({ "network": "${thing.here_net.id}", "password": "${var.here_password}" });
         assert_eq!(main["resource"]["thing"]["here_server"], server);
         assert_eq!(exported.variables, BTreeSet::from(["here_password".to_owned()]));
+        let readme = exported.files.iter().find(|file| file.path == "README.md").unwrap();
+        for command in ["state import --file shop.yaml --lineage ", "plan --file shop.yaml\n"] {
+            assert!(readme.text.contains(&format!("textnlp-deploy {command}")), "{command} in {}", readme.text);
+        }
     }
 
     #[test]
@@ -299,7 +303,7 @@ mod tests {
             after("bucket", "refused"),
             after("last", "lost"),
         ];
-        let exported = super::super::planned(&facts(all), Tool::Terraform).unwrap();
+        let exported = super::super::planned(&facts(all), " --file shop.yaml", Tool::Terraform).unwrap();
         assert_eq!(exported.declared, BTreeSet::from([id("group")]));
         let why = |name: &str| exported.left.iter().find(|left| left.resource == id(name)).unwrap().because.as_str();
         assert_eq!(why("bucket"), "it must come after `here/refused`, which is not declared");
@@ -313,7 +317,7 @@ mod tests {
             Wanted { needs, ..wanted("bucket", "memory.thing", &json!({})) },
             wanted("access", "memory.thing", &json!({ "agent": true })),
         ];
-        let exported = super::super::planned(&facts(all), Tool::Terraform).unwrap();
+        let exported = super::super::planned(&facts(all), " --file shop.yaml", Tool::Terraform).unwrap();
         let main = exported.files.iter().find(|file| file.path == "main.tf.json").unwrap();
         let main: Value = serde_json::from_str(&main.text).unwrap();
         assert_eq!(main["data"]["agent"], json!({ "here_access_new1": {} }));

@@ -37,8 +37,9 @@ pub(super) fn text(declared: &Declared<'_>, tool: Tool, files: &[ExportFile], se
             .to_owned(),
         false => format!(
             " After the import, end the management by `textnlp-deploy`:\n\n```\n\
-             textnlp-deploy hold --env {environment} --reason 'managed by {}'\n```\n\n\
+             textnlp-deploy hold{} --reason 'managed by {}'\n```\n\n\
              `hold` blocks `up` and `down`. `state remove RESOURCE` removes single records.\n",
+            declared.flags,
             title(tool)
         ),
     };
@@ -66,7 +67,7 @@ fn if_imported(tool: Tool) -> &'static str {
 
 /// What is not done once the tool has created the objects.
 fn created(declared: &Declared<'_>, tool: Tool) -> String {
-    let (environment, lineage) = (declared.environment, declared.lineage);
+    let (flags, lineage) = (declared.flags, declared.lineage);
     let keeper = match tool {
         Tool::Terraform => {
             "Terraform's state stores passwords and other secrets that an object is created with, except those of Google \
@@ -91,8 +92,8 @@ fn created(declared: &Declared<'_>, tool: Tool) -> String {
          role. \"Not declared\" below lists what is missing.\n\n\
          `up` does not adopt the objects: it finds them without a record, and refuses or fails where their names are taken. To \
          continue with `textnlp-deploy`, record them first:\n\n```\n\
-         textnlp-deploy state import --env {environment} --lineage {lineage}\n\
-         textnlp-deploy plan --env {environment}\n```\n\n\
+         textnlp-deploy state import{flags} --lineage {lineage}\n\
+         textnlp-deploy plan{flags}\n```\n\n\
          The import proposes the objects that carry this lineage as a tag. A part without tags, such as a subnet of Azure, is not \
          proposed: `up` creates it again, which leaves an equal one as it is. The plan shows what `up` would create or change. Give each \
          variable of a secret the value of the secret that the environment has (`secret` commands), or `up` sets it.\n\n\

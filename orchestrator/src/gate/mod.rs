@@ -620,7 +620,10 @@ pub fn judge(gates: &Gates, measured: &Measured) -> Vec<Check> {
     }
     let p95 = measured.generate.p95_ms;
     let rate = measured.error_rate();
-    let tokens = format!("{:.0} tokens/s needed for this load, {:.0} measured", needed, measured.tokens_per_second);
+    let tokens = format!(
+        "{:.0} tokens/s needed to answer these users within the limit, {:.0} measured",
+        needed, measured.tokens_per_second
+    );
     let mut latency =
         Check::new(P95, rounded(p95), gates.p95_ms, "ms", p95 <= f64::from(gates.p95_ms)).at_most().note(tokens);
     if measured.stopped {

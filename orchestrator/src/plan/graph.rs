@@ -12,8 +12,8 @@ use textnlp_provider::{CloudId, FieldChange, Object, Problem, Problems, Recorded
 use super::decide::{Decided, Decision, Decisions, is_kept, sorted_needs};
 use super::facts::{ResourceIndex, World};
 use super::{
-    Alternative, Blocked, Branch, Call, Choice, ChoiceBasis, FORMAT, Node, Note, ObjectRole, Plan, Purpose, Retained,
-    Step, Summary, gated,
+    Alternative, Blocked, Branch, Call, Choice, ChoiceBasis, FORMAT, Facts, Node, Note, ObjectRole, Plan, Purpose,
+    Retained, Step, Summary, gated,
 };
 
 /// The steps of a resource.
@@ -72,6 +72,7 @@ pub(super) fn assemble(world: &World<'_>, mut decisions: Decisions<'_>) -> Resul
     if facts.gated && facts.purpose == Purpose::Up {
         steps = gated::behind_gates(steps, &mut warnings);
     }
+    warnings.extend(interruptions(facts, &steps));
     for (id, row) in world.ids.iter().zip(&world.rows) {
         let Some(op) = row.open else { continue };
         let cause = format!("operation {op} was started and has not finished");
@@ -92,6 +93,18 @@ pub(super) fn assemble(world: &World<'_>, mut decisions: Decisions<'_>) -> Resul
         summary,
         reads: BTreeMap::new(),
     })
+}
+
+/// Warnings about changes that interrupt the requests of clients.
+fn interruptions(facts: &Facts, steps: &[Step]) -> Vec<Problem> {
+    let of_step = |step: &Step| {
+        let site = facts.sites.get(&step.site)?;
+        step.node.calls().into_iter().find_map(|call| match call {
+            Call::Update { wanted, .. } => site.provider.interruption(wanted, &step.changes, &site.wanted),
+            Call::Create { .. } | Call::Delete { .. } => None,
+        })
+    };
+    steps.iter().filter_map(of_step).collect()
 }
 
 impl<'w, 'a> Graph<'w, 'a> {

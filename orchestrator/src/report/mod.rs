@@ -272,7 +272,7 @@ fn held_of(held: &SessionResult) -> Vec<(String, String)> {
     let mut numbers = vec![(format!("open at the end, of {}", held.sessions.count), held.open.to_string())];
     numbers.extend(tiles([
         ("dropped", held.dropped.to_string()),
-        ("refused", held.refused.values().sum::<u64>().to_string()),
+        ("not opened", held.refused.values().sum::<u64>().to_string()),
         ("opened in, p95", ms(held.opening.p95_ms)),
         ("answer, p50", ms(held.answers.p50_ms)),
         ("answer, p95", ms(held.answers.p95_ms)),

@@ -221,7 +221,9 @@ impl StateError {
             Self::OtherEnvironment { .. } => {
                 "choose the right environment, or another folder with `--state-dir`".to_owned()
             }
-            Self::Moved { to, .. } => format!("write `state.store: {to}` into the environment file"),
+            Self::Moved { to, .. } => format!(
+                "write `state: {{ store: {to} }}` into the environment file; a built-in environment has none: create `environments/NAME.yaml`, which begins with `extends: NAME`"
+            ),
             Self::OtherLineage { .. } => "move the journal back to its original folder".to_owned(),
             Self::OtherPlace { site, .. } => format!(
                 "restore the old values, or run `down` with them first; or rename site `{site}`, then the old site is removed"

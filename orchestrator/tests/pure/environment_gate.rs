@@ -389,7 +389,7 @@ fn slow_service_closes_the_gate_with_the_missing_token_rate() {
         &Service::new(501, None),
         expect![[r#"
         shut
-        p95 of the whole answer: 501.0 ms, wanted at most 500 ms (2700 tokens/s needed for this load, 2751 measured)"#]],
+        p95 of the whole answer: 501.0 ms, wanted at most 500 ms (2700 tokens/s needed to answer these users within the limit, 2751 measured)"#]],
     );
     check("staging", &Service::new(500, None), expect!["open"]);
 }

@@ -114,6 +114,23 @@ impl Capability {
     }
 }
 
+impl Capability {
+    /// How the value is written into an environment file, as a part of a hint: a file does not accept `postgres/cluster`.
+    pub fn to_write(self) -> String {
+        let bucket = |store: Store| match store {
+            Store::Az => "`az://CONTAINER/PREFIX`".to_owned(),
+            store => format!("`{}://BUCKET/PREFIX`", store.as_str()),
+        };
+        match self {
+            Self::Database(kind, Some(hosting)) => format!("`kind: {}` with `hosting: {hosting}`", kind.as_str()),
+            Self::Cache(kind, Some(hosting)) => format!("`kind: {}` with `hosting: {hosting}`", kind.as_str()),
+            Self::Backup(Store::Folder) => "the absolute path of a folder".to_owned(),
+            Self::State(store @ (Store::S3 | Store::Gs | Store::Az)) | Self::Backup(store) => bucket(store),
+            value => format!("`{value}`"),
+        }
+    }
+}
+
 /// The value: `postgres/cluster`, `local-ca`; of an optional setting, its path.
 impl fmt::Display for Capability {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -309,6 +326,12 @@ mod tests {
         assert!(!some.supports(managed));
         let instead: Vec<String> = some.alternatives(managed).map(ToString::to_string).collect();
         assert_eq!(instead, ["sqlite", "postgres/external"]);
+        let written: Vec<String> = some.alternatives(managed).map(|other| other.to_write()).collect();
+        assert_eq!(written, ["`sqlite`", "`kind: postgres` with `hosting: external`"]);
+        let stores =
+            [Capability::State(Store::Folder), Capability::State(Store::Az), Capability::Backup(Store::Folder)];
+        let written = stores.map(Capability::to_write);
+        assert_eq!(written, ["`local`", "`az://CONTAINER/PREFIX`", "the absolute path of a folder"]);
     }
 
     #[test]

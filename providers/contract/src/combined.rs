@@ -100,6 +100,10 @@ impl Provider for Combined {
         self.of(&wanted.kind).diff(wanted, recorded, seen)
     }
 
+    fn interruption(&self, wanted: &Wanted, changes: &[FieldChange], among: &[Wanted]) -> Option<Problem> {
+        self.of(&wanted.kind).interruption(wanted, changes, among)
+    }
+
     fn controller(&self, seen: &Object) -> Option<String> {
         self.of(&seen.kind).controller(seen)
     }

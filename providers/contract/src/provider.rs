@@ -91,6 +91,13 @@ pub trait Provider: Send + Sync {
     /// one came from the same reference and that resource is unchanged, which the engine has resolved before it asks.
     fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange>;
 
+    /// A warning about a change in place that interrupts the requests of clients, with what avoids it. Pure. `among`: the
+    /// wanted resources of the site. `None` where others serve meanwhile, or where no client is served.
+    fn interruption(&self, wanted: &Wanted, changes: &[FieldChange], among: &[Wanted]) -> Option<Problem> {
+        let _ = (wanted, changes, among);
+        None
+    }
+
     /// Another program that applies an object too, and reverts what this one changes, such as a GitOps controller. Pure.
     fn controller(&self, seen: &Object) -> Option<String> {
         let _ = seen;

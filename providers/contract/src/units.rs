@@ -22,6 +22,12 @@ fn misread<T>(cause: impl Into<String>, fix: impl Into<String>) -> Result<T, Par
     Err(ParseError { cause: cause.into(), fix: fix.into() })
 }
 
+/// Quotes a word for a POSIX shell.
+pub fn quoted(word: &str) -> String {
+    let plain = !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "/._-:=@%+,".contains(c));
+    if plain { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+}
+
 /// A count with its noun: `1 site`, `3 sites`, `2 addresses`, `2 queries`.
 pub fn counted<N: fmt::Display + From<u8> + PartialEq>(count: N, noun: &str) -> String {
     if count == N::from(1) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::Value;
-use textnlp_provider::{Effect, FieldChange, Object, Ownership, Recorded, Spec, Wanted};
+use textnlp_provider::{Effect, FieldChange, Object, Ownership, Problem, Recorded, Spec, Wanted};
 
 use crate::canary;
 use crate::fields::{self, FieldOwner, Finding};
@@ -30,6 +30,27 @@ pub(crate) fn diff(wanted: &Wanted, recorded: &Recorded, seen: &Object, taking: 
         changes.push(FieldChange { field: LABEL.to_owned(), before: None, after, effect: Effect::InPlace });
     }
     changes
+}
+
+/// See [`textnlp_provider::Provider::interruption`]. Only where no GPU is left over does a pod end before its replacement
+/// starts.
+pub(crate) fn interruption(wanted: &Wanted, changes: &[FieldChange], among: &[Wanted]) -> Option<Problem> {
+    let spec = wanted.spec.get("spec")?;
+    let is_surging = spec["strategy"]["rollingUpdate"]["maxSurge"] != 0;
+    let of_pods = |change: &FieldChange| change.field.starts_with("spec.template");
+    if is_surging || !changes.iter().any(of_pods) {
+        return None;
+    }
+    let name = &wanted.spec.get("metadata")?["name"];
+    let autoscaled = among.iter().find_map(|one| {
+        table::row(&one.kind).filter(|row| row.kind == table::AUTOSCALER)?;
+        let spec = one.spec.get("spec").filter(|spec| spec["scaleTargetRef"]["name"] == *name)?;
+        spec["minReplicas"].as_u64()
+    });
+    let replicas = spec["replicas"].as_u64().or(autoscaled).unwrap_or(1);
+    let cause = "no GPU is left over beside its only pod: requests fail until the replacement is ready";
+    let fix = "to serve without an interruption, set `scaling.min: 2` with a GPU for each pod, or add a GPU";
+    (replicas < 2).then(|| Problem::warning(wanted.id.as_str(), cause, fix))
 }
 
 /// Every difference of a live object, whichever manager owns the field.
@@ -82,7 +103,45 @@ pub(crate) fn quantity(text: &str) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+    use textnlp_provider::{KindName, ResourceId, SiteName};
+
     use super::*;
+
+    fn object(noun: &str, spec: &Value) -> Wanted {
+        Wanted {
+            id: ResourceId::new(format!("main/server/{noun}")).unwrap(),
+            kind: KindName::new(format!("kubernetes.{noun}")).unwrap(),
+            site: SiteName::new("main").unwrap(),
+            via: None,
+            spec: Spec::of(spec),
+            needs: Vec::new(),
+            ownership: Ownership::Ours,
+            protected: false,
+        }
+    }
+
+    #[test]
+    fn only_pod_that_ends_before_its_replacement_interrupts_requests() {
+        let deployment = |surge: u32, replicas: Option<u32>| {
+            let strategy = json!({ "rollingUpdate": { "maxSurge": surge } });
+            let spec = json!({ "strategy": strategy, "replicas": replicas });
+            object("deployment", &json!({ "metadata": { "name": "textnlp-api" }, "spec": spec }))
+        };
+        let autoscaler = |least: u32| {
+            let spec = json!({ "scaleTargetRef": { "name": "textnlp-api" }, "minReplicas": least });
+            object("horizontal-pod-autoscaler", &json!({ "spec": spec }))
+        };
+        let change =
+            |field: &str| [FieldChange { field: field.to_owned(), before: None, after: None, effect: Effect::InPlace }];
+        let (pods, others) = (change("spec.template.metadata.annotations.config"), change("spec.replicas"));
+        assert!(interruption(&deployment(0, Some(1)), &pods, &[]).is_some_and(|found| found.warning));
+        assert!(interruption(&deployment(0, None), &pods, &[autoscaler(1)]).is_some());
+        assert_eq!(interruption(&deployment(0, None), &pods, &[autoscaler(2)]), None);
+        assert_eq!(interruption(&deployment(0, Some(2)), &pods, &[]), None);
+        assert_eq!(interruption(&deployment(1, Some(1)), &pods, &[]), None, "the new pod starts first");
+        assert_eq!(interruption(&deployment(0, Some(1)), &others, &[]), None, "no pod is replaced");
+    }
 
     #[test]
     fn volume_sizes_are_compared_as_numbers() {

@@ -127,7 +127,8 @@ impl Operations for ClusterOperations {
 
     fn log_command(&self) -> Option<String> {
         let namespace = &self.namespace;
-        Some(format!("kubectl logs --namespace {namespace} --selector app={SERVERS} --all-containers --prefix"))
+        let words = format!("logs --namespace {namespace} --selector app={SERVERS} --all-containers --prefix");
+        Some(self.cluster.kubectl(&words))
     }
 
     fn export(&self, wanted: &[Wanted], environment: &str, format: ExportFormat<'_>) -> Result<Option<Export>> {
@@ -240,11 +241,13 @@ impl SiteBackups for ClusterOperations {
     }
 
     fn log_command(&self) -> String {
-        format!("kubectl logs --namespace {} --selector app.kubernetes.io/name={BACKUP}", self.namespace)
+        let words = format!("logs --namespace {} --selector app.kubernetes.io/name={BACKUP}", self.namespace);
+        self.cluster.kubectl(&words)
     }
 
     fn first_command(&self) -> String {
-        format!("kubectl create job --namespace {} first-dump --from=cronjob/{BACKUP}", self.namespace)
+        let words = format!("create job --namespace {} first-dump --from=cronjob/{BACKUP}", self.namespace);
+        self.cluster.kubectl(&words)
     }
 
     async fn back_up(

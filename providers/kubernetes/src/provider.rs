@@ -16,6 +16,7 @@ use serde_json::json;
 use textnlp_net::client::{ProxySettings, is_loopback};
 use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::connect::{HostEndpoint, Locate};
+use textnlp_provider::units::quoted;
 use textnlp_provider::{
     CloudId, Component, CostLine, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Object, Observed, Operation,
     PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, Recorded, ResourceId, Result, Scope,
@@ -51,6 +52,14 @@ impl Access {
     pub fn kubeconfig(file: Option<PathBuf>, context: Option<String>) -> Self {
         let programs = file.as_deref().is_none_or(is_own);
         Self::Kubeconfig { file, context, programs }
+    }
+
+    /// The flags with which `kubectl` reaches the same cluster: ` --context staging`.
+    pub(crate) fn kubectl_flags(&self) -> String {
+        let Self::Kubeconfig { file, context, .. } = self else { return String::new() };
+        let file = file.as_ref().map(|file| file.to_string_lossy());
+        let flags = [("--kubeconfig", file.as_deref()), ("--context", context.as_deref())];
+        flags.into_iter().filter_map(|(flag, value)| Some(format!(" {flag} {}", quoted(value?)))).collect()
     }
 }
 
@@ -172,6 +181,37 @@ impl Kubernetes {
         Self { connected: Mutex::new(Some(connected)), ..Self::by(AccessMode::None, secrets) }
     }
 
+    /// A command that `kubectl` runs in the same cluster.
+    pub(crate) fn kubectl(&self, words: &str) -> String {
+        format!("kubectl{} {words}", self.kubectl_flags())
+    }
+
+    fn kubectl_flags(&self) -> String {
+        match &self.way {
+            AccessMode::By(access) => access.kubectl_flags(),
+            AccessMode::Through(_) | AccessMode::Located(_) | AccessMode::None => String::new(),
+        }
+    }
+
+    /// A hint whose `kubectl` commands reach the same cluster.
+    fn complete(&self, hint: &str) -> String {
+        with_flags(hint, &self.kubectl_flags())
+    }
+
+    fn completed(&self, error: Error) -> Error {
+        match error.hint.as_deref().map(|hint| self.complete(hint)) {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+
+    fn completed_progress(&self, progress: Result<Progress>) -> Result<Progress> {
+        match progress {
+            Ok(Progress::Failed { left, error }) => Ok(Progress::Failed { left, error: self.completed(error) }),
+            progress => progress.map_err(|error| self.completed(error)),
+        }
+    }
+
     /// The site, if it is known.
     pub(crate) fn site(&self) -> Option<&ClusterSite> {
         self.site.as_ref()
@@ -198,6 +238,11 @@ impl Kubernetes {
         api.signed_in().await?;
         Ok(api)
     }
+}
+
+/// A hint whose `kubectl` commands have these flags.
+fn with_flags(hint: &str, flags: &str) -> String {
+    hint.replace("`kubectl ", &format!("`kubectl{flags} "))
 }
 
 const WAY_IN: &str =
@@ -432,12 +477,17 @@ impl Provider for Kubernetes {
         diff::diff(wanted, recorded, seen, &self.taking)
     }
 
+    fn interruption(&self, wanted: &Wanted, changes: &[FieldChange], among: &[Wanted]) -> Option<Problem> {
+        diff::interruption(wanted, changes, among)
+    }
+
     fn controller(&self, seen: &Object) -> Option<String> {
         manifest::controller(&seen.spec)
     }
 
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
-        preflight::preflight(self, wanted).await
+        let found = preflight::preflight(self, wanted).await.map_err(|error| self.completed(error))?;
+        Ok(found.into_iter().map(|problem| Problem { fix: self.complete(&problem.fix), ..problem }).collect())
     }
 
     async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
@@ -449,17 +499,33 @@ impl Provider for Kubernetes {
     }
 
     async fn begin(&self, op: &Operation) -> Result<Progress> {
-        Work::on(self, op).await?.begin().await
+        let begun = async { Work::on(self, op).await?.begin().await };
+        self.completed_progress(begun.await)
     }
 
     async fn advance(&self, op: &Operation, handle: &Handle) -> Result<Progress> {
-        Work::advance(self, op, handle).await
+        self.completed_progress(Work::advance(self, op, handle).await)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kubectl_of_hints_reaches_the_cluster_of_the_environment() {
+        let flags = |file: Option<&str>, context: Option<&str>| {
+            Access::kubeconfig(file.map(PathBuf::from), context.map(str::to_owned)).kubectl_flags()
+        };
+        assert_eq!(flags(None, None), "", "those of kubectl itself");
+        let own = flags(Some("/home/ada/lab config"), Some("lab"));
+        assert_eq!(own, " --kubeconfig '/home/ada/lab config' --context lab");
+        let hint = "`kubectl get pdb -A` shows them; without kubectl: ask";
+        assert_eq!(
+            with_flags(hint, &flags(None, Some("lab"))),
+            "`kubectl --context lab get pdb -A` shows them; without kubectl: ask"
+        );
+    }
 
     #[test]
     fn error_of_a_named_file_that_is_no_kubeconfig_has_none_of_its_text() {

@@ -75,6 +75,13 @@ impl Provider for OnPrem {
         }
     }
 
+    fn interruption(&self, wanted: &Wanted, changes: &[FieldChange], among: &[Wanted]) -> Option<Problem> {
+        match ResourceKind::of(&wanted.kind)? {
+            ResourceKind::Process => verbs::interruption(wanted, changes, among),
+            _ => None,
+        }
+    }
+
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
         preflight::preflight(self, wanted).await
     }

@@ -173,6 +173,17 @@ async fn repeatedly_failing_model_is_suspended_by_the_circuit_breaker() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn context_above_that_of_the_model_is_refused_when_it_is_loaded() {
+    let models = "preload: []\n    default: tiny\n    serve: [ { name: tiny, path: tiny, context: 256 }, { name: long, path: tiny, context: 257 } ]";
+    let site = start(Setup { models: Some(models), ..Setup::default() }).await.ready().await;
+    let ask = |model: &str| json!({ "model": model, "prompt": "x", "max_tokens": 2 });
+    assert_eq!(site.post("/v1/generate", ask("tiny")).await.status, 200);
+    assert_eq!(site.post("/v1/generate", ask("long")).await.error().0, "model_unavailable");
+    let reason = site.get("/v1/models/long").await.json()["reason"].to_string();
+    assert!(reason.contains("257 tokens, and it supports 256"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn invalid_model_files_are_refused_and_a_nan_model_fails_alone() {
     let folder = tempfile::tempdir().unwrap();
     write_model(&path(&folder, "tiny"), Shape::default());

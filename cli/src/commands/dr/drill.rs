@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_orchestrator::dr::report::Report;
+use textnlp_orchestrator::gate::phases::{DATABASE_ROLE, LOST, RPO, RTO_CONTROL, RTO_SERVICE, UNACCOUNTED};
 use textnlp_orchestrator::run::RunOptions;
 use textnlp_service::dr::drill::{self, Request};
 use textnlp_service::dr::{CloneRunner, environment_file};
@@ -91,18 +92,16 @@ fn text(report: &Report, page: &str) -> String {
         format!("Drill {}: {} of {}{on} ({:.1} s)\n", report.id, report.fault.word(), report.site, report.seconds);
     let mut rows = vec![
         (
-            "RTO, service back after",
+            RTO_SERVICE,
             found.service_rto_ms.map_or("not reached".to_owned(), seconds),
             format!("target {} s", targets.rto_s),
         ),
-        ("RTO, writes accepted after", report.control_rto(), format!("target {} s", targets.rto_s)),
-        ("RPO, data loss window", seconds(found.rpo_ms), format!("target {} s", targets.rpo_s)),
-        ("acknowledged and lost", found.lost.to_string(), format!("of {} writes", found.acknowledged)),
-        ("without usage", found.unaccounted.to_string(), format!("of {} requests", found.requests)),
+        (RTO_CONTROL, report.control_rto(), format!("target {} s", targets.rto_s)),
+        (RPO, seconds(found.rpo_ms), format!("target {} s", targets.rpo_s)),
+        (LOST, found.lost.to_string(), format!("of {} writes", found.acknowledged)),
+        (UNACCOUNTED, found.unaccounted.to_string(), format!("of {} requests", found.requests)),
     ];
-    rows.extend(
-        report.figures.database.map(|role| ("leader's database is", role.to_string(), "target primary".to_owned())),
-    );
+    rows.extend(report.figures.database.map(|role| (DATABASE_ROLE, role.to_string(), "target primary".to_owned())));
     for (what, measured, note) in rows {
         let _ = writeln!(text, "  {what:<28}{measured:<12} {note}");
     }

@@ -19,7 +19,7 @@ pub fn history(session: &Session) -> Result<Success, Failure> {
         0 => format!("{name} has had no drill. To run one: {}", sites.chosen.scope.command("dr drill")),
         _ => format!(
             "{:<24} {:<10} {:<12} {:<6} {:>8} {:>8} {:>6} {:>11} {}\n",
-            "DRILL", "FAULT", "SITE", "ON", "RTO", "RPO", "LOST", "UNACCOUNTED", "TARGETS"
+            "DRILL", "FAULT", "SITE", "ON", "RTO", "RPO", "LOST", "NO USAGE", "TARGETS"
         ),
     };
     for report in &reports {

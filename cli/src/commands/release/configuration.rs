@@ -23,9 +23,16 @@ fn file(session: &Session) -> Result<EnvironmentFile, Failure> {
         None => {
             let name = session.environment_name()?;
             let listed = session.library.list().into_iter().find(|listed| listed.name == name);
+            let hint = match &listed {
+                Some(_) => format!(
+                    "it is a built-in environment: settings are written into {}\nof whose commits this command restores one",
+                    session.library.new_file(&name)
+                ),
+                None => "textnlp-deploy env list".to_owned(),
+            };
             let file = listed.and_then(|listed| listed.file).ok_or_else(|| {
                 let error = anyhow::anyhow!("environment `{name}` has no file here: nothing was changed in it");
-                Failure::usage("no_environment_file", error).hint("textnlp-deploy env list")
+                Failure::usage("no_environment_file", error).hint(hint)
             })?;
             (session.here.join(file), name)
         }

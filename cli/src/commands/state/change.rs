@@ -127,8 +127,9 @@ async fn repair_pointer(
     let state = State::load(store.clone(), name, Lineage(uuid::Uuid::new_v4())).await.map_err(failed)?;
     if state.is_new() {
         let error = unreadable.error.context(format!("there is no state of {name} in {}", store.place()));
-        return Err(Failure { error, ..unreadable }
-            .hint("set `state.store` in the environment file to where the state is, then run this again"));
+        let file = chosen.loaded.own_file();
+        let hint = format!("write `state: {{ store: … }}`, where the state is, into {file}\nthen run this again");
+        return Err(Failure { error, ..unreadable }.hint(hint));
     }
     let found = json!([{ "what": "store.json", "because": format!("{:#}", unreadable.error) }]);
     let mut document = json!({ "environment": name, "store": store.place(), "findings": found, "mended": 0 });
@@ -203,7 +204,8 @@ async fn into(session: &Session, to: &str, console: Console) -> Result<Success, 
     stores::remember(&target, &chosen.scope.folder)?;
     let mut text = format!("The state of {name} is in {} now; the old copy is kept and marked as moved.", new.place());
     if written.state.store != to {
-        let _ = write!(text, "\nSet `state.store: {to}` in the environment file before the next `up`.");
+        let file = chosen.loaded.own_file();
+        let _ = write!(text, "\nBefore the next `up`, write `state: {{ store: {to} }}` into {file}");
     }
     Ok(Success::new(text, document))
 }

@@ -277,7 +277,8 @@ pub async fn declared(
     }
     let (folder, before) = folder_of(session, name, tool, out)?;
     let facts = looked.deployment.facts(&looked.state).await?;
-    let exported = export::declared(&facts, tool).map_err(private_characters)?;
+    let flags = session.again().flags(name);
+    let exported = export::declared(&facts, &flags, tool).map_err(private_characters)?;
     write_declared(name, tool, exported, (&folder, &before))
 }
 
@@ -304,7 +305,8 @@ pub async fn planned(
             Failure::from(error).hinted(hint)
         })?;
     }
-    let exported = export::planned(&facts, tool).map_err(private_characters)?;
+    let flags = session.again().flags(name);
+    let exported = export::planned(&facts, &flags, tool).map_err(private_characters)?;
     if exported.declared.is_empty() {
         return Err(nothing(name, tool, &exported.left));
     }

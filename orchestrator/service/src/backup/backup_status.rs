@@ -16,12 +16,21 @@ use textnlp_provider::{EnvironmentName, Lineage};
 use super::{archive, failed, local, point_in_time, settings, shelf};
 use crate::{Failure, RerunFlags, Scope};
 
+/// Time for the first backup to start after `up`. The supervisor looks at the schedule each second, and repeats a failed start
+/// after a minute.
+const START_TIMEOUT: Duration = Duration::from_secs(180);
+/// Time for the first backup to be taken and verified, also while it waits for an `up` that still runs.
+const RUN_TIMEOUT: Duration = Duration::from_secs(3600);
+
 /// `STATE/backup.json`. The supervisor reads it for the schedule.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct BackupStatus {
     /// The last run, successful or not.
     #[serde(default)]
     pub last: Option<LastRun>,
+    /// When the run in progress started. One that was killed leaves it.
+    #[serde(default)]
+    pub started: Option<Timestamp>,
     /// When the key was last shown to the operator.
     #[serde(default)]
     pub key_shown: Option<Timestamp>,
@@ -54,7 +63,25 @@ fn write(folder: &Utf8Path, standing: &BackupStatus) -> Result<(), Failure> {
 
 /// Records the result of a run.
 pub fn ran(folder: &Utf8Path, last: LastRun) -> Result<(), Failure> {
-    write(folder, &BackupStatus { last: Some(last), ..read(folder) })
+    write(folder, &BackupStatus { last: Some(last), started: None, ..read(folder) })
+}
+
+/// Records that a run starts.
+pub fn starts(folder: &Utf8Path, at: Timestamp) -> Result<(), Failure> {
+    write(folder, &BackupStatus { started: Some(at), ..read(folder) })
+}
+
+/// Whether the first scheduled backup is about to be taken, or is being taken: nothing is wrong without one.
+pub fn is_first_expected(folder: &Utf8Path) -> bool {
+    is_first_due(&read(folder), provisioned_at(folder), Timestamp::now())
+}
+
+/// See [`is_first_expected`]. The supervisor starts the first backup when `up` has ended.
+fn is_first_due(standing: &BackupStatus, provisioned: Option<Timestamp>, now: Timestamp) -> bool {
+    let is_within = |since: Option<Timestamp>, most: Duration| {
+        since.is_some_and(|since| now.duration_since(since).unsigned_abs() <= most)
+    };
+    standing.last.is_none() && (is_within(standing.started, RUN_TIMEOUT) || is_within(provisioned, START_TIMEOUT))
 }
 
 /// Records that the operator has displayed the key.
@@ -125,6 +152,7 @@ pub async fn warning(scope: &Scope, lineage: Lineage, environment: &Environment)
         enabled: settings.enabled,
         every: settings.every.0,
         own_recipients: !settings.recipients.is_empty(),
+        first_is_due: settings.enabled && is_first_due(&standing, provisioned_at(folder), Timestamp::now()),
         now: Timestamp::now(),
     };
     let ours: Vec<&StoredBackup> =
@@ -143,6 +171,7 @@ pub async fn warning(scope: &Scope, lineage: Lineage, environment: &Environment)
     let document = json!({
         "enabled": settings.enabled,
         "last": standing.last,
+        "started": standing.started,
         "newest": at(ours.first()),
         "newest_verified": at(ours.iter().find(|dump| dump.is_proven())),
         "key_shown": standing.key_shown,
@@ -232,6 +261,7 @@ struct BackupFacts {
     enabled: bool,
     every: Duration,
     own_recipients: bool,
+    first_is_due: bool,
     now: Timestamp,
 }
 
@@ -247,7 +277,7 @@ fn lines(
         let cause = format!("backup FAILED at {} ({})", last.at.strftime("%Y-%m-%d %H:%M UTC"), last.says);
         lines.push(BackupWarning { cause, fix: again.command("backup create", name) });
     }
-    if facts.protected {
+    if facts.protected && !facts.first_is_due {
         let young = facts.every.saturating_mul(2);
         let is_young = |dump: &&&StoredBackup| {
             let at = dump.facts.as_ref().map(|known| known.at);
@@ -330,12 +360,13 @@ mod tests {
         let name = EnvironmentName::new("a").unwrap();
         let warnings_of = |protected: bool, standing: &BackupStatus, dumps: &[StoredBackup]| {
             let every = Duration::from_secs(86_400);
-            let facts = BackupFacts { protected, enabled: true, every, own_recipients: false, now };
+            let first_is_due = is_first_due(standing, None, now);
+            let facts = BackupFacts { protected, enabled: true, every, own_recipients: false, first_is_due, now };
             let dumps: Vec<_> = dumps.iter().collect();
             let lines = lines(&RerunFlags::default(), &name, &facts, standing, &dumps);
             lines.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
         };
-        let shown = BackupStatus { last: None, key_shown: Some(now) };
+        let shown = BackupStatus { key_shown: Some(now), ..BackupStatus::default() };
         assert_eq!(warnings_of(false, &shown, &[]), "");
         assert!(warnings_of(true, &shown, &[]).contains("protected data and no backup: textnlp-deploy backup create"));
         assert!(
@@ -346,6 +377,14 @@ mod tests {
         assert!(warnings_of(true, &shown, &[dump(49, Some(true), now)]).contains("is old"));
         assert_eq!(warnings_of(true, &shown, &[dump(1, None, now), dump(47, Some(true), now)]), "");
         assert!(warnings_of(true, &BackupStatus::default(), &[dump(1, Some(true), now)]).contains("backup key show"));
+        let hours = |hours| now - jiff::SignedDuration::from_hours(hours);
+        let first = |started| BackupStatus { started: Some(started), ..shown.clone() };
+        assert_eq!(warnings_of(true, &first(now), &[]), "", "the first one is being taken");
+        assert_eq!(warnings_of(true, &first(now), &[dump(0, None, now)]), "", "it is being verified");
+        assert!(warnings_of(true, &first(hours(2)), &[]).contains("protected data and no backup"), "it was killed");
+        let second = BackupStatus { last: Some(LastRun { at: hours(72), ok: true, says: "ok".into() }), ..first(now) };
+        assert!(warnings_of(true, &second, &[dump(72, Some(true), now)]).contains("is old"));
+        assert!(is_first_due(&shown, Some(now), now) && !is_first_due(&shown, Some(hours(1)), now));
         let failed = BackupStatus { last: Some(LastRun { at: now, ok: false, says: "no room".into() }), ..shown };
         assert!(
             warnings_of(false, &failed, &[]).contains("FAILED") && warnings_of(false, &failed, &[]).contains("no room")

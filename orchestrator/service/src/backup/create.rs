@@ -193,6 +193,7 @@ pub async fn run(
     operator: &Operator,
 ) -> Result<Scheduled, Failure> {
     let at = Timestamp::now();
+    backup_status::starts(folder, at)?;
     let done = match super::order(order) {
         Ok(order) => scheduled(platform, folder, &order, operator).await,
         Err(failure) => Err(failure),

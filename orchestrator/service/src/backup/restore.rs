@@ -130,15 +130,24 @@ async fn may_be_restored(request: &Request<'_>, opener: &Decryptor) -> Result<()
     listed.map(drop)
 }
 
+/// The refusals whose hints come first: a run has to end, then the service, before the restore is repeated.
+const FIRST: [&str; 2] = ["locked", "running"];
+
 /// Combines several refusals into one error with the code of the first.
 fn one_report(file: &Utf8Path, mut failures: Vec<Failure>) -> Result<(), Failure> {
     if failures.len() < 2 {
         return failures.pop().map_or(Ok(()), Err);
     }
     let causes: Vec<String> = failures.iter().map(|failure| format!("{:#}", failure.error)).collect();
-    let hints: Vec<String> = failures.iter().filter_map(|failure| failure.hint.clone()).collect();
+    // In the order of the commands: the restore itself comes after what it waits for.
+    let turn = |failure: &&Failure| FIRST.iter().position(|code| *code == failure.code).unwrap_or(FIRST.len());
+    let mut ordered: Vec<&Failure> = failures.iter().collect();
+    ordered.sort_by_key(turn);
+    let mut hints: Vec<String> = ordered.iter().filter_map(|failure| failure.hint.clone()).collect();
+    // Several sites stop with one command.
+    hints.dedup();
     let error = anyhow::anyhow!("{}", causes.join("; ")).context(format!("{file} cannot be restored here"));
-    let mut all = Failure::new(failures[0].exit, failures[0].code, error).hint(hints.join("; "));
+    let mut all = Failure::new(failures[0].exit, failures[0].code, error).hint(hints.join("\n"));
     failures.into_iter().for_each(|failure| all.document.extend(failure.document));
     Err(all)
 }
@@ -407,6 +416,22 @@ mod tests {
         assert_eq!(accounts, ["machine-here0000here".to_owned(), "named-by-the-environment".to_owned()]);
         assert_eq!(load().await.lineage(), Lineage(Uuid::nil()));
         assert!(rebind(folder, &load().await, machine).unwrap().is_empty(), "once is enough");
+    }
+
+    #[test]
+    fn hints_are_in_the_order_of_the_commands() {
+        let refusal = |code: &'static str, hint: &str| Failure::refused(code, anyhow::anyhow!("{code}")).hint(hint);
+        let failures = vec![
+            refusal("state_is_there", "restore --replace a"),
+            refusal("running", "down"),
+            refusal("running", "down"),
+            refusal("locked", "wait"),
+        ];
+        let all = one_report(Utf8Path::new("b"), failures).unwrap_err();
+        assert_eq!(all.code, "state_is_there");
+        assert_eq!(all.hint.as_deref(), Some("wait\ndown\nrestore --replace a"));
+        let causes = "state_is_there; running; running; locked";
+        assert_eq!(all.causes(), [causes], "causes stay in the order of the checks");
     }
 
     /// Two states with one text each: one in its place, the other restored beside it.

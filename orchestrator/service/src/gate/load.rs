@@ -158,7 +158,7 @@ fn held_sessions(held: &SessionResult, environment: &Environment) -> [Check; 2] 
     let needed = all.tokens_per_second_needed(Duration::from_millis(gates.p95_ms.into()));
     let refused: u64 = held.refused.values().sum();
     let mut note = format!(
-        "{} dropped, {refused} refused, {} of {} requests failed; at the request rate of the staging gate, these sessions would need {needed:.0} tokens/s (extrapolated; {:.0} measured)",
+        "{} dropped, {refused} not opened, {} of {} requests failed; at the request rate of the staging gate, these sessions would need {needed:.0} tokens/s (extrapolated; {:.0} measured)",
         held.dropped, held.errors, held.requests, held.tokens_per_second
     );
     if !held.errors_by_kind.is_empty() {

@@ -470,6 +470,48 @@ pub fn stored(chosen: &ChosenEnvironment, state: &State) -> Result<Option<Stored
     Ok(Some(kept))
 }
 
+/// The last measurement of the gate, as `status` and `health check` report it.
+#[derive(Debug)]
+pub struct LastGate {
+    /// The phase of the gate.
+    pub phase: Phase,
+    /// The verdict and its time. `None` if it was never measured, or if its evidence is not used.
+    pub measured: Option<(gate::Gate, Timestamp)>,
+    /// Why there is no verdict, or why it says nothing about what runs now.
+    pub outdated: Option<String>,
+}
+
+impl LastGate {
+    /// As a part of a line: `open, measured at …`.
+    pub fn text(&self) -> String {
+        let text = match (&self.measured, &self.outdated) {
+            (Some((verdict, at)), _) => format!("{}, measured at {at:.0}", verdict.state()),
+            (None, Some(_)) => "not known".to_owned(),
+            (None, None) => "never measured".to_owned(),
+        };
+        self.outdated.iter().fold(text, |text, why| format!("{text}; {why}"))
+    }
+}
+
+/// The last measurement of the gate; it does not measure. `None` where the gate cannot be measured.
+pub fn last(chosen: &ChosenEnvironment, state: &State) -> Option<LastGate> {
+    let environment = &chosen.loaded.environment;
+    if unmeasured(environment).is_some() {
+        return None;
+    }
+    Some(match stored(chosen, state) {
+        Ok(Some(kept)) => {
+            // `promote` refuses it, and `gate` measures again.
+            let is_other = release_of(chosen).is_ok_and(|release| release != kept.release);
+            let other = || is_other.then(|| "it is of another release, configuration or gate than today's".to_owned());
+            let measured = Some((kept.gate(), kept.at));
+            LastGate { phase: kept.phase, measured, outdated: kept.outdated.or_else(other) }
+        }
+        Ok(None) => LastGate { phase: environment.phase, measured: None, outdated: None },
+        Err(why) => LastGate { phase: environment.phase, measured: None, outdated: Some(why) },
+    })
+}
+
 /// Whether the advisories of evidence are too old now: without a change, it would count permanently.
 fn has_expired(at: jiff::Timestamp, gates: &Gates, now: jiff::Timestamp) -> bool {
     let most = i64::try_from(gates.advisories_max_age.0.as_secs()).unwrap_or(i64::MAX);

@@ -1,24 +1,27 @@
 //! The errors in the logs of all sites since a time, equal ones together.
 
 use std::io::{BufReader, Seek, SeekFrom};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use camino::Utf8Path;
 use jiff::Timestamp;
 use serde::Serialize;
-use textnlp_orchestrator::analysis::{Analyzer, Cause, Group};
+use textnlp_orchestrator::analysis::{self, Analyzer, Cause, Group, RunSpan};
 use textnlp_orchestrator::environment::model::SiteSettings;
+use textnlp_orchestrator::state::StateError;
 use textnlp_provider::Lineage;
 use textnlp_provider::operations::SiteLogs;
 
 use super::containers::CONTAINERS_MAX;
-use crate::failure::hinted_chain;
+use crate::failure::{hinted_chain, state_failed};
 use crate::logs::{self, LogFile};
 use crate::{ChosenEnvironment, Failure, Progress, running, size};
 
 /// Bytes read from the end of one file. The supervisor rotates logs at 10 MiB.
 const FILE_MAX: u64 = 64 << 20;
+/// Time for reading the runs, which only add to what the logs say.
+const RUNS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Failed reads of a site that are listed.
 const NOTES_MAX: usize = 10;
 
@@ -42,6 +45,9 @@ pub struct ErrorRow {
     /// The likely cause.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<Cause>,
+    /// The run during which it began, or became more frequent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunSpan>,
 }
 
 /// What was read of one site.
@@ -69,6 +75,7 @@ pub async fn errors(
     progress: &dyn Progress,
 ) -> Result<(Vec<ErrorRow>, Vec<SiteRead>), Failure> {
     let state = running::state(&chosen.scope).await?;
+    let runs = analysis::runs(&state).await.map_err(|error| failed(chosen, error))?;
     let (mut rows, mut sites) = (Vec::new(), Vec::new());
     let files = logs::all(&chosen.scope.folder)?;
     let known = chosen.loaded.environment.sites.iter().map(|site| site.name.to_string());
@@ -87,7 +94,11 @@ pub async fn errors(
         }
         let found = analyzer.finish();
         (read.lines, read.ungrouped) = (found.lines, found.ungrouped);
-        rows.extend(found.groups.into_iter().map(|group| ErrorRow::of(&site, group)));
+        let here: Vec<RunSpan> = runs.iter().filter(|run| run.site.as_str() == site).cloned().collect();
+        rows.extend(found.groups.into_iter().map(|mut group| {
+            group.attribute(&here);
+            ErrorRow::of(&site, group)
+        }));
         sites.push(read);
     }
     if sites.iter().all(|site| site.logs == 0 && site.complete) {
@@ -122,10 +133,25 @@ pub async fn add_containers(
     Ok(sites)
 }
 
+/// The runs that changed a deployment, for [`Group::attribute`]. The state may be in a bucket that does not answer.
+pub async fn runs(chosen: &ChosenEnvironment) -> Result<Vec<RunSpan>, Failure> {
+    let read = async {
+        let state = running::state(&chosen.scope).await?;
+        analysis::runs(&state).await.map_err(|error| failed(chosen, error))
+    };
+    tokio::time::timeout(RUNS_TIMEOUT, read)
+        .await
+        .map_err(|_| anyhow::anyhow!("the state did not answer within {} s", RUNS_TIMEOUT.as_secs()))?
+}
+
+fn failed(chosen: &ChosenEnvironment, error: StateError) -> Failure {
+    state_failed(error, &chosen.scope.again, &chosen.scope.name)
+}
+
 impl ErrorRow {
     fn of(site: &str, group: Group) -> Self {
-        let Group { template, count, sources, first, last, cause, example, .. } = group;
-        Self { site: site.to_owned(), units: sources, message: template, count, first, last, example, cause }
+        let Group { template, count, sources, first, last, cause, run, example, .. } = group;
+        Self { site: site.to_owned(), units: sources, message: template, count, first, last, example, cause, run }
     }
 }
 

@@ -20,7 +20,7 @@ use crate::failure::hinted_chain;
 use crate::{ChosenEnvironment, Exit, Failure, running};
 
 use containers::ContainerLogs;
-pub use errors::{ErrorRow, SiteRead, add_containers, errors};
+pub use errors::{ErrorRow, SiteRead, add_containers, errors, runs};
 pub use line::LogLine;
 use line::{TimedLine, in_order_of_time, is_shown, rank};
 

@@ -28,7 +28,7 @@ use crate::bundle::installed;
 use crate::checks::Checks;
 use crate::keys::{Admin, has_all_scopes};
 use crate::sockets::listeners;
-use crate::{Deployment, Failure, Progress, RunningEnvironment, Scope, audit, quoted};
+use crate::{ChosenEnvironment, Deployment, Failure, Progress, RunningEnvironment, Scope, audit, quoted};
 
 pub use rules::{RULES, Rule, RuleDefinition};
 
@@ -106,9 +106,9 @@ fn access(report: &mut Checks, deployment: &Deployment) {
         report.rule = Some(Rule::ApiKeysRequired);
         return report.well("access", "the cloud authorizes every invocation of the inference endpoint");
     }
-    let scope = &deployment.chosen.scope;
+    let chosen = &deployment.chosen;
     match environment.tls.mode {
-        TlsMode::Off => report.warning("TLS", "clients connect without TLS", set(scope, "tls.mode: local-ca")),
+        TlsMode::Off => report.warning("TLS", "clients connect without TLS", set(chosen, "tls.mode: local-ca")),
         _ => report.well("TLS", "clients connect with TLS"),
     }
     report.rule = Some(Rule::ApiKeysRequired);
@@ -117,7 +117,7 @@ fn access(report: &mut Checks, deployment: &Deployment) {
         false => report.warning(
             "API keys required",
             "every client that reaches the port is accepted",
-            set(scope, "server.security.api_keys_enabled: true"),
+            set(chosen, "server.security.api_keys_enabled: true"),
         ),
     }
 }
@@ -308,7 +308,7 @@ async fn ports(report: &mut Checks, deployment: &Deployment, running: &RunningEn
                 false => report.warning(
                     "network policies",
                     "every pod of the cluster may connect to the pods",
-                    set(scope, "network.policies: true"),
+                    set(&deployment.chosen, "network.policies: true"),
                 ),
             }
         }
@@ -394,7 +394,7 @@ fn backups(report: &mut Checks, deployment: &Deployment, lineage: Lineage) {
         (None, 0) if environment.is_endpoint() => report.well(NAME, "an inference endpoint has no data to back up"),
         // As of their age: what does not exist is no evidence of a control.
         (None, 0) if !backup.enabled => {
-            report.warning(NAME, "no backups are taken", set(scope, "backup.enabled: true"));
+            report.warning(NAME, "no backups are taken", set(&deployment.chosen, "backup.enabled: true"));
         }
         (None, 0) => report.unknown(NAME, "there is no backup yet", create),
         (None, _) if untold > 0 => {
@@ -421,8 +421,8 @@ fn installed_bundle(report: &mut Checks, library: &Library, deployment: &Deploym
 }
 
 /// How a setting (`backup.enabled: true`) is changed for every later run.
-fn set(scope: &Scope, setting: &str) -> String {
-    format!("write `{}` into the environment file, then: {}", nested(setting), scope.last_up())
+fn set(chosen: &ChosenEnvironment, setting: &str) -> String {
+    format!("write `{}` into {}\nthen: {}", nested(setting), chosen.loaded.own_file(), chosen.scope.last_up())
 }
 
 /// A setting as a file has it: `backup: { enabled: true }`.

@@ -92,7 +92,7 @@ pub(super) async fn backup_age(report: &mut Checks, deployment: &Deployment, lin
         None if status.is_enabled() => {
             report.unknown(NAME, "there is no backup yet", scope.command("backup create"));
         }
-        None => report.warning(NAME, "no backups are taken", set(scope, "backup.enabled: true")),
+        None => report.warning(NAME, "no backups are taken", set(&deployment.chosen, "backup.enabled: true")),
     }
 }
 
@@ -222,7 +222,7 @@ impl Retained {
         let Self { name, records, setting, days, .. } = self;
         let scope = &deployment.chosen.scope;
         if days == 0 {
-            let fix = set(scope, &format!("{setting}: 400"));
+            let fix = set(&deployment.chosen, &format!("{setting}: 400"));
             return report.warning(name, format!("{records}s are kept for ever"), fix);
         }
         let answer = match Admin::of(&deployment.chosen, running).site(running.serving().await).await {

@@ -64,7 +64,8 @@ impl Change {
     ) -> Self {
         let is_own = loaded.files.first().is_some_and(|own| own == file) && Utf8Path::new(file).is_file();
         if !is_own {
-            return Change::Other { how: format!("`{setting}` is set in {file}: write {to} in your own file") };
+            let how = format!("`{setting}` is set in {file}: write {to} into {}", loaded.own_file());
+            return Change::Other { how };
         }
         let text = std::fs::read_to_string(file).map_err(|error| error.to_string());
         match text.and_then(|text| edited(&text, line, &from, &to)) {

@@ -134,7 +134,7 @@ fn change((nth, model, hub): (usize, &ModelSettings, &HubSource), commit: &str, 
             Change::of_file(&chosen.loaded, (path.as_str(), from, to), (file.as_ref(), line))
         }
         Some(origin) => Change::Other { how: format!("it is set by {origin}: write {to} there") },
-        None => Change::Other { how: format!("write `source: {to}`") },
+        None => Change::Other { how: format!("write `source: {to}` into {}", chosen.loaded.own_file()) },
     }
 }
 

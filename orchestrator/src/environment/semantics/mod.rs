@@ -220,7 +220,12 @@ impl Checker<'_> {
     /// A region is a part of the addresses that the credentials of a cloud are sent to.
     fn region(&mut self, field: &str, region: Option<&String>) {
         if region.is_some_and(|region| !is_region(region)) {
-            self.error(field, "this is not the name of a region", "write the provider's own name, or `local`");
+            // Elsewhere only a provider has regions.
+            let fix = match field.starts_with("sites[") || field.starts_with("dr.witness") {
+                true => "write the provider's own name; your own machines have `local`",
+                false => "write the provider's own name",
+            };
+            self.error(field, "this is not the name of a region", fix);
         }
     }
 

@@ -80,7 +80,11 @@ impl Checker<'_> {
                     }
                     _ => format!("{who} does not support `{}`", cut(&value)),
                 };
-                let instead: Vec<String> = support.alternatives(capability).map(|other| format!("`{other}`")).collect();
+                // Dumps of a cluster are on a volume in it, if not in a bucket.
+                let is_accepted =
+                    |other: &&Capability| **other != Capability::Backup(Store::Folder) || !e.dumps_in_cluster();
+                let instead = support.alternatives(capability).filter(is_accepted);
+                let instead: Vec<String> = instead.map(|other| other.to_write()).collect();
                 let why = support.reason(capability.path()).filter(|_| instead.is_empty());
                 let cause = match why {
                     Some(why) => format!("{cause}: {why}"),

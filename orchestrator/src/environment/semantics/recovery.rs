@@ -103,13 +103,24 @@ impl Checker<'_> {
                 e.sites.iter().map(|s| (s.provider.as_str(), s.name.as_str())).collect();
             match &dr.witness {
                 None if locations.len() < 3 || e.witness_place().is_some() => {
-                    let fix = "add `witness: { provider: …, region: … }` outside both sites, or write `mode: manual`";
+                    // That of sites on one machine is a process on it.
+                    let place = match e.primary().filter(|primary| primary.is_on_machine()) {
+                        Some(primary) => {
+                            let (provider, region) = (cut(&primary.provider), cut(&primary.region));
+                            format!("`witness: {{ provider: {provider}, region: {region} }}`")
+                        }
+                        None => "`witness: { provider: …, region: … }` outside both sites".to_owned(),
+                    };
+                    let fix = format!("add {place}, or write `mode: manual`");
                     self.error("dr.mode", "automatic failover needs a witness in a third location", fix);
                 }
                 Some(witness) => {
                     let primary = e.primary();
                     if primary.is_some_and(|p| {
-                        p.provider == witness.provider && p.region == witness.region && p.region != "local"
+                        !p.is_on_machine()
+                            && p.provider == witness.provider
+                            && p.region == witness.region
+                            && p.region != "local"
                     }) {
                         self.error(
                             "dr.witness",
@@ -245,7 +256,8 @@ impl Checker<'_> {
             self.say(Severity::Refusal, "backup.destination", cause, fix);
         } else if let Some(place) = folder.filter(|place| !place.starts_with('/')) {
             let cause = format!("`{}` is neither an absolute path nor an object store", cut(place));
-            self.error("backup.destination", cause, "write an absolute path, or remove it");
+            let fix = "write the absolute path of a folder, or a bucket with `backup.credentials`, or remove it";
+            self.error("backup.destination", cause, fix);
         }
         self.backup_bucket();
         // Runs wait for a rollout at most four hours, and other pods follow the canary.
@@ -281,7 +293,11 @@ impl Checker<'_> {
         }
         if backup.point_in_time.is_some() {
             let cause = "the log of a database is archived in folders, not in buckets";
-            let fix = "name a folder in `backup.destination`, or remove `point_in_time`";
+            let fix = match in_cluster {
+                // Its dumps are never in a folder of this machine.
+                true => "remove `point_in_time`",
+                false => "write the absolute path of a folder as `backup.destination`, or remove `point_in_time`",
+            };
             self.say(Severity::Refusal, "backup.point_in_time", cause, fix);
         }
         let (who, reader) = match in_cluster {
@@ -372,7 +388,11 @@ impl Checker<'_> {
                 "the built-in global endpoint supports only clusters and sites on one machine, and this site is in `{}`",
                 cut(&site.region)
             );
-            let fix = format!("write `traffic: {{ mode: dns }}`, or `region: {}`", machine.1);
+            // Sites on machines have no other way to share their traffic.
+            let fix = match home.is_some_and(SiteSettings::is_on_machine) {
+                true => format!("write `region: {}`, or make it an environment of its own", machine.1),
+                false => format!("write `traffic: {{ mode: dns }}`, or `region: {}`", machine.1),
+            };
             self.say(Severity::Refusal, &format!("sites[{i}].region"), cause, fix);
         }
         if place.runtime != Runtime::Process {

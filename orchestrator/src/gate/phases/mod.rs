@@ -379,14 +379,23 @@ pub const IN_SYNC: &str = "sites in sync";
 pub const LAG: &str = "lag of the slowest site";
 /// The witness of failovers.
 pub const WITNESS: &str = "witness";
-/// The recovery time of the last drill, in seconds.
-pub const RTO: &str = "rehearsed: back after";
-/// The data loss of the last drill, in seconds.
-pub const RPO: &str = "rehearsed: missing from";
+// What a drill measures has the same names in its report, in `dr drill` and in the gate.
+/// The recovery time of the last drill, in seconds: the later of [`RTO_SERVICE`] and [`RTO_CONTROL`].
+pub const RTO: &str = "RTO";
+/// The time from the fault until no request failed any more.
+pub const RTO_SERVICE: &str = "RTO, service";
+/// The time from the fault until a write of control data was acknowledged.
+pub const RTO_CONTROL: &str = "RTO, control data";
+/// The data loss of the last drill, in seconds: the age of the oldest lost data.
+pub const RPO: &str = "RPO";
 /// Acknowledged writes that the last drill lost.
-pub const LOST: &str = "rehearsed: lost";
+pub const LOST: &str = "acknowledged writes lost";
+/// Answered requests whose usage the last drill lost.
+pub const UNACCOUNTED: &str = "answers without usage";
+/// The role that the database of the new primary has.
+pub const DATABASE_ROLE: &str = "role of the database";
 /// The failback of the last drill.
-pub const HOME: &str = "rehearsed: went back home";
+pub const HOME: &str = "failback";
 /// The speed, compared with the recorded baseline.
 pub const SPEED_UP: &str = "inference speed-up";
 /// How many times as fast as the baseline it must be.

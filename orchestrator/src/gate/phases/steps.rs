@@ -86,7 +86,7 @@ pub(super) const MULTI_REGION: &[Step] = &[
     PREFLIGHT,
     step("up --env ENV --yes", "exit status 3: the gate waits for a drill"),
     step("dr status --env ENV", "exit status 0: each site is in sync"),
-    step("dr drill --env ENV", "exit status 0: within `dr.rto` and `dr.rpo`, `acknowledged and lost` 0"),
+    step("dr drill --env ENV", "exit status 0: within `dr.rto` and `dr.rpo`, `acknowledged writes lost` 0"),
     step("dr history --env ENV", "the drill with its result"),
     step("dr report --env ENV --open-path", "the path of the signed HTML report"),
     GATE,

@@ -6,7 +6,7 @@ use serde_json::Value;
 use textnlp_orchestrator::environment::{Catalogue, Offer, Overrides, schema};
 use textnlp_provider::capabilities::{Capabilities, Capability, RuntimeSupport, Setting, Store};
 use textnlp_provider::settings::{
-    CacheKind, DatabaseCopy, DatabaseKind, Failover, GpuSize, Runtime, Strategy, TlsMode, TrafficMode,
+    CacheKind, DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
 };
 
 /// Settings that the orchestrator or the server realises itself, the same with every provider; a section where it ends with a dot.
@@ -250,6 +250,36 @@ fn capabilities_are_by_provider_and_runtime() {
     assert!(!of("kubernetes").contains("`local-ca`"), "{}", of("kubernetes"));
     let none = "provider `cumulus` does not support the runtime `process`; use `kubernetes` or `sagemaker`";
     assert!(of("process").contains(none), "{}", of("process"));
+}
+
+#[test]
+fn supported_destinations_are_named_as_a_file_has_them() {
+    const STORES: &[Capability] = &[
+        Capability::Database(DatabaseKind::Sqlite, None),
+        Capability::Database(DatabaseKind::Postgres, Some(Hosting::Cluster)),
+        Capability::Tls(TlsMode::LocalCa),
+        Capability::Traffic(TrafficMode::Gateway),
+        Capability::Rollout(Strategy::Rolling),
+        Capability::State(Store::Folder),
+        Capability::Backup(Store::Folder),
+        Capability::Backup(Store::S3),
+    ];
+    const PROCESSES: RuntimeSupport = RuntimeSupport { runtime: Runtime::Process, supported: STORES, refused: &[] };
+    const PODS: RuntimeSupport = RuntimeSupport { runtime: Runtime::Kubernetes, supported: STORES, refused: &[] };
+    let capabilities = Capabilities { runtimes: &[PROCESSES, PODS], ..Capabilities::default() };
+    let mut catalogue = Catalogue::default();
+    catalogue.providers.insert("cumulus".to_owned(), Offer { capabilities, ..Offer::default() });
+    let of = |runtime: &str| {
+        let site = format!("name: here, provider: cumulus, runtime: {runtime}");
+        let text = super::GOOD.replace("name: here, provider: onprem", &site);
+        let more = "database: { kind: postgres, hosting: cluster }\nbackup: { enabled: true, destination: \"ftp://host/backups\", credentials: \"secret:file:/k\" }\n";
+        super::said(super::load(&(text + more), &Overrides::default(), &catalogue))
+    };
+    let refused = "does not support `ftp://host/backups`; use ";
+    let folder = format!("{refused}the absolute path of a folder or `s3://BUCKET/PREFIX`");
+    assert!(of("process").contains(&folder), "{}", of("process"));
+    // A cluster refuses a folder.
+    assert!(of("kubernetes").contains(&format!("{refused}`s3://BUCKET/PREFIX`")), "{}", of("kubernetes"));
 }
 
 #[test]

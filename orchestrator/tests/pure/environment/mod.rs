@@ -49,6 +49,23 @@ fn every_built_in_environment_loads_under_its_own_name() {
     }
 }
 
+/// The hint is true: a file of the same name that extends the built-in environment replaces it.
+#[test]
+fn settings_of_a_built_in_environment_are_written_into_a_new_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = camino::Utf8Path::from_path(folder.path()).unwrap();
+    let library = Library::from_folder(folder);
+    let load = || library.load("staging", &Overrides::default(), &Catalogue::default()).unwrap();
+    let built_in = load();
+    assert!(built_in.is_built_in());
+    let file = folder.join("staging.yaml");
+    assert_eq!(built_in.own_file(), format!("{file}, a new file that begins with `extends: staging`"));
+    std::fs::write(&file, "extends: staging\nscaling: { min: 2 }\n").unwrap();
+    let own = load();
+    assert!(!own.is_built_in() && own.own_file() == file.as_str(), "{}", own.own_file());
+    assert_eq!((own.environment.environment.as_str(), own.environment.scaling.min), ("staging", 2));
+}
+
 #[test]
 fn development_and_staging_run_on_one_machine_at_the_same_time() {
     let ports = |name| {
@@ -178,6 +195,21 @@ database: { kind: mysql, hosting: managed, url: \"secret:env:DATABASE_URL\" }
     assert!(!said.contains("traffic.weights"), "{said}");
 }
 
+/// A hint is no answer that another check refuses.
+#[test]
+fn sites_on_one_machine_have_their_witness_on_it_in_every_region() {
+    let sites = "name: here, provider: onprem, region: x }, { name: there, provider: onprem, region: x, role: standby, port: 9443, metrics_port: 9444 }";
+    let text = |witness: &str| {
+        let more = format!("dr: {{ mode: automatic{witness} }}\nreplication: {{ database: {{ mode: streaming }} }}\n");
+        let text = GOOD.replace("name: here, provider: onprem }", sites) + &more;
+        said(load(&text, &Overrides::default(), &Catalogue::default()))
+    };
+    let hint = "witness: { provider: onprem, region: x }";
+    assert!(text("").contains(&format!("add `{hint}`, or write `mode: manual`")), "{}", text(""));
+    let followed = text(&format!(", {hint}"));
+    assert!(!followed.contains("witness"), "{followed}");
+}
+
 #[test]
 fn contradictory_settings_are_reported_with_their_location() {
     check_more(
@@ -202,7 +234,7 @@ models:
             mine.yaml:6:37: error: `scaling.adapter`: it gives the request rate to an autoscaler, and this environment has none; add `max` above `min` and `requests_per_second: 1000`, or remove it
             mine.yaml:7:36: error: `database.hosting`: SQLite is a file and has no hosting (managed); remove it, or use `kind: postgres`
             mine.yaml:8:8: error: `cache.url`: an external Redis needs its address; write `url: secret:env:REDIS_URL`, or `kind: memory`
-            mine.yaml:9:13: error: `dr.mode`: automatic failover needs a witness in a third location; add `witness: { provider: …, region: … }` outside both sites, or write `mode: manual`
+            mine.yaml:9:13: error: `dr.mode`: automatic failover needs a witness in a third location; add `witness: { provider: onprem, region: local }`, or write `mode: manual`
             mine.yaml:9:13: error: `dr.mode`: there is no second site to fail over to; add a site, or write `mode: none`
             mine.yaml:10:10: error: `traffic.domain`: `mode: dns` needs a domain; write `domain: textnlp.example.com`
             mine.yaml:10:40: error: `traffic.weights.hree`: there is no site `hree`; did you mean `here`?
@@ -231,7 +263,7 @@ replication: { database: { mode: streaming } }
             (built-in) base.yaml:17:11: error: `server.api.port`: two sites of one machine use port 8443; give each its own port; in a site: `port` and `metrics_port`
             (built-in) base.yaml:31:19: error: `server.monitoring.metrics_port`: two sites of one machine use port 9090; give each its own port; in a site: `port` and `metrics_port`
             mine.yaml:6:32: error: `traffic.weights.b`: a standby has no traffic before a failover; write 0; the failover gives it its weight
-            mine.yaml:7:13: error: `dr.mode`: automatic failover needs a witness in a third location; add `witness: { provider: …, region: … }` outside both sites, or write `mode: manual`
+            mine.yaml:7:13: error: `dr.mode`: automatic failover needs a witness in a third location; add `witness: { provider: onprem, region: local }`, or write `mode: manual`
             mine.yaml:7:38: error: `dr.rto`: a site failure is detected only after 3s (`watch_every` 1s × `lost_after` 3), and another site takes over within 5500ms more: 8500ms in total; allow more time, or poll more often (`watch_every`, `lost_after`)
             mine.yaml:8:26: error: `replication.database.max_lag`: a lag of 5s is allowed, which is not less than `dr.rpo` (1s); allow less lag, or a larger `dr.rpo`"#]],
     );
@@ -1093,8 +1125,8 @@ fn each_validation_rule_has_its_own_message() {
             "resolvers keep the old answer for 1m",
         ),
         (
-            GOOD.replace("name: here, provider: onprem }", "name: here, provider: onprem, region: x }, { name: there, provider: onprem, region: y, role: standby }")
-                + "dr: { mode: automatic, witness: { provider: onprem, region: x } }\nreplication: { database: { mode: streaming } }\n",
+            GOOD.replace("name: here, provider: onprem }", "name: here, provider: kubernetes, runtime: kubernetes, region: x }, { name: there, provider: kubernetes, runtime: kubernetes, region: y, role: standby }")
+                + "dr: { mode: automatic, witness: { provider: kubernetes, region: x } }\nreplication: { database: { mode: streaming } }\n",
             "the witness would fail together with the primary",
         ),
         (two(STANDBY, "dr: { mode: automatic, rto: 7s, rpo: 6s, witness: { provider: onprem, region: local } }\nreplication: { database: { mode: streaming } }"), "detected only after 3s (`watch_every` 1s × `lost_after` 3), and another site takes over within 5500ms more: 8500ms in total"),

@@ -13,6 +13,8 @@ use textnlp_orchestrator::dr::fault::FaultKind;
 use textnlp_orchestrator::dr::journal::{self, Action, Journal, WHOLE};
 use textnlp_orchestrator::dr::ledger;
 use textnlp_orchestrator::dr::report::{self, DrillFacts, FailbackTrigger, Report, Targets};
+use textnlp_orchestrator::environment::model::Phase;
+use textnlp_orchestrator::gate::phases::{self, PhaseDefinition};
 use tokio_util::sync::CancellationToken;
 use world::{GRACE_MS, World, lines};
 
@@ -164,7 +166,13 @@ async fn drill_verifies_that_the_new_primary_has_a_writable_database() {
         let (found, wanted) = (report.missed.join("; "), missed.unwrap_or_default());
         assert!(found.starts_with(wanted) && found.is_empty() == wanted.is_empty(), "{found}");
         let page = std::fs::read_to_string(report.write(&folder, &report::signing_key(&world.state).unwrap()).unwrap());
-        assert!(page.unwrap().contains("role of the database of the current primary"));
+        let page = page.unwrap();
+        assert!(page.contains("role of the database of the current primary"));
+        // The gate of the phase has the same names.
+        let gate = PhaseDefinition::of(Phase::MultiRegion);
+        for name in [phases::RTO, phases::RPO, phases::LOST] {
+            assert!(page.contains(name) && gate.check(name).is_some(), "{name}");
+        }
         let warnings = ControlStatus::take(&world.control_clients()).await.warnings(5000).join("; ");
         assert_eq!(
             warnings.contains("the servers of two cannot connect to their database"),

@@ -22,6 +22,7 @@ use crate::supervise;
 use crate::table::ResourceKind;
 pub(crate) use child::{Input, ProgramOutput, pass_bytes, pass_file, query_database, run};
 pub(crate) use model::has_copy;
+pub(crate) use process::interruption;
 
 /// One operation on one object, with its context.
 pub(crate) type Work<'a> = textnlp_keys::Work<'a, OnPrem>;

@@ -6,7 +6,7 @@ use rustix::process::{Pid, Signal};
 use serde_json::{Map, json};
 use sha2::{Digest, Sha256};
 use textnlp_keys::{Marker, SiteFolder, files};
-use textnlp_provider::{Error, ErrorKind, Handle, Progress, Result, Spec};
+use textnlp_provider::{Error, ErrorKind, FieldChange, Handle, Problem, Progress, Result, Spec, Wanted};
 
 use super::{Observation, ObservedObject, Supervisor, Work};
 use crate::lock;
@@ -188,6 +188,27 @@ fn unit(folder: &SiteFolder, spec: &ProcessSpec, operation: u64, lineage: &str) 
     }
 }
 
+/// The fields whose change restarts a program, except its configuration: see [`unit`].
+const RESTARTS: [&str; 4] = ["program", "program_sha256", "arguments", "inputs"];
+
+/// See [`textnlp_provider::Provider::interruption`]. Replicas of one group restart one after the other; the spec may have
+/// references to outputs, so it is read by its fields.
+pub(crate) fn interruption(wanted: &Wanted, changes: &[FieldChange], among: &[Wanted]) -> Option<Problem> {
+    let group = wanted.spec.get("group").filter(|group| !group.is_null())?;
+    let reloads = wanted.spec.get("on_config").and_then(serde_json::Value::as_str) == Some("reload");
+    let restarts = |change: &FieldChange| {
+        let field = change.field.split('.').next().unwrap_or_default();
+        RESTARTS.contains(&field) || (!reloads && ["config", "config_sha256"].contains(&field))
+    };
+    let replicas = among.iter().filter(|one| one.kind == wanted.kind && one.spec.get("group") == Some(group)).count();
+    if replicas > 1 || !changes.iter().any(restarts) {
+        return None;
+    }
+    let cause = "it is the only replica: requests fail while it restarts";
+    let fix = "to serve without an interruption, set `scaling.min: 2`: replicas restart one after the other";
+    Some(Problem::warning(wanted.id.as_str(), cause, fix))
+}
+
 fn is_current(seen: &UnitStatus, wanted: &Unit) -> bool {
     seen.spec_digest.as_ref() == Some(&wanted.spec_digest) && seen.reload_digest == wanted.reload_digest
 }
@@ -296,6 +317,33 @@ mod tests {
             assert_ne!(digests(case), before);
         }
         assert_eq!(digests(|spec| spec["stop_grace_ms"] = json!(2)), before);
+    }
+
+    #[test]
+    fn restart_of_the_only_replica_interrupts_requests() {
+        use textnlp_provider::{Effect, KindName, Ownership, ResourceId, SiteName};
+        let replica = |number: usize, group: Option<&str>| Wanted {
+            id: ResourceId::new(format!("here/server/replica-{number}")).unwrap(),
+            kind: KindName::new("onprem.process").unwrap(),
+            site: SiteName::new("here").unwrap(),
+            via: None,
+            spec: Spec::of(&json!({ "on_config": "restart", "group": group })),
+            needs: Vec::new(),
+            ownership: Ownership::Ours,
+            protected: false,
+        };
+        let change =
+            |field: &str| [FieldChange { field: field.to_owned(), before: None, after: None, effect: Effect::InPlace }];
+        let (server, gateway) = (replica(0, Some("server")), replica(9, None));
+        let alone = [server.clone(), gateway.clone()];
+        for field in ["config_sha256", "program_sha256", "inputs.model-tiny"] {
+            let found = interruption(&server, &change(field), &alone).unwrap();
+            assert!(found.warning && found.fix.contains("scaling.min"), "{found}");
+        }
+        assert_eq!(interruption(&server, &change("stop_grace_ms"), &alone), None, "it does not restart");
+        let two = [server.clone(), replica(1, Some("server"))];
+        assert_eq!(interruption(&server, &change("config_sha256"), &two), None, "the other one serves");
+        assert_eq!(interruption(&gateway, &change("inputs.listen"), &alone), None, "its sockets are kept");
     }
 
     #[test]
