@@ -197,6 +197,17 @@ fn orchestrator_services_neither_print_nor_prompt() {
     assert_eq!(found, Vec::<String>::new());
 }
 
+/// Without the flags of the last `up`, these would be about other settings than those that run: `Scope::last` has them.
+#[test]
+fn hints_about_settings_have_the_flags_of_the_last_up() {
+    let verbs = ["up\"", "up ", "plan\"", "plan ", "gate\"", "gate ", "load ", "baseline record", "baseline compare"];
+    let forms = ["command(\"", "command(&format!(\""];
+    let banned: Vec<String> = verbs.iter().flat_map(|verb| forms.map(|form| format!("{form}{verb}"))).collect();
+    for folder in ["orchestrator/service/src", "cli/src"] {
+        assert_eq!(named_in(&root().join(folder), &banned, |_| false), Vec::<String>::new());
+    }
+}
+
 /// Evidence, keys and settings outlive a crash of the machine; what backups are made and verified in, and the clones of
 /// drills, do not have to.
 #[test]

@@ -36,7 +36,7 @@ async fn record(session: &Session, args: &BaselineRecord, console: Console) -> R
     let (deployment, running) = running_of(session, console).await?;
     let chosen = &deployment.chosen;
     let (scope, folder) = (&chosen.scope, &chosen.scope.folder);
-    let again = scope.command("baseline record");
+    let again = scope.last("baseline record");
     let mut recorded = match Recorded::read(folder) {
         Ok(recorded) => recorded,
         Err(_) if args.replace => Recorded::default(),
@@ -81,7 +81,7 @@ async fn compare(session: &Session, console: Console) -> Result<Success, Failure
     let (deployment, running) = running_of(session, console).await?;
     let chosen = &deployment.chosen;
     let (scope, folder) = (&chosen.scope, &chosen.scope.folder);
-    let record = scope.command("baseline record");
+    let record = scope.last("baseline record");
     let mut recorded = Recorded::read(folder).map_err(|why| unverified(why, &record))?;
     let Some(before) = recorded.speed.clone() else {
         let error = anyhow::anyhow!("{} has no baseline of the speed", scope.name);
@@ -127,7 +127,7 @@ async fn compare(session: &Session, console: Console) -> Result<Success, Failure
 fn show(session: &Session, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(console)?;
     let scope = &chosen.scope;
-    let recorded = Recorded::read(&scope.folder).map_err(|why| unverified(why, &scope.command("baseline record")))?;
+    let recorded = Recorded::read(&scope.folder).map_err(|why| unverified(why, &scope.last("baseline record")))?;
     Ok(Success::new(text(&recorded), json!({ "environment": scope.name, "baseline": document(&recorded) })))
 }
 

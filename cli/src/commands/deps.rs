@@ -120,7 +120,7 @@ async fn update(session: &Session, args: &DepsUpdate, console: Console) -> Resul
     let loading = (&session.library, &overrides, &catalogue);
     let changed = progress.done(updates::apply(&chosen, &own, &here, loading, &progress).await)?;
     let written = changed.file.iter().chain(&changed.lock).map(|file| format!("wrote {file}"));
-    let (plan, up) = (chosen.scope.same("plan"), chosen.scope.same("up"));
+    let (plan, up) = (chosen.scope.of_lock("plan"), chosen.scope.up_of_lock());
     let text = format!("{}\nTo see what changes: {plan}\nTo deploy it: {up}", written.collect::<Vec<_>>().join("\n"));
     (document["changed"], document["next"]) = (json!(changed), json!(up));
     Ok(end(text, document))

@@ -37,6 +37,14 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
                 }))
                 .await?;
             let scopes = if scopes.is_empty() { "* (everything but admin)".to_owned() } else { scopes.join(", ") };
+            // Servers of earlier versions do not say it.
+            let same: Vec<&str> =
+                made["same_name"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            if !same.is_empty() {
+                let revoke = chosen.scope.command(&format!("key revoke {}", same[0]));
+                let (valid, ids) = (counted(same.len(), "valid key"), same.join(", "));
+                console.warn(format!("the tenant has {valid} of this name already: {ids}; to revoke one: {revoke}"));
+            }
             console.say(format!("Scopes: {scopes}. This is the only time that the key is shown."));
             shown_once(&chosen.scope, made, console)
         }

@@ -164,7 +164,7 @@ fn policy(
     let text = match policies {
         [] => {
             let error = anyhow::anyhow!("the providers of this plan have no policies");
-            let hint = format!("list the permissions it needs: {} -o json", scope.command("plan"));
+            let hint = format!("list the permissions it needs: {} -o json", scope.same("plan"));
             return Err(Failure::new(Exit::Usage, "no_policies", error).hint(hint));
         }
         [one] if folder.is_none() => one.document.text.trim_end().to_owned(),

@@ -168,7 +168,7 @@ async fn own_key(
         let text = format!(
             "Replaced {says}: {new}\nOlder backups: `restore FILE --signed-by {old}`, if you know that the file is yours\n\
              Measure the gate again: {}",
-            scope.command("gate")
+            scope.last("gate")
         );
         Ok(Success::new(text, json!({ "rotated": [name_of(what)], "old": old, "new": new })))
     };
@@ -216,7 +216,7 @@ pub async fn rotate(
     };
     if let Some(resource) = left.first() {
         let error = anyhow::anyhow!("`{resource}` was not rotated");
-        let failure = Failure::refused("not_rotated", error).hint(deployment.chosen.scope.command("plan"));
+        let failure = Failure::refused("not_rotated", error).hint(deployment.chosen.scope.last("plan"));
         return Err(went_up.err().unwrap_or(failure));
     }
     let ended = last().await;

@@ -400,7 +400,7 @@ pub(crate) fn checks(
         counts && speed.origin.lineage == running.lineage && speed.origin.release == release
     };
     let compared = baseline.compared.as_ref().filter(current);
-    let (record, compare) = (scope.command("baseline record"), scope.command("baseline compare"));
+    let (record, compare) = (scope.last("baseline record"), scope.last("baseline compare"));
     let definition = PhaseDefinition::of(environment.phase);
     let mut checks = Vec::new();
     let speeds = match (&baseline.speed, compared) {

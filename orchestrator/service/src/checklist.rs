@@ -558,7 +558,7 @@ async fn readiness(
         false => checks.well("alert receivers", receivers.join(", ")),
         true => checks.problem("alert receivers", "none is set", "set `monitoring.receivers`, then run `up`"),
     }
-    let record = scope.command("baseline record");
+    let record = scope.last("baseline record");
     match Baseline::read(&scope.folder) {
         Ok(Baseline { cost: Some(cost), speed: Some(speed), .. }) => {
             let at = |at: Timestamp| at.strftime("%Y-%m-%d").to_string();

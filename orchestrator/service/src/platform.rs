@@ -59,9 +59,14 @@ impl Scope {
 
     /// The `up` of a lock that another command changed: the program of the last `up` is that of another release.
     pub fn up_of_lock(&self) -> String {
+        self.of_lock("up")
+    }
+
+    /// The same for another command: `plan`.
+    pub fn of_lock(&self, verb: &str) -> String {
         let mut last = settings::last_flags(&self.folder);
         last.changes.retain(|(flag, _)| flag != "--server");
-        self.beside(last).same("up", &self.name)
+        self.beside(last).same(verb, &self.name)
     }
 
     /// A command with the flags of the last `up`: without them it would be about other settings than those that run.

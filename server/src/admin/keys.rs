@@ -102,8 +102,18 @@ pub async fn keys(config: &Config, command: &str) -> Result<Value, KeysError> {
         Some("create") => {
             let new = key::NewKey::generate().map_err(|_| KeysError::Random)?;
             let wanted = wanted(fields, &new.public_id, &key::digest(&new.text))?;
+            // Two keys of one name are allowed, such as while clients change to the new one.
+            let same: Vec<String> = match fields.contains_key("name") {
+                true => {
+                    let others = store.keys().await?.into_iter().filter(|other| is_same(other, &wanted));
+                    others.map(|other| other.public_id).collect()
+                }
+                false => Vec::new(),
+            };
             keys.put(&wanted).await?;
-            shown(&wanted, Some(&new.text))
+            let mut answer = shown(&wanted, Some(&new.text));
+            answer["same_name"] = json!(same);
+            answer
         }
         Some("put") => {
             let wanted = wanted(fields, &public_id()?, &digest(text("sha256").unwrap_or_default())?)?;
@@ -343,6 +353,12 @@ fn expires_at(fields: &serde_json::Map<String, Value>) -> Result<Option<i64>, Ke
         return wrong(format!("a key expires within {} days", key::MAX_EXPIRY_DAYS), hint);
     }
     Ok(Some(end))
+}
+
+/// Whether another key that is valid has the name of a new one.
+fn is_same(other: &ApiKey, new: &ApiKey) -> bool {
+    let is_valid = other.revoked_at.is_none() && other.expires_at.is_none_or(|end| end > now_ms());
+    is_valid && (&other.tenant, &other.name) == (&new.tenant, &new.name)
 }
 
 fn shown(key: &ApiKey, text: Option<&str>) -> Value {

@@ -128,6 +128,13 @@ async fn key_that_is_to_expire_ends_then_and_never_later() {
     for name in ["", " ", "a\nb", "x".repeat(201).as_str()] {
         assert!(keys(&site.config, &json!({ "do": "create", "name": name }).to_string()).await.is_err(), "{name:?}");
     }
+    let named = async |name: &str, more: &str| {
+        let command = format!("{{ \"do\": \"create\", \"name\": \"{name}\"{more} }}");
+        keys(&site.config, &command).await.unwrap()
+    };
+    let (first, other) = (named("ci", "").await, named("ci", ", \"tenant\": \"acme\"").await);
+    assert_eq!((&first["same_name"], &other["same_name"]), (&json!([]), &json!([])), "tenants have their own names");
+    assert_eq!(named("ci", "").await["same_name"], json!([first["public_id"]]));
     assert_eq!(expire(json!({ "expires_at": 1000 })).await.unwrap()["expires_at"], 1000);
     assert_eq!(site.post("/v1/generate", short()).await.status, 401);
 }

@@ -71,7 +71,8 @@ async fn restore(
     if changed {
         console.say("Files that it extends are not changed. Commit the file to keep it.");
     }
-    let (plan, up) = (session.again().same("plan", &name), session.again().same("up", &name));
+    let scope = session.scope(name.clone())?;
+    let (plan, up) = (scope.last("plan"), scope.last_up());
     let text = match changed {
         true => {
             format!("wrote {}: commit {}\nTo see what changes: {plan}\nTo deploy it: {up}", file.path, &id[..12])

@@ -109,7 +109,7 @@ pub async fn repair(session: &Session, args: &Repair, console: Console) -> Resul
     let mut document = document;
     document["mended"] = json!(found.len() - left.len());
     document["findings"] = json!(left);
-    let text = format!("{} repaired. To check the result: {}", found.len() - left.len(), chosen.scope.command("plan"));
+    let text = format!("{} repaired. To check the result: {}", found.len() - left.len(), chosen.scope.last("plan"));
     Ok(Success::new(text, document))
 }
 

@@ -114,7 +114,7 @@ pub async fn import(session: &Session, args: &Import, console: Console) -> Resul
     let text = format!(
         "{} recorded. To show differences from the environment: {}",
         proposals.len(),
-        deployment.chosen.scope.command("plan")
+        deployment.chosen.scope.last("plan")
     );
     Ok(Success::new(text, document))
 }

@@ -117,7 +117,7 @@ pub(crate) async fn gather(
                     let error = anyhow::anyhow!(
                         "the PostgreSQL server of site `{site}` is not running, and a backup needs a running server"
                     );
-                    return Err(Failure::usage("not_up", error).hint(again.command("up", name)));
+                    return Err(Failure::usage("not_up", error).hint(scope.last_up()));
                 };
                 Some(dump(site, &config, path, within).await?)
             }
@@ -145,7 +145,7 @@ pub(crate) async fn gather(
     }
     if left_out && !has_outside {
         let error = anyhow::anyhow!("no site is running, and a backup reads PostgreSQL through a running site");
-        return Err(Failure::usage("not_up", error).hint(again.command("up", name)));
+        return Err(Failure::usage("not_up", error).hint(scope.last_up()));
     }
     store.unlock(lock).await.map_err(|error| state_failed(error, again, name))?;
     // If there are several sites, use the one that was primary. Another one may still have keys that were revoked.
@@ -177,7 +177,7 @@ pub(crate) async fn gather(
         notes.push("there is no database in it: the service never ran, or `down` removed its database".to_owned());
     }
     if !settings::provisioned_file(folder).is_file() {
-        notes.push(format!("the environment file is not in it; the next `{}` records it", again.command("up", name)));
+        notes.push(format!("the environment file is not in it; the next `{}` records it", scope.last_up()));
     }
     let manifest = Manifest {
         kind: "textnlp-backup".to_owned(),

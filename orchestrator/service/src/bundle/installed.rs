@@ -52,7 +52,7 @@ pub(crate) async fn checks(library: &Library, deployment: &Deployment, audit: &A
     let ChosenEnvironment { scope, .. } = &deployment.chosen;
     let root = root(library, deployment);
     // With a copy of the advisory database; a newer bundle has one, too.
-    let refresh = scope.command("gate --advisories DIR");
+    let refresh = scope.last("gate --advisories DIR");
     let both = tokio::task::block_in_place(|| [content(&root), vulnerable(&root, audit, &refresh)]);
     let mut checks: Vec<Check> = both.into();
     let mut pids = Vec::new();

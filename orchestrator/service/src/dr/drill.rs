@@ -147,7 +147,7 @@ fn allowed(sites: &Sites, request: &Request<'_>, is_live: bool) -> Result<(), Fa
     if environment.dr.mode == Failover::None {
         let error = anyhow::anyhow!("environment {name} has `dr.mode: none`: no site would take over");
         return Err(Failure::usage("no_failover", error)
-            .hint(format!("set `dr: {{ mode: automatic }}` or `manual`, then: {}", sites.scope().command("up"))));
+            .hint(format!("set `dr: {{ mode: automatic }}` or `manual`, then: {}", sites.scope().last_up())));
     }
     if let Some(typed) = live.filter(|typed| *typed != name.as_str()) {
         let error = anyhow::anyhow!("--live names {typed}, but the environment is {name}");

@@ -33,17 +33,21 @@ fn refused(refusal: FailoverRefusal, sites: &Sites) -> Failure {
     let (exit, code, hint) = match refusal {
         FailoverRefusal::Journal(error) => return sites.journal_failed(error),
         FailoverRefusal::Unknown { .. } => (Exit::Usage, "no_such_site", status),
-        FailoverRefusal::NotThere { .. } => {
-            (Exit::Refused, "site_not_there", format!("start it ({}), or choose another site: {status}", command("up")))
-        }
+        FailoverRefusal::NotThere { .. } => (
+            Exit::Refused,
+            "site_not_there",
+            format!("start it ({}), or choose another site: {status}", sites.scope().last_up()),
+        ),
         FailoverRefusal::NotMember { .. } | FailoverRefusal::NotFit { .. } | FailoverRefusal::Behind { .. } => (
             Exit::Refused,
             "not_caught_up",
             format!("choose a site that is in sync, or wait until this one is: {status}"),
         ),
-        FailoverRefusal::Witness(_) => {
-            (Exit::Refused, "no_witness", format!("start the witness first: {}", command("up --site witness")))
-        }
+        FailoverRefusal::Witness(_) => (
+            Exit::Refused,
+            "no_witness",
+            format!("start the witness first: {}", sites.scope().last("up --site witness")),
+        ),
         FailoverRefusal::Grace { left_ms, .. } => {
             (Exit::Refused, "grace", format!("retry in {:.1} s", left_ms as f64 / 1000.0 + 0.1))
         }

@@ -99,7 +99,7 @@ pub(super) async fn checks(
     // `down` ends what was measured before it.
     let counts_at = |at: jiff::Timestamp| state.removal().is_none_or(|removal| at > removal);
     let gates = &environment.gates;
-    let load = |more: &str| scope.command(&format!("load {more}"));
+    let load = |more: &str| scope.last(&format!("load {more}"));
     let mut checks = Vec::new();
 
     let sessions = shown.sessions.filter(|kept| kept.is_of(running.lineage, &release) && counts_at(kept.at));

@@ -406,7 +406,7 @@ pub async fn measure(
     };
     if stop.is_cancelled() {
         let error = anyhow::anyhow!("stopped while the gate was measured; the service stays up");
-        return Err(Failure::new(Exit::Stopped, "stopped", error).hint(scope.command("gate")));
+        return Err(Failure::new(Exit::Stopped, "stopped", error).hint(scope.last("gate")));
     }
     if occasion != Occasion::WithinRun {
         keep(deployment, &kept, &state.heads()).await?;
@@ -449,7 +449,7 @@ pub fn stored(chosen: &ChosenEnvironment, state: &State) -> Result<Option<Stored
     let unverified = |why: String| format!("{file} is not verified: {why}");
     let Some(bytes) = read(&file).map_err(|error| unverified(error.to_string()))? else { return Ok(None) };
     signed::verify_own(folder, &file).map_err(|error| match error {
-        ReportError::Replaced => unverified(format!("{error}; measure again: `{}`", chosen.scope.command("gate"))),
+        ReportError::Replaced => unverified(format!("{error}; measure again: `{}`", chosen.scope.last("gate"))),
         error => unverified(error_chain(&error)),
     })?;
     let mut kept: StoredEvidence = serde_json::from_slice(&bytes).map_err(|error| unverified(error.to_string()))?;
