@@ -134,6 +134,7 @@ impl Findings {
 
     /// Names a field with its kinds.
     fn add(&mut self, name: String, kinds: Vec<&'static str>) {
+        let is_full = self.fields.len() >= MAX_NAMED;
         match self.fields.iter_mut().find(|(field, _)| *field == name) {
             Some((_, known)) => {
                 for kind in kinds {
@@ -142,8 +143,8 @@ impl Findings {
                     }
                 }
             }
-            None if self.fields.len() < MAX_NAMED => self.fields.push((name, kinds)),
-            None => {}
+            None if is_full => {}
+            None => self.fields.push((name, kinds)),
         }
     }
 }
