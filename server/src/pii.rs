@@ -2,6 +2,7 @@
 
 mod detect;
 
+use std::cmp::Reverse;
 use std::ops::Range;
 
 use serde_json::{Map, Value};
@@ -332,20 +333,21 @@ fn ranges(texts: &[&mut String], kinds: &[PiiKind]) -> Vec<(Range<usize>, PiiKin
     }
     let whole: String = texts.iter().map(|text| text.as_str()).collect();
     detect::find(&whole, kinds, |range, kind| found.push((range, kind)));
-    let (of_whole, mut start) = (found.len(), 0);
+    let mut start = 0;
     for text in texts {
-        detect::find(text, kinds, |range, kind| {
-            let range = start + range.start..start + range.end;
-            let known = &found[..of_whole];
-            let next = known.partition_point(|(one, _)| one.end <= range.start);
-            if known.get(next).is_none_or(|(one, _)| one.start >= range.end) {
-                found.push((range, kind));
-            }
-        });
+        detect::find(text, kinds, |range, kind| found.push((start + range.start..start + range.end, kind)));
         start += text.len();
     }
-    found.sort_by_key(|(range, _)| range.start);
-    found
+    // Of values that overlap all is hidden.
+    found.sort_by_key(|(range, _)| (range.start, Reverse(range.end)));
+    let mut values: Vec<(Range<usize>, PiiKind)> = Vec::new();
+    for (range, kind) in found {
+        match values.last_mut() {
+            Some((last, _)) if range.start < last.end => last.end = last.end.max(range.end),
+            _ => values.push((range, kind)),
+        }
+    }
+    values
 }
 
 #[cfg(test)]
@@ -426,6 +428,8 @@ mod tests {
             // Each is a value, and the digit after it does not hide it.
             (&["4111111111111111", "2 of them, 192.0.2.7"], &["[CARD]", "2 of them, [IP]"], 2),
             (&["ada@example.com", " and ", "bob@example.com"], &["[EMAIL]", " and ", "[EMAIL]"], 2),
+            // It begins in a value of both together, and ends behind it.
+            (&["write to ada@example.com", "bob.smith@private.org"], &["write to [EMAIL]", ""], 1),
             (&["1", "2"], &["1", "2"], 0),
             // Of one part with JSON, as of a text with JSON.
             (&[r#"{"card":4111111111111111}"#], &[r#"{"card":"[CARD]"}"#], 1),

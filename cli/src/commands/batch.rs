@@ -149,8 +149,11 @@ async fn wait(client: &Client, mut shown: Value, console: Console) -> Result<Suc
             }
             Err(failure) if failed + 1 >= MAX_FAILED_POLLS || is_refused(&failure) => {
                 progress.finish();
-                let again = format!("{} --wait", next(client, "show", &shown));
-                return Err(failure.or_hint(again).document(batch_document(&shown)));
+                let hint = match is_refused(&failure) {
+                    true => client.same("batch list"),
+                    false => format!("{} --wait", next(client, "show", &shown)),
+                };
+                return Err(failure.or_hint(hint).document(batch_document(&shown)));
             }
             Err(_) => failed += 1,
         }

@@ -289,12 +289,14 @@ impl Client {
 pub struct Refusal {
     status: u16,
     message: String,
+    /// Whether the body is that of a server: a proxy without one answers something else.
+    is_of_server: bool,
 }
 
 impl Refusal {
     /// Whether the same request is refused later too: the server runs and is not overloaded.
     pub fn is_final(&self) -> bool {
-        (400..500).contains(&self.status) && !matches!(self.status, 408 | 425 | 429)
+        self.is_of_server && (400..500).contains(&self.status) && !matches!(self.status, 408 | 425 | 429)
     }
 }
 
@@ -319,8 +321,9 @@ async fn accepted(response: reqwest::Response) -> Result<reqwest::Response, Fail
 /// The server's own error message.
 fn refusal(status: u16, body: &Value) -> Failure {
     let error = &body["error"];
-    let message = error["message"].as_str().unwrap_or("the server gave no reason");
-    let error_of_server = Refusal { status, message: message.to_owned() };
+    let own = error["message"].as_str();
+    let message = own.unwrap_or("the server gave no reason").to_owned();
+    let error_of_server = Refusal { status, message, is_of_server: own.is_some() };
     Failure::new(Exit::Failed, "refused_by_server", error_of_server).hinted(error["hint"].as_str().map(str::to_owned))
 }
 
@@ -412,7 +415,9 @@ mod tests {
 
     #[test]
     fn refusal_is_final_unless_the_server_is_down_or_overloaded() {
-        let is_final = |status| refusal(status, &json!({})).error.downcast_ref::<Refusal>().unwrap().is_final();
+        let of = |status, body: &Value| refusal(status, body).error.downcast_ref::<Refusal>().unwrap().is_final();
+        let is_final = |status| of(status, &json!({ "error": { "message": "no" } }));
+        assert!(!of(404, &Value::Null), "a proxy without a server");
         for (status, wanted) in
             [(400, true), (401, true), (404, true), (410, true), (408, false), (429, false), (502, false), (200, false)]
         {

@@ -34,7 +34,7 @@ impl SecretStore for NoSecrets {
 
 /// A cloud that generates secrets. Each is read from it when it is used, and stored nowhere. A cloud has the last version only: the one
 /// of a reference says whether what uses the secret is written again, and not which one is read. What was written with a newer one has
-/// an older reference, and the next plan writes it once more.
+/// an older reference, and where the version follows the secret the next plan writes it once more.
 #[async_trait]
 pub trait GeneratesSecrets: Send + Sync + 'static {
     /// The start of their names; the id of the object follows.

@@ -113,7 +113,7 @@ impl Failure {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             Some(rustls::Error::InvalidCertificate(problem)) => Self::Certificate(match problem {
                 CertificateError::UnknownIssuer => {
-                    "no authority that is trusted signed it; `network.private_ca` names others"
+                    "no authority that is trusted signed it; for an external Redis `network.private_ca` names others"
                 }
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                     "it is for another name than that of the address"
@@ -207,7 +207,7 @@ impl Redis {
                 let config = match (&settings.trust, &name) {
                     (RedisTrust::Public, _) => Ok(TrustRoots::public().client_config()),
                     (RedisTrust::PublicAnd(file), _) => {
-                        TrustRoots::public().with_file(file).map(|roots| roots.client_config())
+                        TrustRoots::public_and(Some(file.as_path())).map(|roots| roots.client_config())
                     }
                     // The certificate of an address may lack it.
                     (RedisTrust::Only(file), ServerName::IpAddress(_)) => TrustRoots::config_of_one_server(file),

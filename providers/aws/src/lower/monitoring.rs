@@ -48,8 +48,6 @@ enum Limit {
     Fixed(f64),
     /// The largest share of errors, in percent.
     ErrorRate,
-    /// The limit of the use of memory, in percent.
-    UsedMemory,
     /// What is left of the memory at the limit of its use, in bytes.
     FreeMemory,
     /// The same of the disk.
@@ -94,8 +92,7 @@ struct Rule {
 const ABOVE: &str = "GreaterThanThreshold";
 const BELOW: &str = "LessThanThreshold";
 /// Metrics of a cache are of its nodes (widdix/aws-cf-templates#571).
-const ELASTICACHE: &str =
-    "https://docs.aws.amazon.com/AmazonElastiCache/latest/dg/CacheMetrics.WhichShouldIMonitor.html";
+const ELASTICACHE: &str = "https://docs.aws.amazon.com/AmazonElastiCache/latest/dg/CacheMetrics.Redis.html";
 const RDS: &str = "https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/rds-metrics.html";
 
 /// Periods and thresholds without a setting are those that AWS recommends
@@ -240,7 +237,8 @@ const RULES: &[Rule] = &[
         missing: "missing",
         source: "https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_PostgreSQL.Replication.ReadReplicas.html",
     },
-    // Of the one thread that answers: the CPU of a node has other cores too.
+    // Of the one thread that answers: the CPU of a node has other cores too. For nodes with two of them, AWS advises the CPU of
+    // the node, which includes its other work.
     Rule {
         part: "cache-cpu",
         says: "A node of the cache has no CPU left",
@@ -254,23 +252,6 @@ const RULES: &[Rule] = &[
         comparison: ABOVE,
         limit: Limit::Fixed(90.0),
         lasting: Lasting::Minutes(5),
-        period: MINUTE,
-        missing: "missing",
-        source: ELASTICACHE,
-    },
-    Rule {
-        part: "cache-memory",
-        says: "The cache is nearly full: vectors make room for others",
-        shows: "Used memory of the cache, in percent",
-        watched: Watched::CacheNode,
-        namespace: "AWS/ElastiCache",
-        dimension: "CacheClusterId",
-        metrics: &[("m", "DatabaseMemoryUsagePercentage")],
-        statistic: "Average",
-        expression: None,
-        comparison: ABOVE,
-        limit: Limit::UsedMemory,
-        lasting: Lasting::Minutes(15),
         period: MINUTE,
         missing: "missing",
         source: ELASTICACHE,
@@ -506,7 +487,6 @@ impl Rule {
         Some(match self.limit {
             Limit::Fixed(limit) => limit,
             Limit::ErrorRate => (monitoring.service.error_rate * 10_000.0).round() / 100.0,
-            Limit::UsedMemory => f64::from(monitoring.limits.memory),
             Limit::FreeMemory => (f64::from(server?.memory_gib) * GIB * left(monitoring.limits.memory)).round(),
             Limit::FreeDisk => (server?.storage_gb as f64 * GIB * left(monitoring.limits.disk)).round(),
             Limit::Connections(percent) => (f64::from(server?.connections) * percent / 100.0).round(),

@@ -346,10 +346,9 @@ fn a_site_is_watched_from_its_network_to_its_database() {
             let metric = |part: &str| of(&format!("{part}-{node}"))["Metrics"][0]["MetricStat"]["Metric"].clone();
             let dimension = json!([{ "Name": "CacheClusterId", "Value": id }]);
             assert_eq!(metric("cache-cpu")["MetricName"], "EngineCPUUtilization");
-            assert_eq!(metric("cache-memory")["MetricName"], "DatabaseMemoryUsagePercentage");
-            assert_eq!(metric("cache-memory")["Dimensions"], dimension);
+            assert_eq!(metric("cache-cpu")["Dimensions"], dimension);
         }
-        assert_eq!((&of("cache-cpu-1")["Threshold"], &of("cache-memory-2")["Threshold"]), (&json!(90.0), &json!(80.0)));
+        assert_eq!(of("cache-cpu-1")["Threshold"], 90.0);
 
         let (wanted, recorded): (Vec<_>, Vec<_>) = made.iter().cloned().unzip();
         let scope = Scope {
@@ -362,7 +361,7 @@ fn a_site_is_watched_from_its_network_to_its_database() {
         let before = bench.simulator.requests().len();
         let observed = bench.provider.observe(&scope).await.unwrap();
         let calls = bench.simulator.requests().len() - before;
-        assert!(observed.len() == 22 && calls <= 100, "{calls} calls for {} objects", observed.len());
+        assert!(observed.len() == 20 && calls <= 100, "{calls} calls for {} objects", observed.len());
         for (one, recorded) in &made {
             assert!(drift(&bench, one, recorded).await.is_empty(), "{}", one.id);
         }
@@ -385,7 +384,7 @@ fn alarms_are_about_what_the_environment_creates() {
     assert_eq!(ids(&lowered(without(network), &disposable)), ["topic", "alarm-nat-ports-a", "overview"]);
     let cluster = Monitored { cluster: true, ..Monitored::default() };
     let cache = Monitored { cache: monitored(1).cache, ..Monitored::default() };
-    let nodes = ["alarm-cache-cpu-1", "alarm-cache-cpu-2", "alarm-cache-memory-1", "alarm-cache-memory-2"];
+    let nodes = ["alarm-cache-cpu-1", "alarm-cache-cpu-2"];
     let all = lowered(without(cache), &disposable);
     assert_eq!(ids(&all), [&["topic"][..], &nodes[..], &["overview"][..]].concat());
     let quiet = Monitoring { receivers: BTreeMap::new(), ..without(cluster) };

@@ -569,7 +569,6 @@ async fn whole_life(bench: Bench, zone: &str) {
     assert_eq!(bench.cloud.world().ids(), before);
 }
 
-/// The id of the object of a resource.
 /// The group of its endpoint and the zone of its name (Azure-Samples/msdocs-flask-postgresql-sample-app#68), and one address for all keys.
 fn the_redis_is_reached_as_azure_documents_it(bench: &Bench, records: &[Made]) {
     let sent = |id: &str| bench.cloud.world().get(&id_of(records, id)).unwrap()["properties"].clone();
@@ -583,6 +582,7 @@ fn the_redis_is_reached_as_azure_documents_it(bench: &Bench, records: &[Made]) {
     assert!(zone.ends_with("/privatednszones/privatelink.redis.azure.net"), "{zone}");
 }
 
+/// The id of the object of a resource.
 fn id_of(records: &[Made], id: &str) -> String {
     records.iter().find(|(one, _)| one.id.as_str() == id).unwrap().1.cloud_id.to_string()
 }

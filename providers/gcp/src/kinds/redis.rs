@@ -22,7 +22,7 @@ pub(crate) const AUTH_STRING: &str = "redis.googleapis.com/";
 pub(crate) const NO_READ_REPLICAS: &str = "READ_REPLICAS_DISABLED";
 
 /// Why an instance is not connected to the network by another component, and what to do.
-const MOVED: &str = "a managed database and a managed cache share the connection to the network, which moves with `database.hosting` and cannot be removed while the cache has an address in it. Set `cache.kind: memory` with the old `database.hosting`, and run `up`; then change `database.hosting`, and run `up`; then write the managed cache again. Only vectors are lost";
+const MOVED: &str = "a managed database and a managed cache share the connection to the network, which moves with `database.hosting` and cannot be removed while the cache has an address in it. Write `cache: { kind: memory }` in place of the managed cache, with the old `database.hosting`, and run `up`; then change `database.hosting`, and run `up`; then write the managed cache again. Only vectors are lost";
 
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: Kind {

@@ -582,7 +582,7 @@ async fn the_connection_of_a_cache_does_not_move(bench: &Bench, records: &[Made]
     for (wanted, recorded) in [(alone, recorded), (wanted, &of_alone)] {
         let found = refused(wanted, recorded);
         let [only] = found.as_slice() else { panic!("{found:?}") };
-        assert!(only.starts_with("connection: ") && only.contains("`cache.kind: memory`"), "{only}");
+        assert!(only.starts_with("connection: ") && only.contains("`cache: { kind: memory }`"), "{only}");
     }
 }
 

@@ -298,7 +298,7 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     ),
     rule(
         "the group of a private endpoint is one of its service: 400 with Invalid groupId",
-        Source::Report("MicrosoftDocs/azure-docs#66867"),
+        Source::Report("hashicorp/terraform-provider-azurerm#11778"),
     ),
     rule(
         "the network interface of a private endpoint, and its records in zones",

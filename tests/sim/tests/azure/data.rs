@@ -197,7 +197,7 @@ fn servers_fail_late_and_are_busy() {
     assert_eq!(offered["value"][0]["supportedServerVersions"].as_array().unwrap().len(), 0);
 }
 
-/// MicrosoftLearning/mslearn-azure-ai#200, Azure/bicep-types-az#1458, bsarkarlabs-stack/bff-demo#76, MicrosoftDocs/azure-docs#66867.
+/// MicrosoftLearning/mslearn-azure-ai#200, Azure/bicep-types-az#1458, bsarkarlabs-stack/bff-demo#76, hashicorp/terraform-provider-azurerm#11778.
 #[test]
 fn a_redis_has_one_database_whose_key_is_replaced() {
     let client = Client::quick();
