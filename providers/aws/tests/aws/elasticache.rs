@@ -92,11 +92,18 @@ fn the_last_replica_of_an_elasticache_group_goes_after_its_failover() {
         bed.make(&subnet_group()).await?;
         let wanted = cache(None);
         let made = bed.make(&wanted).await?;
+        let is_node = |node: &str, number: &str| made.outputs[node].as_str().unwrap().ends_with(number);
+        assert!(is_node("node_1", "-001") && is_node("node_2", "-002"), "{:?}", made.outputs);
         let mut spec: Value = wanted.spec.as_value().clone();
         (spec["replicas"], spec["multi_az"]) = (json!(0), json!(false));
         let wanted = Wanted { spec: Spec::of(&spec), ..wanted };
         let object = finish(&bench, &operation(Verb::Update, &wanted, Some(&made), 100)).await.unwrap();
         assert_eq!(object.spec.get("replicas"), Some(&json!(0)));
+        assert!(
+            object.outputs.contains_key("node_1") && !object.outputs.contains_key("node_2"),
+            "{:?}",
+            object.outputs
+        );
         Ok(())
     });
 }
