@@ -570,6 +570,9 @@ fn each_site_of_several_clouds_has_a_managed_cache_and_password_of_its_own() {
     let loaded = Library::built_in().load("multi-region-clouds", &overrides, &Catalogue::default()).unwrap();
     let environment = loaded.environment;
     let of_sites = components(&environment, &Release::resolve(&environment, &artifacts()));
+    // The witness has none.
+    let of_sites = of_sites.into_iter().filter(|(_, parts)| parts.iter().any(|part| part.name.as_str() == "server"));
+    let of_sites: Vec<_> = of_sites.collect();
     assert_eq!(of_sites.len(), 3);
     for (site, parts) in of_sites {
         let part = |name: &str| json!(parts.iter().find(|part| part.name.as_str() == name).unwrap().part);
