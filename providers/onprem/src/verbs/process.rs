@@ -188,7 +188,7 @@ fn unit(folder: &SiteFolder, spec: &ProcessSpec, operation: u64, lineage: &str) 
     }
 }
 
-/// The fields whose change restarts a program, except its configuration: see [`unit`].
+/// The fields whose change restarts a program, except its configuration: see [`unit()`].
 const RESTARTS: [&str; 4] = ["program", "program_sha256", "arguments", "inputs"];
 
 /// See [`textnlp_provider::Provider::interruption`]. Replicas of one group restart one after the other; the spec may have
