@@ -211,6 +211,11 @@ pub fn catalogue() -> Catalogue {
     }
 }
 
+/// Whether a provider is a cloud, where a site needs nothing before it.
+pub fn is_cloud(provider: &str) -> bool {
+    row(provider).is_ok_and(|row| row.assumed.is_some())
+}
+
 /// Gives each site without an account the one that its provider's row assumes. Returns those sites with their accounts.
 pub fn assume_accounts(environment: &mut Environment) -> Vec<(SiteName, &'static str)> {
     let without = environment.sites.iter_mut().filter(|site| site.account.is_none());

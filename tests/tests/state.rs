@@ -197,6 +197,8 @@ fn lost_state_is_recovered_and_a_damaged_one_repaired() {
     let empty = json!({ "format": 1, "lineage": "00000000-0000-4000-8000-000000000000", "environment": "development", "sites": {} });
     std::fs::write(state.join("lineage.json"), empty.to_string()).unwrap();
     run(&sandbox, &["state", "import"]).expect(2);
+    let unknown = run(&sandbox, &["state", "import", "--lineage", "00000000-0000-4000-8000-000000000001"]).expect(4);
+    assert!(unknown.err.contains("no object of deployment 00000000-"), "{}", unknown.err);
     let looked = run(&sandbox, &["state", "import", "--lineage", &lineage, "-o", "json"]).expect(4).json();
     let proposed = looked["proposals"].as_array().unwrap().len();
     assert!(proposed > 3, "{looked:#}");

@@ -52,6 +52,9 @@ pub async fn run(
     if let Some(lost) = lost_state(&state, scope) {
         return Err(lost);
     }
+    if let Some(elsewhere) = deployment::recorded_elsewhere(session, &deployment.chosen, &state, console).await {
+        return Err(elsewhere);
+    }
     let local = Folder::at(scope.folder.clone());
     local.free_reserve();
     let ask = RunOptions { purpose: Purpose::Down, delete_data, ..RunOptions::UP };

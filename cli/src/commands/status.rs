@@ -27,7 +27,11 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     let status = status.or_down(state.is_down());
     let name = &deployment.chosen.scope.name;
     if status.resources.is_empty() && status.open.is_empty() && status.unfinished.is_empty() {
-        if let Some(lost) = lost_state(&state, &deployment.chosen.scope) {
+        let lost = match lost_state(&state, &deployment.chosen.scope) {
+            None => deployment::recorded_elsewhere(session, &deployment.chosen, &state, console).await,
+            lost => lost,
+        };
+        if let Some(lost) = lost {
             return Err(lost.document(serde_json::to_value(&status)?));
         }
         let text = format!("{name} is not deployed. To deploy it: {}", deployment.chosen.scope.last_up());

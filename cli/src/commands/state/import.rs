@@ -76,6 +76,14 @@ pub async fn import(session: &Session, args: &Import, console: Console) -> Resul
         document["left"] = json!(left);
     }
     let left_text = told_left(&left);
+    // An unknown lineage would otherwise read as one whose objects are all recorded.
+    if proposals.is_empty() && left.is_empty() && !state.has_records() {
+        let places: Vec<String> = deployment.places().values().map(ToString::to_string).collect();
+        let error = anyhow::anyhow!("no object of deployment {} was found at {}", facts.lineage, places.join("; "));
+        let hint =
+            format!("{} names the deployment of the objects that exist", deployment.chosen.scope.command("status"));
+        return Err(Failure::refused("nothing_to_import", error).hint(hint).document(document));
+    }
     if proposals.is_empty() {
         let text = match &file {
             Some(file) => {

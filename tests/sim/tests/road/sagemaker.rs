@@ -57,6 +57,12 @@ fn an_endpoint_of_sagemaker_is_made_answers_changes_and_is_removed_with_everythi
         (Some(true), Some(0)),
         "{status:#}"
     );
+    // Another folder has no records: nothing claims there that nothing is deployed.
+    let lineage = status["lineage"].as_str().unwrap();
+    for verb in [&["status"][..], &["down", "--yes"]] {
+        let refused = run(&[verb, &["--state-dir", "other"]].concat()).expect(4);
+        assert!(refused.err.contains(&format!("state import --lineage {lineage}")), "{verb:?}: {refused:?}");
+    }
     let text = follower.run(follower.printed("textnlp-deploy generate")).expect(0);
     assert!(!text.out.trim().is_empty(), "{text:?}");
     assert_eq!(run(&["health", "-o", "json"]).expect(0).json()["health"]["status"], "ok");
