@@ -212,3 +212,17 @@ fn oversized_prompts_and_non_utf8_input_are_refused_by_the_cli() {
     let binary = textnlp_tests::said(command.output().unwrap()).expect(2);
     assert!(binary.err.contains("not UTF-8"), "{}", binary.err);
 }
+
+#[test]
+fn a_used_up_limit_of_the_first_key_or_few_tokens_do_not_fail_an_up() {
+    let sandbox = Sandbox::new("used-up");
+    let sets =
+        ["server.security.api_keys_enabled=true", "server.security.rate_limit=3/hour", "server.api.max_tokens=8"];
+    let mut args = vec!["up", "--env", "development", "--yes", "--no-gate", "-o", "json"];
+    args.extend(sets.iter().flat_map(|set| ["--set", set]));
+    let first = sandbox.run(&args).expect(0).json();
+    assert!(first["text"].is_string(), "{first:#}");
+    let later = (0..4).map(|_| sandbox.run(&args).expect(0)).find(|said| said.json()["text"].is_null());
+    let later = later.expect("three requests an hour are used up");
+    assert!(later.err.contains("no first text was generated"), "{later:?}");
+}

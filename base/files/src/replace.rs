@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+
 use crate::error::{Error, Result};
 use crate::output::Destination;
 
@@ -25,12 +28,13 @@ pub struct Replace {
     exact: bool,
     sync: bool,
     sole_writer: bool,
+    only_new: bool,
 }
 
 impl Replace {
     /// With exactly these permission bits, whatever the umask.
     pub const fn mode(mode: u32) -> Self {
-        Self { mode, exact: true, sync: true, sole_writer: false }
+        Self { mode, exact: true, sync: true, sole_writer: false, only_new: false }
     }
 
     /// Readable and writable by its owner alone.
@@ -53,6 +57,12 @@ impl Replace {
     /// a write replaces what a killed process left. Without this, the name is unique and concurrent writers do not disturb one another.
     pub const fn sole_writer(mut self) -> Self {
         self.sole_writer = true;
+        self
+    }
+
+    /// Replaces nothing: something at the path, even a link to nothing, is the error [`io::ErrorKind::AlreadyExists`].
+    pub const fn only_new(mut self) -> Self {
+        self.only_new = true;
         self
     }
 
@@ -123,7 +133,7 @@ impl Replace {
                 if self.sync {
                     file.sync_all()?;
                 }
-                fs::rename(&temporary, path)
+                if self.only_new { rename_new(&temporary, path) } else { fs::rename(&temporary, path) }
             };
             finish().map_err(Error::at("write", path))?;
             Ok(value)
@@ -165,6 +175,18 @@ pub fn sync_folder(folder: impl AsRef<Path>) -> Result<()> {
     let folder = folder.as_ref();
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     File::open(folder).and_then(|opened| opened.sync_all()).map_err(Error::at("sync folder", folder))
+}
+
+/// Renames a file to a path where nothing is.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // The file system, such as NFS, has no such rename.
+        Err(Errno::INVAL) => {
+            fs::hard_link(from, to)?;
+            fs::remove_file(from)
+        }
+        renamed => renamed.map_err(io::Error::from),
+    }
 }
 
 fn remove(path: &Path) -> io::Result<()> {
@@ -244,6 +266,20 @@ mod tests {
         assert!(fs::symlink_metadata(&path).unwrap().is_file());
         assert_eq!((fs::read(&path).unwrap(), fs::read(&target).unwrap()), (b"new".to_vec(), b"untouched".to_vec()));
         assert_eq!(names(folder.path()), ["a", "target"]);
+    }
+
+    #[test]
+    fn what_is_only_new_leaves_a_file_and_a_dangling_link_as_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, link) = (folder.path().join("a"), folder.path().join("link"));
+        Replace::umask().only_new().write(&path, b"first").unwrap();
+        symlink("nowhere", &link).unwrap();
+        for there in [&path, &link] {
+            let error = Replace::umask().only_new().write(there, b"second").unwrap_err();
+            assert_eq!(error.source.kind(), io::ErrorKind::AlreadyExists, "{error}");
+        }
+        assert_eq!(fs::read(&path).unwrap(), b"first");
+        assert_eq!(names(folder.path()), ["a", "link"]);
     }
 
     #[test]

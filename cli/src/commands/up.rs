@@ -8,7 +8,7 @@ use textnlp_orchestrator::run::{Run, RunError, RunOptions, RunOutcome, run_phase
 use textnlp_orchestrator::state::Entry;
 use textnlp_service::backup::{backup_status, key, settings};
 use textnlp_service::bundle::installed;
-use textnlp_service::client::{Client, Target, completed};
+use textnlp_service::client::{Client, Refusal, Target, completed};
 use textnlp_service::gate::{Occasion, order};
 use textnlp_service::running::{self, RunningEnvironment};
 use textnlp_service::up::{incomplete, prepare, record, shut};
@@ -26,6 +26,9 @@ use crate::stores;
 
 /// The start of the first text, in the domain of the embedded model.
 const PROMPT: &str = "Mira walked to the harbour";
+
+/// Tokens of the first text.
+const FIRST_TOKENS: u32 = 120;
 
 /// `up`.
 pub async fn up(session: &Session, args: &Up, console: Console) -> Result<Success, Failure> {
@@ -75,7 +78,15 @@ pub async fn run(session: &Session, args: &Up, saved: Option<&Plan>, console: Co
     document["key_file"] = reach::path_or_null(running.key_file.as_ref());
     let prompt = args.prompt.as_deref().unwrap_or(PROMPT);
     let is_changed = arrival.recovered > 0 || arrival.plan.as_ref().is_some_and(Plan::has_changes);
-    let spoken = first_text(&deployment, prompt, is_changed, console).await?;
+    let spoken = match first_text(&deployment, prompt, is_changed, console).await {
+        // What clients have used says nothing about what runs.
+        Err(failure) if failure.error.downcast_ref::<Refusal>().is_some_and(Refusal::is_limit) => {
+            console.stream("\n");
+            console.warn(format!("no first text was generated: {:#}", failure.error));
+            None
+        }
+        spoken => spoken?,
+    };
     document["text"] = json!(spoken);
 
     let environment = &deployment.chosen.loaded.environment;
@@ -229,7 +240,8 @@ async fn first_text(
 ) -> Result<Option<String>, Failure> {
     let environment = &deployment.chosen.loaded.environment;
     let client = Client::new(Target::of(&deployment.chosen.scope, Some(environment)).await?)?;
-    let body = json!({ "prompt": prompt, "max_tokens": 120, "temperature": 0.6, "seed": 7 });
+    let max_tokens = environment.server.api.max_tokens.min(FIRST_TOKENS);
+    let body = json!({ "prompt": prompt, "max_tokens": max_tokens, "temperature": 0.6, "seed": 7 });
     if client.is_invoked() {
         let answer = completed(&client, &body).await?;
         let output = answer["text"].as_str().unwrap_or_default().to_owned();

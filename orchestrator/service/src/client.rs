@@ -298,6 +298,11 @@ impl Refusal {
     pub fn is_final(&self) -> bool {
         self.is_of_server && (400..500).contains(&self.status) && !matches!(self.status, 408 | 425 | 429)
     }
+
+    /// Whether a limit of the key is used up: the server runs, and nothing is wrong with the request.
+    pub fn is_limit(&self) -> bool {
+        self.is_of_server && self.status == 429
+    }
 }
 
 impl fmt::Display for Refusal {
@@ -423,6 +428,8 @@ mod tests {
         {
             assert_eq!(is_final(status), wanted, "{status}");
         }
+        let is_limit = |body| refusal(429, &body).error.downcast_ref::<Refusal>().unwrap().is_limit();
+        assert!(is_limit(json!({ "error": { "message": "used up" } })) && !is_limit(Value::Null));
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! Writes environment files: copies of the built-in ones, a new file that extends another, and migrated older files.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
+use textnlp_files::Replace;
 use textnlp_provider::EnvironmentName;
 
 use super::library::{BUILT_IN, Library, Source};
@@ -91,8 +91,7 @@ fn create(path: &Utf8Path, text: &str) -> Result<(), AuthorError> {
         std::io::ErrorKind::AlreadyExists => AuthorError::Exists { path: path.to_owned() },
         _ => AuthorError::Write { path: path.to_owned(), source },
     };
-    let mut file = std::fs::File::create_new(path).map_err(failed)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)
+    Replace::umask().only_new().write(path, text.as_bytes()).map_err(|error| failed(error.source))
 }
 
 /// A migrated file.
