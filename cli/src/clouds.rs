@@ -161,7 +161,7 @@ const AZURE: Row = Row { name: "azure", about: "Microsoft Azure: AKS", missing: 
 const MISSING: Row = Row {
     name: "",
     about: "",
-    capabilities: Capabilities { runtimes: &[], site_records: None, names_balancers: false },
+    capabilities: Capabilities { runtimes: &[], site_records: None, names_balancers: false, forms: &[] },
     missing: Some("build it with its feature"),
     assumed: None,
     is_this_machine: false,

@@ -6,7 +6,7 @@ use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::settings::{
     CacheKind, DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
 };
-use textnlp_provider::{Component, Site};
+use textnlp_provider::{Component, Form, Site};
 
 use crate::lower::{DISKS, SYSTEM, addon, bucket_identity, endpoint, node_autoscaler};
 use crate::tables::machines::NODES;
@@ -20,7 +20,54 @@ pub const CAPABILITIES: Capabilities = Capabilities {
     ],
     site_records: Some(SiteRecords { notices_after: endpoint::NOTICES_AFTER, takes_names: true }),
     names_balancers: true,
+    forms: &[
+        (Form::ACCOUNT, Form { fits: is_account, says: "an account is 12 digits in quotes, such as \"123456789012\"" }),
+        (Form::REGION, Form { fits: is_region, says: "a region is like `eu-central-1`: `aws ec2 describe-regions`" }),
+        (
+            Form::ROLE,
+            Form {
+                fits: |id| is_of_iam(id, "role/"),
+                says: "a role is its ARN, such as `arn:aws:iam::123456789012:role/deploy`",
+            },
+        ),
+        (
+            Form::BOUNDARY,
+            Form {
+                fits: |id| is_of_iam(id, "policy/"),
+                says: "a boundary is the ARN of a policy, such as `arn:aws:iam::123456789012:policy/most`",
+            },
+        ),
+    ],
 };
+
+fn is_account(id: &str) -> bool {
+    id.len() == 12 && id.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// `eu-central-1`, `us-gov-west-1`: <https://docs.aws.amazon.com/global-infrastructure/latest/regions/aws-regions.html>.
+fn is_region(id: &str) -> bool {
+    let mut words: Vec<&str> = id.split('-').collect();
+    let number = words.pop().unwrap_or_default();
+    let is_word = |word: &&str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase());
+    words.len() >= 2
+        && words.iter().all(is_word)
+        && number.len() == 1
+        && number.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Whether it is the ARN of a role or a policy; policies of AWS itself are of the account `aws`.
+fn is_of_iam(id: &str, what: &str) -> bool {
+    let mut parts = id.splitn(6, ':');
+    let (arn, partition) = (parts.next(), parts.next().unwrap_or_default());
+    let (service, region, account) = (parts.next(), parts.next(), parts.next().unwrap_or_default());
+    let name = parts.next().and_then(|rest| rest.strip_prefix(what)).unwrap_or_default();
+    arn == Some("arn")
+        && partition.starts_with("aws")
+        && service == Some("iam")
+        && region == Some("")
+        && (is_account(account) || account == "aws")
+        && !name.is_empty()
+}
 
 const KUBERNETES: &[Capability] = &[
     Database(DatabaseKind::Postgres, Some(Hosting::Managed)),
@@ -163,4 +210,29 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
         cluster.bucket_identity = (!cluster.existing).then_some(identity);
     }
     Some((inner, site))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_have_the_forms_of_aws() {
+        for (setting, id, expected) in [
+            (Form::ACCOUNT, "123456789012", true),
+            (Form::ACCOUNT, "production", false),
+            (Form::REGION, "eu-central-1", true),
+            (Form::REGION, "us-gov-west-1", true),
+            (Form::REGION, "eu-central-1a", false),
+            (Form::REGION, "westeurope", false),
+            (Form::ROLE, "arn:aws:iam::123456789012:role/team/deploy", true),
+            (Form::ROLE, "arn:aws-cn:iam::123456789012:role/deploy", true),
+            (Form::ROLE, "deploy", false),
+            (Form::ROLE, "arn:aws:iam::123456789012:user/ada", false),
+            (Form::BOUNDARY, "arn:aws:iam::aws:policy/PowerUserAccess", true),
+            (Form::BOUNDARY, "arn:aws:iam::123456789012:role/deploy", false),
+        ] {
+            assert_eq!((CAPABILITIES.form(setting).unwrap().fits)(id), expected, "{setting}: {id}");
+        }
+    }
 }

@@ -7,7 +7,7 @@ use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::settings::{
     CacheKind, DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
 };
-use textnlp_provider::{Component, Site};
+use textnlp_provider::{Component, Form, Site};
 
 use crate::kinds::redis::PORT;
 use crate::lower::{NODES_PART, bucket_identity};
@@ -106,4 +106,44 @@ pub const CAPABILITIES: Capabilities = Capabilities {
     }],
     site_records: None,
     names_balancers: false,
+    forms: &[
+        (
+            Form::ACCOUNT,
+            Form {
+                fits: is_subscription,
+                says: "a subscription is its id, and not its name: `az account show --query id --output tsv`",
+            },
+        ),
+        (
+            Form::REGION,
+            Form {
+                fits: |id| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()),
+                says: "a region is like `westeurope`: `az account list-locations --query [].name`",
+            },
+        ),
+    ],
 };
+
+fn is_subscription(id: &str) -> bool {
+    id.len() == 36 && uuid::Uuid::try_parse(id).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_have_the_forms_of_azure() {
+        for (setting, id, expected) in [
+            (Form::ACCOUNT, "00000000-1111-4222-8333-444444444444", true),
+            (Form::ACCOUNT, "Pay-As-You-Go", false),
+            (Form::ACCOUNT, "00000000111142228333444444444444", false),
+            (Form::REGION, "germanywestcentral", true),
+            (Form::REGION, "eastus2", true),
+            (Form::REGION, "West Europe", false),
+            (Form::REGION, "eu-central-1", false),
+        ] {
+            assert_eq!((CAPABILITIES.form(setting).unwrap().fits)(id), expected, "{setting}: {id}");
+        }
+    }
+}

@@ -16,6 +16,29 @@ pub struct Capabilities {
     pub site_records: Option<SiteRecords>,
     /// Whether the load balancers of its clusters have names, and no fixed addresses.
     pub names_balancers: bool,
+    /// The forms of its ids, by settings: `sites[].account`, `sites[].region`, `account.existing_role` (also of a site's own role) and
+    /// `account.permission_boundary`. An id of a setting that is not listed has any form.
+    pub forms: &'static [(&'static str, Form)],
+}
+
+/// What an id in an environment looks like. Whether the object exists is known only after a sign-in.
+#[derive(Debug, Clone, Copy)]
+pub struct Form {
+    /// Whether an id has this form.
+    pub fits: fn(&str) -> bool,
+    /// What it is, with an example, for messages: `the 12 digits of an account, such as "123456789012"`.
+    pub says: &'static str,
+}
+
+impl Form {
+    /// The setting with a site's account.
+    pub const ACCOUNT: &'static str = "sites[].account";
+    /// The setting with a site's region.
+    pub const REGION: &'static str = "sites[].region";
+    /// The setting with the role that a sign-in assumes.
+    pub const ROLE: &'static str = "account.existing_role";
+    /// The setting with the permissions boundary of roles.
+    pub const BOUNDARY: &'static str = "account.permission_boundary";
 }
 
 /// What records of several sites, each with a weight and a health check, are like.
@@ -31,6 +54,11 @@ impl Capabilities {
     /// What the provider supports with a runtime; `None` if programs cannot run so.
     pub fn of(&self, runtime: Runtime) -> Option<&'static RuntimeSupport> {
         self.runtimes.iter().find(|one| one.runtime == runtime)
+    }
+
+    /// The form of the ids of a setting.
+    pub fn form(&self, setting: &str) -> Option<&'static Form> {
+        self.forms.iter().find(|(of, _)| *of == setting).map(|(_, form)| form)
     }
 
     /// The names of the runtimes.

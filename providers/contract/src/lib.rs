@@ -43,7 +43,7 @@ pub mod through;
 pub mod units;
 
 pub use bill::{Bill, BillLine, Billed, BilledAmount, BilledRequest, BillingExport};
-pub use capabilities::{Capabilities, Capability, RuntimeSupport, SiteRecords};
+pub use capabilities::{Capabilities, Capability, Form, RuntimeSupport, SiteRecords};
 pub use combined::{Combined, SecondPart};
 pub use component::{Component, Site};
 pub use cost::{Charge, CostLine, HOURS_PER_MONTH, Price, PriceUnit, Pricing, SPOT_AT_MOST, priced_regions};

@@ -7,7 +7,7 @@ use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::settings::{
     CacheKind, DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
 };
-use textnlp_provider::{Component, Site};
+use textnlp_provider::{Component, Form, Site};
 
 use crate::lower::{CACHE_PORT, NOTICES_AFTER, SYSTEM, bucket_identity};
 use crate::tables::machines::NODES;
@@ -41,7 +41,48 @@ pub const CAPABILITIES: Capabilities = Capabilities {
     ],
     site_records: Some(SiteRecords { notices_after: NOTICES_AFTER, takes_names: false }),
     names_balancers: false,
+    forms: &[
+        (
+            Form::ACCOUNT,
+            Form {
+                fits: is_project,
+                says: "a project is its id, such as `my-project`, and not its name: `gcloud projects list`",
+            },
+        ),
+        (
+            Form::REGION,
+            Form { fits: is_region, says: "a region is like `europe-west3`: `gcloud compute regions list`" },
+        ),
+        (
+            Form::ROLE,
+            Form {
+                fits: |id| {
+                    id.split_once('@')
+                        .is_some_and(|(name, rest)| !name.is_empty() && rest.ends_with(".gserviceaccount.com"))
+                },
+                says: "it is a service account, such as `deploy@my-project.iam.gserviceaccount.com`",
+            },
+        ),
+    ],
 };
+
+/// An id, or `example.com:id` of an old domain: <https://cloud.google.com/resource-manager/docs/creating-managing-projects>.
+fn is_project(id: &str) -> bool {
+    let id = id.rsplit_once(':').map_or(id, |(_, id)| id);
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (6..=30).contains(&id.len())
+        && id.starts_with(|first: char| first.is_ascii_lowercase())
+        && !id.ends_with('-')
+        && id.bytes().all(fits)
+}
+
+/// `europe-west3`: <https://cloud.google.com/compute/docs/regions-zones>.
+fn is_region(id: &str) -> bool {
+    let Some((area, rest)) = id.split_once('-') else { return false };
+    let name = rest.trim_end_matches(|c: char| c.is_ascii_digit());
+    let is_word = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase());
+    is_word(area) && is_word(name) && name.len() < rest.len()
+}
 
 const KUBERNETES: &[Capability] = &[
     Database(DatabaseKind::Postgres, Some(Hosting::Managed)),
@@ -142,3 +183,24 @@ const NOT_BY_CLOUD_RUN: &[(&str, &str)] = &[
     ("replication.database.mode", "each instance has SQLite"),
     ("traffic.existing", "clients reach the service by a name of Google Cloud with its certificate"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_have_the_forms_of_google_cloud() {
+        for (setting, id, expected) in [
+            (Form::ACCOUNT, "my-project", true),
+            (Form::ACCOUNT, "example.com:my-project", true),
+            (Form::ACCOUNT, "My Project", false),
+            (Form::REGION, "northamerica-northeast1", true),
+            (Form::REGION, "europe-west3-a", false),
+            (Form::REGION, "eu-central-1", false),
+            (Form::ROLE, "deploy@my-project.iam.gserviceaccount.com", true),
+            (Form::ROLE, "arn:aws:iam::123456789012:role/deploy", false),
+        ] {
+            assert_eq!((CAPABILITIES.form(setting).unwrap().fits)(id), expected, "{setting}: {id}");
+        }
+    }
+}

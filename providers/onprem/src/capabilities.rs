@@ -50,4 +50,5 @@ pub const CAPABILITIES: Capabilities = Capabilities {
     }],
     site_records: None,
     names_balancers: false,
+    forms: &[],
 };

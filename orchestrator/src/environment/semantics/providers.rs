@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use textnlp_provider::Capability;
 use textnlp_provider::capabilities::{Setting, Store};
+use textnlp_provider::{Capability, Form};
 
 use super::super::model::*;
 use super::super::problem::{Severity, nearest};
@@ -107,6 +107,37 @@ impl Checker<'_> {
             self.say(Severity::Refusal, path, cause, fix);
         }
         self.features_without_effect();
+        self.forms(catalogue);
+    }
+
+    /// Ids in a form that their provider does not have: found before a sign-in, or in the answers of the provider minutes later.
+    fn forms(&mut self, catalogue: &Catalogue) {
+        let e = self.environment;
+        let account = &e.account;
+        let mut found: BTreeMap<String, (String, &str)> = BTreeMap::new();
+        for (i, site) in e.sites.iter().enumerate() {
+            let Some(offer) = catalogue.providers.get(&site.provider) else { continue };
+            let own = site.existing.role.as_ref();
+            let role = if own.is_some() { format!("sites[{i}].existing.role") } else { Form::ROLE.to_owned() };
+            // A site whose region is not written yet has that of a machine.
+            let region = Some(&site.region).filter(|region| !region.is_empty() && *region != LOCAL);
+            for (setting, path, id) in [
+                (Form::ACCOUNT, format!("sites[{i}].account"), site.account.as_ref()),
+                (Form::REGION, format!("sites[{i}].region"), region),
+                (Form::ROLE, role, own.or(account.existing_role.as_ref())),
+                (Form::BOUNDARY, Form::BOUNDARY.to_owned(), account.permission_boundary.as_ref()),
+            ] {
+                if let (Some(form), Some(id)) = (offer.capabilities.form(setting), id)
+                    && !(form.fits)(id)
+                {
+                    let cause = format!("provider `{}` has no id like `{}`", cut(&site.provider), cut(id));
+                    found.entry(path).or_insert((cause, form.says));
+                }
+            }
+        }
+        for (path, (cause, fix)) in found {
+            self.error(&path, cause, fix);
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 use textnlp_orchestrator::environment::{Catalogue, Offer, Overrides, schema};
-use textnlp_provider::capabilities::{Capabilities, Capability, RuntimeSupport, Setting, Store};
+use textnlp_provider::capabilities::{Capabilities, Capability, Form, RuntimeSupport, Setting, Store};
 use textnlp_provider::settings::{
     CacheKind, DatabaseCopy, DatabaseKind, Failover, GpuSize, Hosting, Runtime, Strategy, TlsMode, TrafficMode,
 };
@@ -469,4 +469,43 @@ fn leaves(root: &Value, node: &Value, path: &str, found: &mut BTreeSet<String>) 
         return leaves(root, &node["items"], &format!("{path}[]"), found);
     }
     found.insert(path.to_owned());
+}
+
+/// The form of an id is checked where its provider has one, at the place where it is written.
+#[test]
+fn ids_in_a_form_that_the_provider_does_not_have_are_errors() {
+    const PODS: RuntimeSupport = RuntimeSupport { runtime: Runtime::Kubernetes, supported: &[], refused: &[] };
+    const NUMBER: Form =
+        Form { fits: |id| id.bytes().all(|byte| byte.is_ascii_digit()), says: "an account is a number" };
+    const NORTH: Form = Form { fits: |id| id.starts_with("north"), says: "a region is like `north-1`" };
+    const FORMS: &[(&str, Form)] = &[(Form::ACCOUNT, NUMBER), (Form::REGION, NORTH), (Form::ROLE, NUMBER)];
+    let mut catalogue = Catalogue::default();
+    for (name, forms) in [("cumulus", FORMS), ("stratus", &[])] {
+        let capabilities = Capabilities { runtimes: &[PODS], forms, ..Capabilities::default() };
+        catalogue.providers.insert(name.to_owned(), Offer { capabilities, ..Offer::default() });
+    }
+    let of = |site: &str, role: &str| {
+        let text =
+            super::GOOD.replace("name: here, provider: onprem", &format!("name: here, runtime: kubernetes, {site}"));
+        super::said(super::load(
+            &format!("{text}account: {{ existing_role: {role} }}\n"),
+            &Overrides::default(),
+            &catalogue,
+        ))
+    };
+    let wrong = of("provider: cumulus, account: mine, region: south-1", "deploy");
+    for says in [
+        "provider `cumulus` has no id like `mine`; an account is a number",
+        "provider `cumulus` has no id like `south-1`; a region is like `north-1`",
+        "provider `cumulus` has no id like `deploy`; an account is a number",
+    ] {
+        assert!(wrong.contains(says), "{says}: {wrong}");
+    }
+    for right in [
+        of("provider: cumulus, account: \"12\", region: north-1", "\"3\""),
+        of("provider: cumulus", "\"3\""),
+        of("provider: stratus, account: mine, region: south-1", "deploy"),
+    ] {
+        assert!(!right.contains("has no id like"), "{right}");
+    }
 }

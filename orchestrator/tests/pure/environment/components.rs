@@ -598,6 +598,7 @@ fn records_of_several_sites_depend_on_the_provider_of_the_primary() {
             site_records: seconds
                 .map(|seconds| SiteRecords { notices_after: std::time::Duration::from_secs(seconds), takes_names }),
             names_balancers,
+            ..Capabilities::default()
         },
         ..Offer::default()
     };
