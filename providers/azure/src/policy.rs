@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use textnlp_cloud::policy::documents;
+use textnlp_cloud::policy::{documents, note_on};
 use textnlp_provider::{PolicyDocument, PolicyRequest};
 
 use crate::kinds::cluster::INSIDE;
@@ -38,7 +38,7 @@ pub(crate) fn policies(request: &PolicyRequest, subscription: &str) -> Vec<Polic
     let environment = &request.environment;
     let scope = if subscription.is_empty() { "SUBSCRIPTION" } else { subscription };
     let data = data_actions(request);
-    documents("Azure custom role", parts, MOST, |actions| {
+    let mut roles = documents("Azure custom role", parts, MOST, |actions| {
         json!({
             "Name": format!("textnlp {environment}"),
             "IsCustom": true,
@@ -49,8 +49,15 @@ pub(crate) fn policies(request: &PolicyRequest, subscription: &str) -> Vec<Polic
             "NotDataActions": [],
             "AssignableScopes": [format!("/subscriptions/{scope}")],
         })
-    })
+    });
+    note_on(&mut roles, &["Microsoft.Authorization/roleAssignments/write"], OWNER);
+    roles
 }
+
+/// The note on roles that let their holder assign any role.
+const OWNER: &str = "an identity with this role can assign any role in the subscription, also Owner to itself: give it to the identity \
+                     that deploys alone, and limit the roles that it may assign by a condition of its assignment \
+                     (https://learn.microsoft.com/azure/role-based-access-control/delegate-role-assignments-overview)";
 
 /// The actions of a request, with those that every plan needs.
 pub(crate) fn actions(request: &PolicyRequest) -> BTreeSet<String> {
@@ -91,5 +98,7 @@ mod tests {
         let role: Value = serde_json::from_str(&policies(&request(CLUSTER, &[Verb::Delete]), "s")[0].text).unwrap();
         assert_eq!(role["DataActions"], json!([INSIDE]));
         assert_eq!(role["AssignableScopes"], json!(["/subscriptions/s"]));
+        let notes = |verbs: &[Verb]| policies(&request("azure.assignment", verbs), "s")[0].notes.len();
+        assert_eq!((notes(&[Verb::Create]), notes(&[])), (1, 0), "only a role that may assign others");
     }
 }

@@ -37,6 +37,15 @@ pub fn documents(
     documents.collect()
 }
 
+/// Adds a note to the first document with one of these permissions.
+pub fn note_on(documents: &mut [PolicyDocument], permissions: &[&str], note: &str) {
+    let has =
+        |document: &&mut PolicyDocument| permissions.iter().any(|one| document.text.contains(&format!("\"{one}\"")));
+    if let Some(first) = documents.iter_mut().find(has) {
+        first.notes.push(note.to_owned());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use textnlp_cloud::policy::documents;
+use textnlp_cloud::policy::{documents, note_on};
 use textnlp_provider::{PolicyDocument, PolicyRequest};
 
 use crate::table;
@@ -37,11 +37,17 @@ pub(crate) fn policies(request: &PolicyRequest) -> Vec<PolicyDocument> {
     let (of_account, of_project): (Vec<String>, Vec<String>) =
         permissions(request).into_iter().partition(|permission| is_of_account(permission));
     let mut roles = role(request, "Google Cloud custom role", of_project);
+    note_on(&mut roles, &["resourcemanager.projects.setIamPolicy"], OWNER);
     if !of_account.is_empty() {
         roles.extend(role(request, "Google Cloud custom role for the billing account", of_account));
     }
     roles
 }
+
+/// The note on roles that let their holder grant any role.
+const OWNER: &str = "an identity with this role can grant any role in the project, also Owner to itself: grant it to the identity that \
+                     deploys alone, and limit the roles that it may grant by a condition \
+                     (https://cloud.google.com/iam/docs/setting-limits-on-granting-roles)";
 
 /// Whether a permission is one on the billing account: no role of a project has it (tranquilitybase-io/tb-gcp#200).
 pub(crate) fn is_of_account(permission: &str) -> bool {
@@ -95,6 +101,8 @@ mod tests {
         let role: Value = serde_json::from_str(&policies(&request(&[Verb::Delete]))[0].text).unwrap();
         assert_eq!(role["stage"], "GA");
         assert!(role["includedPermissions"].as_array().unwrap().contains(&json!("compute.firewalls.delete")));
+        let notes = |verbs: &[Verb]| policies(&of("gcp.project-binding", verbs))[0].notes.len();
+        assert_eq!((notes(&[Verb::Create]), notes(&[])), (1, 0), "only a role that may grant others");
         let roles = policies(&of("gcp.budget", &[Verb::Create]));
         let [project, account] = roles.as_slice() else { panic!("{roles:?}") };
         assert!(!project.text.contains("billing."), "{}", project.text);
