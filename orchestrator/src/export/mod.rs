@@ -273,8 +273,7 @@ impl<'f> Declared<'f> {
         let mut main: Option<String> = None;
         for (declaration, part) in declarations.into_iter().zip(names) {
             if !declaration.without.is_empty() {
-                self.left
-                    .push(left(&format!("declared without {}, which no declaration changes", declaration.without)));
+                self.left.push(left(&format!("no declaration changes {}", declaration.without)));
             }
             let taken = |name: &str| self.entries.iter().any(|entry| entry.name == name);
             let numbered = (2..).map(|number| format!("{part}__{number}"));
