@@ -454,6 +454,105 @@ mod tests {
         assert!(forms::ALL.iter().all(is_known));
     }
 
+    /// A field of a spec that changes no declaration: its kind, its place and the fields in it, and why.
+    const UNDECLARED: &[(&str, &str, &str)] = &[
+        ("aws.vpc", "/default_rules", "the group is AWS's own: the README says how to remove its rules"),
+        ("aws.launch-template", "/hardened", "a declaration always has what it says"),
+        ("aws.instance-profile", "/tags", "its type has no tags"),
+        ("aws.topic", "/subscriptions/0/pending", "only its owner confirms a subscription"),
+        ("aws.repository", "/images", "no type has images"),
+        (
+            "aws.eks-cluster",
+            "/deployer_access",
+            "who applies the file is not known: the README says how to give access",
+        ),
+        ("aws.eks-node-group", "/release", "without a release EKS takes its newest one, as `up` does"),
+        ("aws.eks-addon", "/kubernetes", "they are a property of its version"),
+        ("aws.db-parameter-group", "/parameters/text/at_restart", "CloudFormation chooses the time by the parameter"),
+        ("aws.dns-record", "/tags", "its type has no tags"),
+        ("aws.certificate", "/records", "a stack that creates a certificate writes its records"),
+        ("aws.scaling-target", "/tags", "its type has no tags"),
+        ("aws.endpoint", "/deployment", "it is of the next update: the README says how to declare it"),
+        ("aws.endpoint", "/variants", "the first values are those of its configuration, and then autoscaling's"),
+    ];
+
+    /// Values without which another field has no place in a declaration.
+    const EXAMPLES: &[(&str, &str, &str)] = &[
+        ("aws.vpc-endpoint", "/kind", "\"Interface\""),
+        ("aws.db-instance", "/source", "null"),
+        ("aws.health-check", "/host", "\"192.0.2.1\""),
+    ];
+
+    /// A spec of a kind with every field.
+    fn example(row: &crate::table::Row) -> Value {
+        let mut spec = row.resource.example();
+        for (_, place, value) in EXAMPLES.iter().filter(|(kind, ..)| *kind == row.kind.name) {
+            *spec.pointer_mut(place).unwrap() = serde_json::from_str(value).unwrap();
+        }
+        spec
+    }
+
+    /// The places of the values in a document.
+    fn places(value: &Value, place: &str, found: &mut Vec<String>) {
+        match value {
+            Value::Object(all) => all.iter().for_each(|(name, one)| places(one, &format!("{place}/{name}"), found)),
+            Value::Array(all) => {
+                all.iter().enumerate().for_each(|(at, one)| places(one, &format!("{place}/{at}"), found));
+            }
+            _ => found.push(place.to_owned()),
+        }
+    }
+
+    /// The places of a spec whose values change no declaration.
+    fn undeclared(kind: &str, spec: &Value) -> Vec<String> {
+        let declared = |spec: &Value| new(Tool::CloudFormation, kind, spec);
+        let before = declared(spec);
+        let mut all = Vec::new();
+        places(spec, "", &mut all);
+        all.retain(|place| {
+            let mut other = spec.clone();
+            let value = other.pointer_mut(place).unwrap();
+            *value = match &*value {
+                Value::Bool(on) => json!(!on),
+                Value::Number(number) => number.as_i64().map_or(json!(0.5), |number| json!(number + 1)),
+                _ => json!("other"),
+            };
+            declared(&other) == before
+        });
+        all
+    }
+
+    #[test]
+    fn every_field_of_a_spec_is_declared_or_left_out_with_a_reason() {
+        for row in crate::table::rows() {
+            let kind = row.kind.name;
+            let spec = example(row);
+            assert!(spec.is_object(), "{kind} has no example");
+            let known: Vec<&str> =
+                UNDECLARED.iter().filter(|(of, ..)| *of == kind).map(|(_, place, _)| *place).collect();
+            let is_in = |place: &str, known: &str| {
+                place.strip_prefix(known).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            };
+            let found = undeclared(kind, &spec);
+            let lacking: Vec<&String> =
+                found.iter().filter(|place| !known.iter().any(|known| is_in(place, known))).collect();
+            assert!(lacking.is_empty(), "{kind}: declare {lacking:?}, or say why not in UNDECLARED");
+            for known in known {
+                assert!(found.iter().any(|place| is_in(place, known)), "{kind}: {known} is declared");
+            }
+        }
+        assert!(UNDECLARED.iter().all(|(.., because)| !because.is_empty()));
+    }
+
+    #[test]
+    fn a_field_that_no_form_has_is_found() {
+        let row = crate::table::rows().find(|row| row.kind.name == "aws.subnet").unwrap();
+        let mut spec = example(row);
+        assert_eq!(undeclared("aws.subnet", &spec), Vec::<String>::new());
+        spec["made_up"] = json!({ "inner": [true] });
+        assert_eq!(undeclared("aws.subnet", &spec), ["/made_up/inner/0"]);
+    }
+
     #[test]
     fn attributes_of_awscc_are_properties_in_snake_case() {
         for (name, expected) in [
