@@ -276,7 +276,7 @@ pub trait AnyResource<C: Cloud>: Send + Sync {
     fn declare(&self, _api: Option<&C>, _request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
         None
     }
-    /// A spec with a value in every field, also of its parts, for checks of tables; null where specs have no type.
+    /// A spec with a value in every field, for checks of tables.
     fn example(&self) -> Value {
         Value::Null
     }
