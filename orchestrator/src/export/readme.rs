@@ -173,8 +173,8 @@ fn steps(declared: &Declared<'_>, tool: Tool, files: &[ExportFile]) -> String {
             };
             let bucket = match files.iter().any(|file| !file.path.ends_with(".import.json") && is_large(&file.path)) {
                 true => {
-                    " CloudFormation takes a template above 51,200 bytes only from a bucket: replace `BUCKET` by one of yours that only \
-                     you can read, and `REGION` by its region, which is that of the stack."
+                    " CloudFormation takes a template above 51,200 bytes only from a bucket: replace `BUCKET` by a private bucket of your \
+                     account, and `REGION` by its region, which is that of the stack."
                 }
                 false => "",
             };
