@@ -533,6 +533,7 @@ pub(super) static ALL: &[Form] = &[
             ("Type", Source::Field("type")),
             ("SetIdentifier", Source::Field("set")),
         ],
+        without: "the TXT record with its owner, which `up` creates beside it",
         ..Form::USUAL
     },
     Form {
