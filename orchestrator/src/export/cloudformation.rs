@@ -17,6 +17,11 @@ const POLICY: &str = "Retain";
 /// The same of a new object, which ends with the stack operation that failed to create it.
 const POLICY_OF_NEW: &str = "RetainExceptOnCreate";
 
+/// The bytes of a template that a call takes, and those of one in a bucket
+/// (<https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/cloudformation-limits.html>: 51,200 bytes and 1 MB).
+pub(super) const MAX_IN_CALL: usize = 51_200;
+pub(super) const MAX_IN_BUCKET: usize = 1_000_000;
+
 /// The end of the name of a template with the objects that exist, where others do not.
 pub(super) const EXISTING: &str = "existing";
 

@@ -88,12 +88,15 @@ const NO_FORM: &str = "its provider has no form for this tool";
 /// The characters that mark references.
 const MARKS: [char; 4] = ['\u{e000}', '\u{e001}', '\u{e002}', '\u{e003}'];
 
-/// A file of an export would have characters that mark references.
-#[derive(Debug, thiserror::Error)]
-#[error("{file} would contain the private characters U+E000 to U+E003, which mark references")]
-pub struct PrivateCharacters {
-    /// The file.
-    pub file: String,
+/// Why a file of an export cannot be written.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidFile {
+    /// It has characters that mark references.
+    #[error("{0} would contain the private characters U+E000 to U+E003, which mark references")]
+    PrivateCharacters(String),
+    /// No service takes a template of this size.
+    #[error("{0} would have {1} bytes, and CloudFormation takes at most {max}, from a bucket too", max = cloudformation::MAX_IN_BUCKET)]
+    TooLarge(String, usize),
 }
 
 /// The declarations of an environment, and what is left out.
@@ -109,18 +112,18 @@ struct Declared<'a> {
 }
 
 /// The files of what an environment has, for a tool. `flags`: those that select it in commands, ` --env staging`.
-pub fn declared(facts: &Facts, flags: &str, tool: Tool) -> Result<Exported, PrivateCharacters> {
+pub fn declared(facts: &Facts, flags: &str, tool: Tool) -> Result<Exported, InvalidFile> {
     exported(Declared::recorded(facts, flags, tool), tool)
 }
 
 /// The files of what an environment has and wants, for a tool. A recorded resource is declared as it is.
-pub fn planned(facts: &Facts, flags: &str, tool: Tool) -> Result<Exported, PrivateCharacters> {
+pub fn planned(facts: &Facts, flags: &str, tool: Tool) -> Result<Exported, InvalidFile> {
     let mut declared = Declared::recorded(facts, flags, tool);
     planned::add(&mut declared, facts, tool);
     exported(declared, tool)
 }
 
-fn exported(declared: Declared<'_>, tool: Tool) -> Result<Exported, PrivateCharacters> {
+fn exported(declared: Declared<'_>, tool: Tool) -> Result<Exported, InvalidFile> {
     let (mut files, variables) = match tool {
         Tool::Terraform => terraform::files(&declared),
         Tool::CloudFormation => cloudformation::files(&declared),
@@ -129,7 +132,13 @@ fn exported(declared: Declared<'_>, tool: Tool) -> Result<Exported, PrivateChara
     files.push(ExportFile { path: "README.md".to_owned(), text: readme::text(&declared, tool, &files, &variables) });
     files.sort_by(|a, b| a.path.cmp(&b.path));
     if let Some(file) = files.iter().find(|file| file.text.contains(MARKS)) {
-        return Err(PrivateCharacters { file: file.path.clone() });
+        return Err(InvalidFile::PrivateCharacters(file.path.clone()));
+    }
+    let is_too_large = |file: &&ExportFile| {
+        tool == Tool::CloudFormation && file.path.ends_with(".json") && file.text.len() > cloudformation::MAX_IN_BUCKET
+    };
+    if let Some(file) = files.iter().find(is_too_large) {
+        return Err(InvalidFile::TooLarge(file.path.clone(), file.text.len()));
     }
     let Declared { entries, left, .. } = declared;
     Ok(Exported { files, declared: entries.into_iter().map(|entry| entry.resource).collect(), left, variables })
@@ -273,8 +282,7 @@ impl<'f> Declared<'f> {
         let mut main: Option<String> = None;
         for (declaration, part) in declarations.into_iter().zip(names) {
             if !declaration.without.is_empty() {
-                self.left
-                    .push(left(&format!("declared without {}, which no declaration changes", declaration.without)));
+                self.left.push(left(&format!("no declaration changes {}", declaration.without)));
             }
             let taken = |name: &str| self.entries.iter().any(|entry| entry.name == name);
             let numbered = (2..).map(|number| format!("{part}__{number}"));
@@ -673,7 +681,27 @@ mod tests {
         let id = Placeholder { kind: "thing", resource: "here/gone", output: "id" }.to_string();
         let declared = declared_of(&environment, vec![entry("net", "thing", json!({ "in": id }), &[])]);
         let refused = exported(declared, Tool::Terraform).unwrap_err();
-        assert_eq!(refused.file, "main.tf.json");
+        assert_eq!(refused, InvalidFile::PrivateCharacters("main.tf.json".to_owned()));
+    }
+
+    #[test]
+    fn large_templates_are_passed_by_a_bucket() {
+        let environment = EnvironmentName::new("staging").unwrap();
+        let readme = |bytes: usize, is_planned: bool| -> Result<String, InvalidFile> {
+            let mut net = entry("net", "thing", json!({ "text": "x".repeat(bytes) }), &[]);
+            net.is_planned = is_planned;
+            let files = exported(declared_of(&environment, vec![net]), Tool::CloudFormation)?.files;
+            Ok(files.into_iter().find(|file| file.path == "README.md").map(|file| file.text).unwrap_or_default())
+        };
+        let by_bucket =
+            ["--s3-bucket BUCKET", "--template-url https://BUCKET.s3.REGION.amazonaws.com/one.template.json"];
+        for (is_planned, option) in [true, false].into_iter().zip(by_bucket) {
+            let (small, large) = (readme(1_000, is_planned).unwrap(), readme(60_000, is_planned).unwrap());
+            assert!(!small.contains("BUCKET"), "{small}");
+            assert!(large.contains(option) && large.contains("51,200 bytes"), "{large}");
+        }
+        let refused = readme(1_000_000, true).unwrap_err();
+        assert!(matches!(&refused, InvalidFile::TooLarge(file, _) if file == "one.template.json"), "{refused}");
     }
 
     #[test]

@@ -128,16 +128,27 @@ fn steps(declared: &Declared<'_>, tool: Tool, files: &[ExportFile]) -> String {
         }
         Tool::CloudFormation => {
             let has = |name: &str, end: &str| files.iter().any(|file| file.path == format!("{name}.{end}.json"));
+            let is_large = |path: &str| {
+                files.iter().any(|file| file.path == path && file.text.len() > cloudformation::MAX_IN_CALL)
+            };
             let commands = names(".template.json").map(|name| {
                 let existing = if has(name, cloudformation::EXISTING) { cloudformation::EXISTING } else { "template" };
+                let template = format!("{name}.{existing}.json");
+                let (upload, body) = match is_large(&template) {
+                    true => (
+                        format!("aws s3 cp {template} s3://BUCKET/{template}\n"),
+                        format!("--template-url https://BUCKET.s3.REGION.amazonaws.com/{template}"),
+                    ),
+                    false => (String::new(), format!("--template-body file://{template}")),
+                };
                 let import = format!(
-                    "aws cloudformation create-change-set --stack-name {name} --change-set-name import --change-set-type IMPORT \
-                     --capabilities CAPABILITY_NAMED_IAM --template-body file://{name}.{existing}.json \
-                     --resources-to-import file://{name}.import.json\n\
+                    "{upload}aws cloudformation create-change-set --stack-name {name} --change-set-name import --change-set-type IMPORT \
+                     --capabilities CAPABILITY_NAMED_IAM {body} --resources-to-import file://{name}.import.json\n\
                      aws cloudformation execute-change-set --stack-name {name} --change-set-name import\n"
                 );
+                let bucket = if is_large(&format!("{name}.template.json")) { " --s3-bucket BUCKET" } else { "" };
                 let create = format!(
-                    "aws cloudformation deploy --stack-name {name} --template-file {name}.template.json \
+                    "aws cloudformation deploy --stack-name {name} --template-file {name}.template.json{bucket} \
                      --capabilities CAPABILITY_NAMED_IAM --no-execute-changeset\n"
                 );
                 let is_imported = has(name, "import");
@@ -154,13 +165,21 @@ fn steps(declared: &Declared<'_>, tool: Tool, files: &[ExportFile]) -> String {
             let execute = match is_new {
                 true => {
                     " `deploy` prints the command that shows its change set; without `--no-execute-changeset` it executes it. \
-                         `--parameter-overrides NAME=VALUE` sets a secret. A template above 51,200 bytes needs `--s3-bucket BUCKET`, and \
-                         `--template-url` in place of `--template-body`. Use each command in the region of its template."
+                         `--parameter-overrides file://FILE` sets the secrets from a file that only you can read: \
+                         `{\"Parameters\": {\"NAME\": \"VALUE\"}}`. A value in the command would be in the list of processes. Use each \
+                         command in the region of its template."
+                }
+                false => "",
+            };
+            let bucket = match files.iter().any(|file| !file.path.ends_with(".import.json") && is_large(&file.path)) {
+                true => {
+                    " CloudFormation takes a template above 51,200 bytes only from a bucket: replace `BUCKET` by a private bucket of your \
+                     account, and `REGION` by its region, which is that of the stack."
                 }
                 false => "",
             };
             format!(
-                "```\n{}```\n\nReview the change set before you execute it.{skipped}{execute} Every object has `DeletionPolicy: Retain` or \
+                "```\n{}```\n\nReview the change set before you execute it.{skipped}{execute}{bucket} Every object has `DeletionPolicy: Retain` or \
                  `RetainExceptOnCreate`: deleting a stack deletes nothing.\n",
                 commands.collect::<String>()
             )

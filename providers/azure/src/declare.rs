@@ -142,6 +142,7 @@ fn terraform(table: &Table, id: &str, mut document: Value) -> Declaration {
         id: format!("{id}?api-version={}", table.version),
         outputs: outputs(table, "output."),
         plugin: Some(plugin),
+        without: table.without,
         ignored: table.ignored,
         settings: table.settings,
         ..Declaration::default()
@@ -162,6 +163,7 @@ fn bicep(table: &Table, id: &str, document: Value) -> Declaration {
         outputs: outputs(table, ""),
         within: place.within,
         file: place.file,
+        without: table.without,
         ..Declaration::default()
     }
 }
@@ -228,6 +230,53 @@ mod tests {
                     Err(why) => assert!(!why.is_empty(), "{}", row.kind.name),
                 }
             }
+        }
+    }
+
+    /// The members of a declaration are those of the request of a creation. These fields have no member: their kind, and what stands
+    /// for them.
+    const BESIDE: &[(&str, &str, &str)] = &[
+        ("azure.cluster", "subnet", "`complete` has it in the system pool"),
+        ("azure.cluster", "machine", "`complete` has it in the system pool"),
+        ("azure.cluster", "count", "`complete` has it in the system pool"),
+        ("azure.cluster", "deployer_access", "who applies the file is not known: the README says how to give access"),
+        ("azure.pool", "scaling", "`complete` sets the counts"),
+        ("azure.pool", "zones", "`declared` sets the zone that Azure shows"),
+        ("azure.pool", "markets", "`declared` sets the first one"),
+        ("azure.storage", "shared_key", "`declared` sets it"),
+        ("azure.storage", "versioned", "a part: the settings of its blobs"),
+        ("azure.storage", "soft_delete_days", "a part: the settings of its blobs"),
+        ("azure.storage", "change_feed", "a part: the settings of its blobs"),
+        ("azure.replication-policy", "container", "it is not declared"),
+        ("azure.replication-policy", "rule", "it is not declared"),
+        ("azure.assignment", "role", "`complete` sets the id of the role"),
+        ("azure.peering", "connected", "only an answer has it"),
+        ("azure.budget", "currency", "only an answer has it"),
+        ("azure.redis-database", "rotation", "it requests another key"),
+    ];
+
+    #[test]
+    fn every_field_has_a_member_or_is_declared_by_code() {
+        let mut left = Vec::new();
+        for row in table::rows() {
+            let fields = row.resource.example();
+            let lost = fields.as_object().into_iter().flatten().filter(|(_, member)| **member == "");
+            left.extend(lost.map(|(name, _)| (row.kind.name, name.clone())));
+        }
+        let known: Vec<(&str, String)> = BESIDE.iter().map(|(kind, name, _)| (*kind, (*name).to_owned())).collect();
+        let differ = |all: &[(&'static str, String)], from: &[(&'static str, String)]| -> Vec<(&'static str, String)> {
+            all.iter().filter(|one| !from.contains(one)).cloned().collect()
+        };
+        assert_eq!((differ(&left, &known), differ(&known, &left)), (Vec::new(), Vec::new()));
+    }
+
+    #[test]
+    fn a_tool_is_told_how_to_reach_a_new_cluster() {
+        let id = format!("{GROUP}/providers/Microsoft.ContainerService/managedClusters/n");
+        let cluster = recorded("azure.cluster", &id, json!({ "name": "n", "count": 2, "machine": "m" }));
+        for tool in [Tool::Terraform, Tool::Bicep] {
+            let without = declared(tool, &cluster, &[]).unwrap().remove(0).without;
+            assert!(without.contains("az role assignment create"), "{without}");
         }
     }
 

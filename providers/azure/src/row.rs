@@ -55,6 +55,8 @@ pub(crate) struct Table {
     pub(crate) retained: bool,
     /// Why no other tool can declare an object. Nothing waits for it there.
     pub(crate) undeclared: Option<&'static str>,
+    /// What no declaration has, and how to do it: see [`Declaration::without`].
+    pub(crate) without: &'static str,
     /// The attributes of a declaration that other programs change.
     pub(crate) ignored: &'static [&'static str],
     /// See [`Declaration::settings`].
@@ -78,6 +80,7 @@ impl Table {
         suffixed: false,
         retained: false,
         undeclared: None,
+        without: "",
         ignored: &[],
         settings: &[],
     };
@@ -635,6 +638,11 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
 
     fn declare(&self, api: Option<&Api>, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
         declare::declarations::<K>(api, request)
+    }
+
+    /// The place of each field in a request, empty where none has it.
+    fn example(&self) -> Value {
+        Value::Object(K::TABLE.fields.iter().map(|field| (field.name.to_owned(), json!(field.member))).collect())
     }
 
     fn planned(&self, wanted: &Wanted, lineage: Lineage) -> Option<PlannedObject> {

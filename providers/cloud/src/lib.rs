@@ -19,6 +19,7 @@ pub mod dns_owner;
 pub mod document;
 pub mod endpoint;
 pub mod errors;
+mod example;
 mod image;
 mod inside;
 mod machines;

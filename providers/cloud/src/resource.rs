@@ -15,6 +15,7 @@ use textnlp_provider::{
 };
 
 use crate::cloud::{Cloud, REGION};
+use crate::example::example;
 use crate::table::Row;
 use crate::tags::{self, Tags};
 
@@ -275,6 +276,10 @@ pub trait AnyResource<C: Cloud>: Send + Sync {
     fn declare(&self, _api: Option<&C>, _request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
         None
     }
+    /// A spec with a value in every field, for checks of tables.
+    fn example(&self) -> Value {
+        Value::Null
+    }
     fn planned(&self, wanted: &Wanted, _lineage: Lineage) -> Option<PlannedObject> {
         let cloud_id = CloudId::new(self.id(&wanted.spec)?).ok()?;
         Some(PlannedObject { cloud_id, outputs: Outputs::new(), is_optional: false })
@@ -365,6 +370,10 @@ impl<C: Cloud, R: Resource<C>> AnyResource<C> for Of<R> {
 
     fn declare(&self, api: Option<&C>, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
         R::declare(api, request)
+    }
+
+    fn example(&self) -> Value {
+        example::<R::Spec>().and_then(|spec| serde_json::to_value(spec).ok()).unwrap_or_default()
     }
 
     async fn delete(&self, api: &C, seen: &ObservedObject<Spec>, op: &Operation) -> Result<Option<String>> {

@@ -193,6 +193,10 @@ mod tests {
     const PROJECT: &str = "projects/p";
 
     fn declared(kind: &str, id: &str, spec: Value) -> Result<Vec<Declaration>, String> {
+        declared_as(kind, id, spec, false)
+    }
+
+    fn declared_as(kind: &str, id: &str, spec: Value, is_planned: bool) -> Result<Vec<Declaration>, String> {
         let object = Recorded {
             id: ResourceId::new("here/one").unwrap(),
             kind: KindName::new(kind).unwrap(),
@@ -210,8 +214,7 @@ mod tests {
         };
         let environment = EnvironmentName::new("staging").unwrap();
         let (tool, lineage) = (Tool::Terraform, Lineage(Uuid::nil()));
-        let request =
-            Declare { tool, environment: &environment, lineage, object: &object, beside: &[], is_planned: false };
+        let request = Declare { tool, environment: &environment, lineage, object: &object, beside: &[], is_planned };
         table::row(&object.kind).unwrap().resource.declare(None, &request).unwrap()
     }
 
@@ -382,6 +385,37 @@ mod tests {
         }
     }
 
+    /// The fields of a document are attributes, because a declaration begins with the request of a creation. These are in no
+    /// request or no attribute: their kind, and what stands for them.
+    const BESIDE: &[(&str, &str, &str)] = &[
+        ("gcp.network", "auto_subnets", "a constant of the table: no network has them"),
+        ("gcp.router", "nat", "a resource of its own"),
+        ("gcp.gke-cluster", "workload_identity", "`declared` sets the pool"),
+        ("gcp.gke-cluster", "node_account", "`declared` sets that of the first pool"),
+        ("gcp.gke-cluster", "first_pool_removed", "`remove_default_node_pool`"),
+        ("gcp.node-pool", "gpu_taint", "GKE adds the taint itself"),
+        ("gcp.node-pool", "nodes", "`declared` sets the first count, and then the autoscaler"),
+        ("gcp.node-pool", "zones", "`declared` sets them"),
+        ("gcp.node-pool", "markets", "`declared` sets the first one"),
+        ("gcp.repository", "images", "the provider has no resource for images"),
+        ("gcp.run-service", "serving", "services of Cloud Run are not exported"),
+    ];
+
+    #[test]
+    fn every_field_of_a_request_is_an_attribute_or_left_out_with_a_reason() {
+        let mut left = Vec::new();
+        for row in table::rows() {
+            let fields = row.resource.example();
+            let lost = fields.as_object().into_iter().flatten().filter(|(_, member)| **member == "");
+            left.extend(lost.map(|(name, _)| (row.kind.name, name.clone())));
+        }
+        let known: Vec<(&str, String)> = BESIDE.iter().map(|(kind, name, _)| (*kind, (*name).to_owned())).collect();
+        let differ = |all: &[(&'static str, String)], from: &[(&'static str, String)]| -> Vec<(&'static str, String)> {
+            all.iter().filter(|one| !from.contains(one)).cloned().collect()
+        };
+        assert_eq!((differ(&left, &known), differ(&known, &left)), (Vec::new(), Vec::new()));
+    }
+
     /// Compares a block with the schema in both directions.
     fn check(place: &str, schema: &Value, block: &Map<String, Value>, problems: &mut Vec<String>) {
         for (name, value) in block {
@@ -424,6 +458,35 @@ mod tests {
             }
         }
         assert!(problems.is_empty(), "{problems:#?}");
+    }
+
+    /// The attributes of the example of a kind, with another value of a field.
+    fn attributes_with(kind: &str, field: &str, value: Value, is_planned: bool) -> Map<String, Value> {
+        let (kind, id, mut spec) = examples().into_iter().find(|(of, ..)| *of == kind).unwrap();
+        spec[field] = value;
+        declared_as(kind, &id, spec, is_planned).unwrap().remove(0).body
+    }
+
+    #[test]
+    fn terraform_protects_and_creates_as_up_does() {
+        for is_on in [true, false] {
+            let server = attributes_with("gcp.sql-instance", "deletion_protection", json!(is_on), true);
+            assert_eq!(server["deletion_protection"], is_on);
+            assert_eq!(server["settings"]["deletion_protection_enabled"], is_on);
+        }
+        let cluster = attributes_with("gcp.gke-cluster", "version", json!("1.33"), true);
+        assert_eq!(cluster["min_master_version"], "1.33");
+        // An empty list lets no network in, and null every one.
+        let block = "master_authorized_networks_config";
+        let closed = attributes_with("gcp.gke-cluster", "allow_from", json!([]), true);
+        assert_eq!(closed[block], json!({ "gcp_public_cidrs_access_enabled": false }));
+        assert_eq!(attributes_with("gcp.gke-cluster", "allow_from", Value::Null, true).get(block), None);
+        let pool = |zones: Value, is_planned| {
+            let mut pool = attributes_with("gcp.node-pool", "zones", zones, is_planned);
+            pool.shift_remove("initial_node_count")
+        };
+        assert_eq!(pool(json!(["europe-west4-a"]), true), Some(json!(1)));
+        assert_eq!(pool(json!(["europe-west4-a"]), false), None, "another count would replace the pool");
     }
 
     #[test]

@@ -799,6 +799,17 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
         declare::declarations::<K>(api, request)
     }
 
+    /// The place of each field in a request, empty where none or no attribute has it.
+    fn example(&self) -> Value {
+        let table = K::TABLE;
+        let is_lost = |member: &str| table.terraform.moved.contains(&(member, ""));
+        let fields = table.fields.iter().map(|field| {
+            let member = if is_lost(field.member) { "" } else { field.member };
+            (field.name.to_owned(), json!(member))
+        });
+        Value::Object(fields.collect())
+    }
+
     fn planned(&self, wanted: &Wanted, lineage: Lineage) -> Option<PlannedObject> {
         let table = K::TABLE;
         let value = |name: &str| wanted.spec.get(name)?.as_str().map(str::to_owned);

@@ -278,7 +278,7 @@ pub async fn declared(
     let (folder, before) = folder_of(session, name, tool, out)?;
     let facts = looked.deployment.facts(&looked.state).await?;
     let flags = session.again().flags(name);
-    let exported = export::declared(&facts, &flags, tool).map_err(private_characters)?;
+    let exported = export::declared(&facts, &flags, tool).map_err(invalid_file)?;
     write_declared(name, tool, exported, (&folder, &before))
 }
 
@@ -306,7 +306,7 @@ pub async fn planned(
         })?;
     }
     let flags = session.again().flags(name);
-    let exported = export::planned(&facts, &flags, tool).map_err(private_characters)?;
+    let exported = export::planned(&facts, &flags, tool).map_err(invalid_file)?;
     if exported.declared.is_empty() {
         return Err(nothing(name, tool, &exported.left));
     }
@@ -324,8 +324,17 @@ fn needs_accounts(failure: Failure) -> Failure {
     Failure { error: failure.error.context(why), ..failure }.hint(hint)
 }
 
-fn private_characters(error: export::PrivateCharacters) -> Failure {
-    Failure::usage("invalid_characters", error).hint("remove them from the environment, such as from tags and names")
+fn invalid_file(error: export::InvalidFile) -> Failure {
+    let (code, hint) = match error {
+        export::InvalidFile::PrivateCharacters(_) => {
+            ("invalid_characters", "remove them from the environment, such as from tags and names")
+        }
+        export::InvalidFile::TooLarge(..) => (
+            "template_too_large",
+            "use `export terraform`, or divide the environment: a template has the objects of one site",
+        ),
+    };
+    Failure::usage(code, error).hint(hint)
 }
 
 fn nothing(name: &EnvironmentName, tool: Tool, left: &[export::LeftOut]) -> Failure {

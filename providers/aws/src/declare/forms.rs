@@ -18,7 +18,8 @@ pub(super) static ALL: &[Form] = &[
         more: |_| json!({ "EnableDnsSupport": true }),
         identifiers: &[("VpcId", Source::Id)],
         outputs: &[("id", "VpcId")],
-        without: "the rules of its default security group",
+        without: "the rules of its default security group, which `aws ec2 revoke-security-group-ingress` and \
+                  `revoke-security-group-egress` remove, as `up` does",
         ..Form::USUAL
     },
     Form {
@@ -75,10 +76,11 @@ pub(super) static ALL: &[Form] = &[
         fields: &[("vpc", "/VpcId"), ("name", "/GroupName"), ("description", "/GroupDescription")],
         more: |one| {
             let rules = |field: &str, side: &str| rules(&one.spec[field], side, one.id);
-            json!({
-                "SecurityGroupIngress": rules("ingress", "Source"),
-                "SecurityGroupEgress": rules("egress", "Destination"),
-            })
+            let mut egress = rules("egress", "Destination");
+            if egress.is_empty() {
+                egress.push(no_egress());
+            }
+            json!({ "SecurityGroupIngress": rules("ingress", "Source"), "SecurityGroupEgress": egress })
         },
         identifiers: &[("Id", Source::Id)],
         outputs: &[("id", "GroupId")],
@@ -154,7 +156,7 @@ pub(super) static ALL: &[Form] = &[
         kind: "aws.instance-profile",
         of: "AWS::IAM::InstanceProfile",
         fields: &[("name", "/InstanceProfileName"), ("path", "/Path")],
-        more: |one| json!({ "Roles": [one.spec["role"]] }),
+        more: |one| json!({ "Roles": one.spec["role"].as_str().into_iter().collect::<Vec<_>>() }),
         tagging: Tagging::None,
         identifiers: &[("InstanceProfileName", Source::Field("name"))],
         outputs: &[("arn", "Arn"), ("name", REF)],
@@ -286,9 +288,20 @@ pub(super) static ALL: &[Form] = &[
             let key = &one.spec["key"];
             let encryption =
                 (!key.is_null()).then(|| json!([{ "Provider": { "KeyArn": key }, "Resources": ["secrets"] }]));
-            json!({ "Logging": { "ClusterLogging": { "EnabledTypes": logs } }, "EncryptionConfig": encryption })
+            let is_public = one.spec["public_cidrs"].as_array().is_some_and(|cidrs| !cidrs.is_empty());
+            json!({
+                "Logging": { "ClusterLogging": { "EnabledTypes": logs } },
+                "EncryptionConfig": encryption,
+                "ResourcesVpcConfig": { "EndpointPublicAccess": is_public },
+                "AccessConfig": { "BootstrapClusterCreatorAdminPermissions": false },
+                "BootstrapSelfManagedAddons": false,
+            })
         },
         identifiers: &[("Name", Source::Field("name"))],
+        without: "the access of the identity that deploys, which `aws eks create-access-entry` and `associate-access-policy` give, as \
+                  `up` does",
+        // No answer shows them, and another value would replace the cluster.
+        ignored: &["access_config.bootstrap_cluster_creator_admin_permissions", "bootstrap_self_managed_addons"],
         outputs: &[
             ("name", REF),
             ("arn", "Arn"),
@@ -339,7 +352,10 @@ pub(super) static ALL: &[Form] = &[
         fields: &[("cluster", "/ClusterName"), ("name", "/AddonName"), ("version", "/AddonVersion")],
         more: |one| {
             let configuration = &one.spec["configuration"];
-            json!({ "ConfigurationValues": (!configuration.is_null()).then(|| configuration.to_string()) })
+            json!({
+                "ConfigurationValues": (!configuration.is_null()).then(|| configuration.to_string()),
+                "ResolveConflicts": "OVERWRITE",
+            })
         },
         identifiers: &[("ClusterName", Source::Field("cluster")), ("AddonName", Source::Field("name"))],
         ..Form::USUAL
@@ -517,6 +533,7 @@ pub(super) static ALL: &[Form] = &[
             ("Type", Source::Field("type")),
             ("SetIdentifier", Source::Field("set")),
         ],
+        without: "the TXT record with its owner, which `up` creates beside it",
         ..Form::USUAL
     },
     Form {
@@ -564,6 +581,7 @@ pub(super) static ALL: &[Form] = &[
             ("ScalableDimension", Source::Text(DIMENSION)),
             ("ServiceNamespace", Source::Text("sagemaker")),
         ],
+        tagging: Tagging::None,
         without: "its scaling policies",
         new: New { parts: policies, without: Some(""), ..New::USUAL },
         ..Form::USUAL
@@ -617,9 +635,11 @@ pub(super) static ALL: &[Form] = &[
         kind: "aws.endpoint",
         of: "AWS::SageMaker::Endpoint",
         fields: &[("name", "/EndpointName"), ("config", "/EndpointConfigName")],
+        // Autoscaling has changed the counts.
+        more: |_| json!({ "RetainAllVariantProperties": true }),
         identifiers: &[("EndpointArn", Source::Output("arn"))],
         outputs: &[("arn", "EndpointArn")],
-        without: "how it moves to another configuration",
+        without: "how it moves to another configuration: add `DeploymentConfig` before you change that",
         ..Form::USUAL
     },
 ];
@@ -732,6 +752,16 @@ fn rules(rules: &Value, side: &str, group: &str) -> Vec<Value> {
     rules.as_array().into_iter().flatten().map(rule).collect()
 }
 
+/// The rule of a group from which nothing may go out. Without any, CloudFormation leaves the rule to everywhere that each new group has
+/// (<https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-ec2-securitygroup.html>). No message of ICMP has
+/// this type, and no host this address.
+fn no_egress() -> Value {
+    json!({
+        "IpProtocol": "icmp", "FromPort": 252, "ToPort": 86, "CidrIp": crate::kinds::NOWHERE,
+        "Description": "Nothing may go out",
+    })
+}
+
 /// What a launch template says of instances: only IMDSv2, and an encrypted root volume.
 fn instance(spec: &Value) -> Value {
     let text = |field: &str| spec[field].as_str().filter(|text| !text.is_empty());
@@ -803,7 +833,7 @@ fn bucket(one: &Object<'_>) -> Value {
         })
     };
     let rules = spec["lifecycle"].as_array().into_iter().flatten().map(rule).collect::<Vec<Value>>();
-    let owner = if spec["owner_enforced"] == true { "BucketOwnerEnforced" } else { "ObjectWriter" };
+    let owner = if spec["owner_enforced"] == true { "BucketOwnerEnforced" } else { "BucketOwnerPreferred" };
     json!({
         "OwnershipControls": { "Rules": [{ "ObjectOwnership": owner }] },
         "PublicAccessBlockConfiguration": {

@@ -25,6 +25,7 @@ use futures::StreamExt;
 use textnlp_provider::{Condition, Permission, Result, Verb};
 
 pub(crate) use cloudwatch::alarm::RESULT;
+pub(crate) use ec2::security_group::NOWHERE;
 pub(crate) use s3::RULE as REPLICATION;
 
 use crate::api::Api;

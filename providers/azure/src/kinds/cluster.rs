@@ -170,6 +170,8 @@ impl RestKind for Cluster {
             }),
         ],
         in_place: &["deployer_access", "allow_from", "channel", "tier", "version"],
+        without: "the access of the identity that deploys, which `az role assignment create` gives with the role Azure Kubernetes Service \
+                  RBAC Cluster Admin, as `up` does",
         ignored: &["body.properties.agentPoolProfiles"],
         outputs: &[
             ("nodes", "/properties/identityProfile/kubeletidentity/objectId"),

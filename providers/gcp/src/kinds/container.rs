@@ -181,7 +181,8 @@ impl RestKind for Cluster {
             kind: "google_container_cluster",
             named: &[("project", "/project"), ("location", "/location"), ("name", "/name")],
             moved: &[
-                ("/initialClusterVersion", ""),
+                // A creation takes it as `up` sends it; afterwards it is ignored.
+                ("/initialClusterVersion", "/min_master_version"),
                 ("/ipAllocationPolicy/useIpAliases", ""),
                 ("/legacyAbac/enabled", "/enable_legacy_abac"),
                 ("/maintenancePolicy/window/recurringWindow/window", "/maintenance_policy/recurring_window"),
@@ -465,6 +466,12 @@ impl RestKind for NodePool {
         let most = if request.is_planned { 1 } else { usize::MAX };
         let zones = spec.get("zones").and_then(Value::as_array).into_iter().flatten().take(most);
         document["nodeLocations"] = zones.cloned().collect();
+        if request.is_planned {
+            // The count is that of each zone.
+            let is_in_one = document["nodeLocations"].as_array().is_some_and(|zones| !zones.is_empty());
+            let nodes = spec.get("nodes").and_then(Value::as_u64).filter(|_| is_in_one);
+            document["initialNodeCount"] = json!(nodes.unwrap_or(1));
+        }
         if spec.get("markets").is_some_and(|markets| markets[0] == SPOT) {
             set(document, "/config/spot", json!(true));
         }

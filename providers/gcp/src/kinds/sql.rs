@@ -177,14 +177,14 @@ impl RestKind for Instance {
         ],
         terraform: Terraform {
             kind: "google_sql_database_instance",
-            named: &[("project", "/project"), ("name", "/name")],
+            // Terraform's own protection is that of the server.
+            named: &[("project", "/project"), ("name", "/name"), ("deletion_protection", "/deletion_protection")],
             moved: &[
                 ("/settings/dataDiskSizeGb", "/settings/disk_size"),
                 ("/settings/dataDiskType", "/settings/disk_type"),
                 ("/settings/storageAutoResize", "/settings/disk_autoresize"),
                 ("/diskEncryptionConfiguration/kmsKeyName", "/encryption_key_name"),
             ],
-            constants: &[("/deletion_protection", "true")],
             // A disk grows automatically.
             ignored: &["settings[0].disk_size"],
             outputs: &[NAME],

@@ -136,7 +136,7 @@ fn a_site_is_made_in_an_empty_subscription_answers_and_is_removed_with_everythin
     let hosts = Hosts::start(&[(hosts::AZURE, subscription.cloud.url())]);
     let folder = subscription.operator.sandbox.folder();
     let providers: Vec<String> = (1..=8).map(|place| format!("here/network/provider-{place}")).collect();
-    let left: Vec<&str> = providers.iter().map(String::as_str).collect();
+    let left: Vec<&str> = providers.iter().map(String::as_str).chain(["here/cluster"]).collect();
     let planned = export::planned(|args| subscription.run(args, &[]), folder, &left);
     export::azure(&planned.main, |id, body| subscription.cloud.check(id, body));
     export::planned_bicep(|args| subscription.run(args, &[]), folder);

@@ -226,7 +226,7 @@ fn a_site_is_made_in_an_empty_account_answers_and_is_removed_with_everything() {
     lacks(false);
 
     let folder = account.operator.sandbox.folder();
-    let planned = export::planned(|args| account.run(args, &[]), folder, &["here/network/vpc"]);
+    let planned = export::planned(|args| account.run(args, &[]), folder, &["here/cluster", "here/network/vpc"]);
     export::planned_cloudformation(|args| account.run(args, &[]), folder, REGION);
 
     let of_model = |args: &[&str], variables: &[Variable]| {

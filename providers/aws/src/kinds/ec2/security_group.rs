@@ -80,6 +80,8 @@ struct Rule {
 const CONTROLLERS: [&str; 2] = ["elbv2.k8s.aws/", "kubernetes.io/rule/"];
 /// The group itself, as a peer.
 const SELF: &str = "self";
+/// The peer of a rule that allows nothing. Exports have one where nothing may go out: it is no rule of a group.
+pub(crate) const NOWHERE: &str = "255.255.255.255/32";
 
 #[async_trait]
 impl Resource<Api> for SecurityGroup {
@@ -221,7 +223,7 @@ fn seen(one: Answer) -> Option<ObservedObject<Spec>> {
     Some(ObservedObject::new(&id, spec, super::tags(one.tags)).output("id", Some(id.clone())))
 }
 
-/// A rule for each peer of each permission, without those of controllers.
+/// A rule for each peer of each permission, without those of controllers and those that allow nothing.
 fn rules(permissions: Option<Vec<IpPermission>>, group: &str) -> Vec<Rule> {
     let mut rules = Vec::new();
     for permission in permissions.unwrap_or_default() {
@@ -238,7 +240,7 @@ fn rules(permissions: Option<Vec<IpPermission>>, group: &str) -> Vec<Rule> {
         let v6 = v6.map(|one| (one.cidr_ipv6.unwrap_or_default(), one.description));
         for (peer, description) in groups.chain(lists).chain(v4).chain(v6) {
             let description = description.unwrap_or_default();
-            if CONTROLLERS.iter().any(|controller| description.starts_with(controller)) {
+            if peer == NOWHERE || CONTROLLERS.iter().any(|controller| description.starts_with(controller)) {
                 continue;
             }
             rules.push(Rule {
@@ -251,4 +253,19 @@ fn rules(permissions: Option<Vec<IpPermission>>, group: &str) -> Vec<Rule> {
         }
     }
     rules
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_that_allows_nothing_is_none_of_a_group() {
+        let to = |peer: &str| {
+            let range = IpRange::builder().cidr_ip(peer).build();
+            let permission = IpPermission::builder().ip_protocol("icmp").from_port(252).to_port(86).ip_ranges(range);
+            rules(Some(vec![permission.build()]), "sg-1").len()
+        };
+        assert_eq!((to(NOWHERE), to("203.0.113.1/32")), (0, 1));
+    }
 }
