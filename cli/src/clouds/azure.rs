@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use textnlp_azure::{Access, Azure, CAPABILITIES, CLUSTER, cluster_id, cluster_name, inside, models_container};
+use textnlp_azure::{
+    Access, Azure, CAPABILITIES, CLUSTER, Records, cluster_id, cluster_name, inside, models_container,
+};
 use textnlp_cloud::WithGenerated;
 use textnlp_kubernetes::endpoint;
 use textnlp_orchestrator::environment::Environment;
 use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, TokenSource};
 use textnlp_provider::operations::Operations;
-use textnlp_provider::{Outputs, Provider, Result, Site, SiteName};
+use textnlp_provider::{Outputs, Provider, Result, SecondPart, Site, SiteName};
 
 use super::image::OwnImage;
 use super::managed::{self, ManagedClusters};
@@ -33,7 +35,7 @@ pub(super) const ROW: Row = Row {
     is_this_machine: false,
     account: |environment, site| Box::pin(account(environment, site)),
     provider,
-    records: None,
+    records: Some(records),
     operations,
     endpoint,
     bucket: |site, existing| {
@@ -67,6 +69,13 @@ fn provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
     // The key of a cache, for its Secret in the cluster.
     let secrets = Arc::new(WithGenerated::new(outer.clone(), secrets.clone()));
     managed::provider(&context.with_secrets(secrets), outer, inside, clusters(access)?)
+}
+
+/// The records of another site's names, in a zone of the subscription of this site.
+fn records(context: &Context<'_>, home: &SiteName) -> anyhow::Result<(Arc<dyn Provider>, SecondPart)> {
+    let Context { environment, secrets, .. } = context;
+    let access = access(environment, home, &region(environment, home)?);
+    Ok((Arc::new(Records::new(Azure::new(access, secrets.clone()))), Records::part))
 }
 
 fn operations(context: &Context<'_>) -> anyhow::Result<Arc<dyn Operations>> {

@@ -907,8 +907,13 @@ fn endpoint(e: &Environment, site: &SiteSettings, program: &Program) -> part::En
             weight: weights(e).get(&site.name).copied().unwrap_or_default(),
             is_at_other_provider: site.provider != home.provider,
             host: site.cluster.host().unwrap_or_default(),
+            sites: weights(e).into_iter().filter(|(name, _)| serves(e, name)).collect(),
         }),
     }
+}
+
+fn serves(e: &Environment, name: &textnlp_provider::SiteName) -> bool {
+    e.sites.iter().any(|site| site.name == *name && site.serves())
 }
 
 fn connections(api: &Api) -> part::ConnectionLimits {

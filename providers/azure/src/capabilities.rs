@@ -1,7 +1,7 @@
 //! What Azure can do with the settings of an environment.
 
 use textnlp_provider::capabilities::Capability::*;
-use textnlp_provider::capabilities::{Capabilities, RuntimeSupport, Setting, Store};
+use textnlp_provider::capabilities::{Capabilities, RuntimeSupport, Setting, SiteRecords, Store};
 use textnlp_provider::cluster::{CloudCache, TaintEffect, Toleration, TolerationOperator};
 use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::settings::{
@@ -10,7 +10,7 @@ use textnlp_provider::settings::{
 use textnlp_provider::{Component, Form, Site};
 
 use crate::kinds::redis::PORT;
-use crate::lower::{NODES_PART, bucket_identity};
+use crate::lower::{NODES_PART, NOTICES_AFTER, bucket_identity};
 use crate::tables::machines::NODES;
 
 /// The component as the provider of the objects inside of the cluster expands it: without what Azure's own resources answer for. Pure.
@@ -104,7 +104,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             ("storage.existing_key", "existing keys are not supported for storage accounts yet"),
         ],
     }],
-    site_records: None,
+    site_records: Some(SiteRecords { notices_after: NOTICES_AFTER, takes_names: false }),
     names_balancers: false,
     forms: &[
         (

@@ -40,6 +40,10 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
         ],
         "azure.address" => vec![priced("Virtual Network", "address/static", region, "a public address", 1)],
         "azure.dns-record" => vec![CostLine::unknown("Azure DNS", "DNS queries", "by use")],
+        "azure.traffic-site" => vec![
+            CostLine::unpriced("Traffic Manager", "health checks of a site, every ten seconds", UNRECORDED),
+            CostLine::unknown("Traffic Manager", "DNS queries", "by use"),
+        ],
         "azure.dns-zone" => vec![CostLine::unpriced("Azure DNS", "a zone and its queries", UNRECORDED)],
         "azure.storage" => vec![
             CostLine::unknown(STORAGE, "stored models", "by use"),

@@ -73,6 +73,14 @@ impl Azure {
         self.api.get_or_try_init(connect).await
     }
 
+    pub(crate) async fn observe_kinds(
+        &self,
+        scope: &Scope<'_>,
+        is_observed: impl Fn(&str) -> bool + Send,
+    ) -> Result<Vec<(ResourceId, Observed)>> {
+        textnlp_cloud::observe(self.api().await?, scope, is_observed).await
+    }
+
     async fn work<'a>(&self, op: &'a Operation) -> Result<Work<'a, Api>> {
         Work::of(self.api().await?, op, self.poll)
     }
@@ -131,7 +139,7 @@ impl Provider for Azure {
     }
 
     async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
-        textnlp_cloud::observe(self.api().await?, scope, |_| true).await
+        self.observe_kinds(scope, |_| true).await
     }
 
     async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed> {

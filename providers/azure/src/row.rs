@@ -23,7 +23,7 @@ use crate::operation::Pending;
 /// How often a read that finds nothing is repeated: an answer of a replica that lags is no proof
 /// (hashicorp/terraform-provider-azurerm#18268 (workaround merged in #25758), hashicorp/terraform-provider-azurerm#32331 (open PR),
 /// Azure/terraform-provider-azapi#587).
-const SECOND_READS: usize = 2;
+pub(crate) const SECOND_READS: usize = 2;
 /// Members of an answer that no request has.
 const READ_ONLY: [&str; 6] = ["id", "name", "type", "etag", "eTag", "systemData"];
 /// The place of the state in most documents.
@@ -114,6 +114,8 @@ pub(crate) enum Marks {
     Member(&'static str),
     /// In such a member by code: its place, its value for tags, and the tags in it. No list shows them.
     Written(&'static str, fn(&Tags) -> Value, fn(&Value) -> Tags),
+    /// In such a member that only the code of the kind reads and writes, without the tags of a spec: they are beside the object.
+    Beside(&'static str),
     /// Nowhere: whose a part is, follows from its parent, which this deployment created or verified.
     Part,
 }
@@ -372,7 +374,7 @@ impl<K: RestKind> Rest<K> {
     fn tags(document: &Value) -> Tags {
         match K::TABLE.marks {
             Marks::Tags => tags_at(document, "/tags"),
-            Marks::Member(member) => tags_at(document, member),
+            Marks::Member(member) | Marks::Beside(member) => tags_at(document, member),
             Marks::Written(member, _, read) => get(document, member).map(read).unwrap_or_default(),
             Marks::Part => Tags::new(),
         }
@@ -400,7 +402,7 @@ impl<K: RestKind> Rest<K> {
         let mut document = json!({});
         match table.marks {
             Marks::Tags => document[TAGS] = json!(tags),
-            Marks::Member(member) => set(&mut document, member, json!(tags)),
+            Marks::Member(member) | Marks::Beside(member) => set(&mut document, member, json!(tags)),
             Marks::Written(member, write, _) => set(&mut document, member, write(tags)),
             Marks::Part => {}
         }
@@ -454,7 +456,7 @@ impl<K: RestKind> Rest<K> {
             }
             Marks::Member(member) => Self::replace(api, &seen.id, member, json!(tags)).await,
             Marks::Written(member, write, _) => Self::replace(api, &seen.id, member, write(&tags)).await,
-            Marks::Part => Ok(None),
+            Marks::Beside(_) | Marks::Part => Ok(None),
         }
     }
 }
@@ -518,7 +520,7 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
     }
 
     fn carries_tags(&self) -> bool {
-        !is_part::<K>()
+        !matches!(K::TABLE.marks, Marks::Beside(_) | Marks::Part)
     }
 
     fn is_retained(&self) -> bool {
@@ -541,7 +543,7 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
             Marks::Tags => (K::TABLE.arm, false),
             // The list of all resources has the parents only.
             Marks::Member(_) => (K::TABLE.arm.rsplit_once('/').map_or(K::TABLE.arm, |(parent, _)| parent), true),
-            Marks::Written(..) | Marks::Part => return Ok(Vec::new()),
+            Marks::Written(..) | Marks::Beside(_) | Marks::Part => return Ok(Vec::new()),
         };
         let mut own = Vec::new();
         let mut all = Vec::new();

@@ -54,19 +54,6 @@ pub fn records<'e>(endpoint: &'e Endpoint, site: &Site) -> Result<Option<SiteRec
     Ok(Some(SiteRecords { zone, domain: plain(domain), service, records }))
 }
 
-/// The same for a DNS service whose records this program gives no weights: a zone has those of one site. `None` also where the zone is at
-/// another provider, whatever its id is like.
-pub fn single_records<'e>(endpoint: &'e Endpoint, site: &Site, dns: &str) -> Result<Option<SiteRecords<'e>>, Refusal> {
-    match &endpoint.share {
-        Some(share) if share.is_at_other_provider => Ok(None),
-        Some(_) if endpoint.zone.is_some() => {
-            let cause = format!("records of several sites are created in Route 53 and Cloud DNS only, not in {dns}");
-            Err((cause, "remove `traffic.existing`, and use the global endpoint or `dns`"))
-        }
-        _ => records(endpoint, site),
-    }
-}
-
 /// Whether clients reach the service by a load balancer that the cluster creates.
 pub fn is_balanced(settings: &ClusterAccess) -> bool {
     settings.ingress.is_none() && (settings.address.is_none() || settings.load_balancer)

@@ -745,6 +745,9 @@ pub struct TrafficShare {
     pub is_at_other_provider: bool,
     /// The host of the site's own address: a name, which gets a record too, or an IP address.
     pub host: String,
+    /// The weight of each site behind the name, this one too.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sites: BTreeMap<SiteName, u32>,
 }
 
 /// What a gateway allows its clients.

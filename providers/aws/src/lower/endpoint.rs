@@ -103,7 +103,12 @@ impl Lowering<'_> {
         if endpoint.managed_certificate {
             self.certificate(endpoint, zone, domain);
         }
-        let single = TrafficShare { weight: SINGLE_WEIGHT, is_at_other_provider: false, host: String::new() };
+        let single = TrafficShare {
+            weight: SINGLE_WEIGHT,
+            is_at_other_provider: false,
+            host: String::new(),
+            sites: BTreeMap::new(),
+        };
         let share = endpoint.share.as_ref().unwrap_or(&single);
         if share.weight > MAX_WEIGHT {
             let cause = format!("the weight {} is above {MAX_WEIGHT}, the largest of Route 53", share.weight);

@@ -382,7 +382,7 @@ fn a_record_without_a_load_balancer_is_refused() {
 
 /// The endpoint of one of several sites.
 fn shared(weight: u32, is_at_other_provider: bool, host: &str) -> Component {
-    let share = TrafficShare { weight, is_at_other_provider, host: host.to_owned() };
+    let share = TrafficShare { weight, is_at_other_provider, host: host.to_owned(), sites: BTreeMap::new() };
     let endpoint = endpoint(Some("/hostedzone/Z1"), "Text.Example.com.", Some("example.com"));
     component("gateway", ComponentSpec::Endpoint(Endpoint { share: Some(share), ..endpoint }))
 }

@@ -12,7 +12,7 @@ use textnlp_provider::{Error, ErrorKind, Identity, Kind, Pricing, Result, Spec};
 use super::{delete, put, read};
 use crate::api::{Api, Call, Reply, tags_at};
 use crate::operation::Pending;
-use crate::row::{Field, Marks, Rest, RestKind, Table};
+use crate::row::{Field, Marks, Rest, RestKind, Table, invalid, rewrite};
 use crate::table::{Row, kind};
 
 /// The API version of zones and records.
@@ -49,14 +49,28 @@ impl RestKind for Record {
         arm: "Microsoft.Network/dnsZones/A",
         version: VERSION,
         path: "{zone}/A/{name}",
-        fields: &[
-            Field::plain("ttl", "/properties/TTL").changed(),
-            Field::code("values", "/properties/ARecords", written, addresses).changed(),
-        ],
+        fields: &[Field::plain("ttl", "/properties/TTL").changed(), Field::seen("values", values)],
         in_place: &["ttl", "values"],
         marks: Marks::Member(METADATA),
         ..Table::USUAL
     };
+
+    fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
+        let target = |one: &Value| one["target"].as_str().map(str::to_ascii_lowercase);
+        field == "values" && target(wanted).is_some() && target(wanted) == target(seen)
+    }
+
+    fn complete(spec: &Spec, document: &mut Value) {
+        set_values(document, spec.get("values").unwrap_or(&Value::Null));
+    }
+
+    /// Addresses and a target take each other's place in one write, so that there is always an answer.
+    async fn put(api: &Api, id: &str, wanted: &Value, field: &str) -> Result<Option<Pending>> {
+        if field != "values" {
+            return Err(invalid("change", id, &format!("`{field}` does not change in place")));
+        }
+        rewrite::<Self>(api, id, |document| set_values(document, wanted)).await
+    }
 
     /// A CNAME of the name, which another client made, is there in place of it.
     async fn fetch(api: &Api, id: &str) -> Result<Option<Value>> {
@@ -89,12 +103,27 @@ impl RestKind for Record {
     }
 }
 
-fn written(addresses: &Value) -> Value {
-    let addresses = addresses.as_array().into_iter().flatten();
-    addresses.map(|address| json!({ "ipv4Address": address })).collect()
+/// Sets the addresses of a record, or the profile that answers for it: `{ "target": ID }`
+/// (<https://learn.microsoft.com/azure/dns/dns-alias>).
+fn set_values(document: &mut Value, wanted: &Value) {
+    let Some(properties) = document["properties"].as_object_mut() else { return };
+    for member in ["ARecords", "targetResource"] {
+        properties.remove(member);
+    }
+    match wanted.get("target") {
+        Some(id) => properties.insert("targetResource".to_owned(), json!({ "id": id })),
+        None => {
+            let addresses = wanted.as_array().into_iter().flatten();
+            let addresses = addresses.map(|address| json!({ "ipv4Address": address })).collect();
+            properties.insert("ARecords".to_owned(), addresses)
+        }
+    };
 }
 
-fn addresses(document: &Value) -> Value {
+fn values(document: &Value) -> Value {
+    if let Some(target) = document["properties"]["targetResource"]["id"].as_str() {
+        return json!({ "target": target });
+    }
     let records = document["properties"]["ARecords"].as_array().into_iter().flatten();
     records.map(|record| record["ipv4Address"].clone()).collect()
 }
@@ -105,11 +134,12 @@ mod tests {
 
     #[test]
     fn members_are_read_as_they_are_written() {
-        for wanted in [json!(["192.0.2.1", "192.0.2.2"]), json!([])] {
-            let document = json!({ "properties": { "ARecords": written(&wanted) } });
-            assert_eq!(addresses(&document), wanted);
+        let mut document = json!({ "properties": {} });
+        for wanted in [json!(["192.0.2.1", "192.0.2.2"]), json!({ "target": "/an/id" }), json!([])] {
+            set_values(&mut document, &wanted);
+            assert_eq!(values(&document), wanted);
         }
         let cname = json!({ "properties": { "CNAMERecord": { "cname": "a.example.net" } } });
-        assert_eq!(addresses(&cname), json!([]));
+        assert_eq!(values(&cname), json!([]));
     }
 }

@@ -12,6 +12,7 @@ pub(crate) mod network;
 pub(crate) mod redis;
 mod registry;
 pub(crate) mod storage;
+mod traffic;
 mod vault;
 
 use textnlp_provider::{CloudId, Foreign, Permission, Verb};
@@ -31,6 +32,7 @@ pub(crate) static ALL: &[&[Row]] = &[
     redis::ROWS,
     endpoints::ROWS,
     dns::ROWS,
+    traffic::ROWS,
     monitoring::ROWS,
     budgets::ROWS,
 ];

@@ -1,9 +1,15 @@
 //! The DNS records of the service, in an existing zone of Azure DNS.
 
-use serde_json::json;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde_json::{Value, json};
 use textnlp_cloud::document::capture;
-use textnlp_cloud::endpoint::{ADDRESS, NamedRecord, inside, single_records};
-use textnlp_provider::component::Endpoint;
+use textnlp_cloud::endpoint::{ADDRESS, NamedRecord, inside, records};
+use textnlp_cloud::names::{PREFIX, bounded, hash};
+use textnlp_provider::ResourceId;
+use textnlp_provider::component::{Endpoint, TrafficShare};
+use textnlp_provider::settings::Role;
 
 use super::{Lowering, output};
 
@@ -14,10 +20,32 @@ const OWN: &str = "@";
 /// Seconds that resolvers may keep an answer.
 const TTL: u32 = 60;
 
+/// How Traffic Manager probes each site from several places, and how many failures in a row it tolerates: with the shortest interval a
+/// site is lost after half a minute (<https://learn.microsoft.com/azure/traffic-manager/traffic-manager-monitoring>). A site without a
+/// ready pod accepts no connection. Certificates are not verified.
+const HEALTH_PATH: &str = "/health";
+const PROBE_SECONDS: u32 = 10;
+const PROBE_TIMEOUT_SECONDS: u32 = 5;
+const TOLERATED: u32 = 2;
+/// How long a lost site is in answers, before resolvers ask again.
+pub(crate) const NOTICES_AFTER: Duration =
+    Duration::from_secs((PROBE_SECONDS * (TOLERATED + 1) + PROBE_TIMEOUT_SECONDS) as u64);
+/// The largest weight of an endpoint, and the most priorities, of which the second half is that of sites without clients.
+const MAX_WEIGHT: u32 = 1000;
+const HALF: u32 = 500;
+/// The longest name of a profile, which is also a label of a name of Traffic Manager.
+const MOST_OF_PROFILE: usize = 63;
+
 impl Lowering<'_> {
-    /// The records of the name that clients use and of those of tenants.
+    /// The records of the name that clients use and of those of tenants. With several sites one profile answers for them: each site has
+    /// its endpoint in it, and the primary the records.
     pub(super) fn endpoint(&mut self, endpoint: &Endpoint) {
-        let found = match single_records(endpoint, self.site, "Azure DNS") {
+        let share = endpoint.share.as_ref();
+        // A zone at another provider has its own records, and those of a site elsewhere are expanded with the zone's subscription only.
+        if share.is_some_and(|share| share.is_at_other_provider) != self.is_elsewhere {
+            return;
+        }
+        let found = match records(endpoint, self.site) {
             Ok(Some(found)) => found,
             Ok(None) => return,
             Err((cause, fix)) => return self.problem("zone", cause, fix),
@@ -28,17 +56,96 @@ impl Lowering<'_> {
             return self.problem("zone", cause, fix);
         };
         let address = output(&found.service, ADDRESS);
-        for NamedRecord { part, name, .. } in &found.records {
+        let traffic = share.map(|share| self.traffic(endpoint, share, &zone, &found.domain, &address));
+        for NamedRecord { part, name, is_shared } in &found.records {
             let Some(relative) = inside(name, &domain) else {
                 let cause = format!("`{name}` is not in the zone `{domain}`");
                 self.problem("zone", cause, "write the id of the zone that has the name");
                 continue;
             };
             let relative = if relative.is_empty() { OWN } else { relative };
-            let spec = json!({ "zone": zone, "name": relative, "ttl": TTL, "values": [address] });
-            self.part(part, "azure.dns-record", spec);
+            let traffic = traffic.as_ref().filter(|_| *is_shared);
+            if traffic.is_some() && self.site.role != Some(Role::Primary) {
+                continue;
+            }
+            let values = traffic.map_or_else(|| json!([address]), |(profile, _)| json!({ "target": profile }));
+            self.part(
+                part,
+                "azure.dns-record",
+                json!({ "zone": zone, "name": relative, "ttl": TTL, "values": values }),
+            );
+            if let Some((_, site)) = traffic {
+                self.after(site.clone());
+            }
         }
     }
+
+    /// The endpoint of this site in the profile of the name. Returns the profile's id, and the resource.
+    fn traffic(
+        &mut self,
+        endpoint: &Endpoint,
+        share: &TrafficShare,
+        zone: &str,
+        domain: &str,
+        address: &Value,
+    ) -> (String, Option<ResourceId>) {
+        let clients = share.sites.values().filter(|weight| **weight > 0).count();
+        if share.sites.values().any(|weight| *weight > MAX_WEIGHT) {
+            let cause = format!("a weight is above {MAX_WEIGHT}, the largest of Traffic Manager");
+            self.problem("weight", cause, "write smaller `traffic.weights`: only their proportion counts");
+        }
+        let is_weighted = clients == share.sites.len();
+        if !is_weighted && clients != 1 {
+            let cause = format!(
+                "{clients} of {} sites have clients, and Traffic Manager has no weight 0 beside several weights",
+                share.sites.len()
+            );
+            self.problem(
+                "weight",
+                cause,
+                "write `traffic.weights` of at least 1 for all sites, or above 0 for one site only",
+            );
+        }
+        let ranks: BTreeSet<u32> = share.sites.keys().map(|site| rank(site.as_str())).collect();
+        if ranks.len() < share.sites.len() {
+            let cause = "two sites would have the same priority, which follows from their names";
+            self.problem("name", cause, "rename one of the sites");
+        }
+        let group = zone.split("/providers/").next().unwrap_or_default();
+        let environment = &self.site.environment;
+        // Names are unique in all of Azure.
+        let name = bounded(format!("{PREFIX}{environment}-{}", hash(&format!("{zone} {domain}"))), MOST_OF_PROFILE);
+        let profile = format!("{group}/providers/Microsoft.Network/trafficManagerProfiles/{name}");
+        let standby = if share.weight == 0 { HALF } else { 0 };
+        let spec = json!({
+            "profile": profile,
+            "name": self.site.name,
+            "value": address,
+            "weight": share.weight.clamp(1, MAX_WEIGHT),
+            "priority": rank(self.site.name.as_str()) + standby,
+            "status": "Enabled",
+            "method": if is_weighted { "Weighted" } else { "Priority" },
+            "dns": name,
+            "ttl": TTL,
+            "probe": {
+                "protocol": if endpoint.tls { "HTTPS" } else { "HTTP" },
+                "port": endpoint.port,
+                "path": HEALTH_PATH,
+                "interval": PROBE_SECONDS,
+                "timeout": PROBE_TIMEOUT_SECONDS,
+                "tolerated": TOLERATED,
+                "host": domain,
+            },
+        });
+        let site = self.part("traffic", "azure.traffic-site", spec);
+        (profile, site)
+    }
+}
+
+/// A number of a site from 1 to 500: no two endpoints of a profile have the same priority, and none changes with those of others.
+fn rank(site: &str) -> u32 {
+    let digits = u32::from_str_radix(hash(site).get(..6).unwrap_or_default(), 16);
+    1 + digits.unwrap_or_default() % HALF
 }
 
 /// A zone's id as specs have it, and its domain; `None` for another id.

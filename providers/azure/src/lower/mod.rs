@@ -14,7 +14,8 @@
 //! connects the two networks: `peering`, `remote-peering`, `zone-remote-link`, `remote-zone-link` |
 //! | cache | `SITE/cache/redis`, `group`: a managed cache of vectors and its database; `endpoint`, `names`, `zone`, `zone-link`: its address and
 //! its name in the network; `provider`: its registered resource provider |
-//! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone |
+//! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone; with several sites `traffic`, the
+//! site in the profile that answers for them, and `name`, the site's own name |
 //! | monitoring | `SITE/monitoring/mailboxes`: the action group; `alert-NAME`: metric alerts; `overview`, a workbook, with a
 //! stack; `insights`: their registered provider; `budget` with its registered `provider`: the cost budget, if there is one |
 
@@ -28,6 +29,7 @@ mod network;
 mod registry;
 
 pub(crate) use cluster::NODES_PART;
+pub(crate) use dns::NOTICES_AFTER;
 pub(crate) use models::bucket_identity;
 pub use models::models_container;
 use serde_json::{Value, json};
@@ -49,7 +51,7 @@ const NOT_IN_KEYS: &str = "<>%&\\?/ ()";
 
 /// Expands a component into the resources of its site's subscription and region.
 pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
-    let mut lowering = Lowering { component, site, wanted: Vec::new(), problems: Vec::new() };
+    let mut lowering = Lowering { component, site, is_elsewhere: false, wanted: Vec::new(), problems: Vec::new() };
     match &component.part {
         ComponentSpec::Network(network) => lowering.network(network),
         ComponentSpec::ModelStore(store) => lowering.models(store),
@@ -68,10 +70,21 @@ pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, P
     if lowering.problems.is_empty() { Ok(lowering.wanted) } else { Err(Problems(lowering.problems)) }
 }
 
+/// Expands the records of a site that is at another provider, in a zone of Azure DNS.
+pub(crate) fn lower_records(component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
+    let mut lowering = Lowering { component, site, is_elsewhere: true, wanted: Vec::new(), problems: Vec::new() };
+    if let ComponentSpec::Endpoint(endpoint) = &component.part {
+        lowering.endpoint(endpoint);
+    }
+    if lowering.problems.is_empty() { Ok(lowering.wanted) } else { Err(Problems(lowering.problems)) }
+}
+
 /// The state of one component's expansion.
 struct Lowering<'a> {
     component: &'a Component,
     site: &'a Site,
+    /// Whether the site is at another provider: it has no subscription.
+    is_elsewhere: bool,
     wanted: Vec<Wanted>,
     problems: Vec<Problem>,
 }

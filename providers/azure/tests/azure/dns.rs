@@ -219,7 +219,6 @@ fn the_name_of_the_service_becomes_a_record_of_the_existing_zone() {
             &site(&bench, ingress),
             "creates no load balancer",
         ),
-        (shared(&zone, false), &there, "records of several sites are created in Route 53 and Cloud DNS only"),
     ] {
         let problems = bench.provider.lower(&component, site).unwrap_err().to_string();
         assert!(problems.contains(says), "{problems}");

@@ -21,6 +21,7 @@ mod restrictions;
 mod seeds;
 #[path = "../../../cloud/tests/programs/story.rs"]
 mod story;
+mod traffic;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -76,7 +76,8 @@ pub(crate) fn gateway(endpoint: Endpoint) -> Component {
 
 /// One of several sites.
 pub(crate) fn shared(zone: &str, is_at_other_provider: bool) -> Component {
-    let share = TrafficShare { weight: 50, is_at_other_provider, host: "one.example.com".to_owned() };
+    let sites = [("main", 50), ("other", 0)].map(|(name, weight)| (name.parse().unwrap(), weight)).into();
+    let share = TrafficShare { weight: 50, is_at_other_provider, host: "one.example.com".to_owned(), sites };
     gateway(Endpoint { share: Some(share), ..endpoint(Some(zone), "text.example.com") })
 }
 

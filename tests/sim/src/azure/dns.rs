@@ -8,6 +8,7 @@ use super::cloud::{Cloud, put, text};
 use super::kinds::{Call, KIND, Kind, is_name};
 use super::network::accept_zone;
 use super::problem::{Problem, bad, conflict};
+use super::traffic::accept_alias;
 use crate::{Behaviour, Source};
 
 const ZONES: &str = "Microsoft.Network/dnsZones";
@@ -77,6 +78,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     ),
     rule("a record set has no two equal records: 400 BadRequest", Source::Report("Azure/azure-cli#10467")),
     rule(
+        "a record has either values or a target resource",
+        Source::Documentation("https://learn.microsoft.com/azure/dns/dns-alias"),
+    ),
+    rule(
         "a TTL is from 1 to 2147483647",
         Source::Documentation("https://learn.microsoft.com/azure/dns/dns-zones-records#time-to-live"),
     ),
@@ -128,9 +133,18 @@ fn accept_record(cloud: &mut Cloud, call: &Call, _: Option<&Value>, body: &mut V
     if kind == "A" && !values.iter().all(|one| text(one, "/ipv4Address").parse::<Ipv4Addr>().is_ok()) {
         return Err(bad("BadRequest", "The value of an A record is not an IPv4 address."));
     }
+    let alias = text(body, "/properties/targetResource/id").to_owned();
+    if !alias.is_empty() {
+        if kind != "A" || !values.is_empty() {
+            return Err(bad("BadRequest", "A record has either values or a target resource."));
+        }
+        accept_alias(cloud, &alias)?;
+    }
     let fqdn = if name == "@" { format!("{zone}.") } else { format!("{name}.{zone}.") };
     put(body, "/properties/fqdn", fqdn.into());
-    put(body, "/properties/targetResource", json!({}));
+    if alias.is_empty() {
+        put(body, "/properties/targetResource", json!({}));
+    }
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use super::document::Model;
 use super::problem::{Problem, bad, conflict, group_missing, missing};
 use super::{
     NAMESPACES, budgets, compute, container, costs, dns, identity, monitoring, network, policies, postgres, redis,
-    resources, storage, vault,
+    resources, storage, traffic, vault,
 };
 use crate::clock::later;
 
@@ -412,6 +412,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Kind> {
         resources::KINDS,
         network::KINDS,
         dns::KINDS,
+        traffic::KINDS,
         monitoring::KINDS,
         budgets::KINDS,
         identity::KINDS,

@@ -24,6 +24,7 @@ mod registry;
 mod resources;
 mod storage;
 mod tokens;
+mod traffic;
 mod vault;
 
 use std::collections::HashMap;
@@ -172,6 +173,7 @@ pub fn ledger() -> (Vec<Behaviour>, HashMap<&'static str, usize>) {
         policies::LEDGER,
         network::LEDGER,
         dns::LEDGER,
+        traffic::LEDGER,
         monitoring::LEDGER,
         budgets::LEDGER,
         costs::LEDGER,

@@ -14,6 +14,7 @@ mod monitoring;
 mod network;
 mod operations;
 mod refusals;
+mod traffic;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
