@@ -251,6 +251,7 @@ mod tests {
         ("azure.replication-policy", "rule", "it is not declared"),
         ("azure.assignment", "role", "`complete` sets the id of the role"),
         ("azure.peering", "connected", "only an answer has it"),
+        ("azure.dns-record", "values", "`complete` sets the addresses or the target"),
         ("azure.budget", "currency", "only an answer has it"),
         ("azure.redis-database", "rotation", "it requests another key"),
     ];
