@@ -1517,3 +1517,19 @@ fn wrong_feature_flags_are_all_reported() {
         assert!(said(mistyped).contains("error: `features"), "{mistyped}: {}", said(mistyped));
     }
 }
+
+#[test]
+fn what_a_provider_refuses_has_the_place_of_its_setting() {
+    let text = format!("{GOOD}traffic: {{ domain: text.example.com }}\n");
+    let loaded = load(&text, &Overrides::default(), &Catalogue::default()).unwrap();
+    let at = |place: &str, fix: &str| loaded.origin_of(place, fix).map(|origin| origin.to_string());
+    for (place, fix, expected) in [
+        ("here/gateway zone", "write `traffic.existing`, or another `traffic.domain`", Some("mine.yaml:5:19")),
+        ("here/network account", "set `sites[].account`, not `sites[].provider`", Some("mine.yaml:4:33")),
+        ("here/network cidr", "choose another range", Some("mine.yaml:4:9")),
+        ("there/network cidr", "choose another range", None),
+    ] {
+        let found = at(place, fix);
+        assert_eq!(found.as_deref(), expected, "{place}: {fix}");
+    }
+}
