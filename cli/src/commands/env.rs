@@ -184,9 +184,11 @@ fn refused(session: &Session, mut loaded: Loaded) -> Loaded {
             }
             fix = fix.replace(account, "ACCOUNT");
         }
-        let refusal = environment::Problem::error(origin.clone(), problem.place, problem.cause, fix);
+        let written = loaded.origin_of(&problem.place, &fix).unwrap_or_else(|| origin.clone());
+        let refusal = environment::Problem::error(written, problem.place, problem.cause, fix);
         Some(refusal.at(Severity::Refusal))
     });
+    let found: Vec<_> = found.collect();
     loaded.report.0.extend(found);
     loaded
 }

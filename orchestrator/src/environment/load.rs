@@ -69,6 +69,23 @@ impl Loaded {
         }
     }
 
+    /// Where an operator wrote what a provider refuses: the first setting in the fix that is written anywhere, else the site. `place` is
+    /// `SITE/COMPONENT …`, as problems of providers have it.
+    pub fn origin_of(&self, place: &str, fix: &str) -> Option<Origin> {
+        let site = place.split('/').next().unwrap_or_default();
+        let site = self.environment.sites.iter().position(|known| known.name.as_str() == site);
+        let site = site.map(|at| format!("sites[{at}]"));
+        let quoted = fix.split('`').skip(1).step_by(2);
+        let settings = quoted.filter_map(|text| text.split([':', ' ', '=']).next());
+        let settings = settings.filter_map(|setting| match setting.strip_prefix("sites[]") {
+            Some(rest) => site.as_ref().map(|site| format!("{site}{rest}")),
+            None => Some(setting.to_owned()),
+        });
+        let paths = settings.filter(|path| !path.is_empty()).chain(site.clone());
+        let written = |origin: &Origin| !matches!(origin, Origin::Default { .. });
+        paths.filter_map(|path| Some(self.tree.find(&path)?.origin.clone())).find(written)
+    }
+
     /// Whether it is a built-in environment, which has no file.
     pub fn is_built_in(&self) -> bool {
         self.files.first().is_some_and(|first| first.starts_with(BUILT_IN_MARK))

@@ -611,7 +611,7 @@ fn unsupported_provider_settings_are_refused_by_name() {
     check(
         "database: { kind: postgres, hosting: managed }\ncache: { kind: redis, hosting: managed }\nstate: { store: \"ftp://host/state\" }\n",
         expect![[r#"
-            mine.yaml:5:19: not yet: `database.kind`: provider `onprem` does not support `postgres/managed`; use `sqlite`
+            mine.yaml:5:20: not yet: `database.kind`: provider `onprem` does not support `postgres/managed`; use `sqlite`
             mine.yaml:6:16: not yet: `cache.kind`: provider `onprem` does not support `redis/managed`: no Redis is created here; `cache.url` names one that you run; remove it
             mine.yaml:7:17: not yet: `state.store`: provider `onprem` does not support `ftp://host/state`; use `local`"#]],
     );
@@ -1515,5 +1515,21 @@ fn wrong_feature_flags_are_all_reported() {
     assert!(said("{ new_model: true }").contains("the model of the share is not set"));
     for mistyped in ["{ a: yes please }", "{ a: { percent: 101 } }", "{ a: { percentage: 5 } }", "{ a: 1 }", "[a]"] {
         assert!(said(mistyped).contains("error: `features"), "{mistyped}: {}", said(mistyped));
+    }
+}
+
+#[test]
+fn what_a_provider_refuses_has_the_place_of_its_setting() {
+    let text = format!("{GOOD}traffic: {{ domain: text.example.com }}\n");
+    let loaded = load(&text, &Overrides::default(), &Catalogue::default()).unwrap();
+    let at = |place: &str, fix: &str| loaded.origin_of(place, fix).map(|origin| origin.to_string());
+    for (place, fix, expected) in [
+        ("here/gateway zone", "write `traffic.existing`, or another `traffic.domain`", Some("mine.yaml:5:20")),
+        ("here/network account", "set `sites[].account`, not `sites[].provider`", Some("mine.yaml:4:33")),
+        ("here/network cidr", "choose another range", Some("mine.yaml:4:9")),
+        ("there/network cidr", "choose another range", None),
+    ] {
+        let found = at(place, fix);
+        assert_eq!(found.as_deref(), expected, "{place}: {fix}");
     }
 }
