@@ -112,7 +112,7 @@ pub fn files(version: &str, program: Digest) -> [File; 2] {
     ]
 }
 
-/// What a container of the image runs, and as whom.
+/// What a container of the image runs, and its user.
 fn run(labels: BTreeMap<&'static str, String>) -> Run {
     Run {
         user: format!("{USER}:{USER}"),
