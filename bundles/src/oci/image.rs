@@ -71,22 +71,7 @@ pub fn assemble(recipe: &Recipe) -> Result<Image> {
         created: &created,
         architecture: &platform.architecture,
         os: &platform.os,
-        config: Run {
-            user: format!("{USER}:{USER}"),
-            ports: ["8080/tcp", "9090/tcp"].into_iter().map(|port| (port, Empty {})).collect(),
-            env: vec![
-                "PATH=/usr/local/bin".to_owned(),
-                format!("HOME={HOME}"),
-                format!("SSL_CERT_FILE={ROOTS}"),
-                "TMPDIR=/tmp".to_owned(),
-            ],
-            entrypoint: vec![PROGRAM],
-            cmd: vec!["serve", "--config", "/etc/textnlp/server.yaml"],
-            volumes: [(HOME, Empty {})].into_iter().collect(),
-            working_dir: HOME,
-            labels: labels(recipe, &created),
-            stop_signal: "SIGTERM",
-        },
+        config: run(labels(recipe, &created)),
         rootfs: Rootfs { kind: "layers", diff_ids: layers.iter().map(|(_, blob)| blob.digest.to_string()).collect() },
         history: layers.iter().map(|(what, _)| Event { created: &created, created_by: what }).collect(),
     };
@@ -125,6 +110,26 @@ pub fn files(version: &str, program: Digest) -> [File; 2] {
         file("application", PROGRAM, "textnlp-deploy", version, program),
         file("file", ROOTS, "ca-certificates.crt", "", Digest::of(authorities().as_bytes())),
     ]
+}
+
+/// What a container of the image runs, and its user.
+fn run(labels: BTreeMap<&'static str, String>) -> Run {
+    Run {
+        user: format!("{USER}:{USER}"),
+        ports: ["8080/tcp", "9090/tcp"].into_iter().map(|port| (port, Empty {})).collect(),
+        env: vec![
+            "PATH=/usr/local/bin".to_owned(),
+            format!("HOME={HOME}"),
+            format!("SSL_CERT_FILE={ROOTS}"),
+            "TMPDIR=/tmp".to_owned(),
+        ],
+        entrypoint: vec![PROGRAM],
+        cmd: vec!["serve", "--config", "/etc/textnlp/server.yaml"],
+        volumes: [(HOME, Empty {})].into_iter().collect(),
+        working_dir: HOME,
+        labels,
+        stop_signal: "SIGTERM",
+    }
 }
 
 /// The files that rarely change, in a separate layer.
@@ -281,4 +286,32 @@ struct Rootfs {
 struct Event<'a> {
     created: &'a str,
     created_by: &'a str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The image that Docker builds runs the same program as the same user. No test builds it: its base image is at a public registry.
+    #[test]
+    fn the_image_of_docker_runs_as_this_one() {
+        let text = include_str!("../../../Dockerfile");
+        let run = run(BTreeMap::new());
+        let ports: Vec<&str> = run.ports.keys().filter_map(|port| port.strip_suffix("/tcp")).collect();
+        let quoted = |words: &[&str]| words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", ");
+        for line in [
+            format!("USER {}", run.user),
+            format!("ENV {}", run.env.join(" ")),
+            format!("EXPOSE {}", ports.join(" ")),
+            format!("ENTRYPOINT [{}]", quoted(&run.entrypoint)),
+            format!("CMD [{}]", quoted(&run.cmd)),
+            format!("VOLUME {HOME}"),
+            format!("WORKDIR {}", run.working_dir),
+            format!("STOPSIGNAL {}", run.stop_signal),
+            format!("FROM rust:{}-bookworm AS build", env!("CARGO_PKG_RUST_VERSION")),
+        ] {
+            assert!(text.lines().any(|known| known == line), "{line}");
+        }
+        assert!(text.contains(&format!("textnlp:x:{USER}:{USER}:textnlp:{HOME}:/sbin/nologin")));
+    }
 }
