@@ -7,6 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
+use serde_json::{Value, json};
 use textnlp_models::{FetchOptions, Source, Store};
 use textnlp_orchestrator::backup::{Decryptor, Manifest};
 use textnlp_orchestrator::state::audit::AUDIT;
@@ -15,7 +16,8 @@ use textnlp_provider::units::counted;
 use textnlp_provider::{EnvironmentName, Lineage, SiteName};
 
 use super::gather::STATE;
-use super::{RequiredSigner, point_in_time, settings, signer, verify_backup};
+use super::verify_backup::{KEYS_TIMEOUT, child, least_config};
+use super::{RequiredSigner, ValidAgain, point_in_time, settings, signer, verify_backup};
 use crate::failure::state_failed;
 use crate::{Failure, Platform, Progress, RerunFlags, Scope, origin, running, workplace};
 
@@ -57,6 +59,8 @@ pub struct Restored {
     pub moved: Vec<(SiteName, String)>,
     /// Where the previous state is kept.
     pub replaced: Option<Utf8PathBuf>,
+    /// What the previous state had revoked or rotated after the backup.
+    pub valid_again: ValidAgain,
     /// Whether the signature is of a key that was required.
     pub is_verified: bool,
 }
@@ -88,10 +92,36 @@ pub async fn restore(
     };
     let moved = rebind(&place.join(STATE), &state, machine)?;
     take_models(request.model_cache, &manifest, place).await?;
+    let mut valid_again = ValidAgain::default();
+    if lineage_in(&target) == Some(manifest.lineage) {
+        valid_again = ValidAgain::after(&target, &manifest, at).await;
+        if !valid_again.keys.is_empty()
+            && let Some(known) = restored_keys(place, &manifest).await
+        {
+            valid_again.keep(&known);
+        }
+    }
     let replaced = put_in_place(request, &manifest, &mut staged, &target).await?;
     origin::record(&target)?;
     let is_verified = matches!(required, Some(RequiredSigner::Key(_)));
-    Ok(Restored { manifest, state: target, moved, replaced, is_verified })
+    Ok(Restored { manifest, state: target, moved, replaced, valid_again, is_verified })
+}
+
+/// The API keys of the restored databases. `None`: they cannot be read, such as a dump that a PostgreSQL has to load first.
+async fn restored_keys(place: &Utf8Path, manifest: &Manifest) -> Option<Vec<Value>> {
+    let mut keys = Vec::new();
+    for (site, database) in &manifest.databases {
+        if database.base.is_some() || Utf8Path::new(&database.path).extension() == Some("dump") {
+            return None;
+        }
+        let config = place.join(format!("{site}-keys.yaml"));
+        std::fs::write(&config, least_config(&place.join(STATE).join(&database.path))).ok()?;
+        let (program, list) = (std::env::current_exe().ok()?, json!({ "do": "list" }));
+        let arguments = ["admin", "keys", "--config", config.as_str()];
+        let mut answer = child(&program, &arguments, Some(&list), KEYS_TIMEOUT).await.ok()?;
+        keys.extend(answer.get_mut("keys").and_then(Value::as_array_mut).map(std::mem::take)?);
+    }
+    Some(keys)
 }
 
 fn required_signer(request: &Request<'_>, manifest: &Manifest) -> Option<RequiredSigner> {
@@ -390,7 +420,6 @@ fn flush(target: &Utf8Path) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
     use uuid::Uuid;
 
     #[tokio::test]

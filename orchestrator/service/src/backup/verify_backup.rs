@@ -33,7 +33,7 @@ const PROMPT: &str = "Mira walked to the harbour";
 const READY_TIMEOUT: Duration = Duration::from_secs(600);
 /// Timeout of generating a few tokens on a busy machine.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
-const KEYS_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const KEYS_TIMEOUT: Duration = Duration::from_secs(60);
 /// Limit of the output of a child or a server in bytes.
 const SAID_MAX: u64 = 1 << 20;
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
