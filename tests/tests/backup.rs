@@ -195,6 +195,11 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     refused(elsewhere(&sandbox, &replace), 4, "running");
     elsewhere(&sandbox, &["down", "--env", "development", "--yes"]).expect(0);
     let replaced = elsewhere(&sandbox, &replace).expect(0).json();
+    assert_eq!(replaced["audit_ends"], Value::Null, "{replaced:#}");
+    let audited = elsewhere(&sandbox, &["audit", "list", "--env", "development"]).expect(0).json();
+    let audited: Vec<_> = audited["commands"].as_array().unwrap().iter().map(|one| one["command"].clone()).collect();
+    assert!(audited.contains(&json!("key revoke")), "it was recorded after the backup: {audited:?}");
+    assert_eq!(audited.last(), Some(&json!("restore")));
     let again = &replaced["valid_again"];
     assert_eq!(
         (&again["keys"][0]["id"], &again["keys"][0]["name"]),

@@ -492,7 +492,7 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         operator: operator(session),
         words: words(session, args),
     };
-    let restoring::Restored { manifest, state: target, moved, replaced, valid_again, is_verified } =
+    let restoring::Restored { manifest, state: target, moved, replaced, audit_ends, valid_again, is_verified } =
         progress.done(restoring::restore(&request, &opener, &progress).await).map_err(|failure| {
             let is_without_key = failure.code == "sealed" && here == root && matches!(*opener, Decryptor::Nothing);
             if is_without_key { with_states(failure, &root) } else { failure }
@@ -531,6 +531,9 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
     }
     if let Some(replaced) = &replaced {
         lines.push(format!("  the earlier state is kept in {replaced}"));
+        if let Some(why) = &audit_ends {
+            console.warn(format!("the audit log ends at the backup; what was recorded later is in {replaced}: {why}"));
+        }
     }
     for (model, known) in manifest.models.iter().filter(|(_, model)| model.folder.is_none()) {
         lines.push(format!("  model {model} will be fetched from {} again", known.source));
@@ -554,7 +557,7 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         "environment": name, "lineage": manifest.lineage, "made": manifest.at, "at": at, "file": file, "state": target, "replaced": replaced,
         "signer": manifest.signer, "signer_verified": is_verified,
         "databases": manifest.databases, "environment_file": whole.is_file().then_some(&whole), "next": next,
-        "valid_again": {
+        "audit_ends": audit_ends, "valid_again": {
             "keys": withdrawn(&valid_again.keys), "secrets": withdrawn(&valid_again.secrets), "unknown": valid_again.unknown,
         },
     });

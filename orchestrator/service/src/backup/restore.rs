@@ -10,10 +10,11 @@ use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 use textnlp_models::{FetchOptions, Source, Store};
 use textnlp_orchestrator::backup::{Decryptor, Manifest};
-use textnlp_orchestrator::state::audit::AUDIT;
+use textnlp_orchestrator::clock::SystemClock;
+use textnlp_orchestrator::state::audit::{self, AUDIT};
 use textnlp_orchestrator::state::{Folder, Holder, LineageFile, Operator, SiteLocation, State, StateError, Store as _};
 use textnlp_provider::units::counted;
-use textnlp_provider::{EnvironmentName, Lineage, SiteName};
+use textnlp_provider::{EnvironmentName, Lineage, SiteName, error_chain};
 
 use super::gather::STATE;
 use super::verify_backup::{KEYS_TIMEOUT, child, least_config};
@@ -59,6 +60,8 @@ pub struct Restored {
     pub moved: Vec<(SiteName, String)>,
     /// Where the previous state is kept.
     pub replaced: Option<Utf8PathBuf>,
+    /// Why the audit log ends at the backup: what was recorded later could not be taken over from the previous state.
+    pub audit_ends: Option<String>,
     /// What the previous state had revoked or rotated after the backup.
     pub valid_again: ValidAgain,
     /// Whether the signature is of a key that was required.
@@ -101,10 +104,10 @@ pub async fn restore(
             valid_again.keep(&known);
         }
     }
-    let replaced = put_in_place(request, &manifest, &mut staged, &target).await?;
+    let (replaced, audit_ends) = put_in_place(request, &manifest, &mut staged, &target).await?;
     origin::record(&target)?;
     let is_verified = matches!(required, Some(RequiredSigner::Key(_)));
-    Ok(Restored { manifest, state: target, moved, replaced, valid_again, is_verified })
+    Ok(Restored { manifest, state: target, moved, replaced, audit_ends, valid_again, is_verified })
 }
 
 /// The API keys of the restored databases. `None`: they cannot be read, such as a dump that a PostgreSQL has to load first.
@@ -308,13 +311,14 @@ async fn may_replace(request: &Request<'_>, manifest: &Manifest, target: &Utf8Pa
     Ok(obstacles)
 }
 
-/// Moves the restored state into its place in one step. Returns the folder where the previous state is kept.
+/// Moves the restored state into its place in one step. Returns the folder where the previous state is kept, and why the
+/// restored audit log lacks what that one has, if so.
 async fn put_in_place(
     request: &Request<'_>,
     manifest: &Manifest,
     staged: &mut tempfile::TempDir,
     target: &Utf8Path,
-) -> Result<Option<Utf8PathBuf>, Failure> {
+) -> Result<(Option<Utf8PathBuf>, Option<String>), Failure> {
     let restored = Utf8PathBuf::try_from(staged.path().join(STATE)).context("temporary folders have UTF-8 names")?;
     if is_bare(target)? {
         // The rename replaces an empty folder. Records of commands that failed are kept beside it.
@@ -327,7 +331,7 @@ async fn put_in_place(
         }
         std::fs::rename(&restored, target).with_context(|| format!("move the restored state to {target}"))?;
         flush(target)?;
-        return Ok(kept);
+        return Ok((kept, None));
     }
     let name = &manifest.environment;
     // The lock prevents new runs on the previous state. Another run may have started since the first check, so it is
@@ -337,9 +341,16 @@ async fn put_in_place(
     let _lock = Folder::at(target).lock(&holder).await.map_err(|error| state_failed(error, request.again, name))?;
     one_report(target, may_replace(request, manifest, target).await?)?;
     let kept = replaced_name(target)?;
+    let audit_ends = continue_audit(&restored, target).await.err().map(|error| error_chain(&error));
     exchange(staged, target, &kept)?;
     flush(target)?;
-    Ok(Some(kept))
+    Ok((Some(kept), audit_ends))
+}
+
+/// Adds what the audit log of the previous state has since the backup, up to this restore itself.
+async fn continue_audit(restored: &Utf8Path, previous: &Utf8Path) -> Result<usize, StateError> {
+    let log = audit::read(&Folder::at(previous)).await?;
+    audit::take_over(&Folder::at(restored), &SystemClock, &log).await
 }
 
 /// Swaps the restored state with the one in `target`, and keeps that one as `kept`. If it cannot be kept, the swap is
