@@ -535,7 +535,8 @@ pub struct Logs {
 /// See [`Command::Analyze`].
 #[derive(Debug, Args)]
 pub struct Analyze {
-    /// Files with logs, `-` for standard input [default: the last 4 MiB of each log of the environment, in a cluster 20,000 lines]
+    /// Files with logs, `-` for standard input [default: the last 4 MiB of each log of the environment, with --since all of its
+    /// logs since then; in a cluster at most 20,000 lines]
     #[arg(value_name = "FILE")]
     pub files: Vec<Utf8PathBuf>,
     /// Lines since this date (UTC), time or duration before now: `1h`, `2026-11-01`

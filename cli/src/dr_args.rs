@@ -23,7 +23,8 @@ pub enum Dr {
     Watch,
     /// Make another site the primary
     ///
-    /// A live primary hands over. A dead primary is replaced after its grace period.
+    /// A live primary hands over, and there is no automatic failback until `dr failback`. A dead primary is replaced after
+    /// its grace period.
     Failover(Failover),
     /// Make the home site the primary again
     Failback(Failback),

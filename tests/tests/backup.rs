@@ -166,6 +166,10 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     assert_eq!(again.exit, 0, "a second `up` plans nothing: {}{}", again.out, again.err);
     assert!(!again.err.contains("warning:"), "`up` wrote every setting itself: {}", again.err);
 
+    // Valid again after the next restore, which says so.
+    let revoked = second.split('_').nth(1).unwrap();
+    elsewhere(&sandbox, &["key", "revoke", revoked, "--file", whole]).expect(0);
+
     // Never over something that is there, unless it is the same and its name is typed.
     refused(elsewhere(&sandbox, &restore), 4, "state_is_there");
     refused(elsewhere(&sandbox, &[&restore[..], &["--replace", "staging"]].concat()), 4, "wrong_name");
@@ -191,6 +195,23 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     refused(elsewhere(&sandbox, &replace), 4, "running");
     elsewhere(&sandbox, &["down", "--env", "development", "--yes"]).expect(0);
     let replaced = elsewhere(&sandbox, &replace).expect(0).json();
+    assert_eq!(replaced["audit_ends"], Value::Null, "{replaced:#}");
+    let audited = elsewhere(&sandbox, &["audit", "list", "--env", "development"]).expect(0).json();
+    let audited: Vec<_> = audited["commands"].as_array().unwrap().iter().map(|one| one["command"].clone()).collect();
+    assert!(audited.contains(&json!("key revoke")), "it was recorded after the backup: {audited:?}");
+    assert_eq!(audited.last(), Some(&json!("restore")));
+    let again = &replaced["valid_again"];
+    assert_eq!(
+        (&again["keys"][0]["id"], &again["keys"][0]["name"]),
+        (&json!(revoked), &json!("a person")),
+        "{again:#}"
+    );
+    let command = again["keys"][0]["command"].as_str().unwrap();
+    assert!(
+        command.contains(&format!(" key revoke {revoked} --file ")) && command.contains("--state-dir"),
+        "{command}"
+    );
+    assert_eq!((&again["secrets"], &again["unknown"]), (&json!([]), &Value::Null), "{again:#}");
     let kept = Utf8Path::new(replaced["replaced"].as_str().unwrap());
     assert!(kept.join("lineage.json").is_file() && kept.join("secrets").is_dir());
     assert!(other.join("development/lineage.json").is_file());

@@ -22,25 +22,37 @@ const STDIN: &str = "-";
 pub async fn analyze(session: &Session, args: &Analyze, console: Console) -> Result<Success, Failure> {
     let mut analyzer = Analyzer::since(args.since);
     // Commands are completed with the environment only where its own logs were read.
-    let (mut command, mut runs) = (None, Vec::new());
+    let (mut command, mut runs, mut incomplete) = (None, Vec::new(), Vec::new());
     if args.files.is_empty() {
         let chosen = session.load(session.quiet())?;
-        let all = logs::newest(&chosen.scope.folder, usize::MAX)?;
-        for (name, text) in &all {
-            text.lines().for_each(|line| analyzer.add(name, line));
-        }
+        let mut read = Vec::new();
+        let is_empty = match args.since {
+            Some(since) => {
+                read = logs::add_files(&mut analyzer, &chosen.scope.folder, since)?;
+                read.is_empty()
+            }
+            None => {
+                let all = logs::newest(&chosen.scope.folder, usize::MAX)?;
+                for (name, text) in &all {
+                    text.lines().for_each(|line| analyzer.add(name, line));
+                }
+                all.is_empty()
+            }
+        };
         let progress = Progress::new(console);
         let since = args.since.unwrap_or(Timestamp::UNIX_EPOCH);
-        let read = progress.done(logs::add_containers(&mut analyzer, &chosen, since, &progress).await)?;
+        let containers = logs::add_containers(&mut analyzer, &chosen, since, &progress).await;
+        read.extend(progress.done(containers)?);
         for site in read.iter().filter(|site| !site.complete) {
-            site.notes.iter().for_each(|note| console.warn(format!("{}: {note}", site.site)));
+            incomplete.extend(site.notes.iter().map(|note| format!("{}: {note}", site.site)));
         }
-        if all.is_empty() && read.iter().all(|site| site.logs == 0) {
+        incomplete.iter().for_each(|note: &String| console.warn(note));
+        if is_empty && read.iter().all(|site| site.logs == 0) {
             return Err(logs::no_logs(&chosen, "no log", "").await?);
         }
         match progress.done(logs::runs(&chosen).await) {
             Ok(all) => runs = all,
-            Err(failure) => console.warn(format!("no run is named beside its errors: {:#}", failure.error)),
+            Err(failure) => console.warn(no_runs(&failure)),
         }
         command = Some(move |text: &str| chosen.scope.command(text));
     }
@@ -51,7 +63,12 @@ pub async fn analyze(session: &Session, args: &Analyze, console: Console) -> Res
     found.groups.iter_mut().for_each(|group| group.attribute(&runs));
     let complete =
         |text: &str| command.as_ref().map_or_else(|| format!("textnlp-deploy {text}"), |command| command(text));
-    Ok(Success::new(text(&found, &complete), json!({ "analysis": found })))
+    Ok(Success::new(text(&found, &complete), json!({ "analysis": found, "incomplete": incomplete })))
+}
+
+/// The warning that errors are shown without the runs during which they began.
+pub(super) fn no_runs(failure: &Failure) -> String {
+    format!("no run is named beside its errors: {:#}", failure.error)
 }
 
 fn read(analyzer: &mut Analyzer, file: &Utf8Path) -> anyhow::Result<()> {

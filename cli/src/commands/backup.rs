@@ -17,8 +17,8 @@ use textnlp_provider::operations::SiteBackups;
 use textnlp_provider::{EnvironmentName, Secret};
 use textnlp_service::backup::create::{Created, Encryption};
 use textnlp_service::backup::{
-    self, FetchedBackup, backup_status, create, failed, key, point_in_time, put_file, restore as restoring,
-    secret_file, small_file,
+    self, FetchedBackup, ValidAgain, Withdrawn, backup_status, create, failed, key, point_in_time, put_file,
+    restore as restoring, secret_file, small_file,
 };
 
 use super::prelude::*;
@@ -492,7 +492,7 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         operator: operator(session),
         words: words(session, args),
     };
-    let restoring::Restored { manifest, state: target, moved, replaced, is_verified } =
+    let restoring::Restored { manifest, state: target, moved, replaced, audit_ends, valid_again, is_verified } =
         progress.done(restoring::restore(&request, &opener, &progress).await).map_err(|failure| {
             let is_without_key = failure.code == "sealed" && here == root && matches!(*opener, Decryptor::Nothing);
             if is_without_key { with_states(failure, &root) } else { failure }
@@ -531,19 +531,35 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
     }
     if let Some(replaced) = &replaced {
         lines.push(format!("  the earlier state is kept in {replaced}"));
+        if let Some(why) = &audit_ends {
+            console.warn(format!("the audit log ends at the backup; what was recorded later is in {replaced}: {why}"));
+        }
     }
     for (model, known) in manifest.models.iter().filter(|(_, model)| model.folder.is_none()) {
         lines.push(format!("  model {model} will be fetched from {} again", known.source));
     }
     let whole = backup::settings::provisioned_file(&target);
-    let next = match whole.is_file() {
-        true => format!("textnlp-deploy up --file {} --state-dir {}", quoted(whole.as_str()), quoted(root.as_str())),
-        false => format!("textnlp-deploy up --env {name} --state-dir {}", quoted(root.as_str())),
+    let which = match whole.is_file() {
+        true => format!("--file {} --state-dir {}", quoted(whole.as_str()), quoted(root.as_str())),
+        false => format!("--env {name} --state-dir {}", quoted(root.as_str())),
+    };
+    let next = format!("textnlp-deploy up {which}");
+    let again = |withdrawn: &Withdrawn| format!("textnlp-deploy {} {which}", withdrawn.command);
+    lines.extend(valid_again_lines(&valid_again, again));
+    if let Some(why) = &valid_again.unknown {
+        console.warn(format!("more keys and secrets may be valid again than are known: {why}"));
+    }
+    let withdrawn = |of: &[Withdrawn]| -> Vec<Value> {
+        let document = |one: &Withdrawn| json!({ "id": one.id, "name": one.name, "at": one.at, "command": again(one) });
+        of.iter().map(document).collect()
     };
     let mut document = json!({
         "environment": name, "lineage": manifest.lineage, "made": manifest.at, "at": at, "file": file, "state": target, "replaced": replaced,
         "signer": manifest.signer, "signer_verified": is_verified,
         "databases": manifest.databases, "environment_file": whole.is_file().then_some(&whole), "next": next,
+        "audit_ends": audit_ends, "valid_again": {
+            "keys": withdrawn(&valid_again.keys), "secrets": withdrawn(&valid_again.secrets), "unknown": valid_again.unknown,
+        },
     });
     document["seconds"] = json!((began.elapsed().as_secs_f64() * 10.0).round() / 10.0);
     if !args.up {
@@ -565,6 +581,25 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
     let mut done = super::up::up(&session, &up, console).await.map_err(|failure| failure.document(document.clone()))?;
     done.document.insert("restored".to_owned(), document);
     Ok(done)
+}
+
+/// The lines about what is valid again, with the commands that end that.
+fn valid_again_lines(valid_again: &ValidAgain, again: impl Fn(&Withdrawn) -> String) -> Vec<String> {
+    let ValidAgain { keys, secrets, .. } = valid_again;
+    if keys.is_empty() && secrets.is_empty() {
+        return Vec::new();
+    }
+    let counts = [(keys.len(), "key"), (secrets.len(), "secret")];
+    let counts = counts.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| counted(count, what));
+    let mut lines = vec![format!(
+        "  {} revoked or rotated after the backup, and valid again; once the service runs:",
+        counts.collect::<Vec<_>>().join(" and ")
+    )];
+    lines.extend(keys.iter().chain(secrets).map(|one| {
+        let name = one.name.as_ref().map_or(String::new(), |name| format!(" ({name})"));
+        format!("    {}{name}, {}: {}", one.id, one.at.strftime("%Y-%m-%d %H:%M UTC"), again(one))
+    }));
+    lines
 }
 
 /// A state that is here has the key of its own backups, and is used only if it is named.

@@ -1,7 +1,7 @@
 //! `logs errors`: the errors in the logs of all sites since a time, equal ones together.
 
 use jiff::Timestamp;
-use textnlp_service::logs::{self, ErrorRow, SiteRead};
+use textnlp_service::logs::{self, ErrorRow, Errors, SiteRead};
 
 use super::analyze;
 use super::prelude::*;
@@ -16,8 +16,11 @@ const ROWS_MAX: usize = 500;
 pub async fn errors(session: &Session, args: &LogErrors, console: Console) -> Result<Success, Failure> {
     let chosen = session.load(session.quiet())?;
     let progress = Progress::new(console);
-    let (mut rows, sites) =
+    let Errors { mut rows, sites, runs_unknown } =
         progress.done(logs::errors(&chosen, session.global.site.as_deref(), args.since, &progress).await)?;
+    if let Some(failure) = runs_unknown {
+        console.warn(analyze::no_runs(&failure));
+    }
     let left_out = rows.len().saturating_sub(ROWS_MAX);
     let total: u64 = rows.iter().map(|row| row.count).sum();
     let complete = sites.iter().all(|site| site.complete);

@@ -32,7 +32,8 @@ pub async fn logs(session: &Session, args: &Logs, console: Console) -> Result<Su
     };
     let shown = logs.last(args.lines.unwrap_or(LINES)).await?;
     shown.iter().for_each(print);
-    logs.unread().iter().for_each(|(name, why)| console.warn(format!("{name}: {why}")));
+    let unread: Vec<_> = logs.unread().map(|(name, why)| (name.clone(), why.clone())).collect();
+    unread.iter().for_each(|(name, why)| console.warn(format!("{name}: {why}")));
     if args.follow {
         let stop = signals::stop(session.quiet());
         while !stop.is_cancelled() {
@@ -44,5 +45,6 @@ pub async fn logs(session: &Session, args: &Logs, console: Console) -> Result<Su
         }
     }
     let lines: Vec<_> = shown.iter().map(|(name, line)| json!({ "process": name, "line": line })).collect();
-    Ok(Success::new("", json!({ "environment": chosen.scope.name, "lines": lines })))
+    let incomplete: Vec<_> = unread.iter().map(|(name, why)| json!({ "process": name, "why": why })).collect();
+    Ok(Success::new("", json!({ "environment": chosen.scope.name, "lines": lines, "incomplete": incomplete })))
 }

@@ -16,9 +16,10 @@ use textnlp_service::{Scope, gate, running};
 
 use super::prelude::*;
 use super::up;
-use crate::args::{RotatedSecret, SecretCommand, Up};
+use crate::args::{Global, RotatedSecret, SecretCommand, Up};
 use crate::clouds::Linked;
 use crate::deployment::{self, Deployment};
+use crate::rerun_flags::quoted;
 use crate::signals;
 
 /// `secret …`.
@@ -44,7 +45,8 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
             "omit `--immediately`; on AWS rotate twice: the second rotation ends the password from before the first";
         return Err(Failure::usage("no_such_option", error).hint(hint));
     }
-    changes_nothing_else(&chosen, what, immediately, no_gate)?;
+    let again = typed(&session.global, what, immediately, no_gate);
+    changes_nothing_else(&chosen, &again)?;
     let is_wanted = |recorded: &Recorded| match what {
         RotatedSecret::Jwt => is_part(recorded, &signing_key),
         RotatedSecret::Acme => is_part(recorded, &account_key),
@@ -72,7 +74,7 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
         // A server that still signs with the old key vouches for it again.
         (Exit::Failed | Exit::Stopped, true) => {
             let first = failure.hint.as_ref().map_or(String::new(), |hint| format!("{hint}\n"));
-            let again = chosen.scope.command(&format!("secret rotate {} --immediately", name_of(what)));
+            let again = chosen.scope.command(&again);
             failure.hint(format!("{first}then again, or the old one may still be accepted: {again}"))
         }
         _ => failure,
@@ -80,30 +82,30 @@ pub async fn secret(session: &Session, command: &SecretCommand, console: Console
 }
 
 /// Refuses a rotation whose `up` would apply other settings than those that run: the operator approves only the rotation.
-fn changes_nothing_else(
-    chosen: &ChosenEnvironment,
-    what: RotatedSecret,
-    immediately: bool,
-    no_gate: bool,
-) -> Result<(), Failure> {
+fn changes_nothing_else(chosen: &ChosenEnvironment, rotation: &str) -> Result<(), Failure> {
     let ran = gate::runs_the_configuration(chosen);
     if ran.err().is_none_or(|failure| failure.code != "settings_not_applied") {
         return Ok(());
     }
     let scope = &chosen.scope;
     let first = format!("apply them first: {}", scope.last_up());
-    let flags = [("--immediately", immediately), ("--no-gate", no_gate)].into_iter().filter(|(_, is_set)| *is_set);
-    let flags: String = flags.map(|(flag, _)| format!(" {flag}")).collect();
-    let rotation = format!("secret rotate {}{flags}", name_of(what));
-    let last = scope.last(&rotation);
+    let last = scope.last(rotation);
     // Where only the file has changed, the same command would be refused again.
-    let hint = match last == scope.same(&rotation) {
+    let hint = match last == scope.same(rotation) {
         true => first,
         false => format!("with the settings of the last `up`: {last}\nor {first}"),
     };
     let error = anyhow::anyhow!("the settings of {} have changes that `up` has not applied", scope.name)
         .context("a rotation is an `up`, which would apply them too");
     Err(Failure::refused("settings_not_applied", error).hint(hint))
+}
+
+/// The command as it was typed, for hints: with the reason and the approval, but without what selects the environment.
+fn typed(global: &Global, what: RotatedSecret, immediately: bool, no_gate: bool) -> String {
+    let reason = global.reason.as_ref().map(|reason| format!(" --reason {}", quoted(reason)));
+    let flags = [(" --immediately", immediately), (" --no-gate", no_gate), (" --yes", global.yes)];
+    let flags = flags.into_iter().filter(|(_, is_set)| *is_set).map(|(flag, _)| flag.to_owned());
+    format!("secret rotate {}{}", name_of(what), flags.chain(reason).collect::<String>())
 }
 
 /// Its name on the command line and in audit logs.
@@ -310,7 +312,26 @@ async fn record(session: &Session, what: RotatedSecret, immediately: bool) -> Re
 mod tests {
     use std::io::{Error, ErrorKind};
 
+    use clap::Parser as _;
+
     use super::*;
+    use crate::args::{Cli, Command};
+
+    #[test]
+    fn hint_repeats_every_flag_of_the_rotation() {
+        for command in [
+            "secret rotate jwt",
+            "secret rotate jwt --immediately --no-gate --yes --reason 'key leaked'",
+            "secret rotate ca --yes",
+        ] {
+            let words = command.replace("'key leaked'", "key_leaked");
+            let words = words.split(' ').map(|word| word.replace('_', " "));
+            let Cli { command: parsed, global } =
+                Cli::try_parse_from(["textnlp-deploy".to_owned()].into_iter().chain(words)).unwrap();
+            let Command::Secret(SecretCommand::Rotate { what, immediately, no_gate }) = parsed else { unreachable!() };
+            assert_eq!(typed(&global, what, immediately, no_gate), command);
+        }
+    }
 
     #[test]
     fn rotation_that_failed_says_what_finishes_it() {

@@ -8,6 +8,7 @@ use textnlp_orchestrator::status::{self, Drift, ResourceHealth, Status, Unfinish
 use textnlp_provider::{FieldChange, ResourceId, SiteName};
 use textnlp_service::Scope;
 use textnlp_service::backup::backup_status;
+use textnlp_service::dr::status::held_until;
 use textnlp_service::gate::{self, LastGate};
 use textnlp_service::running::{endpoints, for_clients, lost_state};
 
@@ -50,6 +51,10 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     let gate = gate::last(&deployment.chosen, &state);
     if let Some(last) = gate.as_ref().filter(|_| !status.down) {
         let _ = writeln!(text, "  gate    {}", gate_line(last, &deployment.chosen.scope));
+    }
+    let held_until = held_until(&deployment.chosen.scope, &deployment.chosen.loaded.environment).await;
+    if let Some(failback) = &held_until {
+        let _ = writeln!(text, "  a planned failover holds; to end it: {failback}");
     }
     let roles = deployment.roles();
     let role = |site: &SiteName| roles.get(site).copied().unwrap_or("no longer in the environment file");
@@ -133,6 +138,7 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     document["gate"] = json!(gate.as_ref().map(gate_document));
     document["backup"] = saved.document;
     document["hold"] = json!(held);
+    document["failover_held"] = json!(held_until.is_some());
     document["exemptions"] = json!(exemptions);
     let success = Success::new(text, document);
     Ok(if is_healthy { success } else { success.exit(Exit::Failed) })

@@ -18,12 +18,39 @@ pub fn make(parent: &Utf8Path, prefix: &str, stays: impl Fn(&Utf8Path) -> bool) 
     made.with_context(|| format!("create a folder in {parent}"))
 }
 
+/// The least room in bytes that a temporary folder needs: what a state has besides databases, and the programs that still
+/// write to its disk.
+const LEAST_ROOM: u64 = 64 << 20;
+
+/// Creates a private folder in `parent`, or among the temporary files or in memory where `parent` lacks room for that many
+/// bytes and those have it: a backup is needed most when a disk is full.
+pub fn with_room(parent: &Utf8Path, prefix: &str, bytes: u64) -> anyhow::Result<tempfile::TempDir> {
+    let others = [Utf8PathBuf::try_from(std::env::temp_dir()).ok(), Some(Utf8PathBuf::from("/dev/shm"))];
+    let needed = bytes.saturating_add(LEAST_ROOM);
+    let has_room = |folder: &Utf8Path| textnlp_files::filesystem(folder).is_ok_and(|disk| disk.free >= needed);
+    match roomy(parent, others.into_iter().flatten(), has_room) {
+        Some(other) => make(&other, &format!("textnlp-{}", prefix.trim_start_matches('.')), |folder| !is_ours(folder)),
+        None => make(parent, prefix, |_| false),
+    }
+}
+
+/// The first other folder with room, where `parent` has none.
+fn roomy(
+    parent: &Utf8Path,
+    mut others: impl Iterator<Item = Utf8PathBuf>,
+    has_room: impl Fn(&Utf8Path) -> bool,
+) -> Option<Utf8PathBuf> {
+    if has_room(parent) { None } else { others.find(|other| has_room(other)) }
+}
+
+fn is_ours(folder: &Utf8Path) -> bool {
+    folder.symlink_metadata().is_ok_and(|found| found.uid() == textnlp_files::caller())
+}
+
 /// Creates a private folder for sockets among the temporary files: their paths have a short length limit, and state
 /// folders may have long paths.
 pub fn for_sockets() -> anyhow::Result<tempfile::TempDir> {
     let parent = Utf8PathBuf::try_from(std::env::temp_dir()).context("the folder of temporary files is not UTF-8")?;
-    let is_ours =
-        |folder: &Utf8Path| folder.symlink_metadata().is_ok_and(|found| found.uid() == textnlp_files::caller());
     make(&parent, "textnlp-verify-", |folder| !is_ours(folder))
 }
 
@@ -56,6 +83,21 @@ mod tests {
         assert!(!dead.exists() && [&kept, &other, &ours].iter().all(|folder| folder.exists()));
         assert_eq!(made.path().metadata().unwrap().permissions().mode() & 0o777, 0o700, "whatever the umask is");
         assert!(made.path().is_dir() && !left(parent, ".work-").contains(&ours));
+    }
+
+    #[test]
+    fn temporary_folder_is_elsewhere_only_where_its_disk_is_full() {
+        let others = || ["/tmp", "/dev/shm"].map(Utf8PathBuf::from).into_iter();
+        let chosen =
+            |full: &[&str]| roomy(Utf8Path::new("/state"), others(), |folder| !full.contains(&folder.as_str()));
+        assert_eq!(chosen(&["/tmp"]), None);
+        assert_eq!(chosen(&["/state"]).unwrap(), "/tmp");
+        assert_eq!(chosen(&["/state", "/tmp"]).unwrap(), "/dev/shm");
+        assert_eq!(chosen(&["/state", "/tmp", "/dev/shm"]), None, "it fails where it did before");
+        let dir = tempfile::tempdir().unwrap();
+        let parent = Utf8Path::from_path(dir.path()).unwrap();
+        let made = with_room(parent, ".work-", u64::MAX).unwrap();
+        assert_eq!(made.path().parent(), Some(dir.path()), "no disk has that room");
     }
 
     #[test]

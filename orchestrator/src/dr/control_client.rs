@@ -94,6 +94,8 @@ pub struct SiteAgentStatus {
     pub primary: Option<String>,
     /// The members: the sites that must store a write before it is acknowledged.
     pub members: Vec<String>,
+    /// Whether a planned failover holds, as far as it knows.
+    pub held: bool,
     /// Whether it accepts writes of control data.
     pub writable: bool,
     /// Why it does not.
@@ -272,6 +274,8 @@ pub struct WitnessStatus {
     pub primary: String,
     /// The members: the sites that must store a write before it is acknowledged.
     pub members: Vec<String>,
+    /// Whether a planned failover holds: the home site becomes primary only by a command, or if the primary is lost.
+    pub held: bool,
     /// The time since the primary's last renewal, in ms.
     pub renewed_ms: u64,
     /// The primary's grace period, in ms: how long it may be silent before another site can claim.
@@ -466,9 +470,10 @@ impl SiteAgentClient {
         self.socket.ask::<Value>("POST", "/v1/claim", Some(json!({})), SHIFT_TIMEOUT).await.map(drop)
     }
 
-    /// Asks the primary to hand over to `to`.
-    pub async fn hand_over(&self, to: &str) -> Result<(), ControlClientError> {
-        self.socket.ask::<Value>("POST", "/v1/handover", Some(json!({ "to": to })), SHIFT_TIMEOUT).await.map(drop)
+    /// Asks the primary to hand over to `to`. With `hold` there is no failback without a command.
+    pub async fn hand_over(&self, to: &str, hold: bool) -> Result<(), ControlClientError> {
+        let path = if hold { "/v1/handover?hold=true" } else { "/v1/handover" };
+        self.socket.ask::<Value>("POST", path, Some(json!({ "to": to })), SHIFT_TIMEOUT).await.map(drop)
     }
 }
 

@@ -96,6 +96,16 @@ impl ControlStatus {
         newest.map(|status| status.members.clone()).unwrap_or_default()
     }
 
+    /// Whether a planned failover holds, so that the home site becomes primary only by a command or if the primary is
+    /// lost.
+    pub fn held(&self) -> bool {
+        if let Ok(witness) = &self.witness {
+            return witness.held;
+        }
+        let newest = self.sites.iter().filter_map(|(_, status)| status.as_ref().ok()).max_by_key(|status| status.epoch);
+        newest.is_some_and(|status| status.held)
+    }
+
     /// The count of the primary's entries that a site has not stored; `None` if unknown.
     pub fn behind(&self, site: &str) -> Option<u64> {
         let primary = self.site(&self.primary()?)?;

@@ -51,6 +51,8 @@ pub struct FailoverOutcome {
     /// Whether the lost site's server of the shared database may have changes that it had not replicated; they are
     /// discarded.
     pub unsent: bool,
+    /// Whether it holds: there is no automatic failback.
+    pub held: bool,
 }
 
 /// Why it was refused. Nothing was changed, except for [`FailoverRefusal::NotSettled`].
@@ -135,8 +137,9 @@ pub enum FailoverRefusal {
     Journal(#[from] JournalError),
 }
 
-/// Makes `to` primary: by a handover if the primary is reachable, otherwise by a claim that the witness grants. Both
-/// ends are recorded in the journal. An attempt that another process left unfinished is finished.
+/// Makes `to` primary: by a handover if the primary is reachable, otherwise by a claim that the witness grants. A
+/// handover holds until a failback. Both ends are recorded in the journal. An attempt that another process left
+/// unfinished is finished.
 pub async fn failover(
     control_clients: &ControlClients,
     journal: &mut Journal,
@@ -227,6 +230,7 @@ async fn shift(
         seconds: 0.0,
         finished,
         unsent: false,
+        held: witness.held,
     };
     if from != to {
         let alive = control_status.site(&from).is_some_and(|status| status.role == MemberRole::Primary);
@@ -254,10 +258,10 @@ async fn shift(
             Some(undo),
             json!({ "from": from, "to": to, "way": done.way, "epoch": witness.epoch }),
         )?;
-        match take(control_clients, done.way, &from, to).await {
-            Ok(epoch) => {
-                done.epoch = epoch;
-                journal.end(action, &id, WHOLE, json!({ "epoch": epoch }))?;
+        match take(control_clients, done.way, action, &from, to).await {
+            Ok(WitnessStatus { epoch, held, .. }) => {
+                (done.epoch, done.held) = (epoch, held);
+                journal.end(action, &id, WHOLE, json!({ "epoch": epoch, "held": held }))?;
             }
             Err(refusal) => {
                 journal.fail(action, &id, WHOLE, &textnlp_provider::error_chain(&refusal))?;
@@ -310,15 +314,16 @@ pub fn grace(witness: &WitnessStatus) -> Option<FailoverRefusal> {
 async fn take(
     control_clients: &ControlClients,
     way: FailoverKind,
+    action: Action,
     from: &str,
     to: &str,
-) -> Result<u64, FailoverRefusal> {
+) -> Result<WitnessStatus, FailoverRefusal> {
     let watch = |site: &str| {
         let known = control_clients.names();
         control_clients.watch(site).ok_or_else(|| FailoverRefusal::Unknown { site: site.to_owned(), known })
     };
     let promoted = match way {
-        FailoverKind::Handover => watch(from)?.hand_over(to).await,
+        FailoverKind::Handover => watch(from)?.hand_over(to, action == Action::Failover).await,
         FailoverKind::Claim | FailoverKind::Already => watch(to)?.claim().await,
     };
     // A request without an answer may have been granted: ask the witness.
@@ -334,7 +339,9 @@ async fn take(
         let status = control_clients.witness.status().await;
         match &status {
             Ok(status) if status.primary == to => match watch(to)?.status().await {
-                Ok(site) if site.writable && site.epoch >= status.epoch && serves(&site) => return Ok(status.epoch),
+                Ok(site) if site.writable && site.epoch >= status.epoch && serves(&site) => {
+                    return Ok(status.clone());
+                }
                 Ok(site) if site.writable => {
                     let database = site.database.and_then(|database| database.why);
                     why = database

@@ -27,6 +27,8 @@ const KEPT_MONTHS: usize = 14;
 const DOCUMENT_BYTES: usize = 1 << 20;
 /// The most bytes of a command's arguments in a record.
 const ARGUMENTS_BYTES: usize = 2000;
+/// The most records that are taken over from another log at once: less than a document.
+const BATCH: usize = 50;
 /// How often an append is tried again after another command was faster.
 const ATTEMPTS: u32 = 40;
 /// The longest pause after a lost race.
@@ -191,12 +193,51 @@ impl AuditedCommand {
 /// Appends records. Durable on return.
 pub async fn append(store: &dyn Store, clock: &dyn Clock, events: &[AuditEvent]) -> Result<(), StateError> {
     for attempt in 0..ATTEMPTS {
-        if try_append(store, clock.now(), events).await? {
+        let now = clock.now();
+        let timed: Vec<_> = events.iter().map(|event| (now, event.clone())).collect();
+        if try_append(store, now, &timed).await? {
             return Ok(());
         }
         clock.sleep(pause(attempt)).await;
     }
-    Err(unreadable(store, AUDIT, "other commands write to it faster than this one"))
+    Err(too_busy(store))
+}
+
+/// Appends what another log of the same deployment has and this one lacks, with its times: a restored log ends at its backup.
+/// Returns the count of commands. Durable on return.
+pub async fn take_over(store: &dyn Store, clock: &dyn Clock, from: &AuditLog) -> Result<usize, StateError> {
+    let here = read(store).await?.commands;
+    let known: BTreeMap<Uuid, bool> = here.iter().map(|one| (one.command.id, one.end.is_some())).collect();
+    let (mut commands, mut events) = (0, Vec::new());
+    for CommandRecord { time, command, end } in &from.commands {
+        let has_end = known.get(&command.id).copied();
+        if has_end.is_none() {
+            commands += 1;
+            events.push((*time, AuditEvent::Begin(Box::new(command.clone()))));
+        }
+        if let Some(CommandEnd { time, outcome, exit, code }) = end.as_ref().filter(|_| has_end != Some(true)) {
+            let (id, code) = (command.id, code.clone());
+            events.push((*time, AuditEvent::End { id, outcome: *outcome, exit: *exit, code }));
+        }
+    }
+    events.sort_by_key(|(time, _)| *time);
+    for month in events.chunk_by(|(a, _), (b, _)| a.strftime("%Y-%m").to_string() == b.strftime("%Y-%m").to_string()) {
+        for batch in month.chunks(BATCH) {
+            let mut attempt = 0;
+            while !try_append(store, batch[0].0, batch).await? {
+                attempt += 1;
+                if attempt >= ATTEMPTS {
+                    return Err(too_busy(store));
+                }
+                clock.sleep(pause(attempt)).await;
+            }
+        }
+    }
+    Ok(commands)
+}
+
+fn too_busy(store: &dyn Store) -> StateError {
+    unreadable(store, AUDIT, "other commands write to it faster than this one")
 }
 
 /// A random pause, longer after each lost race: the others wait for other times.
@@ -207,7 +248,7 @@ fn pause(attempt: u32) -> Duration {
 }
 
 /// One attempt. `false`: another command wrote meanwhile, or the log continues in another document from now on.
-async fn try_append(store: &dyn Store, now: Timestamp, events: &[AuditEvent]) -> Result<bool, StateError> {
+async fn try_append(store: &dyn Store, now: Timestamp, events: &[(Timestamp, AuditEvent)]) -> Result<bool, StateError> {
     let month = now.strftime("%Y-%m").to_string();
     let names = documents(store).await?;
     let Some(newest) = names.last() else { return create(store, &month, START, now, events, &names).await };
@@ -222,12 +263,13 @@ async fn try_append(store: &dyn Store, now: Timestamp, events: &[AuditEvent]) ->
         return create(store, &document, &digest, now, events, &names).await;
     }
     // An answer that was lost: the records are there.
-    let is_there =
-        |event: &AuditEvent| lines_of(&bytes).iter().any(|line| parsed(line).is_some_and(|l| l.event == *event));
+    let is_there = |(_, event): &(Timestamp, AuditEvent)| {
+        lines_of(&bytes).iter().any(|line| parsed(line).is_some_and(|l| l.event == *event))
+    };
     if events.iter().all(is_there) {
         return Ok(true);
     }
-    let added = written(&digest, now, events);
+    let added = written(&digest, events);
     let mut whole = bytes.clone();
     if !whole.ends_with(b"\n") {
         whole.push(b'\n');
@@ -238,7 +280,7 @@ async fn try_append(store: &dyn Store, now: Timestamp, events: &[AuditEvent]) ->
         return store.swap(&path(newest), Some(&bytes), &whole).await;
     }
     let next = if is_past { month } else { next_part(newest) };
-    let closing = written(&digest, now, &[AuditEvent::Continued { document: next }]);
+    let closing = written(&digest, &[(now, AuditEvent::Continued { document: next })]);
     whole.extend_from_slice(&closing);
     store.swap(&path(newest), Some(&bytes), &whole).await?;
     Ok(false)
@@ -250,10 +292,10 @@ async fn create(
     name: &str,
     previous: &str,
     now: Timestamp,
-    events: &[AuditEvent],
+    events: &[(Timestamp, AuditEvent)],
     names: &[String],
 ) -> Result<bool, StateError> {
-    let bytes = written(previous, now, events);
+    let bytes = written(previous, events);
     let is_created = store.swap(&path(name), None, &bytes).await?;
     if is_created {
         for old in expired(names, now) {
@@ -374,10 +416,10 @@ fn next_part(document: &str) -> String {
 }
 
 /// The lines of records, each after the other.
-fn written(previous: &str, time: Timestamp, events: &[AuditEvent]) -> Vec<u8> {
+fn written(previous: &str, events: &[(Timestamp, AuditEvent)]) -> Vec<u8> {
     let (mut bytes, mut digest) = (Vec::new(), previous.to_owned());
-    for event in events {
-        let line = Line { previous: digest, time, event: event.clone() };
+    for (time, event) in events {
+        let line = Line { previous: digest, time: *time, event: event.clone() };
         let json = serde_json::to_string(&line).expect("records are plain data");
         // The digest is of the rest of the line.
         let rest = &json[1..];
@@ -558,6 +600,33 @@ mod tests {
     }
 
     #[test]
+    fn restored_log_takes_over_what_was_recorded_after_its_backup() {
+        let (store, clock) = (MemoryStore::default(), at("2026-11-30T23:00:00Z"));
+        add(&store, &clock, begin(1));
+        add(&store, &clock, end(1));
+        // The backup itself has begun.
+        add(&store, &clock, begin(2));
+        let restored = MemoryStore::default();
+        restored.set_raw_document(&path("2026-11"), store.raw_document(&path("2026-11")));
+        clock.pass(Duration::from_secs(60));
+        add(&store, &clock, end(2));
+        for number in 3..3 + 2 * BATCH as u128 {
+            clock.pass(Duration::from_secs(60));
+            add(&store, &clock, begin(number));
+        }
+        let whole = log(&store);
+        let taken = |store: &MemoryStore| clock.run(take_over(store, &clock, &whole)).expect("it ends").unwrap();
+        assert_eq!(taken(&restored), 2 * BATCH);
+        assert_eq!(log(&restored), whole, "with its times, and in one chain");
+        assert!(text(&restored, "2026-12").contains("\"time\":\"2026-12-01T"));
+        let before = text(&restored, "2026-12");
+        assert_eq!(taken(&restored), 0);
+        assert_eq!(text(&restored, "2026-12"), before, "nothing twice");
+        add(&restored, &clock, begin(999));
+        assert!(log(&restored).damage.is_empty());
+    }
+
+    #[test]
     fn old_months_are_removed_and_recent_ones_never() {
         let store = MemoryStore::default();
         let month = |number: u128| {
@@ -617,7 +686,7 @@ mod tests {
             reason: Some(long),
             ..*command
         };
-        let line = written(START, Timestamp::UNIX_EPOCH, &[AuditEvent::Begin(Box::new(command.bounded()))]);
+        let line = written(START, &[(Timestamp::UNIX_EPOCH, AuditEvent::Begin(Box::new(command.bounded())))]);
         assert!(line.len() < 6000, "{}", line.len());
     }
 }

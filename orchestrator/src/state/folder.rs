@@ -105,6 +105,15 @@ impl Folder {
             .map_err(|error| StateError::Io(Io::new(error.action, path.as_str(), error.source)))
     }
 
+    /// The same, tried twice: another process may have it for a moment.
+    fn take_lock_soon(&self) -> Result<textnlp_files::Lock, StateError> {
+        if let Some(held) = self.take_lock()? {
+            return Ok(held);
+        }
+        std::thread::sleep(HOLDER_DELAY);
+        self.take_lock()?.ok_or_else(|| self.held())
+    }
+
     /// Takes the lock of the documents that are written without the lock of the state. It is held for one write.
     fn lock_documents(&self, document: &Utf8Path) -> Result<textnlp_files::Lock, StateError> {
         let folder = document.parent().unwrap_or(&self.path);
@@ -204,6 +213,18 @@ impl Folder {
     }
 }
 
+/// The result of a write that a full disk may prevent.
+fn written_if_room(written: Result<(), StateError>) -> Result<(), StateError> {
+    match written {
+        Err(StateError::Io(Io { source, .. }))
+            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
+        {
+            Ok(())
+        }
+        written => written,
+    }
+}
+
 /// Creates a folder. One that exists must be the caller's own: links are not followed.
 fn make_folder(path: &Utf8Path) -> Result<(), StateError> {
     let fail = |error| StateError::Io(Io::new("make folder", path.as_str(), error));
@@ -296,16 +317,18 @@ impl Store for Folder {
     }
 
     async fn lock(&self, holder: &Holder) -> Result<Lock, StateError> {
-        let held = match self.take_lock()? {
-            Some(held) => held,
-            None => {
-                std::thread::sleep(HOLDER_DELAY);
-                self.take_lock()?.ok_or_else(|| self.held())?
-            }
-        };
+        let held = self.take_lock_soon()?;
         let fence = self.lease()?.map_or(0, |lease| lease.fence).saturating_add(1);
         self.put_lease(fence, holder)?;
         self.broken.store(false, Ordering::SeqCst);
+        Ok(Lock::for_life(fence, held))
+    }
+
+    async fn lock_to_read(&self, holder: &Holder) -> Result<Lock, StateError> {
+        let held = self.take_lock_soon()?;
+        let fence = self.lease()?.map_or(0, |lease| lease.fence).saturating_add(1);
+        // With a fence that is not on disk, every write is refused.
+        written_if_room(self.put_lease(fence, holder))?;
         Ok(Lock::for_life(fence, held))
     }
 
@@ -404,5 +427,18 @@ impl Store for Folder {
             }
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_full_disk_may_leave_the_holder_of_a_lock_to_read_unrecorded() {
+        let failed = |kind: io::ErrorKind| Err(StateError::Io(Io::new("write", "lease.json", kind.into())));
+        assert!(written_if_room(Ok(())).is_ok() && written_if_room(failed(io::ErrorKind::StorageFull)).is_ok());
+        assert!(written_if_room(failed(io::ErrorKind::PermissionDenied)).is_err());
+        assert!(written_if_room(Err(StateError::Held { holder: None })).is_err());
     }
 }

@@ -40,6 +40,11 @@ pub trait Store: Send + Sync {
     async fn document(&self, name: &str) -> Result<Option<Vec<u8>>, StateError>;
     /// Takes the lock, or names its holder. A store that cannot detect a dead holder waits until its lease has expired.
     async fn lock(&self, holder: &Holder) -> Result<Lock, StateError>;
+    /// Takes the lock to read what no run changes meanwhile. It is also granted where a full disk has no room for the name
+    /// of the holder; nothing can be written with it then.
+    async fn lock_to_read(&self, holder: &Holder) -> Result<Lock, StateError> {
+        self.lock(holder).await
+    }
     /// The holder of the lock, as far as it can be seen without taking it.
     async fn holder(&self) -> Result<Option<Holder>, StateError>;
     /// Why the record of the lock cannot be read. `None` if it can, or if the store reports it when the lock is taken.

@@ -43,6 +43,10 @@ pub struct Configuration {
     pub primary: Site,
     /// The sites that have everything acknowledged, with their incarnations; the primary is among them.
     pub members: BTreeMap<Site, Incarnation>,
+    /// Whether a planned failover holds: the home site gets leadership back only by a command, or if the primary is
+    /// lost. It ends when the home site is primary. Absent in the records of older releases.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
 }
 
 impl Configuration {
@@ -104,7 +108,7 @@ mod tests {
     fn traffic_weights_follow_the_configuration() {
         let wanted: BTreeMap<_, _> = [("a", 100), ("b", 50), ("c", 0)].map(|(name, share)| (site(name), share)).into();
         let members = ["a", "b", "c"].map(|name| (site(name), Incarnation(1))).into();
-        let well = Configuration { epoch: 3, primary: site("a"), members };
+        let well = Configuration { epoch: 3, primary: site("a"), members, held: false };
         let shares = |configuration: &Configuration| -> Vec<u32> {
             weights(configuration, &site("a"), &wanted).into_values().collect()
         };
@@ -113,5 +117,17 @@ mod tests {
         assert_eq!(shares(&well.taken_by(&site("c"))), [0, 50, 100]);
         assert_eq!(shares(&well.given_to(&site("c"))), [100, 50, 100]);
         assert_eq!(shares(&well.without(&site("b"))), [100, 0, 0]);
+    }
+
+    #[test]
+    fn record_of_an_older_release_is_not_held() {
+        let old = r#"{"epoch":3,"primary":"b","members":{"a":1,"b":2}}"#;
+        let read: Configuration = serde_json::from_str(old).unwrap();
+        assert!(!read.held);
+        // An older release compares what it is sent with what it knows.
+        assert_eq!(serde_json::to_string(&read).unwrap(), old);
+        let held = Configuration { held: true, ..read };
+        let stored = serde_json::to_string(&held).unwrap();
+        assert_eq!(serde_json::from_str::<Configuration>(&stored).unwrap(), held);
     }
 }

@@ -147,11 +147,15 @@ impl Witness {
             let handed_over = to.primary != holds.primary && to.members == holds.members;
             return match to.primary == holds.primary {
                 true if own => Ok(Some(members_change(holds, to))),
-                false if handed_over => Ok(Some(format!("{by} handed over the primary role to {}", to.primary))),
+                false if handed_over => {
+                    let held = if to.held { ", until a failback" } else { "" };
+                    Ok(Some(format!("{by} handed over the primary role to {}{held}", to.primary)))
+                }
                 _ => Err(Refusal::NotAllowed),
             };
         }
-        if *to != holds.taken_by(by) {
+        // A site of an older release drops the mark of a planned failover: that must not keep it from taking over.
+        if *to != (Configuration { held: to.held, ..holds.taken_by(by) }) {
             return Err(Refusal::NotAllowed);
         }
         // Our clock may be fast, the primary's slow.
@@ -195,7 +199,8 @@ impl Witness {
         let why = format!(
             "{site} lost its disk while it was the only member; {primary} has everything that two sites had stored"
         );
-        let configuration = Configuration { epoch: holds.epoch + 1, primary, members };
+        let held = holds.held && primary != self.settings.home;
+        let configuration = Configuration { epoch: holds.epoch + 1, primary, members, held };
         self.renewed = now;
         let safe = self.memory.safe.clone();
         self.set(configuration.clone());
@@ -225,7 +230,7 @@ impl Witness {
                 let (incarnation, _) = self.reports.get(&self.settings.home)?;
                 let home = self.settings.home.clone();
                 let members = BTreeMap::from([(home.clone(), *incarnation)]);
-                (Configuration { epoch: 1, primary: home, members }, "the first configuration".to_owned())
+                (Configuration { epoch: 1, primary: home, members, held: false }, "the first configuration".to_owned())
             }
             _ => return None,
         };

@@ -207,8 +207,9 @@ fn primary_role_is_handed_over_and_claimed_manually() {
     let mut sites = Sites::start_with("automatic: false, failback: false");
     sites.until_all_are_members();
     assert_eq!(put(&sites, "primary", 1).0, 200);
-    let (status, answer) = sites.post("primary", "/v1/handover", r#"{"to":"secondary"}"#);
-    assert_eq!((status, &answer["primary"]), (200, &json!("secondary")), "{answer}");
+    let (status, answer) = sites.post("primary", "/v1/handover?hold=true", r#"{"to":"secondary"}"#);
+    assert_eq!((status, &answer["primary"], &answer["held"]), (200, &json!("secondary"), &json!(true)), "{answer}");
+    assert_eq!(sites.witness_status()["held"], true);
     assert_eq!(put(&sites, "primary", 2).0, 200);
     let (status, answer) = sites.post("tertiary", "/v1/claim", "{}");
     assert!(status == 409, "the primary lives: {answer}");

@@ -42,6 +42,10 @@ fn done(sites: &Sites, outcome: &FailoverOutcome) -> Success {
     if let Some(id) = &outcome.finished {
         text.push_str(&format!("\nThis also finishes {id}, which an earlier process left open"));
     }
+    if outcome.held {
+        let (home, failback) = (&sites.control_clients.home, sites.chosen.scope.command("dr failback"));
+        text.push_str(&format!("\nIt holds: {home} becomes primary again with {failback}, or if {to} is lost"));
+    }
     if let Some(undo) = &undo {
         text.push_str(&format!("\nTo undo: {undo}"));
     }

@@ -87,6 +87,11 @@ fn view(sites: &Sites, now: &SitesStatus, console: Console) -> (String, Value) {
         String::new()
     };
     let mut text = format!("{name}: epoch {epoch}, primary {shown}{away}\n");
+    let held = control_status.held();
+    if held {
+        let failback = sites.chosen.scope.command("dr failback");
+        let _ = writeln!(text, "  a planned failover holds; to end it: {failback}");
+    }
     let _ = writeln!(
         text,
         "  {:<14} {:<12} {:>6} {:<8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>7}",
@@ -121,7 +126,7 @@ fn view(sites: &Sites, now: &SitesStatus, console: Console) -> (String, Value) {
         Err(error) => json!({ "reachable": false, "why": error.to_string() }),
     };
     let document = json!({
-        "environment": name, "ready": warnings.is_empty(), "epoch": epoch, "primary": primary, "home": home, "members": control_status.members(),
+        "environment": name, "ready": warnings.is_empty(), "epoch": epoch, "primary": primary, "home": home, "held": held, "members": control_status.members(),
         "max_lag_ms": sites.max_lag_ms, "sites": lines, "witness": witness, "warnings": warnings, "unfinished": unfinished, "clones_left": clones_left,
     });
     (text, document)

@@ -192,18 +192,36 @@ pub async fn run(
     order: &Utf8Path,
     operator: &Operator,
 ) -> Result<Scheduled, Failure> {
-    let at = Timestamp::now();
-    backup_status::starts(folder, at)?;
-    let done = match super::order(order) {
-        Ok(order) => scheduled(platform, folder, &order, operator).await,
-        Err(failure) => Err(failure),
+    let run = async {
+        let order = super::order(order)?;
+        scheduled(platform, folder, &order, operator).await
     };
+    recorded(folder, run).await
+}
+
+/// Runs a scheduled backup with its records. Where they cannot be written, such as on a full disk, the backup is taken all
+/// the same: it may be on another disk. The supervisor knows when it ended.
+async fn recorded(
+    folder: &Utf8Path,
+    run: impl Future<Output = Result<Scheduled, Failure>>,
+) -> Result<Scheduled, Failure> {
+    let at = Timestamp::now();
+    let warn = |what: &str, failure: Failure| {
+        let says = format!("the {what} of the run is not recorded: {:#}", failure.error);
+        tracing::warn!("{says}");
+        format!("; {says}")
+    };
+    let begun = backup_status::starts(folder, at).map_err(|failure| warn("start", failure)).err();
+    let done = run.await;
     let says = match &done {
         Ok(scheduled) => scheduled.says.clone(),
         Err(failure) => format!("{:#}", failure.error),
     };
-    backup_status::ran(folder, LastRun { at, ok: done.is_ok(), says })?;
-    done
+    let ended = backup_status::ran(folder, LastRun { at, ok: done.is_ok(), says });
+    let ended = ended.map_err(|failure| warn("end", failure)).err();
+    let mut scheduled = done?;
+    scheduled.says.extend(ended.or(begun));
+    Ok(scheduled)
 }
 
 async fn scheduled(
@@ -326,4 +344,27 @@ pub async fn prune(scope: &Scope, shelf: &BackupDirectory, keep: Duration) -> Re
         return Err(nothing_to_back_up(scope));
     };
     clear(shelf, lineage, keep)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn backup_is_taken_where_its_run_cannot_be_recorded() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Utf8Path::from_path(dir.path()).unwrap();
+        let dump = StoredBackup { file: folder.join("b.dump"), bytes: 1, facts: None, proof: None };
+        let taken = async || Ok::<_, Failure>(Scheduled { dump: dump.clone(), says: "b.dump 1 B".to_owned() });
+        let done = recorded(folder, taken()).await.unwrap();
+        assert_eq!(done.says, "b.dump 1 B");
+        assert!(backup_status::read(folder).last.is_some_and(|last| last.ok));
+        // No file can be put in the place of a folder, as none can be written on a full disk.
+        std::fs::remove_file(folder.join("backup.json")).unwrap();
+        std::fs::create_dir(folder.join("backup.json")).unwrap();
+        let done = recorded(folder, taken()).await.unwrap();
+        assert!(done.says.starts_with("b.dump 1 B; the end of the run is not recorded: write "), "{}", done.says);
+        let failed = async { Err(Failure::refused("locked", anyhow::anyhow!("an `up` runs"))) };
+        assert_eq!(recorded(folder, failed).await.err().unwrap().code, "locked", "the failure of the backup counts");
+    }
 }

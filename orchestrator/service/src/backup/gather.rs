@@ -12,13 +12,15 @@ use serde_json::{Value, json};
 use textnlp_orchestrator::backup::{Base, Content, Database, FORMAT, Item, Manifest, Model};
 use textnlp_orchestrator::release::Lock;
 use textnlp_orchestrator::state::audit::AUDIT;
-use textnlp_orchestrator::state::{Folder, Holder, Operator, SCHEDULE, SCHEDULE_TIMEOUT, StateError, Store, transfer};
+use textnlp_orchestrator::state::{
+    Folder, Holder, Operator, SCHEDULE, SCHEDULE_TIMEOUT, State, StateError, Store, transfer,
+};
 use textnlp_provider::operations::SiteCopy;
 use textnlp_provider::{Secret, SiteName};
 
 use super::{settings, verify_backup};
 use crate::failure::state_failed;
-use crate::{Failure, Scope, running, workplace};
+use crate::{Failure, Platform, Scope, running, workplace};
 
 /// Files and folders of the state folder that are copied unchanged.
 const AS_IT_IS: [&str; 4] = [settings::FOLDER, "releases", "dr/drills", "dr/drill-report.pub"];
@@ -65,7 +67,7 @@ pub(crate) async fn gather(
     let lock = held(&*store, operator, patience).await.map_err(|error| state_failed(error, again, name))?;
     let state = running::state(scope).await?;
     // A killed run leaves a folder with a copy of the database.
-    let work = workplace::make(folder, WORK, |_| false)?;
+    let work = workplace::with_room(folder, WORK, database_bytes(*platform, folder, &state))?;
     let mut items = Vec::new();
     let mut lies_in = folder.clone();
     if platform.is_elsewhere(folder)? {
@@ -195,6 +197,12 @@ pub(crate) async fn gather(
     Ok(BackupContent { manifest, items, notes, _work: work })
 }
 
+/// The size of the database files of all sites. A dump of a PostgreSQL is as large as it turns out.
+fn database_bytes(platform: &dyn Platform, folder: &Utf8Path, state: &State) -> u64 {
+    let files = state.places().keys().filter_map(|site| platform.site_copy(folder, site).ok()?.database);
+    files.filter_map(|file| std::fs::metadata(folder.join(file)).ok()).map(|file| file.len()).sum()
+}
+
 /// Takes the lock. A scheduled backup ends without help, as for the other commands that wait for it.
 async fn held(
     store: &dyn Store,
@@ -203,7 +211,7 @@ async fn held(
 ) -> Result<textnlp_orchestrator::state::Lock, StateError> {
     let began = Instant::now();
     loop {
-        match store.lock(&holder(operator)).await {
+        match store.lock_to_read(&holder(operator)).await {
             Err(StateError::Held { holder }) => {
                 let is_scheduled = holder.as_ref().is_some_and(|holder| holder.by == SCHEDULE);
                 let patience = if is_scheduled { patience.max(SCHEDULE_TIMEOUT) } else { patience };
@@ -222,7 +230,7 @@ fn holder(operator: &Operator) -> Holder {
     Holder { by, pid, host, since: Timestamp::now(), tool }
 }
 
-/// The prefix of the work folder, within the state folder.
+/// The prefix of the work folder, within the state folder if that has room.
 const WORK: &str = ".backup-";
 
 /// Adds a file, or all files below a folder. A missing path is skipped.

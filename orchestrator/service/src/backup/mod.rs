@@ -10,6 +10,7 @@ pub mod restore;
 mod scratch_postgres;
 pub mod settings;
 mod signer;
+mod valid_again;
 mod verify_backup;
 
 use anyhow::Context;
@@ -28,6 +29,7 @@ pub(crate) use gather::{BackupContent, gather};
 pub(crate) use restore::into_cache;
 pub use settings::put as put_file;
 pub use signer::RequiredSigner;
+pub use valid_again::{ValidAgain, Withdrawn};
 pub use verify_backup::{newest, verify_backup};
 
 /// The backup directory of an environment: a folder of its name in the destination, else beside its state. Sends no

@@ -7,15 +7,18 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
+use serde_json::{Value, json};
 use textnlp_models::{FetchOptions, Source, Store};
 use textnlp_orchestrator::backup::{Decryptor, Manifest};
-use textnlp_orchestrator::state::audit::AUDIT;
+use textnlp_orchestrator::clock::SystemClock;
+use textnlp_orchestrator::state::audit::{self, AUDIT};
 use textnlp_orchestrator::state::{Folder, Holder, LineageFile, Operator, SiteLocation, State, StateError, Store as _};
 use textnlp_provider::units::counted;
-use textnlp_provider::{EnvironmentName, Lineage, SiteName};
+use textnlp_provider::{EnvironmentName, Lineage, SiteName, error_chain};
 
 use super::gather::STATE;
-use super::{RequiredSigner, point_in_time, settings, signer, verify_backup};
+use super::verify_backup::{KEYS_TIMEOUT, child, least_config};
+use super::{RequiredSigner, ValidAgain, point_in_time, settings, signer, verify_backup};
 use crate::failure::state_failed;
 use crate::{Failure, Platform, Progress, RerunFlags, Scope, origin, running, workplace};
 
@@ -57,6 +60,10 @@ pub struct Restored {
     pub moved: Vec<(SiteName, String)>,
     /// Where the previous state is kept.
     pub replaced: Option<Utf8PathBuf>,
+    /// Why the audit log ends at the backup: what was recorded later could not be taken over from the previous state.
+    pub audit_ends: Option<String>,
+    /// What the previous state had revoked or rotated after the backup.
+    pub valid_again: ValidAgain,
     /// Whether the signature is of a key that was required.
     pub is_verified: bool,
 }
@@ -88,10 +95,36 @@ pub async fn restore(
     };
     let moved = rebind(&place.join(STATE), &state, machine)?;
     take_models(request.model_cache, &manifest, place).await?;
-    let replaced = put_in_place(request, &manifest, &mut staged, &target).await?;
+    let mut valid_again = ValidAgain::default();
+    if lineage_in(&target) == Some(manifest.lineage) {
+        valid_again = ValidAgain::after(&target, &manifest, at).await;
+        if !valid_again.keys.is_empty()
+            && let Some(known) = restored_keys(place, &manifest).await
+        {
+            valid_again.keep(&known);
+        }
+    }
+    let (replaced, audit_ends) = put_in_place(request, &manifest, &mut staged, &target).await?;
     origin::record(&target)?;
     let is_verified = matches!(required, Some(RequiredSigner::Key(_)));
-    Ok(Restored { manifest, state: target, moved, replaced, is_verified })
+    Ok(Restored { manifest, state: target, moved, replaced, audit_ends, valid_again, is_verified })
+}
+
+/// The API keys of the restored databases. `None`: they cannot be read, such as a dump that a PostgreSQL has to load first.
+async fn restored_keys(place: &Utf8Path, manifest: &Manifest) -> Option<Vec<Value>> {
+    let mut keys = Vec::new();
+    for (site, database) in &manifest.databases {
+        if database.base.is_some() || Utf8Path::new(&database.path).extension() == Some("dump") {
+            return None;
+        }
+        let config = place.join(format!("{site}-keys.yaml"));
+        std::fs::write(&config, least_config(&place.join(STATE).join(&database.path))).ok()?;
+        let (program, list) = (std::env::current_exe().ok()?, json!({ "do": "list" }));
+        let arguments = ["admin", "keys", "--config", config.as_str()];
+        let mut answer = child(&program, &arguments, Some(&list), KEYS_TIMEOUT).await.ok()?;
+        keys.extend(answer.get_mut("keys").and_then(Value::as_array_mut).map(std::mem::take)?);
+    }
+    Some(keys)
 }
 
 fn required_signer(request: &Request<'_>, manifest: &Manifest) -> Option<RequiredSigner> {
@@ -278,13 +311,14 @@ async fn may_replace(request: &Request<'_>, manifest: &Manifest, target: &Utf8Pa
     Ok(obstacles)
 }
 
-/// Moves the restored state into its place in one step. Returns the folder where the previous state is kept.
+/// Moves the restored state into its place in one step. Returns the folder where the previous state is kept, and why the
+/// restored audit log lacks what that one has, if so.
 async fn put_in_place(
     request: &Request<'_>,
     manifest: &Manifest,
     staged: &mut tempfile::TempDir,
     target: &Utf8Path,
-) -> Result<Option<Utf8PathBuf>, Failure> {
+) -> Result<(Option<Utf8PathBuf>, Option<String>), Failure> {
     let restored = Utf8PathBuf::try_from(staged.path().join(STATE)).context("temporary folders have UTF-8 names")?;
     if is_bare(target)? {
         // The rename replaces an empty folder. Records of commands that failed are kept beside it.
@@ -297,7 +331,7 @@ async fn put_in_place(
         }
         std::fs::rename(&restored, target).with_context(|| format!("move the restored state to {target}"))?;
         flush(target)?;
-        return Ok(kept);
+        return Ok((kept, None));
     }
     let name = &manifest.environment;
     // The lock prevents new runs on the previous state. Another run may have started since the first check, so it is
@@ -307,9 +341,16 @@ async fn put_in_place(
     let _lock = Folder::at(target).lock(&holder).await.map_err(|error| state_failed(error, request.again, name))?;
     one_report(target, may_replace(request, manifest, target).await?)?;
     let kept = replaced_name(target)?;
+    let audit_ends = continue_audit(&restored, target).await.err().map(|error| error_chain(&error));
     exchange(staged, target, &kept)?;
     flush(target)?;
-    Ok(Some(kept))
+    Ok((Some(kept), audit_ends))
+}
+
+/// Adds what the audit log of the previous state has since the backup, up to this restore itself.
+async fn continue_audit(restored: &Utf8Path, previous: &Utf8Path) -> Result<usize, StateError> {
+    let log = audit::read(&Folder::at(previous)).await?;
+    audit::take_over(&Folder::at(restored), &SystemClock, &log).await
 }
 
 /// Swaps the restored state with the one in `target`, and keeps that one as `kept`. If it cannot be kept, the swap is
@@ -390,7 +431,6 @@ fn flush(target: &Utf8Path) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
     use uuid::Uuid;
 
     #[tokio::test]

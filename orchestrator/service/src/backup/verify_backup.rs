@@ -33,7 +33,7 @@ const PROMPT: &str = "Mira walked to the harbour";
 const READY_TIMEOUT: Duration = Duration::from_secs(600);
 /// Timeout of generating a few tokens on a busy machine.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
-const KEYS_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const KEYS_TIMEOUT: Duration = Duration::from_secs(60);
 /// Limit of the output of a child or a server in bytes.
 const SAID_MAX: u64 = 1 << 20;
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -63,7 +63,7 @@ pub async fn verify_backup(
     let fetched = super::fetch(shelf, file, live.parent().unwrap_or(live))?;
     let copy = fetched.file.as_path();
     let (sha256, read) = {
-        let work = workplace(live)?;
+        let work = workplace(live, copy)?;
         let place = Utf8Path::from_path(work.path()).context("temporary folders have UTF-8 names")?;
         let unpacked = tokio::task::block_in_place(|| open(copy, opener, place));
         match unpacked {
@@ -115,12 +115,15 @@ fn digest(file: &Utf8Path) -> anyhow::Result<String> {
     Ok(textnlp_files::sha256(file).with_context(|| format!("read {file}"))?.hex())
 }
 
-/// A private folder on the file system of the state.
-fn workplace(live: &Utf8Path) -> Result<tempfile::TempDir, Failure> {
+/// A private folder on the file system of the state, if that has room for the content of a backup.
+fn workplace(live: &Utf8Path, backup: &Utf8Path) -> Result<tempfile::TempDir, Failure> {
     const PREFIX: &str = ".verify-";
+    /// Contents are compressed, and a server copies a database once more.
+    const TIMES: u64 = 4;
+    let bytes = std::fs::metadata(backup).map_or(0, |file| file.len());
     let parent = live.parent().unwrap_or(live);
     std::fs::create_dir_all(parent).with_context(|| format!("make {parent}"))?;
-    Ok(workplace::make(parent, PREFIX, |_| false)?)
+    Ok(workplace::with_room(parent, PREFIX, bytes.saturating_mul(TIMES))?)
 }
 
 /// Unpacks a backup into `FOLDER/state`, with every file where a state has it. Returns the backup's digest.

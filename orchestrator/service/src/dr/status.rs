@@ -2,10 +2,13 @@
 
 use camino::Utf8PathBuf;
 use serde_json::Value;
+use textnlp_orchestrator::dr::control_client::ControlClients;
 use textnlp_orchestrator::dr::control_status::{ControlStatus, SiteLine};
 use textnlp_orchestrator::dr::failover;
+use textnlp_orchestrator::environment::Environment;
 
 use super::{Sites, clone};
+use crate::Scope;
 
 /// The status of an environment's sites.
 pub struct SitesStatus {
@@ -19,6 +22,14 @@ pub struct SitesStatus {
     pub unfinished: Vec<Value>,
     /// The clones of killed drills.
     pub clones_left: Vec<Utf8PathBuf>,
+}
+
+/// The command that ends a planned failover; `None` if none holds, or if no site or witness answers.
+pub async fn held_until(scope: &Scope, environment: &Environment) -> Option<String> {
+    environment.witness_place()?;
+    let places = scope.platform.places(&scope.folder, environment).ok()?;
+    let control_status = ControlStatus::take(&ControlClients::at(&places)).await;
+    control_status.held().then(|| scope.command("dr failback"))
 }
 
 /// Reads the status of every site and the witness.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use textnlp_orchestrator::environment::model::SiteSettings;
 use textnlp_provider::operations::{LogSource, SiteLogs};
+use textnlp_provider::units::counted;
 use textnlp_provider::{ErrorKind, Lineage, Result};
 
 use super::line::{TimedLine, is_shown};
@@ -113,6 +114,12 @@ impl ContainerLogs {
                         continue;
                     }
                 };
+                let count_read = log.text.lines().count();
+                // Those that were asked for are there, or the log has no more.
+                if log.is_cut && count_read < searched {
+                    let why = format!("older lines were left out: {} read", counted(count_read, "line"));
+                    self.unread.insert(unit.clone(), why);
+                }
                 let before = self.newest.get(&unit).copied();
                 for line in log.text.lines() {
                     let (time, text) = line.split_once(' ').unwrap_or((line, ""));
@@ -163,7 +170,7 @@ mod tests {
     use super::*;
 
     /// A pod that was restarted, with the lines of both runs, and a container beside it.
-    struct Cluster(Mutex<Vec<&'static str>>);
+    struct Cluster(Mutex<Vec<&'static str>>, usize);
 
     #[async_trait]
     impl SiteLogs for Cluster {
@@ -182,18 +189,23 @@ mod tests {
             let is_of =
                 |line: &&&str| line.contains(run) && line[..20].parse::<Timestamp>().is_ok_and(|at| at >= since);
             let text: Vec<&str> = lines.iter().filter(is_of).copied().collect();
-            Ok(LogText { text: text.join("\n"), is_cut: false })
+            Ok(LogText { is_cut: text.len() > self.1, text: text[text.len().saturating_sub(self.1)..].join("\n") })
         }
     }
 
     fn logs(name: Option<&str>, level: Option<usize>) -> (Arc<Cluster>, ContainerLogs) {
+        logs_of(usize::MAX, name, level)
+    }
+
+    /// Of a cluster that returns at most this many lines of a container.
+    fn logs_of(most: usize, name: Option<&str>, level: Option<usize>) -> (Arc<Cluster>, ContainerLogs) {
         let lines = vec![
             "2026-11-23T10:00:00Z INFO before one",
             "2026-11-23T10:00:01Z ERROR before two",
             "2026-11-23T10:00:05Z INFO api three",
             "2026-11-23T10:00:05Z ERROR gateway four",
         ];
-        let cluster = Arc::new(Cluster(Mutex::new(lines)));
+        let cluster = Arc::new(Cluster(Mutex::new(lines), most));
         let sites = vec![("main".to_owned(), Lineage(Uuid::nil()), Arc::clone(&cluster) as Arc<dyn SiteLogs>)];
         let (name, newest) = (name.map(str::to_owned), BTreeMap::new());
         (cluster, ContainerLogs { sites, name, level, newest, unread: BTreeMap::new() })
@@ -217,6 +229,19 @@ mod tests {
         assert_eq!(in_order_of_time(logs.appended().await.unwrap()), [line("api-1/api", "INFO api five")]);
         assert_eq!(in_order_of_time(logs.appended().await.unwrap()), []);
         assert_eq!(logs.names().await.unwrap(), ["api-1/api", "api-1/gateway"]);
+    }
+
+    #[tokio::test]
+    async fn lines_that_a_cluster_leaves_out_are_reported() {
+        let (cluster, mut logs) = logs_of(1, Some("api-1"), None);
+        cluster.0.lock().unwrap().push("2026-11-23T10:00:06Z INFO api five");
+        assert_eq!(logs.last(1).await.unwrap().len(), 2, "one of each container");
+        assert!(logs.unread.is_empty(), "{:?}", logs.unread);
+        let (cluster, mut logs) = logs_of(1, Some("api-1"), None);
+        cluster.0.lock().unwrap().push("2026-11-23T10:00:06Z INFO api five");
+        logs.last(9).await.unwrap();
+        let why = "older lines were left out: 1 line read";
+        assert_eq!(logs.unread, BTreeMap::from([("api-1/api".to_owned(), why.to_owned())]));
     }
 
     #[tokio::test]

@@ -20,8 +20,8 @@ use crate::{ChosenEnvironment, Failure, Progress, running, size};
 
 /// Bytes read from the end of one file. The supervisor rotates logs at 10 MiB.
 const FILE_MAX: u64 = 64 << 20;
-/// Time for reading the runs, which only add to what the logs say.
-const RUNS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for reading the state, which only adds to what the logs of this machine say.
+const STATE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Failed reads of a site that are listed.
 const NOTES_MAX: usize = 10;
 
@@ -67,30 +67,49 @@ pub struct SiteRead {
     pub ungrouped: u64,
 }
 
-/// The errors of all sites or of the named one since a time, the most frequent first.
+/// What the logs of an environment have.
+#[derive(Debug)]
+pub struct Errors {
+    /// The most frequent first.
+    pub rows: Vec<ErrorRow>,
+    /// What was read of each site.
+    pub sites: Vec<SiteRead>,
+    /// Why no run is named beside an error.
+    pub runs_unknown: Option<Failure>,
+}
+
+/// The errors of all sites or of the named one since a time.
 pub async fn errors(
     chosen: &ChosenEnvironment,
     named: Option<&str>,
     since: Timestamp,
     progress: &dyn Progress,
-) -> Result<(Vec<ErrorRow>, Vec<SiteRead>), Failure> {
-    let state = running::state(&chosen.scope).await?;
-    let runs = analysis::runs(&state).await.map_err(|error| failed(chosen, error))?;
+) -> Result<Errors, Failure> {
     let (mut rows, mut sites) = (Vec::new(), Vec::new());
     let files = logs::all(&chosen.scope.folder)?;
     let known = chosen.loaded.environment.sites.iter().map(|site| site.name.to_string());
     let mut names: Vec<String> = files.iter().map(|file| file.site.clone()).chain(known).collect();
     names.sort();
     names.dedup();
+    let (runs, runs_unknown) = match runs(chosen).await {
+        Ok(runs) => (runs, None),
+        Err(failure) => (Vec::new(), Some(failure)),
+    };
+    let mut lineage = None;
     for site in names.into_iter().filter(|site| named.is_none_or(|named| named == site)) {
         progress.doing(&format!("reading the logs of {site}"));
         let mut analyzer = Analyzer::errors_since(since);
         let mut read = SiteRead { site: site.clone(), complete: true, ..SiteRead::default() };
         for file in files.iter().filter(|file| file.site == site) {
-            read.log_file(&mut analyzer, file, since);
+            read.log_file(&mut analyzer, &file.unit, file, since);
         }
-        if read.logs == 0 && read.complete && !state.is_new() {
-            read.elsewhere(&mut analyzer, chosen, state.lineage(), since).await?;
+        if read.logs == 0 && read.complete {
+            if lineage.is_none() {
+                lineage = Some(deployed(chosen).await);
+            }
+            if let Some(lineage) = lineage.as_ref().and_then(|lineage| read.deployment(lineage)) {
+                read.elsewhere(&mut analyzer, chosen, lineage, since).await?;
+            }
         }
         let found = analyzer.finish();
         (read.lines, read.ungrouped) = (found.lines, found.ungrouped);
@@ -106,7 +125,7 @@ pub async fn errors(
         return Err(logs::no_logs(chosen, &what, "").await?);
     }
     rows.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| (&a.site, &a.message).cmp(&(&b.site, &b.message))));
-    Ok((rows, sites))
+    Ok(Errors { rows, sites, runs_unknown })
 }
 
 /// Adds the logs of all containers of sites that run elsewhere. Returns what was read of each such site.
@@ -121,11 +140,15 @@ pub async fn add_containers(
     if !chosen.loaded.environment.sites.iter().any(SiteSettings::is_in_cluster) {
         return Ok(sites);
     }
-    let state = running::state(&chosen.scope).await?;
-    for site in chosen.loaded.environment.sites.iter().filter(|_| !state.is_new()) {
+    let lineage = deployed(chosen).await;
+    // Without the state, only those in clusters certainly lack something.
+    let is_read = |site: &&SiteSettings| lineage.is_ok() || site.is_in_cluster();
+    for site in chosen.loaded.environment.sites.iter().filter(is_read) {
         progress.doing(&format!("reading the logs of {}", site.name));
         let mut read = SiteRead { site: site.name.to_string(), complete: true, ..SiteRead::default() };
-        read.elsewhere(analyzer, chosen, state.lineage(), since).await?;
+        if let Some(lineage) = read.deployment(&lineage) {
+            read.elsewhere(analyzer, chosen, lineage, since).await?;
+        }
         if read.logs > 0 || !read.complete {
             sites.push(read);
         }
@@ -133,15 +156,40 @@ pub async fn add_containers(
     Ok(sites)
 }
 
-/// The runs that changed a deployment, for [`Group::attribute`]. The state may be in a bucket that does not answer.
+/// Adds the logs of all processes on this machine since a time, with the rotated ones. Returns what was read of each site.
+pub fn add_files(analyzer: &mut Analyzer, folder: &Utf8Path, since: Timestamp) -> anyhow::Result<Vec<SiteRead>> {
+    let mut sites: Vec<SiteRead> = Vec::new();
+    for (unit, file) in logs::files(folder, None)? {
+        if sites.last().is_none_or(|last| last.site != file.site) {
+            sites.push(SiteRead { site: file.site.clone(), complete: true, ..SiteRead::default() });
+        }
+        if let Some(read) = sites.last_mut() {
+            read.log_file(analyzer, &unit, &file, since);
+        }
+    }
+    Ok(sites)
+}
+
+/// The runs that changed a deployment, for [`Group::attribute`].
 pub async fn runs(chosen: &ChosenEnvironment) -> Result<Vec<RunSpan>, Failure> {
-    let read = async {
+    in_time(async {
         let state = running::state(&chosen.scope).await?;
         analysis::runs(&state).await.map_err(|error| failed(chosen, error))
-    };
-    tokio::time::timeout(RUNS_TIMEOUT, read)
+    })
+    .await
+}
+
+/// The deployment whose logs may be elsewhere; `None` if there is none. An error says why it is not known.
+async fn deployed(chosen: &ChosenEnvironment) -> Result<Option<Lineage>, String> {
+    let state = in_time(running::state(&chosen.scope)).await.map_err(|failure| format!("{:#}", failure.error))?;
+    Ok((!state.is_new()).then(|| state.lineage()))
+}
+
+/// Reads of a state, which may be in a bucket that does not answer.
+async fn in_time<T>(read: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::time::timeout(STATE_TIMEOUT, read)
         .await
-        .map_err(|_| anyhow::anyhow!("the state did not answer within {} s", RUNS_TIMEOUT.as_secs()))?
+        .map_err(|_| anyhow::anyhow!("the state did not answer within {} s", STATE_TIMEOUT.as_secs()))?
 }
 
 fn failed(chosen: &ChosenEnvironment, error: StateError) -> Failure {
@@ -168,7 +216,7 @@ impl SiteRead {
     }
 
     /// Reads a process's log with its rotated predecessors, the oldest first.
-    fn log_file(&mut self, analyzer: &mut Analyzer, file: &LogFile, since: Timestamp) {
+    fn log_file(&mut self, analyzer: &mut Analyzer, unit: &str, file: &LogFile, since: Timestamp) {
         let begins = SystemTime::from(since);
         for path in file.rotated.iter().chain([&file.path]) {
             // A file without a change since then has no newer line.
@@ -177,7 +225,7 @@ impl SiteRead {
                 self.logs += 1;
                 continue;
             }
-            match read_file(analyzer, &file.unit, path) {
+            match read_file(analyzer, unit, path) {
                 Ok(left_out) => {
                     self.logs += 1;
                     if left_out > 0 {
@@ -185,6 +233,17 @@ impl SiteRead {
                     }
                 }
                 Err(error) => self.failed(format!("{error:#}")),
+            }
+        }
+    }
+
+    /// The deployment, if there is one. Where that is not known, the logs of the site are incomplete.
+    fn deployment(&mut self, known: &Result<Option<Lineage>, String>) -> Option<Lineage> {
+        match known {
+            Ok(lineage) => *lineage,
+            Err(why) => {
+                self.failed(format!("its logs were not read: {why}"));
+                None
             }
         }
     }
@@ -294,7 +353,7 @@ mod tests {
         assert_eq!(names, ["server-0.log.2", "server-0.log.1"], "the oldest first");
         let mut analyzer = Analyzer::errors_since(since());
         let mut read = SiteRead { site: "here".to_owned(), complete: true, ..SiteRead::default() };
-        read.log_file(&mut analyzer, file, since());
+        read.log_file(&mut analyzer, &file.unit, file, since());
         assert!(read.complete && read.logs == 3, "{read:?}");
         let groups = analyzer.finish().groups;
         let rows: Vec<ErrorRow> = groups.into_iter().map(|group| ErrorRow::of("here", group)).collect();
@@ -303,6 +362,38 @@ mod tests {
         let time = |minute| format!("2020-11-23T10:{minute}:00Z").parse::<Timestamp>().ok();
         assert_eq!((row.first, row.last), (time(20), time(30)));
         assert_eq!(row.units, ["server-0"]);
+    }
+
+    #[test]
+    fn logs_since_a_time_include_rotated_ones_and_those_of_all_sites() {
+        let kept = tempfile::tempdir().unwrap();
+        let folder = Utf8Path::from_path(kept.path()).unwrap();
+        for (site, minute) in [("one", 20), ("two", 30)] {
+            let log = folder.join(format!("sites/{site}/log"));
+            std::fs::create_dir_all(&log).unwrap();
+            std::fs::write(log.join("server-0.log.1"), line(minute, "ERROR", "the disk failed")).unwrap();
+            std::fs::write(log.join("server-0.log"), line(40, "INFO", "fine")).unwrap();
+        }
+        let mut analyzer = Analyzer::since(Some(since()));
+        let read = add_files(&mut analyzer, folder, since()).unwrap();
+        let read: Vec<_> = read.iter().map(|read| (read.site.as_str(), read.logs, read.complete)).collect();
+        assert_eq!(read, [("one", 2, true), ("two", 2, true)]);
+        let found = analyzer.finish();
+        let [group] = found.groups.as_slice() else { panic!("{found:?}") };
+        assert_eq!((group.count, group.sources.join(",")), (2, "one/server-0,two/server-0".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn site_without_a_known_deployment_is_incomplete_instead_of_failing_the_command() {
+        assert_eq!(in_time(async { Ok(1) }).await.unwrap(), 1);
+        let failed = in_time::<()>(async { Err(Failure::usage("x", anyhow::anyhow!("no journal"))) }).await;
+        let why = format!("{:#}", failed.unwrap_err().error);
+        let mut read = SiteRead { complete: true, ..SiteRead::default() };
+        assert_eq!((read.deployment(&Ok(None)), read.complete), (None, true));
+        let lineage = Lineage(Uuid::nil());
+        assert_eq!(read.deployment(&Ok(Some(lineage))), Some(lineage));
+        assert_eq!((read.deployment(&Err(why)), read.complete), (None, false));
+        assert_eq!(read.notes, ["its logs were not read: no journal"]);
     }
 
     /// A cluster with a pod that was restarted, and one that ends meanwhile.

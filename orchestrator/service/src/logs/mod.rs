@@ -17,15 +17,17 @@ use textnlp_orchestrator::analysis::time_of;
 use textnlp_provider::Error;
 
 use crate::failure::hinted_chain;
-use crate::{ChosenEnvironment, Exit, Failure, running};
+use crate::{ChosenEnvironment, Exit, Failure, running, size};
 
 use containers::ContainerLogs;
-pub use errors::{ErrorRow, SiteRead, add_containers, errors, runs};
+pub use errors::{ErrorRow, Errors, SiteRead, add_containers, add_files, errors, runs};
 pub use line::LogLine;
 use line::{TimedLine, in_order_of_time, is_shown, rank};
 
 /// Limit of the bytes read from the end of a file.
 const TAIL: u64 = 4 << 20;
+/// The most bytes that are searched for the last lines of one process, in its newest log and the rotated ones.
+const SEARCHED: u64 = 128 << 20;
 /// How often followed files are read, and followed containers.
 const FILES_INTERVAL: Duration = Duration::from_millis(300);
 const CONTAINERS_INTERVAL: Duration = Duration::from_secs(2);
@@ -34,8 +36,10 @@ const LINE_MAX: u64 = 1 << 20;
 
 /// The logs of an environment, from a level on, and how far each was read.
 pub struct EnvironmentLogs {
-    files: BTreeMap<String, (Utf8PathBuf, u64)>,
+    files: BTreeMap<String, (LogFile, u64)>,
     level: Option<usize>,
+    /// The processes of which older lines were left out, and why.
+    cut: BTreeMap<String, String>,
     containers: ContainerLogs,
 }
 
@@ -51,7 +55,7 @@ impl EnvironmentLogs {
         let all = files(&chosen.scope.folder, site)?;
         let names = all.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         let meant = all.into_iter().filter(|(process, _)| name.is_none_or(|name| is_meant(process, name)));
-        let files: BTreeMap<_, _> = meant.map(|(process, path)| (process, (path, 0))).collect();
+        let files: BTreeMap<_, _> = meant.map(|(process, file)| (process, (file, 0))).collect();
         let containers = match name {
             // A process of a machine was named.
             Some(_) if !files.is_empty() => ContainerLogs::default(),
@@ -64,7 +68,7 @@ impl EnvironmentLogs {
             }
             return Err(no_logs(chosen, &what, &names).await?);
         }
-        Ok(Self { files, level, containers })
+        Ok(Self { files, level, cut: BTreeMap::new(), containers })
     }
 
     /// Whether there may be several.
@@ -93,9 +97,9 @@ impl EnvironmentLogs {
         Ok(in_order_of_time(found))
     }
 
-    /// The containers whose logs could not be read, and why.
-    pub fn unread(&self) -> &BTreeMap<String, String> {
-        &self.containers.unread
+    /// The processes and containers whose wanted lines were not all read, and why.
+    pub fn unread(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.cut.iter().chain(&self.containers.unread)
     }
 
     /// How long to wait before [`Self::appended`]: an API server is asked less often than a file is read.
@@ -105,20 +109,22 @@ impl EnvironmentLogs {
 
     fn last_of_files(&mut self, count: usize) -> anyhow::Result<Vec<TimedLine>> {
         let mut found = Vec::new();
-        for (name, (path, end)) in &mut self.files {
-            let (text, length) = tail(path)?;
-            *end = length;
-            let lines: Vec<&str> = text.lines().filter(|line| is_shown(self.level, line)).collect();
-            let lines = &lines[lines.len().saturating_sub(count)..];
-            found.extend(lines.iter().map(|line| (time_of(line), (name.clone(), (*line).to_owned()))));
+        for (name, (file, end)) in &mut self.files {
+            let last = last_lines(file, count, self.level, SEARCHED)?;
+            *end = last.length;
+            if last.is_cut {
+                let why = format!("its last {} were searched; older lines were left out", size(SEARCHED));
+                self.cut.insert(name.clone(), why);
+            }
+            found.extend(last.lines.into_iter().map(|line| (time_of(&line), (name.clone(), line))));
         }
         Ok(found)
     }
 
     fn appended_to_files(&mut self) -> anyhow::Result<Vec<TimedLine>> {
         let mut found = Vec::new();
-        for (name, (path, end)) in &mut self.files {
-            let text = since(path, end)?;
+        for (name, (file, end)) in &mut self.files {
+            let text = since(&file.path, end)?;
             let lines = text.lines().filter(|line| is_shown(self.level, line));
             found.extend(lines.map(|line| (time_of(line), (name.clone(), line.to_owned()))));
         }
@@ -154,21 +160,70 @@ fn is_meant(name: &str, requested: &str) -> bool {
 /// The last lines of every process's log, by process name.
 pub fn newest(folder: &Utf8Path, lines: usize) -> anyhow::Result<BTreeMap<String, String>> {
     let mut all = BTreeMap::new();
-    for (name, path) in files(folder, None)? {
-        let (text, _) = tail(&path)?;
+    for (name, file) in files(folder, None)? {
+        let (text, _) = tail(&file.path, TAIL)?;
         let whole: Vec<&str> = text.lines().collect();
         all.insert(name, whole[whole.len().saturating_sub(lines)..].join("\n"));
     }
     Ok(all)
 }
 
-/// The newest log file of each process, of one site if it is given, by process name. With several sites the name is prefixed
-/// with the site's.
-fn files(folder: &Utf8Path, only: Option<&str>) -> anyhow::Result<BTreeMap<String, Utf8PathBuf>> {
+/// The last lines of a process.
+#[derive(Debug, PartialEq)]
+struct LastLines {
+    /// Oldest first.
+    lines: Vec<String>,
+    /// The length of the newest file.
+    length: u64,
+    /// Whether wanted lines are older than what was searched.
+    is_cut: bool,
+}
+
+/// The last lines of a level, at most this many: of the newest file, then of rotated ones as far back as needed, at most
+/// `room` bytes.
+fn last_lines(file: &LogFile, count: usize, level: Option<usize>, mut room: u64) -> anyhow::Result<LastLines> {
+    let (mut parts, mut missing, mut newest, mut is_cut) = (Vec::new(), count, None, false);
+    for path in [&file.path].into_iter().chain(file.rotated.iter().rev()) {
+        if missing == 0 {
+            break;
+        }
+        let is_rotated = newest.is_some();
+        if is_rotated && !path.exists() {
+            // It was rotated out meanwhile, and so were those before it.
+            break;
+        }
+        let mut limit = TAIL.min(room);
+        let (lines, length) = loop {
+            let (text, length) = tail(path, limit)?;
+            let lines: Vec<String> = text.lines().filter(|line| is_shown(level, line)).map(str::to_owned).collect();
+            if lines.len() >= missing || length <= limit || limit == room {
+                break (lines, length);
+            }
+            limit = room;
+        };
+        is_cut = length > limit && lines.len() < missing;
+        newest = newest.or(Some(length));
+        let lines = lines[lines.len().saturating_sub(missing)..].to_vec();
+        missing -= lines.len();
+        parts.push(lines);
+        room = room.saturating_sub(length.min(limit));
+        if is_cut {
+            break;
+        }
+    }
+    let lines = parts.into_iter().rev().flatten().collect();
+    // Without a wanted line nothing was opened.
+    let length = newest.map_or_else(|| tail(&file.path, 0).map(|(_, length)| length), Ok)?;
+    Ok(LastLines { lines, length, is_cut })
+}
+
+/// The log of each process, of one site if it is given, by process name. With several sites the name is prefixed with the
+/// site's.
+fn files(folder: &Utf8Path, only: Option<&str>) -> anyhow::Result<BTreeMap<String, LogFile>> {
     let several = folder.join("sites").read_dir_utf8().is_ok_and(|sites| sites.count() > 1);
     let name = |file: &LogFile| if several { format!("{}/{}", file.site, file.unit) } else { file.unit.clone() };
     let meant = all(folder)?.into_iter().filter(|file| only.is_none_or(|only| only == file.site));
-    Ok(meant.map(|file| (name(&file), file.path)).collect())
+    Ok(meant.map(|file| (name(&file), file)).collect())
 }
 
 /// The log of one process on this machine.
@@ -248,14 +303,14 @@ pub fn lines(mut from: impl BufRead, mut each: impl FnMut(&str)) -> io::Result<(
     }
 }
 
-/// The end of a file, starting at a whole line, and the file's length.
-fn tail(path: &Utf8Path) -> anyhow::Result<(String, u64)> {
+/// The end of a file, at most this many bytes, starting at a whole line, and the file's length.
+fn tail(path: &Utf8Path, limit: u64) -> anyhow::Result<(String, u64)> {
     let mut file = open(path).with_context(|| format!("read {path}"))?;
     let length = file.metadata().with_context(|| format!("read {path}"))?.len();
-    let from = length.saturating_sub(TAIL);
+    let from = length.saturating_sub(limit);
     file.seek(SeekFrom::Start(from)).with_context(|| format!("read {path}"))?;
     let mut bytes = Vec::new();
-    file.take(TAIL).read_to_end(&mut bytes).with_context(|| format!("read {path}"))?;
+    file.take(limit).read_to_end(&mut bytes).with_context(|| format!("read {path}"))?;
     let text = String::from_utf8_lossy(&bytes).into_owned();
     let text = if from > 0 { text.split_once('\n').map_or(String::new(), |(_, rest)| rest.to_owned()) } else { text };
     Ok((text, length))
@@ -300,7 +355,36 @@ mod tests {
         let found = newest(folder, 9).unwrap();
         assert_eq!(found.into_iter().collect::<Vec<_>>(), [("here/server-0".to_owned(), "one".to_owned())]);
         // Put there after the list was made.
-        assert!(tail(&log.join("evil.log")).is_err() && tail(&pipe).is_err());
+        assert!(tail(&log.join("evil.log"), TAIL).is_err() && tail(&pipe, TAIL).is_err());
+    }
+
+    #[test]
+    fn last_lines_are_read_from_rotated_logs_as_far_back_as_needed() {
+        let kept = tempfile::tempdir().unwrap();
+        let folder = Utf8Path::from_path(kept.path()).unwrap();
+        let log = folder.join("sites/here/log");
+        std::fs::create_dir_all(&log).unwrap();
+        for (name, text) in [("a.log.2", "1\n2\n"), ("a.log.1", "3 ERROR\n4\n"), ("a.log", "5\n6\n")] {
+            std::fs::write(log.join(name), text).unwrap();
+        }
+        let files = files(folder, None).unwrap();
+        let last = |count, level, room| {
+            let LastLines { lines, length, is_cut } = last_lines(&files["a"], count, level, room).unwrap();
+            assert_eq!(length, 4, "where a follower continues");
+            (lines.join(","), is_cut)
+        };
+        assert_eq!(last(1, None, SEARCHED), ("6".to_owned(), false));
+        assert_eq!(last(3, None, SEARCHED), ("4,5,6".to_owned(), false));
+        assert_eq!(last(9, None, SEARCHED), ("1,2,3 ERROR,4,5,6".to_owned(), false));
+        assert_eq!(last(1, Some(4), SEARCHED), ("3 ERROR".to_owned(), false));
+        assert_eq!(last(9, None, 7), ("4,5,6".to_owned(), true), "what is left out is reported");
+        assert_eq!(last(0, None, SEARCHED), (String::new(), false));
+        // A process with more than what is read at first.
+        let line = format!("{}\n", "x".repeat(1023));
+        let count = 2 * usize::try_from(TAIL).unwrap() / line.len();
+        std::fs::write(log.join("a.log"), line.repeat(count)).unwrap();
+        let all = last_lines(&files["a"], usize::MAX, None, SEARCHED).unwrap();
+        assert_eq!((all.lines.len(), all.is_cut), (count + 4, false));
     }
 
     #[test]

@@ -287,6 +287,25 @@ async fn planned_failover_hands_over_and_fails_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn planned_failover_is_held_until_a_failback() {
+    let world = World::new();
+    let control_clients = world.control_clients();
+    let mut journal = Journal::open(&world.state, "anna", " --env multi").unwrap();
+    let shifted = failover::failover(&control_clients, &mut journal, "two").await.unwrap();
+    assert!(shifted.held && ControlStatus::take(&control_clients).await.held());
+    world.set(|inner| inner.witness_gone = true);
+    assert!(ControlStatus::take(&control_clients).await.held(), "the sites know it too");
+    world.set(|inner| inner.witness_gone = false);
+    let again = failover::failover(&control_clients, &mut journal, "two").await.unwrap();
+    assert_eq!((again.way, again.held), (FailoverKind::Already, true));
+    let back = failover::failback(&control_clients, &mut journal, Duration::from_secs(5), &|_| {}).await.unwrap();
+    assert!(!back.held && !ControlStatus::take(&control_clients).await.held());
+    let asked = world.set(|inner| inner.asked.clone());
+    let handovers: Vec<_> = asked.iter().filter(|asked| asked.contains("/v1/handover")).collect();
+    assert_eq!(handovers, ["one POST /v1/handover?hold=true", "two POST /v1/handover"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dead_primary_is_replaced_by_a_claim_after_its_grace_period() {
     let world = World::new();
     world.set(|inner| (inner.automatic, inner.grace_ms) = (false, 60_000));

@@ -43,6 +43,8 @@ pub struct Inner {
     turn: usize,
     pub automatic: bool,
     pub automatic_failback: bool,
+    /// Whether a planned failover holds.
+    pub held: bool,
     /// Every third write reaches the primary alone, although it is acknowledged.
     pub lossy: bool,
     pub witness_gone: bool,
@@ -78,6 +80,7 @@ impl World {
             turn: 0,
             automatic: true,
             automatic_failback: true,
+            held: false,
             lossy: false,
             witness_gone: false,
             never_promotes: false,
@@ -190,6 +193,7 @@ impl Inner {
     fn promote(&mut self, to: &str) {
         self.epoch += 1;
         self.primary = to.to_owned();
+        self.held &= to != "one";
         self.members = SITES
             .iter()
             .filter(|name| self.alive(name) && self.members.iter().any(|m| m == *name))
@@ -235,7 +239,11 @@ impl Inner {
             self.home_since = Instant::now();
         }
         let home_is_well = self.primary != "one" && self.members.iter().any(|m| m == "one");
-        if home_is_well && self.automatic_failback && self.home_since.elapsed() > Duration::from_millis(2 * GRACE_MS) {
+        if home_is_well
+            && !self.held
+            && self.automatic_failback
+            && self.home_since.elapsed() > Duration::from_millis(2 * GRACE_MS)
+        {
             self.promote("one");
         }
     }
@@ -255,7 +263,7 @@ impl Inner {
             .collect();
         let database = self.database.map(|role| if site == "two" { role } else { "primary" });
         json!({
-            "site": site, "role": role, "epoch": self.epoch, "primary": self.primary, "members": self.members, "writable": role != "outsider",
+            "site": site, "role": role, "epoch": self.epoch, "primary": self.primary, "members": self.members, "held": self.held, "writable": role != "outsider",
             "why_not": null, "last": self.index, "committed": self.index, "applied": self.index, "peers": peers, "witness_heard_ms": 3,
             "rpo_ms": { "control": 0, "usage": 20 }, "withdrawn": 0, "automatic": self.automatic,
             "servers_database": database,
@@ -270,7 +278,7 @@ impl Inner {
             ("witness", _, _) => (
                 200,
                 json!({
-                    "epoch": self.epoch, "primary": self.primary, "members": self.members, "renewed_ms": self.renewed.elapsed().as_millis() as u64,
+                    "epoch": self.epoch, "primary": self.primary, "members": self.members, "held": self.held, "renewed_ms": self.renewed.elapsed().as_millis() as u64,
                     "grace_ms": self.grace_ms, "home": "one", "sites": SITES, "weights": { "one": 100, "two": 50, "three": 0 }, "history": [],
                 }),
             ),
@@ -313,8 +321,9 @@ impl Inner {
                 self.promote(site);
                 (200, self.status(site))
             }
-            (site, "POST", "/v1/handover") if site == self.primary => {
+            (site, "POST", "/v1/handover" | "/v1/handover?hold=true") if site == self.primary => {
                 self.promote(body["to"].as_str().unwrap());
+                self.held |= path.ends_with("?hold=true");
                 (200, self.status(site))
             }
             _ => refused(404, "no such thing"),

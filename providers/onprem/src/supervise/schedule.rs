@@ -43,13 +43,15 @@ pub(super) struct Schedule {
     folder: SiteFolder,
     running: Option<(Child, Timestamp)>,
     tried: Option<Timestamp>,
+    /// The last backup that was taken, which the command may have been unable to record: its disk may be full.
+    taken: Option<Timestamp>,
     /// The last complaint about the order, so that it is logged once.
     complaint: Complaint,
 }
 
 impl Schedule {
     pub(super) fn new(folder: &SiteFolder) -> Self {
-        Self { folder: folder.clone(), running: None, tried: None, complaint: Complaint::about("backup") }
+        Self { folder: folder.clone(), running: None, tried: None, taken: None, complaint: Complaint::about("backup") }
     }
 
     /// Checks whether a backup ended and whether one is due.
@@ -101,7 +103,10 @@ impl Schedule {
             Ok(None) => {
                 format!("backup FAILED: it took longer than {} h and was stopped", BACKUP_TIMEOUT.as_secs() / 3600)
             }
-            Ok(Some(status)) => ended(status),
+            Ok(Some(status)) => {
+                self.taken = Some(*since).filter(|_| status.success()).or(self.taken);
+                ended(status)
+            }
             Err(error) => format!("backup FAILED: {error}"),
         };
         // A child that still lives is killed when it is dropped.
@@ -123,8 +128,11 @@ impl Schedule {
     }
 
     fn last(&self) -> Option<LastRun> {
-        let text = files::read_bounded(&self.folder.state().join("backup.json"), files::TEXT_MAX).ok()?;
-        serde_json::from_slice::<BackupOutcome>(&text).ok()?.last
+        let text = files::read_bounded(&self.folder.state().join("backup.json"), files::TEXT_MAX).ok();
+        let recorded = text.and_then(|text| serde_json::from_slice::<BackupOutcome>(&text).ok()?.last);
+        let taken = self.taken.map(|at| LastRun { at, ok: true });
+        // A recorded run began a moment after its command was started.
+        recorded.into_iter().chain(taken).max_by_key(|run| run.at)
     }
 
     /// The command is this program itself, which can read the state.
@@ -174,6 +182,27 @@ mod tests {
         let minute = Duration::from_secs(60);
         let at = now - SignedDuration::from_secs(61);
         assert!(is_due(Some(&LastRun { at, ok: false }), minute, now), "no longer than the period itself");
+    }
+
+    #[test]
+    fn backup_that_was_taken_and_not_recorded_is_not_due_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = Utf8PathBuf::from_path_buf(dir.path().to_owned()).unwrap();
+        let mut schedule = Schedule::new(&SiteFolder::at(&state.join("sites/here")));
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let record = |ok: bool| {
+            let text = format!(r#"{{"last":{{"at":"2026-11-20T12:00:00Z","ok":{ok},"says":""}}}}"#);
+            std::fs::write(state.join("backup.json"), text).unwrap();
+        };
+        assert!(schedule.last().is_none());
+        record(false);
+        assert_eq!(schedule.last().map(|run| run.ok), Some(false));
+        schedule.taken = Some(at("2026-11-20T13:00:00Z"));
+        let last = schedule.last().unwrap();
+        assert_eq!((last.at, last.ok), (at("2026-11-20T13:00:00Z"), true));
+        assert!(!is_due(Some(&last), Duration::from_secs(3600), at("2026-11-20T13:10:00Z")));
+        schedule.taken = Some(at("2026-11-20T11:59:59Z"));
+        assert_eq!(schedule.last().map(|run| run.ok), Some(false), "its own record counts");
     }
 
     #[test]

@@ -122,7 +122,8 @@ impl Member {
         }
         let (site, incarnation) = (self.settings.site.clone(), self.settings.incarnation);
         let seen = self.witness_clock.unwrap_or(0);
-        let to = configuration.taken_by(&site);
+        let held = configuration.held && site != self.settings.home;
+        let to = Configuration { held, ..configuration.taken_by(&site) };
         let due = self.claim.is_some_and(|claim| self.is_due(claim.sent, now));
         if let (true, Some(claim)) = (due, &mut self.claim) {
             claim.sent = Some(now);

@@ -16,8 +16,17 @@ pub(super) struct Leading {
     change: Option<(Configuration, Option<Millis>)>,
     /// Position and ticket of writes that wait, in order.
     pub(super) tickets: Tickets,
-    /// The target of a handover, and since when new writes are refused for it.
-    handing: Option<(Site, Millis)>,
+    handing: Option<Handover>,
+}
+
+/// A handover that waits until its target has everything.
+#[derive(Debug, Clone)]
+struct Handover {
+    to: Site,
+    /// Since when new writes are refused for it.
+    since: Millis,
+    /// See [`Configuration::held`].
+    held: bool,
 }
 
 impl Leading {
@@ -92,27 +101,28 @@ impl Member {
             }
             self.send(&site, now, effects);
         }
-        if self.settings.failback && self.settings.home != self.settings.site {
+        let is_held = self.configuration.as_ref().is_some_and(|configuration| configuration.held);
+        if self.settings.failback && !is_held && self.settings.home != self.settings.site {
             let home = self.settings.home.clone();
             let rested = |peer: &Progress| peer.member_since.is_some_and(|at| now - at >= 2 * self.settings.grace);
             let is_well = self.leading.as_ref().and_then(|l| l.peers.get(&home)).is_some_and(rested);
             if is_well {
                 // A handover that is refused now is tried again at the next tick.
-                let _ = self.begin_to_hand_over(now, &home);
+                let _ = self.begin_to_hand_over(now, &home, false);
             }
         }
         self.ask_for_changes(now, effects);
     }
 
-    /// Hands leadership over to another member.
-    pub fn hand_over(&mut self, now: Millis, to: &Site) -> Result<Vec<Effect>, Refused> {
-        self.begin_to_hand_over(now, to)?;
+    /// Hands leadership over to another member. With `hold` it stays there: see [`Configuration::held`].
+    pub fn hand_over(&mut self, now: Millis, to: &Site, hold: bool) -> Result<Vec<Effect>, Refused> {
+        self.begin_to_hand_over(now, to, hold)?;
         let mut effects = Vec::new();
         self.ask_for_changes(now, &mut effects);
         Ok(effects)
     }
 
-    fn begin_to_hand_over(&mut self, now: Millis, to: &Site) -> Result<(), Refused> {
+    fn begin_to_hand_over(&mut self, now: Millis, to: &Site, hold: bool) -> Result<(), Refused> {
         if *to == self.settings.site {
             return Err(Refused::Already);
         }
@@ -124,11 +134,12 @@ impl Member {
         let last = self.log.last().index;
         let Some(leading) = &mut self.leading else { return Err(Refused::NotPrimary { primary: None }) };
         let is_member = self.configuration.as_ref().is_some_and(|c| c.members.contains_key(to));
+        let held = *to != self.settings.home && (hold || self.configuration.as_ref().is_some_and(|c| c.held));
         // A member with few missing entries catches up quickly while new writes are refused.
         if !is_member || leading.peers.get(to).is_none_or(|peer| peer.stored + 256 < last) {
             return Err(Refused::NotInSync { site: to.clone() });
         }
-        leading.handing = Some((to.clone(), now));
+        leading.handing = Some(Handover { to: to.clone(), since: now, held });
         Ok(())
     }
 
@@ -147,7 +158,7 @@ impl Member {
     pub fn writable(&self, now: Millis) -> Result<(), Refused> {
         let not = || Refused::NotPrimary { primary: self.configuration.as_ref().map(|c| c.primary.clone()) };
         let (Some(leading), Some(configuration)) = (&self.leading, &self.configuration) else { return Err(not()) };
-        if let Some((to, _)) = &leading.handing {
+        if let Some(Handover { to, .. }) = &leading.handing {
             return Err(Refused::HandingOver { to: to.clone() });
         }
         if configuration.members.len() < self.settings.fewest() {
@@ -359,10 +370,10 @@ impl Member {
         if leading.change.is_some() {
             return None;
         }
-        if let Some((to, since)) = leading.handing.clone() {
+        if let Some(Handover { to, since, held }) = leading.handing.clone() {
             let stored = leading.peers.get(&to).map_or(0, |peer| peer.stored);
             if configuration.members.contains_key(&to) && self.committed == last && stored == last {
-                return Some(configuration.given_to(&to));
+                return Some(Configuration { held, ..configuration.given_to(&to) });
             }
             if now - since >= grace {
                 // Writes have waited long enough: we stay.

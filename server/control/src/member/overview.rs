@@ -34,6 +34,8 @@ pub struct Overview {
     pub primary: Option<Site>,
     /// Its members.
     pub members: Vec<Site>,
+    /// See [`Configuration::held`](crate::Configuration::held).
+    pub held: bool,
     /// Whether control data can be written here now.
     pub writable: bool,
     /// Why it cannot.
@@ -94,6 +96,7 @@ impl Member {
             epoch: configuration.map_or(0, |c| c.epoch),
             primary: configuration.map(|c| c.primary.clone()),
             members: configuration.map(|c| c.members.keys().cloned().collect()).unwrap_or_default(),
+            held: configuration.is_some_and(|c| c.held),
             writable: writable.is_ok(),
             why_not: writable.err(),
             last: self.log.last().index,

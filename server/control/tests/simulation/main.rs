@@ -14,7 +14,7 @@ mod world;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use random::Random;
-use world::{Fault, World};
+use world::{Fault, SITES, World};
 
 /// The variable with the number of schedules.
 const COUNT: &str = "TEXTNLP_SCHEDULES";
@@ -112,6 +112,66 @@ fn schedule(seed: u64, sole: bool, told: bool) -> Result<(), String> {
     world.heal();
     world.run_for(40_000)?;
     world.expect_whole()
+}
+
+#[test]
+fn planned_failover_holds_through_crashes_until_a_failback() {
+    all(schedules().min(200), |seed, told| {
+        let mut random = Random::new(seed);
+        let mut world = World::new(&mut random, (1000, 3000), false, told);
+        let expect = |world: &World, primary: usize, held: bool, when: &str| {
+            let found = (world.primary(), world.held());
+            let wanted = (Some(primary), (held, true));
+            (found == wanted).then_some(()).ok_or_else(|| format!("{when}: {found:?} instead of {wanted:?}"))
+        };
+        world.be_calm();
+        world.run_for(30_000)?;
+        world.hand_over(1)?;
+        world.run_for(10_000)?;
+        expect(&world, 1, true, "after a planned failover")?;
+        // The witness and all sites, short enough that nobody takes over.
+        for node in 0..=SITES {
+            world.begin(&Fault::Down(node));
+            world.run_for(1 + random.below(500))?;
+            world.end(&Fault::Down(node));
+            world.run_for(10_000)?;
+        }
+        world.run_for(60_000)?;
+        expect(&world, 1, true, "after crashes")?;
+        // To another site than home it still holds; and the lost primary is replaced without a command.
+        world.hand_over(2)?;
+        world.run_for(10_000)?;
+        world.begin(&Fault::Down(0));
+        world.run_for(20_000)?;
+        world.begin(&Fault::Down(2));
+        world.run_for(20_000)?;
+        if (world.primary(), world.held().0) != (Some(1), true) {
+            return Err(format!("after a lost primary: {:?} {:?}", world.primary(), world.held()));
+        }
+        world.heal();
+        world.run_for(60_000)?;
+        expect(&world, 1, true, "after a lost primary")?;
+        world.hand_over(0)?;
+        world.run_for(10_000)?;
+        expect(&world, 0, false, "after a failback")?;
+        // What is no planned failover comes home by itself.
+        world.begin(&Fault::Down(0));
+        world.run_for(20_000)?;
+        world.end(&Fault::Down(0));
+        world.run_for(60_000)?;
+        expect(&world, 0, false, "after a lost home site")?;
+        // Where home takes over itself, nothing holds any more.
+        world.hand_over(2)?;
+        world.run_for(10_000)?;
+        world.begin(&Fault::Down(2));
+        world.run_for(20_000)?;
+        if (world.primary(), world.held().0) != (Some(0), false) {
+            return Err(format!("after the loss of a held primary: {:?} {:?}", world.primary(), world.held()));
+        }
+        world.heal();
+        world.run_for(60_000)?;
+        world.expect_whole()
+    });
 }
 
 #[test]

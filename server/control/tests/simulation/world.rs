@@ -520,6 +520,23 @@ impl World {
         }
     }
 
+    /// An operator's request for another primary, made of the one by the newest configuration; held until a failback.
+    pub(crate) fn hand_over(&mut self, to: usize) -> Result<(), String> {
+        let from = self.primary().ok_or("there is no primary")?;
+        let now = self.clock(from);
+        let member = self.nodes[from].member.as_mut().ok_or("the primary is down")?;
+        let effects = member.hand_over(now, &site(to), true).map_err(|why| format!("no handover to {to}: {why}"))?;
+        self.carry_out(from, effects);
+        Ok(())
+    }
+
+    /// Whether a planned failover holds by the newest configuration, and whether all sites know it.
+    pub(crate) fn held(&self) -> (bool, bool) {
+        let newest = self.configurations.values().next_back();
+        let known = |node: &Node| node.member.as_ref().and_then(Member::configuration) == newest;
+        (newest.is_some_and(|newest| newest.held), self.nodes.iter().all(known))
+    }
+
     pub(crate) fn acknowledged(&self) -> usize {
         self.acknowledged.len()
     }

@@ -29,7 +29,7 @@ enum Event {
     Write { writes: Vec<Write>, answer: oneshot::Sender<Result<Outcome, Refused>> },
     Claim(oneshot::Sender<Result<(), Refused>>),
     GiveUpClaim,
-    HandOver { to: Site, answer: oneshot::Sender<Result<(), Refused>> },
+    HandOver { to: Site, hold: bool, answer: oneshot::Sender<Result<(), Refused>> },
     Look(oneshot::Sender<(Overview, usize)>),
     Leadership(oneshot::Sender<Leadership>),
     Table { prefix: String, answer: oneshot::Sender<(Position, Table)> },
@@ -111,9 +111,10 @@ impl Actor {
         let _ = self.events.send(Event::GiveUpClaim).await;
     }
 
-    pub(super) async fn hand_over(&self, to: Site) -> Result<(), Unanswered> {
+    /// See [`Member::hand_over`].
+    pub(super) async fn hand_over(&self, to: Site, hold: bool) -> Result<(), Unanswered> {
         self.heard()?;
-        Ok(self.ask(|answer| Event::HandOver { to, answer }).await??)
+        Ok(self.ask(|answer| Event::HandOver { to, hold, answer }).await??)
     }
 
     /// The status of this site, and how many entries it ever had to withdraw.
@@ -306,8 +307,8 @@ impl Owner {
                 self.do_or_refuse(claimed, answer)?;
             }
             Event::GiveUpClaim => self.member.give_up_claim(),
-            Event::HandOver { to, answer } => {
-                let handover = self.member.hand_over(now, &to);
+            Event::HandOver { to, hold, answer } => {
+                let handover = self.member.hand_over(now, &to, hold);
                 self.do_or_refuse(handover, answer)?;
             }
             Event::Look(answer) => drop(answer.send((self.member.overview(now), self.disk.withdrawn))),
@@ -358,6 +359,7 @@ impl Owner {
                         epoch = configuration.epoch,
                         primary = %configuration.primary,
                         members = members.join(", "),
+                        held = configuration.held,
                         "the configuration changed"
                     );
                     self.disk.configure(&configuration)?;

@@ -180,13 +180,15 @@ pub(super) enum HandoverError {
 }
 
 /// Hands leadership over, the database first. The site stops reporting itself as primary, the supervisor drains the
-/// server to the replica there and stops it, and then the witness is asked. A refusal changes nothing.
+/// server to the replica there and stops it, and then the witness is asked. A refusal changes nothing. With `hold` there
+/// is no failback without a command.
 pub(super) async fn hand_over(
     config: &AgentConfig,
     postgres: &PostgresConfig,
     actor: &Actor,
     beside: &DatabaseStatus,
     to: &Site,
+    hold: bool,
 ) -> Result<(), HandoverError> {
     let (overview, _) = actor.look().await.map_err(HandoverError::Unanswered)?;
     let refused = |why| Err(HandoverError::Unanswered(Unanswered::Refused(why)));
@@ -210,8 +212,8 @@ pub(super) async fn hand_over(
         return Err(HandoverError::Unanswered(Unanswered::Busy));
     }
     let given = match is_dead {
-        true => step_down_dead(config, actor, to).await,
-        false => demote_database(config, postgres, actor, to).await,
+        true => step_down_dead(config, actor, to, hold).await,
+        false => demote_database(config, postgres, actor, to, hold).await,
     };
     // From here on the protocol itself reports whether this site leads.
     actor.report_leadership();
@@ -231,9 +233,9 @@ async fn is_fit(config: &AgentConfig, site: &Site) -> bool {
 
 /// Hands leadership over while the local server is unresponsive. No release is possible, so it waits for the end of the
 /// lease that the supervisor last received. Data that the server had not sent is lost, as in a site failure.
-async fn step_down_dead(config: &AgentConfig, actor: &Actor, to: &Site) -> Result<(), HandoverError> {
+async fn step_down_dead(config: &AgentConfig, actor: &Actor, to: &Site, hold: bool) -> Result<(), HandoverError> {
     tokio::time::sleep(Duration::from_millis(config.grace_ms())).await;
-    transfer_leadership(config, actor, to).await
+    transfer_leadership(config, actor, to, hold).await
 }
 
 async fn demote_database(
@@ -241,6 +243,7 @@ async fn demote_database(
     postgres: &PostgresConfig,
     actor: &Actor,
     to: &Site,
+    hold: bool,
 ) -> Result<(), HandoverError> {
     let body = json!({ "to": to });
     match client::post(&postgres.keeper, "/v1/release", &body, RELEASE_TIMEOUT).await {
@@ -257,12 +260,12 @@ async fn demote_database(
             ));
         }
     }
-    transfer_leadership(config, actor, to).await
+    transfer_leadership(config, actor, to, hold).await
 }
 
 /// Requests the change from the witness, after the database stopped accepting clients.
-async fn transfer_leadership(config: &AgentConfig, actor: &Actor, to: &Site) -> Result<(), HandoverError> {
-    actor.hand_over(to.clone()).await.map_err(HandoverError::Unanswered)?;
+async fn transfer_leadership(config: &AgentConfig, actor: &Actor, to: &Site, hold: bool) -> Result<(), HandoverError> {
+    actor.hand_over(to.clone(), hold).await.map_err(HandoverError::Unanswered)?;
     // Until the witness's answer is known, or the request is cancelled, this site leads nothing and says so itself.
     let until = Instant::now() + Duration::from_millis(config.grace_ms() + 2000);
     while Instant::now() < until {
@@ -274,7 +277,8 @@ async fn transfer_leadership(config: &AgentConfig, actor: &Actor, to: &Site) -> 
     Ok(())
 }
 
-/// Hands leadership back to the home site once it and its replica of the database have been healthy for two graces.
+/// Hands leadership back to the home site once it and its replica of the database have been healthy for two graces, unless
+/// a planned failover holds.
 pub(super) async fn fail_back_home(
     config: AgentConfig,
     postgres: PostgresConfig,
@@ -293,6 +297,7 @@ pub(super) async fn fail_back_home(
         let copy = beside.kept().and_then(|kept| kept.copies.get(&config.home).cloned());
         let is_well = overview.role == MemberRole::Primary
             && config.site != config.home
+            && !overview.held
             && overview.members.contains(&config.home)
             && copy.is_some_and(|copy| copy.connected && copy.behind_ms <= config.max_lag_ms);
         if !is_well {
@@ -302,7 +307,7 @@ pub(super) async fn fail_back_home(
         let rested = well_since.get_or_insert_with(Instant::now).elapsed();
         if rested >= Duration::from_millis(2 * config.grace_ms()) && Instant::now() >= not_before {
             not_before = Instant::now() + HANDOVER_RETRY_INTERVAL;
-            if let Err(why) = hand_over(&config, &postgres, &actor, &beside, &config.home).await {
+            if let Err(why) = hand_over(&config, &postgres, &actor, &beside, &config.home, false).await {
                 tracing::info!(?why, home = %config.home, "the failback to the home site is deferred");
             }
         }
@@ -334,7 +339,7 @@ pub(super) async fn hand_over_when_dead(
         not_before = Instant::now() + HANDOVER_RETRY_INTERVAL;
         let members = config.sites().into_iter().filter(|site| *site != config.site && overview.members.contains(site));
         for to in members {
-            match hand_over(&config, &postgres, &actor, &beside, &to).await {
+            match hand_over(&config, &postgres, &actor, &beside, &to, false).await {
                 Ok(()) => {
                     tracing::warn!(%to, "the local database has stopped: handing over the primary role");
                     break;

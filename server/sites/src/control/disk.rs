@@ -316,8 +316,12 @@ mod tests {
     #[test]
     fn start_of_an_uninterrupted_primary_term_survives_restarts() {
         let (_dir, path) = folder();
-        let of =
-            |epoch, primary: &str| Configuration { epoch, primary: Site::new(primary), members: Default::default() };
+        let of = |epoch, primary: &str| Configuration {
+            epoch,
+            primary: Site::new(primary),
+            members: Default::default(),
+            held: false,
+        };
         let mut disk = Disk::open(&path).unwrap().0;
         assert_eq!(disk.since(), 0);
         for (epoch, primary, since) in [(1, "a", 1), (2, "a", 1), (3, "a", 1), (5, "a", 5), (6, "b", 6), (7, "b", 6)] {

@@ -345,13 +345,19 @@ async fn lead(State(watch): Shared) -> Response {
     }
 }
 
-async fn handover(State(watch): Shared, Json(handover): Json<Handover>) -> Response {
+/// With `?hold=true` there is no failback without a command. It is not in the body, where an agent of an older release
+/// refuses what it does not know.
+async fn handover(
+    State(watch): Shared,
+    Query(query): Query<BTreeMap<String, String>>,
+    Json(handover): Json<Handover>,
+) -> Response {
+    let hold = query.get("hold").is_some_and(|hold| hold == "true");
     if let Some(postgres) = watch.config.postgres.clone() {
         let (of, to) = (watch.clone(), handover.to.clone());
+        let given = async move { database::hand_over(&of.config, &postgres, &of.actor, &of.beside, &to, hold).await };
         // Completes even if the client disconnects.
-        let result =
-            tokio::spawn(async move { database::hand_over(&of.config, &postgres, &of.actor, &of.beside, &to).await });
-        match result.await {
+        match tokio::spawn(given).await {
             Ok(Ok(())) => {}
             Ok(Err(HandoverError::Unanswered(error))) => return changed_or(&watch, &error),
             Ok(Err(HandoverError::Refused(message, hint))) => {
@@ -359,7 +365,7 @@ async fn handover(State(watch): Shared, Json(handover): Json<Handover>) -> Respo
             }
             Err(error) => return refused(StatusCode::INTERNAL_SERVER_ERROR, "failed", error, "try again in a moment"),
         }
-    } else if let Err(error) = watch.actor.hand_over(handover.to.clone()).await {
+    } else if let Err(error) = watch.actor.hand_over(handover.to.clone(), hold).await {
         return changed_or(&watch, &error);
     }
     let time_limit = Duration::from_millis(watch.config.grace_ms() + 2000);
