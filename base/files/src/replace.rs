@@ -180,11 +180,13 @@ pub fn sync_folder(folder: impl AsRef<Path>) -> Result<()> {
 /// Renames a file to a path where nothing is.
 fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // The file system, such as NFS, has no such rename.
-        Err(Errno::INVAL) => {
-            fs::hard_link(from, to)?;
-            fs::remove_file(from)
-        }
+        // The file system, such as NFS, has no such rename; some have no links either.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => match fs::hard_link(from, to) {
+            Ok(()) => fs::remove_file(from),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
+            Err(_) if fs::symlink_metadata(to).is_ok() => Err(io::ErrorKind::AlreadyExists.into()),
+            Err(_) => fs::rename(from, to),
+        },
         renamed => renamed.map_err(io::Error::from),
     }
 }

@@ -291,6 +291,8 @@ pub struct Refusal {
     message: String,
     /// Whether the body is that of a server: a proxy without one answers something else.
     is_of_server: bool,
+    /// The server's code of the refusal.
+    code: String,
 }
 
 impl Refusal {
@@ -299,9 +301,9 @@ impl Refusal {
         self.is_of_server && (400..500).contains(&self.status) && !matches!(self.status, 408 | 425 | 429)
     }
 
-    /// Whether a limit of the key is used up: the server runs, and nothing is wrong with the request.
+    /// Whether a limit of the key is used up, or too small for the request: the server runs and accepts the key.
     pub fn is_limit(&self) -> bool {
-        self.is_of_server && self.status == 429
+        ["rate_limit_exceeded", "token_rate_exceeded"].contains(&self.code.as_str())
     }
 }
 
@@ -328,7 +330,8 @@ fn refusal(status: u16, body: &Value) -> Failure {
     let error = &body["error"];
     let own = error["message"].as_str();
     let message = own.unwrap_or("the server gave no reason").to_owned();
-    let error_of_server = Refusal { status, message, is_of_server: own.is_some() };
+    let code = error["code"].as_str().unwrap_or_default().to_owned();
+    let error_of_server = Refusal { status, message, is_of_server: own.is_some(), code };
     Failure::new(Exit::Failed, "refused_by_server", error_of_server).hinted(error["hint"].as_str().map(str::to_owned))
 }
 
@@ -429,7 +432,8 @@ mod tests {
             assert_eq!(is_final(status), wanted, "{status}");
         }
         let is_limit = |body| refusal(429, &body).error.downcast_ref::<Refusal>().unwrap().is_limit();
-        assert!(is_limit(json!({ "error": { "message": "used up" } })) && !is_limit(Value::Null));
+        assert!(is_limit(json!({ "error": { "message": "used up", "code": "rate_limit_exceeded" } })));
+        assert!(!is_limit(json!({ "error": { "message": "a wrong key", "code": "authentication_limited" } })));
     }
 
     #[test]

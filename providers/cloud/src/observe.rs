@@ -163,6 +163,8 @@ impl<'a, C: Cloud> Asked<'a, C> {
                     Some(whose) if whose == scope.lineage => present(row, &seen),
                     // The plan tells whether it is the recorded one.
                     None if self.cloud_id.is_some() => present(row, &seen),
+                    // Wanted and not recorded: the plan refuses it, and says whose it is.
+                    Some(_) if self.cloud_id.is_none() => present(row, &seen),
                     Some(whose) => Some(unknown(format!("`{id}` belongs to the deployment {whose}"))),
                     // A create adopts it.
                     None if !row.resource.carries_tags() => None,

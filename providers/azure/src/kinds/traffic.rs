@@ -6,6 +6,8 @@
 //! Traffic Manager has no etags, and parallel writes of one profile fail (hashicorp/terraform-provider-azurerm#29191): this process sends
 //! one at a time, and the lock of the state excludes other processes.
 
+use std::collections::BTreeSet;
+
 use async_trait::async_trait;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -18,7 +20,7 @@ use tokio::sync::Mutex;
 use super::{delete, put, read};
 use crate::api::{Api, Call, Reply, tags_at};
 use crate::operation::Pending;
-use crate::row::{Field, Marks, Rest, RestKind, SECOND_READS, Table, Update, invalid};
+use crate::row::{Field, Marks, Rest, RestKind, SECOND_READS, Table, invalid};
 use crate::table::{Row, kind};
 
 const VERSION: &str = "2022-04-01";
@@ -28,7 +30,8 @@ const MARKS: &str = "/marks";
 /// The start of the tag of a profile that says which resource an endpoint is.
 const SITE: &str = "textnlp-site-";
 
-static TURN: Mutex<()> = Mutex::const_new(());
+/// Whose turn it is to write, and the profiles that this process made.
+static TURN: Mutex<BTreeSet<String>> = Mutex::const_new(BTreeSet::new());
 
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: Kind {
@@ -62,17 +65,16 @@ impl RestKind for Site {
         version: VERSION,
         path: "{profile}/externalEndpoints/{name}",
         fields: &[
-            Field::plain("value", "/properties/target").changed(),
-            Field::plain("weight", "/properties/weight").changed(),
-            Field::plain("priority", "/properties/priority").changed(),
-            Field::plain("status", "/properties/endpointStatus").changed(),
+            Field::plain("value", "/properties/target"),
+            Field::plain("weight", "/properties/weight"),
+            Field::plain("priority", "/properties/priority"),
+            Field::plain("status", "/properties/endpointStatus"),
             Field::plain("method", "/profile/trafficRoutingMethod"),
             Field::plain("dns", "/profile/dnsConfig/relativeName"),
             Field::plain("ttl", "/profile/dnsConfig/ttl"),
             Field::code("probe", "/profile/monitorConfig", probe, probed),
         ],
         in_place: &["method", "value", "weight", "priority", "status", "ttl", "probe"],
-        update: Update::Patch,
         marks: Marks::Beside(MARKS),
         undeclared: Some("it is a part of the profile of several sites, which is not exported"),
         ..Table::USUAL
@@ -89,34 +91,36 @@ impl RestKind for Site {
     }
 
     async fn send(api: &Api, id: &str, document: Value) -> Result<Reply> {
-        let _turn = TURN.lock().await;
+        let mut made = TURN.lock().await;
         let wanted = tags_at(&document, MARKS);
         let (profile, site) = (profile_of(id), last(id));
         let mut tags: Tags = [LINEAGE, ENVIRONMENT].map(|key| (key.to_owned(), value(&wanted, key))).into();
-        tags.insert(format!("{SITE}{site}"), format!("{} {}", value(&wanted, RESOURCE), value(&wanted, OPERATION)));
-        match self::profile(api, profile).await? {
-            None => {
-                let mut properties = document[PROFILE].clone();
-                properties["profileStatus"] = "Enabled".into();
-                let body = json!({ "location": "global", "tags": tags, "properties": properties });
-                let made = api.send(Call::new(Method::PUT, profile, VERSION).body(body).new_only()).await;
+        tags.insert(mark(site), format!("{} {}", value(&wanted, RESOURCE), value(&wanted, OPERATION)));
+        let Some(found) = self::profile(api, profile).await? else {
+            if made.contains(profile) {
+                return Err(Error::new(ErrorKind::Conflict, "create", site).because("its profile is not shown yet"));
+            }
+            // Both in one write: a profile without the endpoint would belong to no resource.
+            let endpoint = json!({ "name": site, "type": Self::TABLE.arm, "properties": document["properties"] });
+            let mut properties = document[PROFILE].clone();
+            (properties["profileStatus"], properties["endpoints"]) = ("Enabled".into(), json!([endpoint]));
+            let body = json!({ "location": "global", "tags": tags, "properties": properties });
+            let sent = api.send(Call::new(Method::PUT, profile, VERSION).body(body).new_only()).await;
+            made.insert(profile.to_owned());
+            return sent.map_err(|error| match error.code.as_deref() {
                 // One that reads do not show yet is read again.
-                made.map_err(|error| match error.code.as_deref() {
-                    Some("PreconditionFailed") => Error { kind: ErrorKind::Conflict, refused: false, ..error },
-                    _ => error,
-                })?;
-            }
-            Some(found) => {
-                let before = tags_at(&found, "/tags");
-                if before.get(LINEAGE) != wanted.get(LINEAGE) {
-                    let why = format!("the Traffic Manager profile {} is not of this deployment", last(profile));
-                    return Err(invalid("create", site, &why).hint("remove it, or choose another `traffic.domain`"));
-                }
-                let all: Tags = before.clone().into_iter().chain(tags).collect();
-                if all != before {
-                    retag(api, profile, &all).await?;
-                }
-            }
+                Some("PreconditionFailed") => Error { kind: ErrorKind::Conflict, refused: false, ..error },
+                _ => error,
+            });
+        };
+        let before = tags_at(&found, "/tags");
+        if before.get(LINEAGE) != wanted.get(LINEAGE) {
+            let why = format!("the Traffic Manager profile {} is not of this deployment", last(profile));
+            return Err(invalid("create", site, &why).hint("remove it, or choose another `traffic.domain`"));
+        }
+        let all: Tags = before.clone().into_iter().chain(tags).collect();
+        if all != before {
+            retag(api, profile, &all).await?;
         }
         let body = json!({ "properties": document["properties"] });
         api.send(Call::new(Method::PUT, id, VERSION).body(body)).await
@@ -125,6 +129,10 @@ impl RestKind for Site {
     async fn put(api: &Api, id: &str, wanted: &Value, field: &str) -> Result<Option<Pending>> {
         let _turn = TURN.lock().await;
         let profile = profile_of(id);
+        if let Some(member) = Self::TABLE.field(field).and_then(|row| row.member.strip_prefix("/properties/")) {
+            let body = json!({ "properties": { member: wanted } });
+            return Ok(api.send(Call::new(Method::PATCH, id, VERSION).body(body)).await?.pending);
+        }
         let properties = match field {
             "method" => json!({ "trafficRoutingMethod": wanted }),
             "probe" => json!({ "monitorConfig": probe(wanted) }),
@@ -141,7 +149,7 @@ impl RestKind for Site {
 
     /// The profile of the last site goes with it. One that has endpoints of others stays.
     async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<Pending>> {
-        let _turn = TURN.lock().await;
+        let mut made = TURN.lock().await;
         let (profile, site) = (profile_of(&seen.id), last(&seen.id));
         let Some(found) = self::profile(api, profile).await? else { return Ok(None) };
         if marks(&found, site) != seen.tags {
@@ -150,15 +158,28 @@ impl RestKind for Site {
         }
         let endpoints = found["properties"]["endpoints"].as_array().into_iter().flatten();
         let is_other = |one: &Value| !one["name"].as_str().is_some_and(|name| name.eq_ignore_ascii_case(site));
-        if !endpoints.into_iter().any(is_other) {
-            return Ok(api.send(Call::new(Method::DELETE, profile, VERSION)).await?.pending);
+        let mut has_others = endpoints.into_iter().any(is_other);
+        let mut tags = tags_at(&found, "/tags");
+        tags.remove(&mark(site));
+        // A site that was just added may be in its tags only.
+        for other in tags.keys().filter_map(|key| key.strip_prefix(SITE)) {
+            let id = format!("{profile}/externalEndpoints/{other}");
+            has_others = has_others || api.find(Call::get(id, VERSION)).await?.is_some();
+        }
+        if !has_others {
+            let pending = api.send(Call::new(Method::DELETE, profile, VERSION)).await?.pending;
+            made.remove(profile);
+            return Ok(pending);
         }
         let pending = api.send(Call::new(Method::DELETE, &seen.id, VERSION)).await?.pending;
-        let mut tags = tags_at(&found, "/tags");
-        tags.remove(&format!("{SITE}{site}"));
         retag(api, profile, &tags).await?;
         Ok(pending)
     }
+}
+
+/// The tag of a profile that says which resource the endpoint of a site is.
+fn mark(site: &str) -> String {
+    format!("{SITE}{site}")
 }
 
 /// A profile. An answer that it does not exist is repeated: a new one is not in all answers yet.
@@ -190,7 +211,7 @@ fn value(tags: &Tags, key: &str) -> String {
 /// The tags of an endpoint, from those of its profile; none where they name no resource for it.
 fn marks(profile: &Value, site: &str) -> Tags {
     let tags = tags_at(profile, "/tags");
-    let of_site = tags.get(&format!("{SITE}{site}")).and_then(|mark| mark.split_once(' '));
+    let of_site = tags.get(&mark(site)).and_then(|mark| mark.split_once(' '));
     let Some((resource, operation)) = of_site else { return Tags::new() };
     let named = [(RESOURCE, resource), (OPERATION, operation)].map(|(key, value)| (key.to_owned(), value.to_owned()));
     let shared = [LINEAGE, ENVIRONMENT].into_iter().filter_map(|key| Some((key.to_owned(), tags.get(key)?.clone())));

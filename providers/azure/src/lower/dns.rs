@@ -30,9 +30,10 @@ const TOLERATED: u32 = 2;
 /// How long a lost site is in answers, before resolvers ask again.
 pub(crate) const NOTICES_AFTER: Duration =
     Duration::from_secs((PROBE_SECONDS * (TOLERATED + 1) + PROBE_TIMEOUT_SECONDS) as u64);
-/// The largest weight of an endpoint, and the most priorities, of which the second half is that of sites without clients.
+/// The largest weight of an endpoint, and the priorities: the primary is the one site with clients where the others have none.
 const MAX_WEIGHT: u32 = 1000;
-const HALF: u32 = 500;
+const FIRST: u32 = 1;
+const MOST_PRIORITIES: u32 = 1000;
 /// The longest name of a profile, which is also a label of a name of Traffic Manager.
 const MOST_OF_PROFILE: usize = 63;
 
@@ -116,13 +117,12 @@ impl Lowering<'_> {
         // Names are unique in all of Azure.
         let name = bounded(format!("{PREFIX}{environment}-{}", hash(&format!("{zone} {domain}"))), MOST_OF_PROFILE);
         let profile = format!("{group}/providers/Microsoft.Network/trafficManagerProfiles/{name}");
-        let standby = if share.weight == 0 { HALF } else { 0 };
         let spec = json!({
             "profile": profile,
             "name": self.site.name,
             "value": address,
             "weight": share.weight.clamp(1, MAX_WEIGHT),
-            "priority": rank(self.site.name.as_str()) + standby,
+            "priority": if self.site.role == Some(Role::Primary) { FIRST } else { rank(self.site.name.as_str()) },
             "status": "Enabled",
             "method": if is_weighted { "Weighted" } else { "Priority" },
             "dns": name,
@@ -142,10 +142,11 @@ impl Lowering<'_> {
     }
 }
 
-/// A number of a site from 1 to 500: no two endpoints of a profile have the same priority, and none changes with those of others.
+/// The priority of a site after the primary. No two endpoints of a profile have the same one, and none changes with weights or with other
+/// sites: each site is changed for itself.
 fn rank(site: &str) -> u32 {
     let digits = u32::from_str_radix(hash(site).get(..6).unwrap_or_default(), 16);
-    1 + digits.unwrap_or_default() % HALF
+    FIRST + 1 + digits.unwrap_or_default() % (MOST_PRIORITIES - FIRST)
 }
 
 /// A zone's id as specs have it, and its domain; `None` for another id.

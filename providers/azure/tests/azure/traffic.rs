@@ -124,7 +124,8 @@ fn lost_replies_make_no_second_profile() {
             let rule = Rule::nth(SERVICE, &format!("Microsoft.Network/{write}"), 1, Disruption::LostReply);
             bench.cloud.faults().add(rule);
             create(&bench, 1, &traffic(&bench, "main", 7, "192.0.2.1")).await;
-            assert_eq!(objects(&bench).len(), 2, "{write}");
+            create(&bench, 2, &traffic(&bench, "other", 9, "192.0.2.2")).await;
+            assert_eq!(objects(&bench).len(), 3, "{write}");
         });
     }
 }
@@ -197,10 +198,11 @@ fn each_site_is_in_the_profile_and_the_primary_has_the_names() {
     assert_eq!(ids(&second), ["main/gateway/traffic", "main/gateway/name"], "the names are those of the primary");
     assert_eq!(of(&second[0], "profile"), profile);
     // One site has the clients, and the others none while it is healthy.
-    let standby = lower(Role::Primary, &[("main", 0), ("other", 100)]);
+    let standby = lower(Role::Standby, &[("main", 0), ("other", 100)]);
     assert_eq!((of(&standby[0], "method"), of(&standby[0], "weight")), (json!("Priority"), json!(1)));
-    let rank = of(&made[0], "priority").as_u64().unwrap();
-    assert_eq!(of(&standby[0], "priority"), json!(rank + 500), "after each site that has clients");
+    assert_eq!(of(&made[0], "priority"), json!(1), "the primary");
+    let rank = of(&second[0], "priority").as_u64().unwrap();
+    assert!((2..=1000).contains(&rank) && of(&standby[0], "priority") == json!(rank), "no weight changes it");
     for (weights, says) in [
         (&[("main", 100), ("other", 100), ("third", 0)][..], "2 of 3 sites have clients"),
         (&[("main", 1001), ("other", 1)], "above 1000"),

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use serde_json::Value;
 
-use super::cloud::{Cloud, put, text};
+use super::cloud::{Cloud, put, put_missing, text};
 use super::kinds::{Call, KIND, Kind, is_name};
 use super::problem::{Problem, bad};
 use crate::{Behaviour, Source};
@@ -86,7 +86,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         "an alias of type A has a profile with IPv4 addresses",
         Source::Documentation("https://learn.microsoft.com/azure/dns/dns-alias"),
     ),
-    rule("a PUT of a profile without endpoints keeps those that it has", Source::Assumed),
+    rule(
+        "a PUT of a profile takes the endpoints away that its body does not have",
+        Source::Report("hashicorp/terraform-provider-azurerm#7470"),
+    ),
     rule(
         "a parallel write of a profile is refused",
         Source::LeftOut("hashicorp/terraform-provider-azurerm#29191 tells the message of no refusal"),
@@ -118,7 +121,29 @@ fn accept_profile(cloud: &mut Cloud, call: &Call, _: Option<&Value>, body: &mut 
     if !(0..=9).contains(&number("/properties/monitorConfig/toleratedNumberOfFailures")) {
         return Err(bad("BadRequest", "The tolerated number of failures has to be from 0 to 9."));
     }
+    if call.method == "PUT" {
+        replace_endpoints(cloud, call, body)?;
+    }
     put(body, "/properties/dnsConfig/fqdn", format!("{name}.trafficmanager.net").into());
+    Ok(())
+}
+
+/// Makes the endpoints of a profile those of a request, and takes them out of its document, which is computed for each read.
+fn replace_endpoints(cloud: &mut Cloud, call: &Call, body: &mut Value) -> Result<(), Problem> {
+    let below = format!("{}/externalendpoints/", call.key);
+    cloud.objects.retain(|key, _| !key.starts_with(&below));
+    let sent = body["properties"].as_object_mut().and_then(|properties| properties.shift_remove("endpoints"));
+    for endpoint in sent.as_ref().and_then(Value::as_array).into_iter().flatten() {
+        let id = format!("{}/externalEndpoints/{}", call.id(), text(endpoint, "/name"));
+        let Some(inner) = Call::parse("PUT", &id, &[], call.user.clone()) else { continue };
+        let mut made = endpoint.clone();
+        put(&mut made, "/id", id.as_str().into());
+        put(&mut made, "/type", ENDPOINTS.into());
+        put_missing(&mut made, "/properties/endpointStatus", "Enabled".into());
+        put_missing(&mut made, "/properties/weight", 1.into());
+        accept_endpoint(cloud, &inner, None, &mut made)?;
+        cloud.put(&id, made);
+    }
     Ok(())
 }
 
