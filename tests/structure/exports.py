@@ -2,8 +2,8 @@
 """Checks that exports declare what the code of a kind on AWS sends at creation whatever its spec says, such as
 `.publicly_accessible(false)`: a cloud would choose another value. The fields of specs are checked by the tests of `textnlp-aws`.
 
-A constant is an argument of a builder in `create` or in `impl Spec`. Its property must be in the form of the kind, in
-`providers/aws/src/declare/forms.rs`, or in `LEFT` with a reason.
+A constant is an argument of a builder in `create` or in `impl Spec`. A property of its name must be in the form of the kind, in
+`providers/aws/src/declare/forms.rs`, or in `LEFT` with a reason. Its value, and constants in other functions, are not compared.
 """
 
 import re

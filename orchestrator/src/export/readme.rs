@@ -121,7 +121,8 @@ fn steps(declared: &Declared<'_>, tool: Tool, files: &[ExportFile]) -> String {
             };
             format!(
                 "```\nterraform init\nterraform plan -var-file={environment}.tfvars\nterraform apply -var-file={environment}.tfvars\n```\n\n\
-                 {shown} Changes in place of imported objects are attributes that the provider sets: review them before \
+                 {shown} Changes in place of imported objects are attributes that the provider sets, and on AWS a rule to \
+                 255.255.255.255/32, which allows nothing, of each security group without rules to the outside: review them before \
                  `apply`. `tofu` has the same commands. `{environment}.tfvars` has what differs between environments, such as the \
                  region or the project, and the counts of nodes.\n"
             )

@@ -471,7 +471,6 @@ mod tests {
         ("aws.db-parameter-group", "/parameters/text/at_restart", "CloudFormation chooses the time by the parameter"),
         ("aws.dns-record", "/tags", "its type has no tags"),
         ("aws.certificate", "/records", "a stack that creates a certificate writes its records"),
-        ("aws.scaling-target", "/tags", "its type has no tags"),
         ("aws.endpoint", "/deployment", "it is of the next update: the README says how to declare it"),
         ("aws.endpoint", "/variants", "the first values are those of its configuration, and then autoscaling's"),
     ];
@@ -672,7 +671,8 @@ mod tests {
         let addon = new(Tool::CloudFormation, "aws.eks-addon", &json!({ "cluster": "c", "name": "vpc-cni" }));
         assert_eq!(addon[0].body["ResolveConflicts"], "OVERWRITE");
         let target = new(Tool::CloudFormation, "aws.scaling-target", &json!({ "min": 1, "max": 2 }));
-        assert_eq!(target[0].body.get("Tags"), None, "its type has none");
+        let tags = target[0].body["Tags"].as_array().unwrap();
+        assert!(tags.iter().any(|tag| tag["Key"] == textnlp_cloud::tags::LINEAGE), "an import finds it by its tag");
     }
 
     #[test]

@@ -404,8 +404,11 @@ mod tests {
     #[test]
     fn every_field_of_a_request_is_an_attribute_or_left_out_with_a_reason() {
         let mut left = Vec::new();
-        for row in table::rows() {
+        // They have no table: their own code declares them.
+        let by_code = ["gcp.dns-record", "gcp.budget"];
+        for row in table::rows().filter(|row| !by_code.contains(&row.kind.name)) {
             let fields = row.resource.example();
+            assert!(fields.is_object(), "{}: {fields}", row.kind.name);
             let lost = fields.as_object().into_iter().flatten().filter(|(_, member)| **member == "");
             left.extend(lost.map(|(name, _)| (row.kind.name, name.clone())));
         }
@@ -482,10 +485,12 @@ mod tests {
         assert_eq!(closed[block], json!({ "gcp_public_cidrs_access_enabled": false }));
         assert_eq!(attributes_with("gcp.gke-cluster", "allow_from", Value::Null, true).get(block), None);
         let pool = |zones: Value, is_planned| {
-            let mut pool = attributes_with("gcp.node-pool", "zones", zones, is_planned);
-            pool.shift_remove("initial_node_count")
+            let (kind, id, mut spec) = examples().into_iter().find(|(of, ..)| *of == "gcp.node-pool").unwrap();
+            (spec["zones"], spec["nodes"]) = (zones, json!(3));
+            declared_as(kind, &id, spec, is_planned).unwrap().remove(0).body.shift_remove("initial_node_count")
         };
-        assert_eq!(pool(json!(["europe-west4-a"]), true), Some(json!(1)));
+        assert_eq!(pool(json!(["europe-west4-a"]), true), Some(json!(3)));
+        assert_eq!(pool(json!([]), true), Some(json!(1)), "it is the count of each zone");
         assert_eq!(pool(json!(["europe-west4-a"]), false), None, "another count would replace the pool");
     }
 

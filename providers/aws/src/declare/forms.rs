@@ -298,8 +298,8 @@ pub(super) static ALL: &[Form] = &[
             })
         },
         identifiers: &[("Name", Source::Field("name"))],
-        without: "the access of the identity that deploys, which `aws eks create-access-entry` and `associate-access-policy` give, as \
-                  `up` does",
+        without: "the access of the identity that deploys, which `aws eks create-access-entry` and `associate-access-policy` give with \
+                  the policy `AmazonEKSClusterAdminPolicy` on the whole cluster, as `up` does",
         // No answer shows them, and another value would replace the cluster.
         ignored: &["access_config.bootstrap_cluster_creator_admin_permissions", "bootstrap_self_managed_addons"],
         outputs: &[
@@ -358,6 +358,8 @@ pub(super) static ALL: &[Form] = &[
             })
         },
         identifiers: &[("ClusterName", Source::Field("cluster")), ("AddonName", Source::Field("name"))],
+        // No answer shows it, and an import would reset what an operator changed of an add-on.
+        ignored: &["resolve_conflicts"],
         ..Form::USUAL
     },
     Form {
@@ -581,7 +583,6 @@ pub(super) static ALL: &[Form] = &[
             ("ScalableDimension", Source::Text(DIMENSION)),
             ("ServiceNamespace", Source::Text("sagemaker")),
         ],
-        tagging: Tagging::None,
         without: "its scaling policies",
         new: New { parts: policies, without: Some(""), ..New::USUAL },
         ..Form::USUAL
@@ -639,7 +640,10 @@ pub(super) static ALL: &[Form] = &[
         more: |_| json!({ "RetainAllVariantProperties": true }),
         identifiers: &[("EndpointArn", Source::Output("arn"))],
         outputs: &[("arn", "EndpointArn")],
-        without: "how it moves to another configuration: add `DeploymentConfig` before you change that",
+        // No answer shows it, and an import would deploy the endpoint once more.
+        ignored: &["retain_all_variant_properties"],
+        without: "how it moves to another configuration: add `DeploymentConfig`, and `RetainAllVariantProperties` to what an import has, \
+                  before you change that",
         ..Form::USUAL
     },
 ];

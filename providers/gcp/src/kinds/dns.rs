@@ -376,7 +376,8 @@ impl Resource<Api> for DnsRecord {
             "type": spec.kind, "ttl": spec.ttl, "rrdatas": spec.values,
         });
         let id = format!("{}/rrsets/{name}/{}", spec.zone, spec.kind);
-        Some(Ok(vec![declaration(api, "google_dns_record_set", &attributes, id, &[])]))
+        let one = declaration(api, "google_dns_record_set", &attributes, id, &[]);
+        Some(Ok(vec![Declaration { without: "the TXT record with its owner, which `up` creates beside it", ..one }]))
     }
 
     async fn create(api: &Api, make: &Make<'_>, spec: &Spec) -> Result<String> {

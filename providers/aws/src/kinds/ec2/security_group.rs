@@ -238,9 +238,13 @@ fn rules(permissions: Option<Vec<IpPermission>>, group: &str) -> Vec<Rule> {
         let v4 = v4.map(|one| (one.cidr_ip.unwrap_or_default(), one.description));
         let v6 = permission.ipv6_ranges.unwrap_or_default().into_iter();
         let v6 = v6.map(|one| (one.cidr_ipv6.unwrap_or_default(), one.description));
+        // The rule of an export that allows nothing.
+        let is_of_nowhere = permission.ip_protocol.as_deref() == Some("icmp")
+            && (permission.from_port, permission.to_port) == (Some(252), Some(86));
         for (peer, description) in groups.chain(lists).chain(v4).chain(v6) {
             let description = description.unwrap_or_default();
-            if peer == NOWHERE || CONTROLLERS.iter().any(|controller| description.starts_with(controller)) {
+            let is_nowhere = is_of_nowhere && peer == NOWHERE;
+            if is_nowhere || CONTROLLERS.iter().any(|controller| description.starts_with(controller)) {
                 continue;
             }
             rules.push(Rule {
@@ -261,11 +265,11 @@ mod tests {
 
     #[test]
     fn a_rule_that_allows_nothing_is_none_of_a_group() {
-        let to = |peer: &str| {
+        let to = |protocol: &str, peer: &str| {
             let range = IpRange::builder().cidr_ip(peer).build();
-            let permission = IpPermission::builder().ip_protocol("icmp").from_port(252).to_port(86).ip_ranges(range);
+            let permission = IpPermission::builder().ip_protocol(protocol).from_port(252).to_port(86).ip_ranges(range);
             rules(Some(vec![permission.build()]), "sg-1").len()
         };
-        assert_eq!((to(NOWHERE), to("203.0.113.1/32")), (0, 1));
+        assert_eq!((to("icmp", NOWHERE), to("icmp", "203.0.113.1/32"), to("tcp", NOWHERE)), (0, 1, 1));
     }
 }
