@@ -532,7 +532,9 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
     if let Some(replaced) = &replaced {
         lines.push(format!("  the earlier state is kept in {replaced}"));
         if let Some(why) = &audit_ends {
-            console.warn(format!("the audit log ends at the backup; what was recorded later is in {replaced}: {why}"));
+            console.warn(format!(
+                "the audit log may lack what was recorded after the backup; all of it is in {replaced}: {why}"
+            ));
         }
     }
     for (model, known) in manifest.models.iter().filter(|(_, model)| model.folder.is_none()) {

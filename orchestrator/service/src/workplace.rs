@@ -22,16 +22,33 @@ pub fn make(parent: &Utf8Path, prefix: &str, stays: impl Fn(&Utf8Path) -> bool) 
 /// write to its disk.
 const LEAST_ROOM: u64 = 64 << 20;
 
-/// Creates a private folder in `parent`, or among the temporary files or in memory where `parent` lacks room for that many
-/// bytes and those have it: a backup is needed most when a disk is full.
-pub fn with_room(parent: &Utf8Path, prefix: &str, bytes: u64) -> anyhow::Result<tempfile::TempDir> {
-    let others = [Utf8PathBuf::try_from(std::env::temp_dir()).ok(), Some(Utf8PathBuf::from("/dev/shm"))];
+/// Creates a private folder in `parent`, or among the temporary files where `parent` lacks room for that many bytes and those have it: a
+/// backup is needed most when a disk is full. `None`: it is not known how much is needed. Never in memory, which the service needs.
+pub fn with_room(parent: &Utf8Path, prefix: &str, bytes: Option<u64>) -> anyhow::Result<tempfile::TempDir> {
+    let others = Utf8PathBuf::try_from(std::env::temp_dir()).ok().filter(|other| other != parent);
+    let elsewhere = format!("textnlp-{}", prefix.trim_start_matches('.'));
+    for folder in others.iter().flat_map(|other| left(other, &elsewhere)).filter(|folder| is_ours(folder)) {
+        let _ = std::fs::remove_dir_all(folder);
+    }
+    let Some(bytes) = bytes else { return make(parent, prefix, |_| false) };
     let needed = bytes.saturating_add(LEAST_ROOM);
     let has_room = |folder: &Utf8Path| textnlp_files::filesystem(folder).is_ok_and(|disk| disk.free >= needed);
-    match roomy(parent, others.into_iter().flatten(), has_room) {
-        Some(other) => make(&other, &format!("textnlp-{}", prefix.trim_start_matches('.')), |folder| !is_ours(folder)),
+    match roomy(parent, others.into_iter().filter(|other| !is_in_memory(other)), has_room) {
+        Some(other) => {
+            for folder in left(parent, prefix) {
+                let _ = std::fs::remove_dir_all(folder);
+            }
+            make(&other, &elsewhere, |folder| !is_ours(folder))
+        }
         None => make(parent, prefix, |_| false),
     }
+}
+
+/// Whether a folder is on a tmpfs.
+fn is_in_memory(folder: &Utf8Path) -> bool {
+    /// <https://man7.org/linux/man-pages/man2/statfs.2.html>.
+    const TMPFS: i64 = 0x0102_1994;
+    rustix::fs::statfs(folder.as_std_path()).is_ok_and(|found| found.f_type == TMPFS)
 }
 
 /// The first other folder with room, where `parent` has none.
@@ -87,17 +104,20 @@ mod tests {
 
     #[test]
     fn temporary_folder_is_elsewhere_only_where_its_disk_is_full() {
-        let others = || ["/tmp", "/dev/shm"].map(Utf8PathBuf::from).into_iter();
+        let others = || ["/tmp", "/other"].map(Utf8PathBuf::from).into_iter();
         let chosen =
             |full: &[&str]| roomy(Utf8Path::new("/state"), others(), |folder| !full.contains(&folder.as_str()));
         assert_eq!(chosen(&["/tmp"]), None);
         assert_eq!(chosen(&["/state"]).unwrap(), "/tmp");
-        assert_eq!(chosen(&["/state", "/tmp"]).unwrap(), "/dev/shm");
-        assert_eq!(chosen(&["/state", "/tmp", "/dev/shm"]), None, "it fails where it did before");
+        assert_eq!(chosen(&["/state", "/tmp"]).unwrap(), "/other");
+        assert_eq!(chosen(&["/state", "/tmp", "/other"]), None, "it fails where it did before");
         let dir = tempfile::tempdir().unwrap();
         let parent = Utf8Path::from_path(dir.path()).unwrap();
-        let made = with_room(parent, ".work-", u64::MAX).unwrap();
-        assert_eq!(made.path().parent(), Some(dir.path()), "no disk has that room");
+        for bytes in [Some(u64::MAX), None] {
+            let made = with_room(parent, ".work-", bytes).unwrap();
+            assert_eq!(made.path().parent(), Some(dir.path()), "no disk has that room");
+        }
+        assert!(is_in_memory(Utf8Path::new("/dev/shm")) && !is_in_memory(Utf8Path::new("/proc")));
     }
 
     #[test]

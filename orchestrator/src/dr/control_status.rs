@@ -102,8 +102,10 @@ impl ControlStatus {
         if let Ok(witness) = &self.witness {
             return witness.held;
         }
-        let newest = self.sites.iter().filter_map(|(_, status)| status.as_ref().ok()).max_by_key(|status| status.epoch);
-        newest.is_some_and(|status| status.held)
+        // A site of an older release does not know.
+        let known = || self.sites.iter().filter_map(|(_, status)| status.as_ref().ok());
+        let newest = known().map(|status| status.epoch).max();
+        known().any(|status| Some(status.epoch) == newest && status.held)
     }
 
     /// The count of the primary's entries that a site has not stored; `None` if unknown.

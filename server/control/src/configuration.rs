@@ -50,6 +50,11 @@ pub struct Configuration {
 }
 
 impl Configuration {
+    /// Whether a planned failover holds: a mark says nothing once the home site is primary, as after it was moved in the settings.
+    pub fn holds(&self, home: &Site) -> bool {
+        self.held && self.primary != *home
+    }
+
     /// Whether this incarnation of a site is a member.
     pub fn has(&self, site: &Site, incarnation: Incarnation) -> bool {
         self.members.get(site) == Some(&incarnation)

@@ -199,7 +199,7 @@ impl Witness {
         let why = format!(
             "{site} lost its disk while it was the only member; {primary} has everything that two sites had stored"
         );
-        let held = holds.held && primary != self.settings.home;
+        let held = holds.holds(&self.settings.home) && primary != self.settings.home;
         let configuration = Configuration { epoch: holds.epoch + 1, primary, members, held };
         self.renewed = now;
         let safe = self.memory.safe.clone();

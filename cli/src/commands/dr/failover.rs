@@ -46,6 +46,11 @@ fn done(sites: &Sites, outcome: &FailoverOutcome) -> Success {
         let (home, failback) = (&sites.control_clients.home, sites.chosen.scope.command("dr failback"));
         text.push_str(&format!("\nIt holds: {home} becomes primary again with {failback}, or if {to} is lost"));
     }
+    if outcome.way == FailoverKind::Handover && *to != sites.control_clients.home && !outcome.held {
+        text.push_str(
+            "\nIt does not hold: a site or the witness is of an older release. Before maintenance set `dr: { failback: manual }`",
+        );
+    }
     if let Some(undo) = &undo {
         text.push_str(&format!("\nTo undo: {undo}"));
     }

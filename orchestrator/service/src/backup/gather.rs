@@ -197,10 +197,14 @@ pub(crate) async fn gather(
     Ok(BackupContent { manifest, items, notes, _work: work })
 }
 
-/// The size of the database files of all sites. A dump of a PostgreSQL is as large as it turns out.
-fn database_bytes(platform: &dyn Platform, folder: &Utf8Path, state: &State) -> u64 {
-    let files = state.places().keys().filter_map(|site| platform.site_copy(folder, site).ok()?.database);
-    files.filter_map(|file| std::fs::metadata(folder.join(file)).ok()).map(|file| file.len()).sum()
+/// The size of the database files of all sites; `None` with a PostgreSQL, whose dump is as large as it turns out.
+fn database_bytes(platform: &dyn Platform, folder: &Utf8Path, state: &State) -> Option<u64> {
+    let mut bytes = 0;
+    for site in state.places().keys() {
+        let file = platform.site_copy(folder, site).ok()?.database?;
+        bytes += std::fs::metadata(folder.join(file)).ok()?.len();
+    }
+    Some(bytes)
 }
 
 /// Takes the lock. A scheduled backup ends without help, as for the other commands that wait for it.

@@ -97,7 +97,7 @@ pub async fn restore(
     take_models(request.model_cache, &manifest, place).await?;
     let mut valid_again = ValidAgain::default();
     if lineage_in(&target) == Some(manifest.lineage) {
-        valid_again = ValidAgain::after(&target, &manifest, at).await;
+        valid_again = ValidAgain::after(&target, &place.join(STATE), &manifest, at).await;
         if !valid_again.keys.is_empty()
             && let Some(known) = restored_keys(place, &manifest).await
         {
@@ -341,16 +341,21 @@ async fn put_in_place(
     let _lock = Folder::at(target).lock(&holder).await.map_err(|error| state_failed(error, request.again, name))?;
     one_report(target, may_replace(request, manifest, target).await?)?;
     let kept = replaced_name(target)?;
-    let audit_ends = continue_audit(&restored, target).await.err().map(|error| error_chain(&error));
+    let audit_ends = continue_audit(&restored, target).await.err();
     exchange(staged, target, &kept)?;
     flush(target)?;
     Ok((Some(kept), audit_ends))
 }
 
-/// Adds what the audit log of the previous state has since the backup, up to this restore itself.
-async fn continue_audit(restored: &Utf8Path, previous: &Utf8Path) -> Result<usize, StateError> {
-    let log = audit::read(&Folder::at(previous)).await?;
-    audit::take_over(&Folder::at(restored), &SystemClock, &log).await
+/// Adds what the audit log of the previous state has since the backup, up to this restore itself. A log that is damaged is not taken
+/// over: its records would be in an intact chain.
+async fn continue_audit(restored: &Utf8Path, previous: &Utf8Path) -> Result<(), String> {
+    let log = audit::read(&Folder::at(previous)).await.map_err(|error| error_chain(&error))?;
+    if let Some(damage) = log.damage.first() {
+        return Err(format!("it is damaged: {}", damage.because));
+    }
+    let taken = audit::take_over(&Folder::at(restored), &SystemClock, &log).await;
+    taken.map(drop).map_err(|error| error_chain(&error))
 }
 
 /// Swaps the restored state with the one in `target`, and keeps that one as `kept`. If it cannot be kept, the swap is

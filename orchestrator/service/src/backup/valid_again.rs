@@ -1,7 +1,7 @@
 //! What a restore makes valid again: API keys and secrets that were revoked or rotated after the backup, by the audit log of
 //! the state that it replaces.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use camino::Utf8Path;
 use jiff::Timestamp;
@@ -9,6 +9,7 @@ use serde_json::Value;
 use textnlp_orchestrator::backup::Manifest;
 use textnlp_orchestrator::state::Folder;
 use textnlp_orchestrator::state::audit::{self, CommandRecord};
+use uuid::Uuid;
 
 use crate::failure::Exit;
 
@@ -36,33 +37,60 @@ pub struct Withdrawn {
     pub command: String,
 }
 
+/// What had ended before a backup.
+#[derive(Clone, Copy)]
+enum Before<'a> {
+    /// What ended up to this time.
+    Time(Timestamp),
+    /// The commands with these ids.
+    Recorded(&'a BTreeSet<Uuid>),
+}
+
+impl Before<'_> {
+    fn has(self, id: Uuid, ended: Timestamp) -> bool {
+        match self {
+            Self::Time(time) => ended <= time,
+            Self::Recorded(known) => known.contains(&id),
+        }
+    }
+}
+
 impl ValidAgain {
-    /// Compares the state in `target` with a backup, whose databases may be of another time, `keys_at`.
-    pub(super) async fn after(target: &Utf8Path, manifest: &Manifest, keys_at: Option<Timestamp>) -> Self {
+    /// Compares the state in `target` with a backup, of which `restored` is the state, and whose databases may be of another time,
+    /// `keys_at`. A backup takes a while: what had ended before is what its own audit log says, which it copies first.
+    pub(super) async fn after(
+        target: &Utf8Path,
+        restored: &Utf8Path,
+        manifest: &Manifest,
+        keys_at: Option<Timestamp>,
+    ) -> Self {
+        let known = audit::read(&Folder::at(restored)).await.map(|log| log.commands).unwrap_or_default();
+        let known: BTreeSet<Uuid> = known.iter().filter(|one| one.end.is_some()).map(|one| one.command.id).collect();
+        let before = if known.is_empty() { Before::Time(manifest.at) } else { Before::Recorded(&known) };
         match audit::read(&Folder::at(target)).await {
             Ok(log) => {
                 let unknown = (!log.damage.is_empty()).then(|| "its audit log is damaged".to_owned());
-                Self { unknown, ..Self::of(&log.commands, keys_at.unwrap_or(manifest.at), manifest.at) }
+                Self { unknown, ..Self::of(&log.commands, keys_at.map_or(before, Before::Time), before) }
             }
             Err(error) => Self { unknown: Some(textnlp_provider::error_chain(&error)), ..Self::default() },
         }
     }
 
     /// By the commands of the audit log. Those that may have failed halfway count; those that were refused do not.
-    fn of(commands: &[CommandRecord], keys_at: Timestamp, secrets_at: Timestamp) -> Self {
+    fn of(commands: &[CommandRecord], of_keys: Before<'_>, of_secrets: Before<'_>) -> Self {
         let refused = [Exit::Usage as i32, Exit::Refused as i32];
         let mut keys: BTreeMap<String, Withdrawn> = BTreeMap::new();
         let mut secrets = keys.clone();
         for CommandRecord { time, command, end } in commands {
-            let (found, after) = match command.command.as_str() {
-                "key revoke" | "key rotate" => (&mut keys, keys_at),
-                "secret rotate" => (&mut secrets, secrets_at),
+            let (found, before) = match command.command.as_str() {
+                "key revoke" | "key rotate" => (&mut keys, of_keys),
+                "secret rotate" => (&mut secrets, of_secrets),
                 _ => continue,
             };
             let last = end.as_ref().map_or(*time, |end| end.time);
             let is_refused = end.as_ref().is_some_and(|end| refused.contains(&end.exit));
             let Some(id) = command.arguments.iter().find(|word| !word.starts_with("--")) else { continue };
-            if last <= after || is_refused {
+            if before.has(command.id, last) || is_refused {
                 continue;
             }
             let is_leak = command.arguments.iter().any(|word| word == "--immediately");
@@ -95,7 +123,6 @@ mod tests {
     use serde_json::json;
     use textnlp_orchestrator::state::audit::{AuditedCommand, CommandEnd, CommandOutcome};
     use textnlp_provider::EnvironmentName;
-    use uuid::Uuid;
 
     fn at(hour: i64) -> Timestamp {
         Timestamp::from_second(hour * 3600).unwrap()
@@ -142,18 +169,22 @@ mod tests {
         let commands = |found: &[Withdrawn]| {
             found.iter().map(|one| format!("{} {}", one.at.as_second() / 3600, one.command)).collect::<Vec<_>>()
         };
-        let found = ValidAgain::of(&log, at(2), at(2));
+        let found = ValidAgain::of(&log, Before::Time(at(2)), Before::Time(at(2)));
         assert_eq!(commands(&found.keys), ["5 key revoke killed", "4 key revoke leaked"]);
         assert_eq!(commands(&found.secrets), ["8 secret rotate database", "7 secret rotate jwt --immediately"]);
         // A database of a later time has what was revoked before it.
-        let later = ValidAgain::of(&log, at(5), at(2));
+        let later = ValidAgain::of(&log, Before::Time(at(5)), Before::Time(at(2)));
         assert_eq!((later.keys, later.secrets), (Vec::new(), found.secrets));
+        // What was revoked while the backup was taken is not in its databases for certain, and not in its audit log.
+        let known: BTreeSet<Uuid> = log[..2].iter().map(|one| one.command.id).collect();
+        let during = ValidAgain::of(&log, Before::Recorded(&known), Before::Recorded(&known));
+        assert_eq!(commands(&during.keys), ["5 key revoke killed", "4 key revoke leaked"]);
     }
 
     #[test]
     fn only_keys_that_the_restored_database_accepts_are_listed_by_name() {
         let log = ["valid", "revoked", "created-later"].map(|id| ran(3, "key revoke", &[id], Some(0)));
-        let mut found = ValidAgain::of(&log, at(2), at(2));
+        let mut found = ValidAgain::of(&log, Before::Time(at(2)), Before::Time(at(2)));
         found.keep(&[
             json!({ "public_id": "valid", "name": "a person", "revoked_at": null }),
             json!({ "public_id": "revoked", "name": "another", "revoked_at": 1 }),

@@ -123,7 +123,7 @@ fn workplace(live: &Utf8Path, backup: &Utf8Path) -> Result<tempfile::TempDir, Fa
     let bytes = std::fs::metadata(backup).map_or(0, |file| file.len());
     let parent = live.parent().unwrap_or(live);
     std::fs::create_dir_all(parent).with_context(|| format!("make {parent}"))?;
-    Ok(workplace::with_room(parent, PREFIX, bytes.saturating_mul(TIMES))?)
+    Ok(workplace::with_room(parent, PREFIX, Some(bytes.saturating_mul(TIMES)))?)
 }
 
 /// Unpacks a backup into `FOLDER/state`, with every file where a state has it. Returns the backup's digest.

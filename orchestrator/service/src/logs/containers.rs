@@ -114,12 +114,7 @@ impl ContainerLogs {
                         continue;
                     }
                 };
-                let count_read = log.text.lines().count();
-                // Those that were asked for are there, or the log has no more.
-                if log.is_cut && count_read < searched {
-                    let why = format!("older lines were left out: {} read", counted(count_read, "line"));
-                    self.unread.insert(unit.clone(), why);
-                }
+                let mut shown = 0;
                 let before = self.newest.get(&unit).copied();
                 for line in log.text.lines() {
                     let (time, text) = line.split_once(' ').unwrap_or((line, ""));
@@ -129,8 +124,15 @@ impl ContainerLogs {
                     }
                     self.newest.insert(unit.clone(), time);
                     if is_shown(self.level, text) {
+                        shown += 1;
                         lines.push((time, text.to_owned()));
                     }
+                }
+                // Else those that were asked for are there, or the log has no more.
+                if log.is_cut && shown < count {
+                    let count_read = log.text.lines().count();
+                    let why = format!("older lines were left out: {} read", counted(count_read, "line"));
+                    self.unread.insert(unit.clone(), why);
                 }
                 lines.drain(..lines.len().saturating_sub(count));
             }

@@ -109,11 +109,12 @@ impl EnvironmentLogs {
 
     fn last_of_files(&mut self, count: usize) -> anyhow::Result<Vec<TimedLine>> {
         let mut found = Vec::new();
+        let room = SEARCHED / (self.files.len() as u64).max(1);
         for (name, (file, end)) in &mut self.files {
-            let last = last_lines(file, count, self.level, SEARCHED)?;
+            let last = last_lines(file, count, self.level, room)?;
             *end = last.length;
             if last.is_cut {
-                let why = format!("its last {} were searched; older lines were left out", size(SEARCHED));
+                let why = format!("its last {} were searched; older lines were left out", size(room));
                 self.cut.insert(name.clone(), why);
             }
             found.extend(last.lines.into_iter().map(|line| (time_of(&line), (name.clone(), line))));

@@ -122,7 +122,7 @@ impl Member {
         }
         let (site, incarnation) = (self.settings.site.clone(), self.settings.incarnation);
         let seen = self.witness_clock.unwrap_or(0);
-        let held = configuration.held && site != self.settings.home;
+        let held = configuration.holds(&self.settings.home) && site != self.settings.home;
         let to = Configuration { held, ..configuration.taken_by(&site) };
         let due = self.claim.is_some_and(|claim| self.is_due(claim.sent, now));
         if let (true, Some(claim)) = (due, &mut self.claim) {

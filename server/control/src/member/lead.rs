@@ -101,7 +101,7 @@ impl Member {
             }
             self.send(&site, now, effects);
         }
-        let is_held = self.configuration.as_ref().is_some_and(|configuration| configuration.held);
+        let is_held = self.configuration.as_ref().is_some_and(|configuration| configuration.holds(&self.settings.home));
         if self.settings.failback && !is_held && self.settings.home != self.settings.site {
             let home = self.settings.home.clone();
             let rested = |peer: &Progress| peer.member_since.is_some_and(|at| now - at >= 2 * self.settings.grace);
@@ -134,7 +134,8 @@ impl Member {
         let last = self.log.last().index;
         let Some(leading) = &mut self.leading else { return Err(Refused::NotPrimary { primary: None }) };
         let is_member = self.configuration.as_ref().is_some_and(|c| c.members.contains_key(to));
-        let held = *to != self.settings.home && (hold || self.configuration.as_ref().is_some_and(|c| c.held));
+        let held = *to != self.settings.home
+            && (hold || self.configuration.as_ref().is_some_and(|c| c.holds(&self.settings.home)));
         // A member with few missing entries catches up quickly while new writes are refused.
         if !is_member || leading.peers.get(to).is_none_or(|peer| peer.stored + 256 < last) {
             return Err(Refused::NotInSync { site: to.clone() });

@@ -96,7 +96,7 @@ impl Member {
             epoch: configuration.map_or(0, |c| c.epoch),
             primary: configuration.map(|c| c.primary.clone()),
             members: configuration.map(|c| c.members.keys().cloned().collect()).unwrap_or_default(),
-            held: configuration.is_some_and(|c| c.held),
+            held: configuration.is_some_and(|c| c.holds(&self.settings.home)),
             writable: writable.is_ok(),
             why_not: writable.err(),
             last: self.log.last().index,

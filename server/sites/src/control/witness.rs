@@ -92,7 +92,7 @@ impl Running {
             // Empty while there is no primary.
             "primary": holds.map_or("", |c| c.primary.as_str()),
             "members": holds.map(|c| c.members.keys().collect::<Vec<_>>()).unwrap_or_default(),
-            "held": holds.is_some_and(|c| c.held),
+            "held": holds.is_some_and(|c| c.holds(&self.config.home)),
             "renewed_ms": witness.renewed(now),
             "heard_ms": witness.heard(now),
             "grace_ms": self.config.grace_ms(),
