@@ -226,6 +226,14 @@ fn volumes_install_as_one_bundle_and_a_missing_one_is_named() {
     assert_eq!(stage.digest().as_deref(), made["digest"].as_str());
 
     let mut stage = stage;
+    // As the printed command does, with nothing but a shell and tar.
+    let extract = "cat part.tar.[0-9][0-9][0-9] | tar --no-same-owner --no-same-permissions -xf - install.sh bin";
+    for name in ["part.tar.001", "part.tar"] {
+        stage.at_root(&format!("extracted-{name}"));
+        let line = format!("{extract} && sh install.sh {name} --no-up {}", stage.flags().join(" "));
+        said(stage.other("sh", &["-c", &line]).output().unwrap()).expect(0);
+        assert_eq!(stage.digest().as_deref(), made["digest"].as_str(), "{name}");
+    }
     stage.at_root("fresh");
     let path = |n: usize| stage.made().join(&volumes[n]);
     let last = volumes.len() - 1;
