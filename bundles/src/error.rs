@@ -95,7 +95,7 @@ pub enum Error {
         /// One line each.
         problems: Vec<String>,
     },
-    /// Stopped on request; completed work is kept.
+    /// Stopped on request. An installation keeps what it completed; a new bundle is removed.
     #[error("stopped on request while {doing}")]
     Stopped {
         /// `creating FILE`.
@@ -280,7 +280,7 @@ impl Error {
             Error::NotAsPromised { .. } => {
                 "the stored copy is damaged: fetch it again with `textnlp-deploy model pull SOURCE`, then create the bundle again".into()
             }
-            Error::Stopped { .. } => "run the same command again; it resumes where it stopped".into(),
+            Error::Stopped { .. } => "run the same command again; an installation resumes where it stopped".into(),
             Error::Room { unit, .. } => format!("free some {unit} there, or choose another folder"),
             Error::Busy { .. } => "wait for the other process, or stop it".into(),
             Error::Kind { found: "delta", .. } => "use `bundle update apply` for a delta".into(),
@@ -301,7 +301,7 @@ impl Error {
             }
             Error::Altered { .. } => "install the full bundle again; what is intact is kept".into(),
             Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                "free some space and run the same command again; it resumes where it stopped".into()
+                "free some space and run the same command again; an installation resumes where it stopped".into()
             }
             Error::Stream { .. } => "save the stream to a file first".into(),
             _ => return None,

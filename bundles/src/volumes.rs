@@ -57,6 +57,22 @@ pub(crate) fn stale(path: &Utf8Path, total: u64, volume_size: Option<u64>) -> Re
     Ok(stale)
 }
 
+/// Removes the partial files of an earlier run of this name with another volume size: no run resumes them. The caller holds the
+/// journal, so no other run writes to them. Files of other users stay, and those of a bundle that has the name of a volume.
+pub(crate) fn remove_abandoned(path: &Utf8Path, total: u64, volume_size: Option<u64>) -> Result<()> {
+    let first = volume_size.map_or(0, |size| total.div_ceil(size.max(1)));
+    let whole = volume_size.map(|_| path.to_owned());
+    let names = whole.into_iter().chain((first..MOST_VOLUMES).map(|n| numbered(path, n)));
+    for name in names {
+        let (partial, has_journal) = (partial_name(&name), name != path && journal_name(&name).exists());
+        let is_own = partial.symlink_metadata().is_ok_and(|found| found.is_file() && textnlp_files::is_own(&found));
+        if is_own && !has_journal {
+            std::fs::remove_file(&partial).map_err(Error::io("remove", &partial))?;
+        }
+    }
+    Ok(())
+}
+
 /// Refuses a device, a pipe or a link of the new bundle's name: the rename at the end would replace it.
 fn replaceable(path: &Utf8Path) -> Result<()> {
     match path.symlink_metadata() {
@@ -95,40 +111,35 @@ impl Volumes {
         Ok(Volumes { parts, size })
     }
 
-    /// Opens or creates the files for `total` bytes, `FILE.partial` or `FILE.001.partial` and so on.
+    /// Opens or creates the files for `total` bytes, `FILE.partial` or `FILE.001.partial` and so on. If one cannot be opened,
+    /// those that were created are removed.
     pub(crate) fn partial(path: &Utf8Path, total: u64, volume_size: Option<u64>) -> Result<Volumes> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).mode(0o644).custom_flags(OFlags::NOFOLLOW.bits() as i32);
-        let mut part = |path: Utf8PathBuf| -> Result<Part> {
-            // The content of an earlier one is resumed, so it is not another user's; and a link would be written through.
-            let existed = path.symlink_metadata().is_ok();
-            let mut part = part(&path, &mut options)?;
-            let is_own = || part.file.metadata().map(|found| textnlp_files::is_own(&found));
-            if existed && !is_own().map_err(Error::io("check", &path))? {
-                return Err(Error::NotABundle {
-                    path,
-                    why: "it belongs to another user, or others can write to it".into(),
+        let names = match volume_size {
+            None => vec![path.to_owned()],
+            Some(size) if size < LEAST_VOLUME || total.div_ceil(size) > MOST_VOLUMES => {
+                let least = LEAST_VOLUME.max(total.div_ceil(MOST_VOLUMES));
+                return Err(Error::Inputs {
+                    problems: vec![format!("volumes of {size} bytes are too small; at least {least}")],
                 });
             }
-            let direct = (OFlags::DIRECT | OFlags::NOFOLLOW).bits() as i32;
-            part.direct = OpenOptions::new().write(true).custom_flags(direct).open(&part.path).ok();
-            Ok(part)
+            Some(size) => (0..total.div_ceil(size)).map(|n| numbered(path, n)).collect(),
         };
-        let Some(size) = volume_size else {
-            replaceable(path)?;
-            return Ok(Volumes { parts: vec![part(partial_name(path))?], size: u64::MAX });
-        };
-        if size < LEAST_VOLUME || total.div_ceil(size) > MOST_VOLUMES {
-            let least = LEAST_VOLUME.max(total.div_ceil(MOST_VOLUMES));
-            return Err(Error::Inputs {
-                problems: vec![format!("volumes of {size} bytes are too small; at least {least}")],
-            });
+        let (mut parts, mut created): (Vec<Part>, Vec<Utf8PathBuf>) = (Vec::new(), Vec::new());
+        for name in &names {
+            let partial = partial_name(name);
+            let existed = partial.symlink_metadata().is_ok();
+            match replaceable(name).and_then(|()| writable(&partial, existed)) {
+                Ok(part) => parts.push(part),
+                Err(error) => {
+                    created.iter().for_each(|path| drop(std::fs::remove_file(path)));
+                    return Err(error);
+                }
+            }
+            if !existed {
+                created.push(partial);
+            }
         }
-        let parts = (0..total.div_ceil(size)).map(|n| numbered(path, n)).map(|name| {
-            replaceable(&name)?;
-            part(partial_name(&name))
-        });
-        Ok(Volumes { parts: parts.collect::<Result<_>>()?, size })
+        Ok(Volumes { parts, size: volume_size.unwrap_or(u64::MAX) })
     }
 
     /// Renames the finished volumes, the first one last, after the stale files are removed: if it exists, all exist and no others.
@@ -157,9 +168,9 @@ impl Volumes {
         Ok(names)
     }
 
-    /// Removes unfinished volumes.
-    pub(crate) fn discard(&self) -> Result<()> {
-        self.parts.iter().try_for_each(|part| std::fs::remove_file(&part.path).map_err(Error::io("remove", &part.path)))
+    /// Removes unfinished volumes. Those that cannot be removed are replaced by the next run.
+    pub(crate) fn discard(&self) {
+        self.parts.iter().for_each(|part| drop(std::fs::remove_file(&part.path)));
     }
 
     pub(crate) fn length(&self) -> u64 {
@@ -247,11 +258,7 @@ impl Volumes {
             match rustix::fs::fallocate(&part.file, FallocateFlags::empty(), 0, length) {
                 // Some file systems allocate space only on write.
                 Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
-                Err(errno) => {
-                    // The partial allocation is useless.
-                    let _ = part.file.set_len(part.length);
-                    return Err(Error::os("reserve space for", &part.path)(errno));
-                }
+                Err(errno) => return Err(Error::os("reserve space for", &part.path)(errno)),
             }
             rest -= length;
         }
@@ -335,6 +342,26 @@ const PARTIAL: &str = ".partial";
 
 pub(crate) fn partial_name(path: &Utf8Path) -> Utf8PathBuf {
     Utf8PathBuf::from(format!("{path}{PARTIAL}"))
+}
+
+/// The journal of a new bundle, whole or in volumes.
+pub(crate) fn journal_name(path: &Utf8Path) -> Utf8PathBuf {
+    Utf8PathBuf::from(format!("{}.journal", partial_name(path)))
+}
+
+/// Opens a partial file, or creates it. The content of an earlier one is resumed, so it is not another user's; and a link would be
+/// written through.
+fn writable(path: &Utf8Path, existed: bool) -> Result<Part> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).mode(0o644).custom_flags(OFlags::NOFOLLOW.bits() as i32);
+    let mut part = part(path, &mut options)?;
+    let found = part.file.metadata().map_err(Error::io("check", path))?;
+    if existed && !textnlp_files::is_own(&found) {
+        return Err(Error::NotReplaceable { path: path.to_owned() });
+    }
+    let direct = (OFlags::DIRECT | OFlags::NOFOLLOW).bits() as i32;
+    part.direct = OpenOptions::new().write(true).custom_flags(direct).open(path).ok();
+    Ok(part)
 }
 
 fn existing(path: &Utf8Path, write: bool) -> Result<Part> {
