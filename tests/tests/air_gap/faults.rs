@@ -457,7 +457,10 @@ fn missing_space_inodes_and_permissions_are_found_before_writing() {
     let flags = [&given[..], Stage::user()].concat();
     let install = || stage.run(&[&["bundle", "install", &goods.first], &flags[..]].concat());
     let full = install().expect(1);
-    names(&full.err, &[small.place().as_str(), "bytes free", "are needed", "hint: free some bytes"]);
+    names(
+        &full.err,
+        &[small.place().as_str(), "bytes free", "are needed: programs ", "data and logs ", "hint: free some bytes"],
+    );
     small.remount("size=900m,nr_inodes=8");
     assert!(!full.err.contains("--state-dir"), "the flag of an install is --root: {}", full.err);
     let inodes = install().expect(1);
