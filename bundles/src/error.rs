@@ -77,6 +77,14 @@ pub enum Error {
         /// `is missing`, `has … bytes, the first has …`.
         why: String,
     },
+    /// Files with the name of a volume that the bundle does not have: those of an earlier one in the same folder.
+    #[error("{}: not of this bundle, which ends with volume {count}", list(paths))]
+    OtherVolumes {
+        /// The files.
+        paths: Vec<Utf8PathBuf>,
+        /// The volumes of the bundle.
+        count: usize,
+    },
     /// A file of the inputs was written to, or replaced, while the bundle was made.
     #[error("{path} changed while it was read")]
     InputChanged {
@@ -276,6 +284,10 @@ impl Error {
             }
             Error::Truncated { .. } => "the copy is not complete: copy it again; what was installed so far is kept".into(),
             Error::Volume { .. } => "put all volumes into one folder under their own names".into(),
+            Error::OtherVolumes { paths, .. } => {
+                let files: Vec<&str> = paths.iter().take(SHOWN).map(|path| path.as_str()).collect();
+                format!("remove what is left of another bundle, or move it to another folder: rm {}", files.join(" "))
+            }
             Error::InputChanged { .. } => "stop the process that writes to it, then run the same command again".into(),
             Error::NotAsPromised { .. } => {
                 "the stored copy is damaged: fetch it again with `textnlp-deploy model pull SOURCE`, then create the bundle again".into()
@@ -320,9 +332,11 @@ impl Error {
     }
 }
 
+/// The most entries of a list that are shown.
+const SHOWN: usize = 20;
+
 /// The first few of a list; the rest is counted.
 fn list<T: std::fmt::Display>(all: &[T]) -> String {
-    const SHOWN: usize = 20;
     let mut text = all.iter().take(SHOWN).map(T::to_string).collect::<Vec<_>>().join("; ");
     if all.len() > SHOWN {
         text.push_str(&format!("; and {} more", all.len() - SHOWN));

@@ -67,7 +67,7 @@ impl Site {
                 std::fs::symlink_metadata(partial.join(&file.path)).map_or(0, |metadata| metadata.len().min(file.size));
             if older.same(file).is_some() { file.size } else { there }
         };
-        let mut parts = BTreeMap::new();
+        let mut parts: BTreeMap<&str, u64> = BTreeMap::new();
         for file in files {
             if let Some(part) = TOPS.into_iter().find(|top| file.path.split('/').next() == Some(*top)) {
                 *parts.entry(part).or_default() += on_disk(file.size - kept(file));

@@ -24,6 +24,8 @@ pub(crate) struct Volumes {
     parts: Vec<Part>,
     /// All parts but the last have this length.
     size: u64,
+    /// Files with the following numbers, after a part of another length, which can only be the last.
+    beyond: Vec<Utf8PathBuf>,
 }
 
 #[derive(Debug)]
@@ -91,24 +93,40 @@ impl Volumes {
         };
         let Some(base) = base else {
             let part = existing(path, write)?;
-            return Ok(Volumes { size: part.length.max(1), parts: vec![part] });
+            return Ok(Volumes { size: part.length.max(1), parts: vec![part], beyond: Vec::new() });
         };
-        let mut parts = Vec::new();
-        for n in 0..MOST_VOLUMES {
-            let path = numbered(&base, n);
-            if n > 0 && !path.exists() {
-                break;
-            }
-            parts.push(existing(&path, write)?);
-        }
-        let size = parts[0].length.max(1);
-        for part in &parts[..parts.len() - 1] {
-            if part.length != size {
-                let why = format!("has {} bytes, the first has {size}", part.length);
-                return Err(Error::Volume { path: part.path.clone(), why });
+        let first = existing(&numbered(&base, 0), write)?;
+        let size = first.length.max(1);
+        let (mut parts, mut beyond) = (vec![first], Vec::new());
+        for path in (1..MOST_VOLUMES).map(|n| numbered(&base, n)).take_while(|path| path.exists()) {
+            match parts.last() {
+                Some(last) if last.length != size => beyond.push(path),
+                _ => parts.push(existing(&path, write)?),
             }
         }
-        Ok(Volumes { parts, size })
+        Ok(Volumes { parts, size, beyond })
+    }
+
+    /// Compares the number of volumes with that of an archive of this length, which they are not shorter than.
+    pub(crate) fn check_number(&self, total: u64) -> Result<()> {
+        let wanted = usize::try_from(total.div_ceil(self.size)).unwrap_or(usize::MAX);
+        let is_single = !self.path().as_str().ends_with(".001");
+        match self.parts.get(wanted..) {
+            _ if is_single => Ok(()),
+            None => Err(self.unequal()),
+            Some([]) if self.beyond.is_empty() => Ok(()),
+            Some(more) => {
+                let paths = more.iter().map(|part| &part.path).chain(&self.beyond).cloned().collect();
+                Err(Error::OtherVolumes { paths, count: wanted })
+            }
+        }
+    }
+
+    /// The error for a last part that is followed by others.
+    fn unequal(&self) -> Error {
+        let last = &self.parts[self.parts.len() - 1];
+        let why = format!("has {} bytes, the first has {}", last.length, self.size);
+        Error::Volume { path: last.path.clone(), why }
     }
 
     /// Opens or creates the files for `total` bytes, `FILE.partial` or `FILE.001.partial` and so on. If one cannot be opened,
@@ -139,7 +157,7 @@ impl Volumes {
                 created.push(partial);
             }
         }
-        Ok(Volumes { parts, size: volume_size.unwrap_or(u64::MAX) })
+        Ok(Volumes { parts, size: volume_size.unwrap_or(u64::MAX), beyond: Vec::new() })
     }
 
     /// Renames the finished volumes, the first one last, after the stale files are removed: if it exists, all exist and no others.
@@ -185,6 +203,9 @@ impl Volumes {
     /// The error for an archive that ends before `expected`.
     pub(crate) fn too_short(&self, expected: u64) -> Error {
         let found = self.length();
+        if !self.beyond.is_empty() && (self.parts.len() as u64) < expected.div_ceil(self.size) {
+            return self.unequal();
+        }
         match self.parts.last() {
             // A last volume of full length: whole volumes are missing.
             Some(last)
