@@ -180,6 +180,22 @@ fn same_inputs_produce_the_same_bundle_bytes() {
 }
 
 #[test]
+fn same_inputs_signed_twice_differ_only_in_the_signature_block() {
+    let shop = Workshop::new();
+    let secret = shop.path("one.key");
+    keygen(&secret, &shop.path("one.pub"), None).unwrap();
+    let signed = |name: &str| {
+        shop.pack(name, &shop.inputs());
+        sign(&shop.path(name), &SecretKey::read(&secret, None).unwrap()).unwrap();
+        let mut bytes = std::fs::read(shop.path(name)).unwrap();
+        let header = bytes.windows(22).position(|window| window == b"manifest.json.minisig\0").unwrap();
+        bytes[header + 512..header + 512 + 1024].fill(0);
+        (bytes, Bundle::open(&shop.path(name)).unwrap().content_digest())
+    };
+    assert!(signed("1.tar") == signed("2.tar"));
+}
+
+#[test]
 fn single_files_are_readable_from_a_bundle() {
     use std::io::{Read, Seek, SeekFrom};
     let shop = Workshop::new();
