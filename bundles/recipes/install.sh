@@ -6,6 +6,8 @@
 #       grep -E '  (install.sh|bin/.*)$' SHA256SUMS | sha256sum -c &&
 #       sh install.sh BUNDLE --trust KEY.pub [flags of `textnlp-deploy bundle install`]
 #
+# Join volumes for tar: `cat FILE.[0-9][0-9][0-9] | tar` with the same options, and `-xf -`. BUNDLE of the last line is FILE.001 then.
+#
 # The lines before the last verify this script and the program. Without them `--trust` proves nothing on a first install: the
 # script and the program that check the key come from the file that is checked. A site that has the program uses its own.
 set -eu
@@ -20,7 +22,7 @@ fail() {
 case "${1:-}" in
     '' | -h | --help)
         say "usage: sh install.sh BUNDLE [--env NAME] [--root DIR] [--user NAME] [--trust KEY.pub] [--forget-trust] [--downgrade] [--yes]"
-        say "BUNDLE is the bundle file, its first volume (FILE.001), or - for standard input."
+        say "BUNDLE is the bundle file, its first volume (FILE.001) or their name without a number (FILE), or - for standard input."
         [ -n "${1:-}" ] && exit 0
         exit 2
         ;;
@@ -55,7 +57,12 @@ esac
 here=$(cd "$(dirname "$0")" && pwd)
 program=$here/bin/$platform/textnlp-deploy
 if [ ! -f "$program" ]; then
-    fail "the program is missing next to this script: bin/$platform/textnlp-deploy" "extract it from the bundle first: tar --no-same-owner --no-same-permissions -xf $bundle install.sh bin"
+    file=${bundle%.001}
+    extract="tar --no-same-owner --no-same-permissions -xf $bundle"
+    if [ -f "$file.001" ] && [ ! -f "$file" ]; then
+        extract="cat $file.[0-9][0-9][0-9] | tar --no-same-owner --no-same-permissions -xf -"
+    fi
+    fail "the program is missing next to this script: bin/$platform/textnlp-deploy" "extract it from the bundle first: $extract install.sh bin"
 fi
 # A file that was added to `bin` is not in the sums.
 if [ -f "$here/SHA256SUMS" ] && ! (cd "$here" && grep -F "  bin/$platform/textnlp-deploy" SHA256SUMS | sha256sum -c) >/dev/null 2>&1; then
@@ -64,7 +71,7 @@ fi
 if [ ! -x "$program" ]; then
     chmod 0755 "$program" || fail "$program cannot be made executable" "copy install.sh and bin/ to a folder that you own"
 fi
-if [ "$bundle" != "-" ] && [ ! -f "$bundle" ]; then
+if [ "$bundle" != "-" ] && [ ! -f "$bundle" ] && [ ! -f "$bundle.001" ]; then
     fail "$bundle does not exist" "give the path of the bundle file, or of its first volume"
 fi
 

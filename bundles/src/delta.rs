@@ -13,9 +13,8 @@ use crate::layout::{BLOCK, Layout, Outline};
 use crate::listing;
 use crate::manifest::{Chunk, Delta, ExpectedItem, FORMAT, File, Item, ItemKey, KeyChange, Kind, Manifest};
 use crate::open::{Bundle, chunk_damage};
-use crate::pack::{ArchiveWriter, Inputs, Journal, Scan, head, padded, tail};
+use crate::pack::{ArchiveWriter, Inputs, Scan, head, padded, tail, with_partial};
 use crate::rules::order;
-use crate::volumes::Volumes;
 
 /// The part of the target that a delta contains.
 #[derive(Clone, Debug, Default)]
@@ -119,62 +118,61 @@ impl DeltaBuilder<'_> {
         manifest.validate()?;
         let reserve = padded(manifest.to_bytes()?.len() as u64)?;
         let layout = Layout::new(&Outline::of(&manifest), reserve);
-        let volumes = Volumes::partial(out, layout.total, None)?;
-        let _lock = volumes.lock()?;
         // The result is known beforehand by its digests, which identify the work independent of the source of the bytes.
         let work = format!("delta {reserve} {}", Digest::of(&manifest.to_bytes()?));
-        let (mut journal, progress) = Journal::open(out, &work, volumes.has_length(layout.total), &|_| true)?;
-        volumes.set_length(layout.total)?;
         let total: u64 = carried.iter().map(|(.., chunk)| u64::from(chunk.size)).sum();
-        (self.drive.progress)(Event::Start { what: "delta", bytes: total, files: result.changed.len() });
-        for member in &layout.members {
-            volumes.write_at(&layout.header(member, &manifest.files), member.header_at)?;
-            let end = member.data_at + member.size;
-            volumes.write_at(&[0; BLOCK as usize][..(member.end() - end) as usize], end)?;
-        }
-        // For the journal the included chunks are one file, without a digest of the whole file.
-        let (mut next, mut done) = (progress.files.first().map_or(0, |file| file.chunks.len()), progress.bytes());
-        if done > 0 {
-            (self.drive.progress)(Event::Resume { bytes: done });
-        }
-        let mut writing = ArchiveWriter { layout: &layout, volumes: &volumes, file: 0, offset: done };
-        let (mut at, mut tail) = (done, tail(&layout, &volumes, 0, done)?);
-        let source = |batch: &mut Batch| -> Result<()> {
-            self.drive.check(|| format!("writing {out}"))?;
-            while let Some((file, _, offset, chunk)) = carried.get(next) {
-                let size = chunk.size as usize;
-                if !batch.fits(size) {
-                    break;
-                }
-                read(*file, *offset, &mut batch.room(at)[..size])?;
-                batch.before(&tail);
-                batch.take(0, next, size, next == 0, next + 1 == carried.len());
-                batch.known();
-                tail.follow(batch.last());
-                (next, at) = (next + 1, at + size as u64);
+        with_partial(out, layout.total, None, |volumes, journal| {
+            let progress = journal.resume(&work, volumes.has_length(layout.total), &|_| true)?;
+            volumes.set_length(layout.total)?;
+            (self.drive.progress)(Event::Start { what: "delta", bytes: total, files: result.changed.len() });
+            for member in &layout.members {
+                volumes.write_at(&layout.header(member, &manifest.files), member.header_at)?;
+                let end = member.data_at + member.size;
+                volumes.write_at(&[0; BLOCK as usize][..(member.end() - end) as usize], end)?;
             }
-            Ok(())
-        };
-        WriteBehind::scope(|behind| {
-            let write = |sheet: &Sheet| writing.put(sheet, behind);
-            flow::run_with_writer(self.drive.threads, Ahead::Little, WholeFileHashing::No, source, write, |batch| {
-                for piece in &batch.pieces {
-                    let wanted = &carried[piece.chunk];
-                    if piece.digest != wanted.3.digest {
-                        return Err(other(wanted));
+            // For the journal the included chunks are one file, without a digest of the whole file.
+            let (mut next, mut done) = (progress.files.first().map_or(0, |file| file.chunks.len()), progress.bytes());
+            if done > 0 {
+                (self.drive.progress)(Event::Resume { bytes: done });
+            }
+            let mut writing = ArchiveWriter { layout: &layout, volumes, file: 0, offset: done };
+            let (mut at, mut tail) = (done, tail(&layout, volumes, 0, done)?);
+            let source = |batch: &mut Batch| -> Result<()> {
+                self.drive.check(|| format!("writing {out}"))?;
+                while let Some((file, _, offset, chunk)) = carried.get(next) {
+                    let size = chunk.size as usize;
+                    if !batch.fits(size) {
+                        break;
                     }
-                    done += piece.size as u64;
+                    read(*file, *offset, &mut batch.room(at)[..size])?;
+                    batch.before(&tail);
+                    batch.take(0, next, size, next == 0, next + 1 == carried.len());
+                    batch.known();
+                    tail.follow(batch.last());
+                    (next, at) = (next + 1, at + size as u64);
                 }
-                journal.add(batch)?;
-                (self.drive.progress)(Event::Bytes { done });
                 Ok(())
-            })
+            };
+            WriteBehind::scope(|behind| {
+                let write = |sheet: &Sheet| writing.put(sheet, behind);
+                flow::run_with_writer(self.drive.threads, Ahead::Little, WholeFileHashing::No, source, write, |batch| {
+                    for piece in &batch.pieces {
+                        let wanted = &carried[piece.chunk];
+                        if piece.digest != wanted.3.digest {
+                            return Err(other(wanted));
+                        }
+                        done += piece.size as u64;
+                    }
+                    journal.add(batch)?;
+                    (self.drive.progress)(Event::Bytes { done });
+                    Ok(())
+                })
+            })?;
+            volumes.write_at(&[0; 2 * BLOCK as usize], layout.total - 2 * BLOCK)?;
+            head(&manifest, &layout, volumes, reserve)?;
+            volumes.sync()?;
+            volumes.publish(&[])
         })?;
-        volumes.write_at(&[0; 2 * BLOCK as usize], layout.total - 2 * BLOCK)?;
-        head(&manifest, &layout, &volumes, reserve)?;
-        volumes.sync()?;
-        volumes.publish(&[])?;
-        journal.remove()?;
         Ok(CreatedDelta { path: out.to_owned(), bytes: layout.total, carried: total, manifest })
     }
 

@@ -183,10 +183,11 @@ impl Bundle {
         if layout.header(&own, &[]) != first {
             return Err(Error::damaged(MANIFEST_NAME, 0, BLOCK, "its header does not match the manifest"));
         }
-        if let Feed::Volumes(volumes) = &feed
-            && volumes.length() < layout.total
-        {
-            return Err(volumes.too_short(layout.total));
+        if let Feed::Volumes(volumes) = &feed {
+            if volumes.length() < layout.total {
+                return Err(volumes.too_short(layout.total));
+            }
+            volumes.check_number(layout.total)?;
         }
 
         let mut damages = Vec::new();

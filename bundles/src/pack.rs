@@ -22,10 +22,10 @@ use crate::manifest::{Chunk, FORMAT, File, Item, KeyChange, Kind, Manifest};
 use crate::rules::{MOST_CHUNK, MOST_MANIFEST};
 use crate::volumes::{self, Volumes};
 use inputs::{StampedInput, check};
-use journal::Progress;
+use journal::{Journal, Progress};
 
 pub use inputs::{Content, Input};
-pub(crate) use journal::{Journal, boot};
+pub(crate) use journal::{boot, with_partial};
 
 /// The inputs of a full bundle.
 #[derive(Clone, Debug, Default)]
@@ -76,7 +76,7 @@ pub struct Packed {
 }
 
 /// Writes a full bundle to `out`, which appears when it is complete, and replaces an earlier one of that name. Until then there are `out.partial` and
-/// `out.partial.journal`; a second run with the same inputs resumes from them.
+/// `out.partial.journal`. After a kill, a second run with the same inputs resumes from them; an error or a stop removes them.
 pub fn pack(inputs: &Inputs, out: &Utf8Path, options: &PackOptions<'_>) -> Result<Packed> {
     let started = Instant::now();
     let known = check(inputs)?;
@@ -87,40 +87,29 @@ pub fn pack(inputs: &Inputs, out: &Utf8Path, options: &PackOptions<'_>) -> Resul
     let stale = || volumes::stale(out, layout.total, options.volume_size);
     // Other files are not removed, which is said before hours of work.
     stale()?;
-    let volumes = Volumes::partial(out, layout.total, options.volume_size)?;
-    let _lock = volumes.lock()?;
     let fingerprint = inputs::fingerprint(&manifest, &known, reserve, options.volume_size);
-    // A run that was killed while it renamed its volumes left only some of them; then the work starts from zero.
-    let kept = volumes.has_length(layout.total);
-    let (mut journal, progress) =
-        Journal::open(out, &fingerprint, kept, &|file| known.get(file).is_some_and(|known| known.recorded.is_some()))?;
-    volumes.set_length(layout.total)?;
     let drive = &options.drive;
-    (drive.progress)(Event::Start {
-        what: "create",
-        bytes: manifest.files.iter().map(|file| file.size).sum(),
-        files: known.len(),
-    });
-
-    let resumed = progress.bytes();
-    if resumed > 0 {
-        (drive.progress)(Event::Resume { bytes: resumed });
-    }
-    let made = content(&mut manifest, &known, &layout, &volumes, &mut journal, progress, drive)
-        .and_then(|()| as_promised(&manifest, &inputs.promised));
-    match made {
-        Err(error @ Error::NotAsPromised { .. }) => {
-            // Resuming from there would fail here again.
-            volumes.discard()?;
-            journal.remove()?;
-            return Err(error);
+    let (paths, resumed) = with_partial(out, layout.total, options.volume_size, |volumes, journal| {
+        // A run that was killed while it renamed its volumes left only some of them; then the work starts from zero.
+        let kept = volumes.has_length(layout.total);
+        let is_recorded = |file: usize| known.get(file).is_some_and(|known| known.recorded.is_some());
+        let progress = journal.resume(&fingerprint, kept, &is_recorded)?;
+        volumes.set_length(layout.total)?;
+        (drive.progress)(Event::Start {
+            what: "create",
+            bytes: manifest.files.iter().map(|file| file.size).sum(),
+            files: known.len(),
+        });
+        let resumed = progress.bytes();
+        if resumed > 0 {
+            (drive.progress)(Event::Resume { bytes: resumed });
         }
-        other => other?,
-    }
-    head(&manifest, &layout, &volumes, reserve)?;
-    volumes.sync()?;
-    let paths = volumes.publish(&stale()?)?;
-    journal.remove()?;
+        content(&mut manifest, &known, &layout, volumes, journal, progress, drive)?;
+        as_promised(&manifest, &inputs.promised)?;
+        head(&manifest, &layout, volumes, reserve)?;
+        volumes.sync()?;
+        Ok((volumes.publish(&stale()?)?, resumed))
+    })?;
     let content = content_digest(&manifest.items, &manifest.files);
     Ok(Packed { paths, bytes: layout.total, manifest, content, resumed, elapsed: started.elapsed() })
 }

@@ -1,7 +1,7 @@
 //! Installs a full bundle's files: from a file, from volumes or from a stream, each chunk verified before it is
 //! written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -14,6 +14,7 @@ use crate::layout::name;
 use crate::manifest::{File, Kind};
 
 use crate::open::{Bundle, Feed, chunk_damage, is_content, member_header, padding, trailer};
+use crate::rules::TOPS;
 use crate::sign::Authenticity;
 use crate::site::{FORMAT, Installed, Site, Source, Stamp};
 use crate::volumes::in_order;
@@ -53,7 +54,9 @@ pub struct Unpacked {
 
 impl Site {
     /// The space that a full bundle will need here.
-    pub fn needs(&self, bundle: &Bundle) -> Result<Needs> {
+    ///
+    /// The second value has the bytes of the files below each of [`TOPS`], such as `models` and `images`.
+    pub fn needs(&self, bundle: &Bundle) -> Result<(Needs, BTreeMap<&'static str, u64>)> {
         bundle.want(Kind::Full, "the space it needs is unknown without the content of the site")?;
         let name = Site::name_of(&bundle.content_digest());
         let older = Older::of(self)?;
@@ -64,7 +67,13 @@ impl Site {
                 std::fs::symlink_metadata(partial.join(&file.path)).map_or(0, |metadata| metadata.len().min(file.size));
             if older.same(file).is_some() { file.size } else { there }
         };
-        Ok(needs(files, kept))
+        let mut parts: BTreeMap<&str, u64> = BTreeMap::new();
+        for file in files {
+            if let Some(part) = TOPS.into_iter().find(|top| file.path.split('/').next() == Some(*top)) {
+                *parts.entry(part).or_default() += on_disk(file.size - kept(file));
+            }
+        }
+        Ok((needs(files, kept), parts))
     }
 
     /// Unpacks a full bundle into a folder of its own, inactive before [`Site::activate`]. After a kill, the same call
@@ -236,14 +245,20 @@ fn prepare(incoming: &Incoming<'_>, older: &Older, files: &[File]) -> Result<Pla
     Ok(plan)
 }
 
+/// A block of most file systems.
+const UNIT: u64 = 4096;
+
+fn on_disk(bytes: u64) -> u64 {
+    bytes.div_ceil(UNIT) * UNIT
+}
+
 fn needs(files: &[File], kept: impl Fn(&File) -> u64) -> Needs {
-    const UNIT: u64 = 4096;
     let mut needs = Needs::default();
     let mut folders = BTreeSet::new();
     for file in files {
         let there = kept(file);
         needs.kept += there;
-        needs.bytes += (file.size - there).div_ceil(UNIT) * UNIT;
+        needs.bytes += on_disk(file.size - there);
         needs.inodes += 1;
         folders.extend(file.path.match_indices('/').map(|(at, _)| &file.path[..at]));
     }

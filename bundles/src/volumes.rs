@@ -24,6 +24,8 @@ pub(crate) struct Volumes {
     parts: Vec<Part>,
     /// All parts but the last have this length.
     size: u64,
+    /// Files with the following numbers, after a part of another length, which can only be the last.
+    beyond: Vec<Utf8PathBuf>,
 }
 
 #[derive(Debug)]
@@ -57,6 +59,22 @@ pub(crate) fn stale(path: &Utf8Path, total: u64, volume_size: Option<u64>) -> Re
     Ok(stale)
 }
 
+/// Removes the partial files of an earlier run of this name with another volume size: no run resumes them. The caller holds the
+/// journal, so no other run writes to them. Files of other users stay, and those of a bundle that has the name of a volume.
+pub(crate) fn remove_abandoned(path: &Utf8Path, total: u64, volume_size: Option<u64>) -> Result<()> {
+    let first = volume_size.map_or(0, |size| total.div_ceil(size.max(1)));
+    let whole = volume_size.map(|_| path.to_owned());
+    let names = whole.into_iter().chain((first..MOST_VOLUMES).map(|n| numbered(path, n)));
+    for name in names {
+        let (partial, has_journal) = (partial_name(&name), name != path && journal_name(&name).exists());
+        let is_own = partial.symlink_metadata().is_ok_and(|found| found.is_file() && textnlp_files::is_own(&found));
+        if is_own && !has_journal {
+            std::fs::remove_file(&partial).map_err(Error::io("remove", &partial))?;
+        }
+    }
+    Ok(())
+}
+
 /// Refuses a device, a pipe or a link of the new bundle's name: the rename at the end would replace it.
 fn replaceable(path: &Utf8Path) -> Result<()> {
     match path.symlink_metadata() {
@@ -75,60 +93,71 @@ impl Volumes {
         };
         let Some(base) = base else {
             let part = existing(path, write)?;
-            return Ok(Volumes { size: part.length.max(1), parts: vec![part] });
+            return Ok(Volumes { size: part.length.max(1), parts: vec![part], beyond: Vec::new() });
         };
-        let mut parts = Vec::new();
-        for n in 0..MOST_VOLUMES {
-            let path = numbered(&base, n);
-            if n > 0 && !path.exists() {
-                break;
-            }
-            parts.push(existing(&path, write)?);
-        }
-        let size = parts[0].length.max(1);
-        for part in &parts[..parts.len() - 1] {
-            if part.length != size {
-                let why = format!("has {} bytes, the first has {size}", part.length);
-                return Err(Error::Volume { path: part.path.clone(), why });
+        let first = existing(&numbered(&base, 0), write)?;
+        let size = first.length.max(1);
+        let (mut parts, mut beyond) = (vec![first], Vec::new());
+        for path in (1..MOST_VOLUMES).map(|n| numbered(&base, n)).take_while(|path| path.exists()) {
+            match parts.last() {
+                Some(last) if last.length != size => beyond.push(path),
+                _ => parts.push(existing(&path, write)?),
             }
         }
-        Ok(Volumes { parts, size })
+        Ok(Volumes { parts, size, beyond })
     }
 
-    /// Opens or creates the files for `total` bytes, `FILE.partial` or `FILE.001.partial` and so on.
+    /// Compares the number of volumes with that of an archive of this length, which they are not shorter than.
+    pub(crate) fn check_number(&self, total: u64) -> Result<()> {
+        let wanted = usize::try_from(total.div_ceil(self.size)).unwrap_or(usize::MAX);
+        let is_single = !self.path().as_str().ends_with(".001");
+        match self.parts.get(wanted..) {
+            _ if is_single => Ok(()),
+            None => Err(self.unequal()),
+            Some([]) if self.beyond.is_empty() => Ok(()),
+            Some(more) => {
+                let paths = more.iter().map(|part| &part.path).chain(&self.beyond).cloned().collect();
+                Err(Error::OtherVolumes { paths, count: wanted })
+            }
+        }
+    }
+
+    /// The error for a last part that is followed by others.
+    fn unequal(&self) -> Error {
+        let last = &self.parts[self.parts.len() - 1];
+        let why = format!("has {} bytes, the first has {}", last.length, self.size);
+        Error::Volume { path: last.path.clone(), why }
+    }
+
+    /// Opens or creates the files for `total` bytes, `FILE.partial` or `FILE.001.partial` and so on. If one cannot be opened,
+    /// those that were created are removed.
     pub(crate) fn partial(path: &Utf8Path, total: u64, volume_size: Option<u64>) -> Result<Volumes> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).mode(0o644).custom_flags(OFlags::NOFOLLOW.bits() as i32);
-        let mut part = |path: Utf8PathBuf| -> Result<Part> {
-            // The content of an earlier one is resumed, so it is not another user's; and a link would be written through.
-            let existed = path.symlink_metadata().is_ok();
-            let mut part = part(&path, &mut options)?;
-            let is_own = || part.file.metadata().map(|found| textnlp_files::is_own(&found));
-            if existed && !is_own().map_err(Error::io("check", &path))? {
-                return Err(Error::NotABundle {
-                    path,
-                    why: "it belongs to another user, or others can write to it".into(),
+        let names = match volume_size {
+            None => vec![path.to_owned()],
+            Some(size) if size < LEAST_VOLUME || total.div_ceil(size) > MOST_VOLUMES => {
+                let least = LEAST_VOLUME.max(total.div_ceil(MOST_VOLUMES));
+                return Err(Error::Inputs {
+                    problems: vec![format!("volumes of {size} bytes are too small; at least {least}")],
                 });
             }
-            let direct = (OFlags::DIRECT | OFlags::NOFOLLOW).bits() as i32;
-            part.direct = OpenOptions::new().write(true).custom_flags(direct).open(&part.path).ok();
-            Ok(part)
+            Some(size) => (0..total.div_ceil(size)).map(|n| numbered(path, n)).collect(),
         };
-        let Some(size) = volume_size else {
-            replaceable(path)?;
-            return Ok(Volumes { parts: vec![part(partial_name(path))?], size: u64::MAX });
-        };
-        if size < LEAST_VOLUME || total.div_ceil(size) > MOST_VOLUMES {
-            let least = LEAST_VOLUME.max(total.div_ceil(MOST_VOLUMES));
-            return Err(Error::Inputs {
-                problems: vec![format!("volumes of {size} bytes are too small; at least {least}")],
-            });
+        let (mut parts, mut created): (Vec<Part>, Vec<Utf8PathBuf>) = (Vec::new(), Vec::new());
+        for name in &names {
+            let partial = partial_name(name);
+            let existed = partial.symlink_metadata().is_ok();
+            match replaceable(name).and_then(|()| writable(&partial, existed)) {
+                Ok(part) => parts.push(part),
+                Err(error) => {
+                    created.iter().for_each(|path| drop(std::fs::remove_file(path)));
+                    return Err(error);
+                }
+            }
+            if !existed {
+                created.push(partial);
+            }
         }
-        let parts = (0..total.div_ceil(size)).map(|n| numbered(path, n)).map(|name| {
-            replaceable(&name)?;
-            part(partial_name(&name))
-        });
-        Ok(Volumes { parts: parts.collect::<Result<_>>()?, size })
+        Ok(Volumes { parts, size: volume_size.unwrap_or(u64::MAX), beyond: Vec::new() })
     }
 
     /// Renames the finished volumes, the first one last, after the stale files are removed: if it exists, all exist and no others.
@@ -157,9 +186,9 @@ impl Volumes {
         Ok(names)
     }
 
-    /// Removes unfinished volumes.
-    pub(crate) fn discard(&self) -> Result<()> {
-        self.parts.iter().try_for_each(|part| std::fs::remove_file(&part.path).map_err(Error::io("remove", &part.path)))
+    /// Removes unfinished volumes. Those that cannot be removed are replaced by the next run.
+    pub(crate) fn discard(&self) {
+        self.parts.iter().for_each(|part| drop(std::fs::remove_file(&part.path)));
     }
 
     pub(crate) fn length(&self) -> u64 {
@@ -174,6 +203,9 @@ impl Volumes {
     /// The error for an archive that ends before `expected`.
     pub(crate) fn too_short(&self, expected: u64) -> Error {
         let found = self.length();
+        if !self.beyond.is_empty() && (self.parts.len() as u64) < expected.div_ceil(self.size) {
+            return self.unequal();
+        }
         match self.parts.last() {
             // A last volume of full length: whole volumes are missing.
             Some(last)
@@ -247,11 +279,7 @@ impl Volumes {
             match rustix::fs::fallocate(&part.file, FallocateFlags::empty(), 0, length) {
                 // Some file systems allocate space only on write.
                 Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
-                Err(errno) => {
-                    // The partial allocation is useless.
-                    let _ = part.file.set_len(part.length);
-                    return Err(Error::os("reserve space for", &part.path)(errno));
-                }
+                Err(errno) => return Err(Error::os("reserve space for", &part.path)(errno)),
             }
             rest -= length;
         }
@@ -335,6 +363,26 @@ const PARTIAL: &str = ".partial";
 
 pub(crate) fn partial_name(path: &Utf8Path) -> Utf8PathBuf {
     Utf8PathBuf::from(format!("{path}{PARTIAL}"))
+}
+
+/// The journal of a new bundle, whole or in volumes.
+pub(crate) fn journal_name(path: &Utf8Path) -> Utf8PathBuf {
+    Utf8PathBuf::from(format!("{}.journal", partial_name(path)))
+}
+
+/// Opens a partial file, or creates it. The content of an earlier one is resumed, so it is not another user's; and a link would be
+/// written through.
+fn writable(path: &Utf8Path, existed: bool) -> Result<Part> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).mode(0o644).custom_flags(OFlags::NOFOLLOW.bits() as i32);
+    let mut part = part(path, &mut options)?;
+    let found = part.file.metadata().map_err(Error::io("check", path))?;
+    if existed && !textnlp_files::is_own(&found) {
+        return Err(Error::NotReplaceable { path: path.to_owned() });
+    }
+    let direct = (OFlags::DIRECT | OFlags::NOFOLLOW).bits() as i32;
+    part.direct = OpenOptions::new().write(true).custom_flags(direct).open(path).ok();
+    Ok(part)
 }
 
 fn existing(path: &Utf8Path, write: bool) -> Result<Part> {

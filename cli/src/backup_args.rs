@@ -11,6 +11,8 @@ pub enum Backup {
     /// List backups with age and verification result
     List,
     /// Verify a backup by a temporary restore
+    ///
+    /// With a backup file and --key or a passphrase, no environment is needed.
     Verify(Verify),
     /// Remove backups older than `backup.keep`; keep the newest and the newest verified one
     Prune {

@@ -94,6 +94,11 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     // By its name, as `backup list` prints it.
     let proof = run(&sandbox, &["backup", "verify", name, "--light"]).expect(0).json();
     assert_eq!(proof["file"], file.as_str(), "{proof:#}");
+    // Another machine has the file and the key, and no environment.
+    let alone = ["backup", "verify", file.as_str(), "--light", "--key", key.as_str()];
+    let proof = elsewhere(&sandbox, &alone).expect(0).json();
+    assert_eq!((&proof["file"], &proof["proof"]["level"]), (&json!(file), &json!("keys")), "{proof:#}");
+    refused(elsewhere(&sandbox, &alone[..4]), 2, "no_environment");
     refused(run(&sandbox, &["restore", name]), 4, "state_is_there");
     let status = run(&sandbox, &["status", "--set", "data=protected"]).expect(0).json();
     assert_eq!(status["backup"]["warnings"], json!([]), "{status:#}");

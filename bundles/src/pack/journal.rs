@@ -6,17 +6,20 @@ use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
+use textnlp_files::Lock;
 use textnlp_models::Digest;
 use textnlp_models::sha::Sha256;
 
 use crate::error::{Error, Result};
 use crate::flow::Batch;
 use crate::manifest::Chunk;
-use crate::volumes::partial_name;
+use crate::volumes::{Volumes, journal_name, remove_abandoned};
 
 pub(crate) struct Journal {
     path: Utf8PathBuf,
     file: File,
+    /// Against another run of this name, whatever its volume size.
+    _lock: Lock,
 }
 
 /// What is done.
@@ -89,32 +92,55 @@ impl Progress {
     }
 }
 
-impl Journal {
-    /// Opens the journal of this work, with the progress of an earlier run. It restarts from zero for other work, or
-    /// without the partial file.
-    pub(crate) fn open(
-        out: &Utf8Path,
-        work: &str,
-        kept: bool,
-        known: &dyn Fn(usize) -> bool,
-    ) -> Result<(Journal, Progress)> {
-        let path = Utf8PathBuf::from(format!("{}.journal", partial_name(out)));
-        let mut options = OpenOptions::new();
-        let mut file = options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(Error::io("open", &path))?;
-        let first = JournalHeader { work: work.to_owned(), boot: boot() };
-        let (progress, valid) = if kept { read(&file, &first, known) } else { (Progress::default(), 0) };
-        file.set_len(valid).and_then(|()| file.seek(SeekFrom::End(0))).map_err(Error::io("cut", &path))?;
-        let mut journal = Journal { path, file };
-        if valid == 0 {
-            journal.line(&first)?;
+/// Runs the work on the partial files of a new bundle and their journal. If it fails or is stopped, they are removed. After a kill,
+/// the next run of this name resumes or replaces them.
+pub(crate) fn with_partial<T>(
+    out: &Utf8Path,
+    total: u64,
+    volume_size: Option<u64>,
+    work: impl FnOnce(&Volumes, &mut Journal) -> Result<T>,
+) -> Result<T> {
+    let mut journal = Journal::take(out)?;
+    let volumes = match Volumes::partial(out, total, volume_size) {
+        Ok(volumes) => volumes,
+        Err(error) => {
+            // That of an earlier run belongs to partial files that stay.
+            if journal.file.metadata().is_ok_and(|found| found.len() == 0) {
+                let _ = journal.remove();
+            }
+            return Err(error);
         }
-        Ok((journal, progress))
+    };
+    match remove_abandoned(out, total, volume_size).and_then(|()| work(&volumes, &mut journal)) {
+        Ok(done) => journal.remove().map(|()| done),
+        Err(error) => {
+            volumes.discard();
+            // The error of the work is the one to report.
+            let _ = journal.remove();
+            Err(error)
+        }
+    }
+}
+
+impl Journal {
+    /// Opens or creates the journal of a new bundle, and locks it.
+    fn take(out: &Utf8Path) -> Result<Journal> {
+        let path = journal_name(out);
+        let lock = Lock::try_exclusive(&path, 0o644)?.ok_or_else(|| Error::Busy { path: path.clone() })?;
+        let file = OpenOptions::new().read(true).write(true).open(&path).map_err(Error::io("open", &path))?;
+        Ok(Journal { path, file, _lock: lock })
+    }
+
+    /// The progress of an earlier run of this work. It restarts from zero for other work, or without the partial file.
+    pub(crate) fn resume(&mut self, work: &str, kept: bool, known: &dyn Fn(usize) -> bool) -> Result<Progress> {
+        let first = JournalHeader { work: work.to_owned(), boot: boot() };
+        let (progress, valid) = if kept { read(&self.file, &first, known) } else { (Progress::default(), 0) };
+        let cut = self.file.set_len(valid).and_then(|()| self.file.seek(SeekFrom::End(0)));
+        cut.map_err(Error::io("cut", &self.path))?;
+        if valid == 0 {
+            self.line(&first)?;
+        }
+        Ok(progress)
     }
 
     /// These pieces are in the partial file.
@@ -134,8 +160,7 @@ impl Journal {
         self.file.write_all(&text).map_err(Error::io("write", &self.path))
     }
 
-    /// The work is done.
-    pub(crate) fn remove(self) -> Result<()> {
+    fn remove(self) -> Result<()> {
         std::fs::remove_file(&self.path).map_err(Error::io("remove", &self.path))
     }
 }

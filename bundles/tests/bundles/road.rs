@@ -69,6 +69,39 @@ fn stream_and_volumes_install_the_same_site() {
 }
 
 #[test]
+fn file_that_is_no_volume_of_the_bundle_is_named() {
+    let shop = Workshop::new();
+    const SIZE: usize = 2 << 20;
+    let options = PackOptions { volume_size: Some(SIZE as u64), ..PackOptions::default() };
+    let packed = pack(&shop.inputs(), &shop.path("v.tar"), &options).unwrap();
+    let count = packed.paths.len();
+    let path = |number: usize| shop.path(&format!("v.tar.{number:03}"));
+    let error = || Bundle::open(&shop.path("v.tar")).unwrap_err();
+    for length in [1, SIZE, SIZE + 1] {
+        std::fs::write(path(count + 1), vec![0u8; length]).unwrap();
+        let found = error();
+        let says = format!("{}: not of this bundle, which ends with volume {count}", path(count + 1));
+        assert_eq!(found.to_string(), says, "{length}");
+        assert!(found.hint().unwrap().ends_with(&format!(": rm {}", path(count + 1))), "{:?}", found.hint());
+    }
+    // A volume of the bundle that is cut is the one that is named, also with a foreign file behind the last.
+    let cut = |number: usize, length: u64| {
+        std::fs::OpenOptions::new().write(true).open(path(number)).unwrap().set_len(length).unwrap();
+    };
+    let length = std::fs::metadata(path(count)).unwrap().len();
+    cut(count, length - 1);
+    let found = error();
+    assert!(matches!(&found, Error::Truncated { path: cut, .. } if *cut == path(count)), "{found}");
+    cut(count, length);
+    cut(2, 1 << 20);
+    let found = error();
+    assert!(matches!(&found, Error::Volume { path: cut, .. } if *cut == path(2)), "{found}");
+    cut(2, SIZE as u64 + 1);
+    let found = error();
+    assert!(matches!(&found, Error::Volume { path: cut, .. } if *cut == path(2)), "{found}");
+}
+
+#[test]
 fn new_bundle_replaces_all_files_of_an_earlier_one_of_its_name() {
     let shop = Workshop::new();
     let inputs = shop.inputs();
@@ -144,6 +177,22 @@ fn same_inputs_produce_the_same_bundle_bytes() {
     assert!(first == one("2.tar", &inputs, 2));
     assert!(first == one("4.tar", &inputs, 4));
     assert!(first == one("4.tar", &inputs, 4), "over an existing file");
+}
+
+#[test]
+fn same_inputs_signed_twice_differ_only_in_the_signature_block() {
+    let shop = Workshop::new();
+    let secret = shop.path("one.key");
+    keygen(&secret, &shop.path("one.pub"), None).unwrap();
+    let signed = |name: &str| {
+        shop.pack(name, &shop.inputs());
+        sign(&shop.path(name), &SecretKey::read(&secret, None).unwrap()).unwrap();
+        let mut bytes = std::fs::read(shop.path(name)).unwrap();
+        let header = bytes.windows(22).position(|window| window == b"manifest.json.minisig\0").unwrap();
+        bytes[header + 512..header + 512 + 1024].fill(0);
+        (bytes, Bundle::open(&shop.path(name)).unwrap().content_digest())
+    };
+    assert!(signed("1.tar") == signed("2.tar"));
 }
 
 #[test]

@@ -385,28 +385,49 @@ fn is_address(backup: &Utf8Path) -> bool {
 
 /// `backup verify`.
 async fn verify(session: &Session, args: &Verify, console: Console) -> Result<Success, Failure> {
-    let (chosen, shelf, _) = its_shelf(session, console)?;
-    let file = match &args.backup {
-        Some(file) => named(session, file, || Some(shelf.clone())),
-        None => backup::newest(&chosen.scope, &shelf)?.file,
+    let (file, shelf, folder, next) = match its_shelf(session, console) {
+        Ok((chosen, shelf, _)) => {
+            let file = match &args.backup {
+                Some(file) => named(session, file, || Some(shelf.clone())),
+                None => backup::newest(&chosen.scope, &shelf)?.file,
+            };
+            let next = format!("create another backup: {}", chosen.scope.command("backup create"));
+            (file, shelf, chosen.scope.folder, next)
+        }
+        Err(failure) => {
+            let Some(typed) = without_environment(session, args, &failure) else { return Err(failure) };
+            let (file, root) = (named(session, typed, || None), session.state_root()?);
+            let shelf = match is_address(&file) {
+                true => backup::of_address(&Linked, &file, &root)?,
+                false => BackupDirectory::at(root.as_path()),
+            };
+            // Names of environments contain no dot, so no state is there.
+            (file, shelf, root.join(".none"), "verify another backup".to_owned())
+        }
     };
     let key = key_file(&args.opening, session)?;
-    let opener = Arc::new(opener(session, &args.opening, key.as_ref(), &chosen.scope.folder).await?);
+    let opener = Arc::new(opener(session, &args.opening, key.as_ref(), &folder).await?);
     let signer = backup::required_signer(args.signed_by.as_deref(), key.as_ref())?;
     let progress = Progress::new(console);
     progress.doing("restores it to a temporary folder and queries it");
-    let folder = &chosen.scope.folder;
-    let verified = backup::verify_backup(&Linked, &shelf, &file, &opener, folder, args.light, signer).await;
+    let verified = backup::verify_backup(&Linked, &shelf, &file, &opener, &folder, args.light, signer).await;
     let proof = progress.done(verified)?;
     let document = json!({ "file": file, "verified": proof.ok, "proof": proof });
     if !proof.ok {
         let error = anyhow::anyhow!("{}", proof.says).context(format!("{file} cannot be restored"));
-        return Err(Failure::new(Exit::Failed, "not_proven", error)
-            .hint(format!("create another backup: {}", chosen.scope.command("backup create")))
-            .document(document));
+        return Err(Failure::new(Exit::Failed, "not_proven", error).hint(next).document(document));
     }
     let text = format!("{file} is verified: {}, in {:.1} s", proof.says, proof.milliseconds as f64 / 1000.0);
     Ok(Success::new(text, document))
+}
+
+/// The backup that is verified without an environment: none is named or found, and a file and what decrypts it are given.
+fn without_environment<'a>(session: &Session, args: &'a Verify, failure: &Failure) -> Option<&'a Utf8Path> {
+    const NOT_FOUND: [&str; 3] = ["no_environment", "which_environment", "no_such_environment"];
+    let Opening { key, passphrase } = &args.opening;
+    let is_named = session.global.env.is_some() || session.global.file.is_some();
+    let opens = key.is_some() || passphrase.passphrase_file.is_some() || passphrase.passphrase_env.is_some();
+    args.backup.as_deref().filter(|_| !is_named && opens && NOT_FOUND.contains(&failure.code))
 }
 
 /// `backup key show`. The key counts as exported only after it was written.

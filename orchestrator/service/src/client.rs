@@ -274,6 +274,8 @@ impl Client {
     fn unreachable(&self, error: reqwest::Error) -> Failure {
         let hint = if is_untrusted(&error) && self.target.environment.is_none() {
             "check that it is the right server, and give its certificate authority: --ca-file FILE".to_owned()
+        } else if is_local(&self.target.address) && is_network_down(&error) {
+            "bring the loopback interface of this machine up: ip link set lo up".to_owned()
         } else if error.is_connect() {
             format!("check that the service runs: {}", self.target.next("status"))
         } else {
@@ -282,6 +284,18 @@ impl Client {
         let error = anyhow::Error::new(error).context(format!("send the request to {}", self.target.address));
         Failure::new(Exit::Failed, "unreachable", error).hint(hint)
     }
+}
+
+/// Whether a service is on this machine, by its address.
+fn is_local(address: &str) -> bool {
+    ["://localhost", "://127.", "://[::1]"].iter().any(|host| address.contains(host))
+}
+
+/// Whether no interface has a route to the address.
+fn is_network_down(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<std::io::Error>())
+        .any(|error| error.kind() == std::io::ErrorKind::NetworkUnreachable)
 }
 
 /// A server's refusal of a request.
@@ -397,6 +411,21 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn loopback_interface_that_is_down_is_recognised_in_the_causes_of_an_error() {
+        let is_down = |kind: std::io::ErrorKind| {
+            let error = anyhow::Error::new(std::io::Error::from(kind)).context("send the request");
+            let error: &(dyn std::error::Error + 'static) = error.as_ref();
+            is_network_down(error)
+        };
+        assert!(is_down(std::io::ErrorKind::NetworkUnreachable));
+        assert!(!is_down(std::io::ErrorKind::ConnectionRefused));
+        for address in ["https://localhost:8443", "http://127.0.0.2:80", "https://[::1]:8443"] {
+            assert!(is_local(address), "{address}");
+        }
+        assert!(!is_local("https://api.example:8443"));
+    }
 
     #[test]
     fn event_stream_parser_handles_any_split() {

@@ -226,6 +226,14 @@ fn volumes_install_as_one_bundle_and_a_missing_one_is_named() {
     assert_eq!(stage.digest().as_deref(), made["digest"].as_str());
 
     let mut stage = stage;
+    // As the printed command does, with nothing but a shell and tar.
+    let extract = "cat part.tar.[0-9][0-9][0-9] | tar --no-same-owner --no-same-permissions -xf - install.sh bin";
+    for name in ["part.tar.001", "part.tar"] {
+        stage.at_root(&format!("extracted-{name}"));
+        let line = format!("{extract} && sh install.sh {name} --no-up {}", stage.flags().join(" "));
+        said(stage.other("sh", &["-c", &line]).output().unwrap()).expect(0);
+        assert_eq!(stage.digest().as_deref(), made["digest"].as_str(), "{name}");
+    }
     stage.at_root("fresh");
     let path = |n: usize| stage.made().join(&volumes[n]);
     let last = volumes.len() - 1;
@@ -449,7 +457,10 @@ fn missing_space_inodes_and_permissions_are_found_before_writing() {
     let flags = [&given[..], Stage::user()].concat();
     let install = || stage.run(&[&["bundle", "install", &goods.first], &flags[..]].concat());
     let full = install().expect(1);
-    names(&full.err, &[small.place().as_str(), "bytes free", "are needed", "hint: free some bytes"]);
+    names(
+        &full.err,
+        &[small.place().as_str(), "bytes free", "are needed: programs ", "data and logs ", "hint: free some bytes"],
+    );
     small.remount("size=900m,nr_inodes=8");
     assert!(!full.err.contains("--state-dir"), "the flag of an install is --root: {}", full.err);
     let inodes = install().expect(1);

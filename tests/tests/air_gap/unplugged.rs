@@ -71,6 +71,7 @@ fn offline_install_and_update_make_no_external_connection() {
     let log = stage.sandbox.folder().join("calls");
     let script = r#"
         set -eu
+        ! "$PROGRAM" bundle install "$ONE" --trust "$KEY" "$@" --preflight 2> "$LOG.without-loopback" || exit 9
         ip link set lo up
         test -z "$(ip route show table all | grep -v 'dev lo' || true)"
         traced() { name=$1; shift; strace -D -f -qq -e trace=connect,sendto,sendmsg,sendmmsg -s 8 -o "$LOG.$name" "$@"; }
@@ -95,6 +96,7 @@ fn offline_install_and_update_make_no_external_connection() {
     let done = said(shell.output().unwrap());
     let read = |name: &str| std::fs::read_to_string(format!("{log}.{name}")).unwrap_or_default();
     assert_eq!(done.exit, 0, "{}\n{}\n{}\n{}", done.out, done.err, read("install.json"), read("update.json"));
+    names(&read("without-loopback"), &["its loopback interface is down", "`ip link set lo up`"]);
     eventually("nobody is traced any more", || stage.sandbox.processes().is_empty().then_some(()));
     for name in ["install.json", "update.json", "again.json"] {
         names(&read(name), &["\"state\": \"open\"", "connections to elsewhere"]);

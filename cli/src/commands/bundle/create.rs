@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_bundle::{KeyChange, Packed, STOCK_VERIFICATION, STOCK_VERIFICATION_FILES, pack};
 use textnlp_orchestrator::environment::Loaded;
 use textnlp_orchestrator::environment::model::{AdvisoryPolicy, Phase};
@@ -15,6 +15,7 @@ use super::{drive, failed, inspect};
 use crate::bundle_args::Create;
 use crate::clouds::{self, Linked};
 use crate::commands::prelude::*;
+use crate::rerun_flags::quoted;
 use crate::session::{invalid, known_models};
 
 /// `bundle create`.
@@ -112,7 +113,6 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
 
 /// How to install a bundle that `KEY.pub` verifies, without the owners and modes of a file that is not verified yet, and the digests of the files that run before a program verifies the rest.
 fn installer(packed: &Packed, key: Option<&str>) -> String {
-    let bundle = packed.paths[0].file_name().unwrap_or("BUNDLE");
     let Some(key) = key else {
         // A line to install it would run a script and a program without a signature to verify.
         return "\nNot signed: the target machine cannot verify the installer before it runs. Create the bundle with \
@@ -123,15 +123,27 @@ fn installer(packed: &Packed, key: Option<&str>) -> String {
     for file in packed.manifest.files.iter().filter(|file| file.path == "install.sh" || file.path.starts_with("bin/")) {
         text.push_str(&format!("\n  sha256     {}  {}", file.digest.hex(), file.path));
     }
-    text.push_str(&format!(
-        "\nOn the target machine:\n  tar --no-same-owner --no-same-permissions -xf {bundle} {} install.sh bin &&\n",
-        STOCK_VERIFICATION_FILES.join(" ")
-    ));
+    let (bundle, public) = (file_name(&packed.paths[0]), quoted(&format!("{key}.pub")));
+    let extracted = [&STOCK_VERIFICATION_FILES[..], &["install.sh", "bin"]].concat().join(" ");
+    text.push_str(&format!("\nOn the target machine:\n  {} {extracted} &&\n", extraction(&packed.paths)));
     for check in STOCK_VERIFICATION {
-        text.push_str(&format!("  {} &&\n", check.replace("KEY", &format!("{key}.pub"))));
+        text.push_str(&format!("  {} &&\n", check.replace("KEY", &public)));
     }
-    text.push_str(&format!("  sh install.sh {bundle} --trust {key}.pub"));
+    text.push_str(&format!("  sh install.sh {bundle} --trust {public}"));
     text
+}
+
+/// The command that extracts files, without their names. `tar` reads one archive, so volumes are joined first.
+fn extraction(paths: &[Utf8PathBuf]) -> String {
+    const TAR: &str = "tar --no-same-owner --no-same-permissions -xf";
+    match paths[0].file_name().and_then(|first| first.strip_suffix(".001")).filter(|_| paths.len() > 1) {
+        Some(name) => format!("cat {}.[0-9][0-9][0-9] | {TAR} -", quoted(name)),
+        None => format!("{TAR} {}", file_name(&paths[0])),
+    }
+}
+
+fn file_name(path: &Utf8Path) -> String {
+    quoted(path.file_name().unwrap_or("BUNDLE"))
 }
 
 fn environments(session: &Session, args: &Create, console: Console) -> Result<Vec<Loaded>, Failure> {
@@ -160,4 +172,20 @@ fn writable(out: &Utf8Path) -> Result<(), Failure> {
     }
     Err(Failure::new(Exit::Usage, "no_such_folder", anyhow::anyhow!("{folder} is not a folder"))
         .hint(format!("mkdir -p {folder}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes_are_joined_before_they_are_extracted() {
+        let command = |paths: &[&str]| extraction(&paths.iter().map(Utf8PathBuf::from).collect::<Vec<_>>());
+        let tar = "tar --no-same-owner --no-same-permissions -xf";
+        assert_eq!(command(&["out/x.tar"]), format!("{tar} x.tar"));
+        let joined = format!("cat x.tar.[0-9][0-9][0-9] | {tar} -");
+        assert_eq!(command(&["out/x.tar.001", "out/x.tar.002"]), joined);
+        assert_eq!(command(&["x.tar.001"]), format!("{tar} x.tar.001"), "one volume is an archive");
+        assert_eq!(command(&["a b.tar"]), format!("{tar} 'a b.tar'"));
+    }
 }

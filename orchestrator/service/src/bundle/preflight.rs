@@ -1,16 +1,45 @@
 //! Preflight checks of an install: all problems at once, before the first byte is written.
 
-use camino::Utf8Path;
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
+
+use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_bundle::manifest::ItemKind;
-use textnlp_bundle::{Bundle, Site};
+use textnlp_bundle::{Bundle, Needs, Site, recipe};
 use textnlp_models::Memory;
 use textnlp_provider::Problem;
 
 use super::platform;
 use crate::{Failure, size};
 
-/// Disk space in bytes besides the weights: programs, caches and contexts.
+/// Memory in bytes besides the weights: programs, caches and contexts.
 const PROGRAMS: u64 = 512 << 20;
+/// Disk space in bytes of a new site besides its models and programs.
+const SITE: u64 = 256 << 20;
+/// The parts of a bundle that are named in reports. All others are small.
+const PARTS: [(&str, &str); 4] =
+    [("bin", "programs"), ("images", "images"), ("models", "models"), ("packages", "packages")];
+
+/// What an installation writes: its name, its folder, its bytes.
+type Demand<'a> = (&'static str, &'a Utf8Path, u64);
+
+/// The file system of a folder, by its nearest existing parent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Disk {
+    path: Utf8PathBuf,
+    device: u64,
+    free: u64,
+}
+
+impl Disk {
+    /// `None` where the system does not say it: then the installation itself finds a lack of space.
+    fn of(folder: &Utf8Path) -> Option<Disk> {
+        let path = nearest(folder);
+        let device = std::fs::metadata(path).ok()?.dev();
+        let free = textnlp_files::filesystem(path).ok()?.free;
+        Some(Disk { path: path.to_owned(), device, free })
+    }
+}
 
 /// Who an environment will run as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,14 +87,26 @@ pub async fn preflight(
         wrong("--state-dir", format!("{state} is not writable: {cause}"), fix.into());
     }
     let weights = weights(bundle);
-    let needs = Site::new(root).needs(bundle).and_then(|mut needs| {
-        if user == UserKind::Service && state.starts_with(root) {
-            // The kernel refuses the user links to files of root (`fs.protected_hardlinks`): its model cache has copies.
-            needs.bytes += weights;
+    let is_new = !state.join(name).join("lineage.json").exists();
+    let checked = Site::new(root).needs(bundle).and_then(|(needs, parts)| {
+        let mut demands = demands_of_root(root, &needs, &parts);
+        let device = |folder: &Utf8Path| Disk::of(folder).map(|disk| disk.device);
+        // The kernel refuses the user links to files of root (`fs.protected_hardlinks`), and no link leaves a file system: then the
+        // model cache has copies.
+        if user == UserKind::Service || device(root) != device(state) {
+            demands.push(("copies of the models", state, weights));
         }
-        needs.check(root)
+        if is_new {
+            demands
+                .extend([("the site's program", state, program_bytes(bundle, &here)), ("data and logs", state, SITE)]);
+        }
+        for (folder, cause) in short_of_space(&demands, Disk::of) {
+            let flag = if folder == root { "--root" } else { "--state-dir" };
+            wrong(flag, cause, format!("free some bytes there, or choose another folder with {flag}"));
+        }
+        Needs { bytes: 0, ..needs }.check(root)
     });
-    if let Err(error) = needs {
+    if let Err(error) = checked {
         let fix = error.hint().unwrap_or_else(|| "choose another folder with --root".to_owned());
         wrong("--root", error.to_string(), fix);
     }
@@ -93,7 +134,7 @@ pub async fn preflight(
     }
     // An environment that runs here already uses its ports and files, and `up` checks its changes. A stream can be read
     // only once.
-    if !state.join(name).join("lineage.json").exists() && bundle.path().is_some() {
+    if is_new && bundle.path().is_some() {
         let mut found = of_environment().await?;
         // Those of the user are known already.
         found.retain(|problem| user == UserKind::None || problem.place != "prerequisites.user");
@@ -103,12 +144,51 @@ pub async fn preflight(
 }
 
 fn may_write(root: &Utf8Path) -> Result<(), String> {
-    let there = root.ancestors().find(|path| path.exists()).unwrap_or(Utf8Path::new("/"));
+    let there = nearest(root);
     if !there.is_dir() {
         return Err(format!("{there} is not a folder"));
     }
     rustix::fs::access(there.as_std_path(), rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)
         .map_err(|e| e.to_string())
+}
+
+/// The folder itself, or its nearest existing parent.
+fn nearest(folder: &Utf8Path) -> &Utf8Path {
+    folder.ancestors().find(|path| path.exists()).unwrap_or(Utf8Path::new("/"))
+}
+
+fn demands_of_root<'a>(root: &'a Utf8Path, needs: &Needs, parts: &BTreeMap<&'static str, u64>) -> Vec<Demand<'a>> {
+    let bytes = |part: &str| parts.get(part).copied().unwrap_or(0);
+    let mut demands: Vec<Demand<'a>> = PARTS.iter().map(|&(part, what)| (what, root, bytes(part))).collect();
+    let named: u64 = demands.iter().map(|(.., bytes)| bytes).sum();
+    demands.push(("other files", root, needs.bytes.saturating_sub(named)));
+    demands
+}
+
+/// The file systems that lack space for the sum of what is written to them, by the first folder in each, with the cause.
+fn short_of_space<'a>(
+    demands: &[Demand<'a>],
+    disk_of: impl Fn(&Utf8Path) -> Option<Disk>,
+) -> Vec<(&'a Utf8Path, String)> {
+    let mut disks: BTreeMap<u64, (&Utf8Path, Disk, Vec<&Demand<'a>>)> = BTreeMap::new();
+    for demand in demands.iter().filter(|(.., bytes)| *bytes > 0) {
+        let Some(disk) = disk_of(demand.1) else { continue };
+        disks.entry(disk.device).or_insert_with(|| (demand.1, disk, Vec::new())).2.push(demand);
+    }
+    let short = disks.into_values().filter_map(|(folder, disk, demands)| {
+        let needed = demands.iter().fold(0u64, |sum, (.., bytes)| sum.saturating_add(*bytes));
+        let parts: Vec<String> = demands.iter().map(|(what, _, bytes)| format!("{what} {}", size(*bytes))).collect();
+        let Disk { path, free, .. } = disk;
+        let cause = format!("{path} has {free} bytes free; {needed} are needed: {}", parts.join(", "));
+        (needed > free).then_some((folder, cause))
+    });
+    short.collect()
+}
+
+/// The bytes of the program for a platform.
+fn program_bytes(bundle: &Bundle, platform: &str) -> u64 {
+    let path = recipe::program_path(platform);
+    bundle.manifest().files.iter().find(|file| file.path == path).map_or(0, |file| file.size)
 }
 
 fn weights(bundle: &Bundle) -> u64 {
@@ -119,4 +199,28 @@ fn weights(bundle: &Bundle) -> u64 {
 
 fn list(names: &[String]) -> String {
     if names.is_empty() { "no machine".to_owned() } else { names.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_on_one_file_system_are_checked_by_their_sum() {
+        let (root, state) = (Utf8Path::new("/srv/site"), Utf8Path::new("/var/state"));
+        let needs = Needs { bytes: 700, inodes: 1, kept: 0 };
+        let mut demands =
+            demands_of_root(root, &needs, &BTreeMap::from([("models", 400), ("images", 200), ("sbom", 50)]));
+        demands.push(("data and logs", state, 500));
+        let disk = |device, free| Some(Disk { path: "/srv".into(), device, free });
+        // Each part has room, also all of the root and of the state.
+        let one = short_of_space(&demands, |_| disk(1, 1199));
+        let parts = "images 200 bytes, models 400 bytes, other files 100 bytes, data and logs 500 bytes";
+        assert_eq!(one, [(root, format!("/srv has 1199 bytes free; 1200 are needed: {parts}"))]);
+        assert!(short_of_space(&demands, |_| disk(1, 1200)).is_empty());
+        let two = |folder: &Utf8Path| if folder == root { disk(1, 700) } else { disk(2, 499) };
+        let found = short_of_space(&demands, two);
+        assert_eq!(found, [(state, "/srv has 499 bytes free; 500 are needed: data and logs 500 bytes".to_owned())]);
+        assert!(short_of_space(&demands, |_| None).is_empty(), "the installation itself finds it");
+    }
 }

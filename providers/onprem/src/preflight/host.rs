@@ -1,5 +1,7 @@
 //! What kind of machine this is, against what the service needs: requirements O17 to O20. The numbers are the contract's [`Minimum`].
 
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::path::Path;
 
 use camino::Utf8Path;
@@ -16,6 +18,8 @@ pub(super) struct Facts {
     pub(super) disk_bytes: Option<u64>,
     pub(super) disk: Option<Disk>,
     pub(super) network_mbps: Option<u64>,
+    /// Whether processes of this machine reach each other.
+    pub(super) has_loopback: Option<bool>,
     pub(super) has_gpu: bool,
     pub(super) open_files: Option<u64>,
     pub(super) kernel: Option<(u32, u32)>,
@@ -57,6 +61,7 @@ impl Facts {
             disk_bytes: textnlp_files::filesystem(folder).ok().map(|found| found.total).filter(|total| *total > 0),
             disk: device.and_then(|device| devices::disk(sys, device)),
             network_mbps: devices::network_mbps(sys),
+            has_loopback: has_loopback(),
             has_gpu: devices::has_gpu(Path::new("/proc")),
             open_files: rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum,
             kernel: version(&rustix::system::uname().release().to_string_lossy()),
@@ -190,7 +195,23 @@ pub(super) fn check(facts: &Facts, minimum: &Minimum, connections: Option<u64>, 
         let cause = format!("its clock is at {now}, which is before this program was built");
         problems.push(Problem::new("host", cause, "set the clock: certificates created now would be invalid"));
     }
+    if facts.has_loopback == Some(false) {
+        let cause = "its loopback interface is down: its processes cannot reach each other (`Network is unreachable`)";
+        problems.push(Problem::new("host", cause, "bring it up: `ip link set lo up`"));
+    }
     problems.extend(notes);
+}
+
+/// Sends nothing: to connect a datagram socket only selects a route.
+fn has_loopback() -> Option<bool> {
+    let local = Ipv4Addr::LOCALHOST;
+    match UdpSocket::bind((local, 0)).and_then(|socket| socket.connect((local, 9))) {
+        Ok(()) => Some(true),
+        Err(error) if matches!(error.kind(), ErrorKind::NetworkUnreachable | ErrorKind::AddrNotAvailable) => {
+            Some(false)
+        }
+        Err(_) => None,
+    }
 }
 
 /// The nominal size as the machine reports it: the kernel and the filesystem take a share.
@@ -240,6 +261,7 @@ mod tests {
             disk_bytes: Some(1 << 40),
             disk: Some(Disk::Nvme),
             network_mbps: Some(10_000),
+            has_loopback: Some(true),
             has_gpu: true,
             open_files: Some(65_536),
             kernel: Some((6, 1)),
@@ -342,6 +364,17 @@ mod tests {
     fn clock_in_the_past_always_blocks() {
         let problems = found(Minimum::DEVELOPMENT, |facts| facts.now = Some(jiff::Timestamp::UNIX_EPOCH));
         assert!(problems.iter().any(|problem| !problem.warning && problem.cause.contains("clock")), "{problems:?}");
+    }
+
+    #[test]
+    fn loopback_interface_that_is_down_always_blocks() {
+        for minimum in [Minimum::DEVELOPMENT, Minimum::PRODUCTION] {
+            let problems = found(minimum, |facts| facts.has_loopback = Some(false));
+            let [only] = &problems[..] else { panic!("{problems:?}") };
+            assert!(!only.warning && only.fix.contains("`ip link set lo up`"), "{only}");
+        }
+        assert_eq!(found(Minimum::PRODUCTION, |facts| facts.has_loopback = None), []);
+        assert_eq!(has_loopback(), Some(true), "tests need one");
     }
 
     #[test]
