@@ -59,7 +59,7 @@ program=$here/bin/$platform/textnlp-deploy
 if [ ! -f "$program" ]; then
     file=${bundle%.001}
     extract="tar --no-same-owner --no-same-permissions -xf $bundle"
-    if [ -f "$file.001" ] && [ ! -f "$file" ]; then
+    if [ "$file" != "$bundle" ] || [ ! -f "$file" ] && [ -f "$file.001" ]; then
         extract="cat $file.[0-9][0-9][0-9] | tar --no-same-owner --no-same-permissions -xf -"
     fi
     fail "the program is missing next to this script: bin/$platform/textnlp-deploy" "extract it from the bundle first: $extract install.sh bin"

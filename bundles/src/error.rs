@@ -103,7 +103,7 @@ pub enum Error {
         /// One line each.
         problems: Vec<String>,
     },
-    /// Stopped on request. An installation keeps what it completed; a new bundle is removed.
+    /// Stopped on request; completed work is kept.
     #[error("stopped on request while {doing}")]
     Stopped {
         /// `creating FILE`.
@@ -284,15 +284,14 @@ impl Error {
             }
             Error::Truncated { .. } => "the copy is not complete: copy it again; what was installed so far is kept".into(),
             Error::Volume { .. } => "put all volumes into one folder under their own names".into(),
-            Error::OtherVolumes { paths, .. } => {
-                let files: Vec<&str> = paths.iter().take(SHOWN).map(|path| path.as_str()).collect();
-                format!("remove what is left of another bundle, or move it to another folder: rm {}", files.join(" "))
+            Error::OtherVolumes { .. } => {
+                "compare the volumes with the list that `bundle create` printed, and move what is not of this bundle to another folder".into()
             }
             Error::InputChanged { .. } => "stop the process that writes to it, then run the same command again".into(),
             Error::NotAsPromised { .. } => {
                 "the stored copy is damaged: fetch it again with `textnlp-deploy model pull SOURCE`, then create the bundle again".into()
             }
-            Error::Stopped { .. } => "run the same command again; an installation resumes where it stopped".into(),
+            Error::Stopped { .. } => "run the same command again; it resumes where it stopped".into(),
             Error::Room { unit, .. } => format!("free some {unit} there, or choose another folder"),
             Error::Busy { .. } => "wait for the other process, or stop it".into(),
             Error::Kind { found: "delta", .. } => "use `bundle update apply` for a delta".into(),
@@ -313,7 +312,7 @@ impl Error {
             }
             Error::Altered { .. } => "install the full bundle again; what is intact is kept".into(),
             Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                "free some space and run the same command again; an installation resumes where it stopped".into()
+                "free some space and run the same command again; it resumes where it stopped".into()
             }
             Error::Stream { .. } => "save the stream to a file first".into(),
             _ => return None,
@@ -332,11 +331,9 @@ impl Error {
     }
 }
 
-/// The most entries of a list that are shown.
-const SHOWN: usize = 20;
-
 /// The first few of a list; the rest is counted.
 fn list<T: std::fmt::Display>(all: &[T]) -> String {
+    const SHOWN: usize = 20;
     let mut text = all.iter().take(SHOWN).map(T::to_string).collect::<Vec<_>>().join("; ");
     if all.len() > SHOWN {
         text.push_str(&format!("; and {} more", all.len() - SHOWN));

@@ -12,7 +12,7 @@ pub enum Backup {
     List,
     /// Verify a backup by a temporary restore
     ///
-    /// With a backup file and --key or a passphrase, no environment is needed.
+    /// With a backup file and --key, or a passphrase and --signed-by, no environment is needed, and no result is recorded.
     Verify(Verify),
     /// Remove backups older than `backup.keep`; keep the newest and the newest verified one
     Prune {

@@ -18,6 +18,8 @@ use crate::volumes::{Volumes, journal_name, remove_abandoned};
 pub(crate) struct Journal {
     path: Utf8PathBuf,
     file: File,
+    /// Whether the partial files have something that a next run resumes.
+    has_progress: bool,
     /// Against another run of this name, whatever its volume size.
     _lock: Lock,
 }
@@ -92,8 +94,9 @@ impl Progress {
     }
 }
 
-/// Runs the work on the partial files of a new bundle and their journal. If it fails or is stopped, they are removed. After a kill,
-/// the next run of this name resumes or replaces them.
+/// Runs the work on the partial files of a new bundle and their journal. What is in them stays if the work is stopped or a file operation
+/// fails, and the next run of this name resumes it; after any other error, and before anything is in them, they are removed. A run of
+/// other work or with another volume size replaces them.
 pub(crate) fn with_partial<T>(
     out: &Utf8Path,
     total: u64,
@@ -101,22 +104,33 @@ pub(crate) fn with_partial<T>(
     work: impl FnOnce(&Volumes, &mut Journal) -> Result<T>,
 ) -> Result<T> {
     let mut journal = Journal::take(out)?;
-    let volumes = match Volumes::partial(out, total, volume_size) {
-        Ok(volumes) => volumes,
+    // A run that ended without its journal left nothing.
+    let was_abandoned = journal.file.metadata().is_ok_and(|found| found.len() > 0);
+    let held = Volumes::partial(out, total, volume_size).and_then(|volumes| volumes.lock().map(|lock| (volumes, lock)));
+    let (volumes, _lock) = match held {
+        Ok(held) => held,
         Err(error) => {
             // That of an earlier run belongs to partial files that stay.
-            if journal.file.metadata().is_ok_and(|found| found.len() == 0) {
+            if !was_abandoned {
                 let _ = journal.remove();
             }
             return Err(error);
         }
     };
-    match remove_abandoned(out, total, volume_size).and_then(|()| work(&volumes, &mut journal)) {
-        Ok(done) => journal.remove().map(|()| done),
-        Err(error) => {
-            volumes.discard();
-            // The error of the work is the one to report.
+    let cleaned = if was_abandoned { remove_abandoned(out, total, volume_size) } else { Ok(()) };
+    match cleaned.and_then(|()| work(&volumes, &mut journal)) {
+        Ok(done) => {
+            // Without its partial files it says nothing.
             let _ = journal.remove();
+            Ok(done)
+        }
+        Err(error) => {
+            let is_resumable = matches!(error, Error::Stopped { .. } | Error::Io { .. } | Error::NotReplaceable { .. });
+            if !(is_resumable && journal.has_progress) {
+                volumes.discard();
+                // The error of the work is the one to report.
+                let _ = journal.remove();
+            }
             Err(error)
         }
     }
@@ -128,7 +142,7 @@ impl Journal {
         let path = journal_name(out);
         let lock = Lock::try_exclusive(&path, 0o644)?.ok_or_else(|| Error::Busy { path: path.clone() })?;
         let file = OpenOptions::new().read(true).write(true).open(&path).map_err(Error::io("open", &path))?;
-        Ok(Journal { path, file, _lock: lock })
+        Ok(Journal { path, file, has_progress: false, _lock: lock })
     }
 
     /// The progress of an earlier run of this work. It restarts from zero for other work, or without the partial file.
@@ -140,6 +154,7 @@ impl Journal {
         if valid == 0 {
             self.line(&first)?;
         }
+        self.has_progress = progress.bytes() > 0;
         Ok(progress)
     }
 
@@ -151,7 +166,9 @@ impl Journal {
             .map(|piece| (piece.file, Chunk { size: piece.size as u32, digest: piece.digest }))
             .collect();
         let ends = batch.ends.iter().map(|(file, digest)| (*file, *digest)).collect();
-        self.line(&Line { chunks, ends, sha256: batch.state.map(|state| state.to_string()) })
+        self.line(&Line { chunks, ends, sha256: batch.state.map(|state| state.to_string()) })?;
+        self.has_progress = true;
+        Ok(())
     }
 
     fn line(&mut self, line: &impl Serialize) -> Result<()> {

@@ -82,7 +82,7 @@ fn file_that_is_no_volume_of_the_bundle_is_named() {
         let found = error();
         let says = format!("{}: not of this bundle, which ends with volume {count}", path(count + 1));
         assert_eq!(found.to_string(), says, "{length}");
-        assert!(found.hint().unwrap().ends_with(&format!(": rm {}", path(count + 1))), "{:?}", found.hint());
+        assert!(found.hint().unwrap().contains("move what is not of this bundle"), "{:?}", found.hint());
     }
     // A volume of the bundle that is cut is the one that is named, also with a foreign file behind the last.
     let cut = |number: usize, length: u64| {

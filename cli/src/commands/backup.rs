@@ -385,6 +385,7 @@ fn is_address(backup: &Utf8Path) -> bool {
 
 /// `backup verify`.
 async fn verify(session: &Session, args: &Verify, console: Console) -> Result<Success, Failure> {
+    let mut is_recorded = true;
     let (file, shelf, folder, next) = match its_shelf(session, console) {
         Ok((chosen, shelf, _)) => {
             let file = match &args.backup {
@@ -402,7 +403,11 @@ async fn verify(session: &Session, args: &Verify, console: Console) -> Result<Su
                 false => BackupDirectory::at(root.as_path()),
             };
             // Names of environments contain no dot, so no state is there.
-            (file, shelf, root.join(".none"), "verify another backup".to_owned())
+            let folder = root.join(".none");
+            textnlp_service::access::check(&Linked, &folder)?;
+            // What this machine lacks says nothing about the backup.
+            is_recorded = false;
+            (file, shelf, folder, "verify another backup".to_owned())
         }
     };
     let key = key_file(&args.opening, session)?;
@@ -410,7 +415,10 @@ async fn verify(session: &Session, args: &Verify, console: Console) -> Result<Su
     let signer = backup::required_signer(args.signed_by.as_deref(), key.as_ref())?;
     let progress = Progress::new(console);
     progress.doing("restores it to a temporary folder and queries it");
-    let verified = backup::verify_backup(&Linked, &shelf, &file, &opener, &folder, args.light, signer).await;
+    let verified = match is_recorded {
+        true => backup::verify_backup(&Linked, &shelf, &file, &opener, &folder, args.light, signer).await,
+        false => backup::check_backup(&Linked, &shelf, &file, &opener, &folder, args.light, signer).await,
+    };
     let proof = progress.done(verified)?;
     let document = json!({ "file": file, "verified": proof.ok, "proof": proof });
     if !proof.ok {
@@ -423,11 +431,19 @@ async fn verify(session: &Session, args: &Verify, console: Console) -> Result<Su
 
 /// The backup that is verified without an environment: none is named or found, and a file and what decrypts it are given.
 fn without_environment<'a>(session: &Session, args: &'a Verify, failure: &Failure) -> Option<&'a Utf8Path> {
-    const NOT_FOUND: [&str; 3] = ["no_environment", "which_environment", "no_such_environment"];
     let Opening { key, passphrase } = &args.opening;
     let is_named = session.global.env.is_some() || session.global.file.is_some();
-    let opens = key.is_some() || passphrase.passphrase_file.is_some() || passphrase.passphrase_env.is_some();
-    args.backup.as_deref().filter(|_| !is_named && opens && NOT_FOUND.contains(&failure.code))
+    let opens = [key.is_some(), passphrase.passphrase_file.is_some(), passphrase.passphrase_env.is_some()];
+    let has_means = opens.contains(&true) || args.signed_by.is_some();
+    let typed = args.backup.as_deref().filter(|_| !is_named && has_means)?;
+    match failure.code {
+        "no_environment" => Some(typed),
+        // A name in `backup list` is of an environment that has to be chosen.
+        "which_environment" | "no_such_environment" => {
+            Some(typed).filter(|typed| is_address(typed) || session.here.join(typed).exists())
+        }
+        _ => None,
+    }
 }
 
 /// `backup key show`. The key counts as exported only after it was written.

@@ -46,10 +46,24 @@ pub fn newest(scope: &Scope, shelf: &BackupDirectory) -> Result<StoredBackup, Fa
     })
 }
 
-/// Verifies a backup and writes the result beside it, also after a failure. One in a bucket is copied first. Returns an
-/// error if the backup cannot be decrypted or this machine cannot run the verification. `signer` is by default the state's
-/// own key.
+/// Verifies a backup and writes the result beside it, also after a failure. See [`check_backup`].
 pub async fn verify_backup(
+    platform: &'static dyn Platform,
+    shelf: &BackupDirectory,
+    file: &Utf8Path,
+    opener: &Arc<Decryptor>,
+    live: &Utf8Path,
+    light: bool,
+    signer: Option<RequiredSigner>,
+) -> Result<VerificationResult, Failure> {
+    let proof = check_backup(platform, shelf, file, opener, live, light, signer).await?;
+    shelf.prove(file, &proof).map_err(failed)?;
+    Ok(proof)
+}
+
+/// Verifies a backup. One in a bucket is copied first. Returns an error if the backup cannot be decrypted or this machine cannot run the
+/// verification. `signer` is by default the state's own key.
+pub async fn check_backup(
     platform: &'static dyn Platform,
     shelf: &BackupDirectory,
     file: &Utf8Path,
@@ -84,7 +98,7 @@ pub async fn verify_backup(
         Ok((level, says)) => (true, level, says),
         Err(error) => (false, "none", format!("{error:#}")),
     };
-    let proof = VerificationResult {
+    Ok(VerificationResult {
         format: 1,
         at: Timestamp::now(),
         sha256,
@@ -93,9 +107,7 @@ pub async fn verify_backup(
         says,
         tool: concat!("textnlp-deploy ", env!("CARGO_PKG_VERSION")).to_owned(),
         milliseconds: began.elapsed().as_millis() as u64,
-    };
-    shelf.prove(file, &proof).map_err(failed)?;
-    Ok(proof)
+    })
 }
 
 /// Why the unsigned record beside a backup, whose date lists, status and gates use, is not that of its signed manifest.

@@ -88,21 +88,27 @@ pub async fn preflight(
     }
     let weights = weights(bundle);
     let is_new = !state.join(name).join("lineage.json").exists();
+    let mut few = Vec::new();
     let checked = Site::new(root).needs(bundle).and_then(|(needs, parts)| {
         let mut demands = demands_of_root(root, &needs, &parts);
-        let device = |folder: &Utf8Path| Disk::of(folder).map(|disk| disk.device);
-        // The kernel refuses the user links to files of root (`fs.protected_hardlinks`), and no link leaves a file system: then the
-        // model cache has copies.
-        if user == UserKind::Service || device(root) != device(state) {
-            demands.push(("copies of the models", state, weights));
-        }
         if is_new {
             demands
                 .extend([("the site's program", state, program_bytes(bundle, &here)), ("data and logs", state, SITE)]);
         }
-        for (folder, cause) in short_of_space(&demands, Disk::of) {
-            let flag = if folder == root { "--root" } else { "--state-dir" };
-            wrong(flag, cause, format!("free some bytes there, or choose another folder with {flag}"));
+        let fix = |flag: &str| format!("free some bytes there, or choose another folder with {flag}");
+        let flag = |folder: &Utf8Path| if folder == root { "--root" } else { "--state-dir" };
+        let short = short_of_space(&demands, Disk::of);
+        for (folder, cause) in &short {
+            wrong(flag(folder), cause.clone(), fix(flag(folder)));
+        }
+        let device = |folder: &Utf8Path| Disk::of(folder).map(|disk| disk.device);
+        // The kernel refuses the user links to files of root (`fs.protected_hardlinks`), and no link leaves a file system: then the
+        // model cache has copies. The cache may be elsewhere, and may have the models already.
+        if is_new && short.is_empty() && (user == UserKind::Service || device(root) != device(state)) {
+            demands.push(("copies of the models", state, weights));
+            for (folder, cause) in short_of_space(&demands, Disk::of) {
+                few.push(Problem::warning(flag(folder), cause, fix(flag(folder))));
+            }
         }
         Needs { bytes: 0, ..needs }.check(root)
     });
@@ -132,6 +138,7 @@ pub async fn preflight(
             "remove models from the environment, quantize them, or use a machine with more memory".into(),
         );
     }
+    problems.extend(few);
     // An environment that runs here already uses its ports and files, and `up` checks its changes. A stream can be read
     // only once.
     if is_new && bundle.path().is_some() {
