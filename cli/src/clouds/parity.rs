@@ -251,6 +251,16 @@ const VARIATIONS: &[Variation] = &[
         "`traffic.existing`",
         &["traffic.existing=/subscriptions/s/resourceGroups/dns/providers/Microsoft.Network/dnsZones/example.com"],
     ),
+    Variation {
+        column: "azure",
+        with: "several sites",
+        environment: "multi-region-clouds",
+        sets: &[
+            "database.hosting=external",
+            "traffic.existing=/subscriptions/s/resourceGroups/dns/providers/Microsoft.Network/dnsZones/example.com",
+            "traffic.weights={ primary: 100, secondary: 50, tertiary: 10 }",
+        ],
+    },
     variation("azure", "a mailbox in `monitoring.receivers`", MAILBOX),
     variation("azure", "`budget.monthly`", BUDGET),
     variation("azure", "`cache.hosting: managed`", &["cache.kind=redis", "cache.hosting=managed"]),
