@@ -118,7 +118,7 @@ async fn restored_keys(place: &Utf8Path, manifest: &Manifest) -> Option<Vec<Valu
             return None;
         }
         let config = place.join(format!("{site}-keys.yaml"));
-        std::fs::write(&config, least_config(&place.join(STATE).join(&database.path))).ok()?;
+        settings::put(&config, least_config(&place.join(STATE).join(&database.path)).as_bytes()).ok()?;
         let (program, list) = (std::env::current_exe().ok()?, json!({ "do": "list" }));
         let arguments = ["admin", "keys", "--config", config.as_str()];
         let mut answer = child(&program, &arguments, Some(&list), KEYS_TIMEOUT).await.ok()?;
