@@ -217,7 +217,7 @@ fn oversized_prompts_and_non_utf8_input_are_refused_by_the_cli() {
 fn a_used_up_limit_of_the_first_key_or_few_tokens_do_not_fail_an_up() {
     let sandbox = Sandbox::new("used-up");
     let sets =
-        ["server.security.api_keys_enabled=true", "server.security.rate_limit=3/hour", "server.api.max_tokens=8"];
+        ["server.security.api_keys_enabled=true", "server.security.rate_limit=3/hour", "server.api.max_tokens=100"];
     let mut args = vec!["up", "--env", "development", "--yes", "--no-gate", "-o", "json"];
     args.extend(sets.iter().flat_map(|set| ["--set", set]));
     let first = sandbox.run(&args).expect(0).json();
