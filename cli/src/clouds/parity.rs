@@ -258,6 +258,9 @@ const VARIATIONS: &[Variation] = &[
         sets: &[
             "database.hosting=external",
             "traffic.existing=/subscriptions/s/resourceGroups/dns/providers/Microsoft.Network/dnsZones/example.com",
+            // Three active sites: a standby has no clients before a failover, and here each site has some.
+            "database.replicas=0",
+            "sites[2].role=secondary",
             "traffic.weights={ primary: 100, secondary: 50, tertiary: 10 }",
         ],
     },
