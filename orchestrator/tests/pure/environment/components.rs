@@ -532,7 +532,8 @@ fn each_of_three_clouds_has_its_records_in_the_zone_of_the_primary() {
             }
         }
     }
-    let share = |weight: u32, is_at_other_provider: bool, host: &str| json!({ "weight": weight, "is_at_other_provider": is_at_other_provider, "host": host });
+    let sites = json!({ "primary": 100, "secondary": 50, "tertiary": 0 });
+    let share = |weight: u32, is_at_other_provider: bool, host: &str| json!({ "weight": weight, "is_at_other_provider": is_at_other_provider, "host": host, "sites": sites });
     assert_eq!(
         json!(zones),
         json!([

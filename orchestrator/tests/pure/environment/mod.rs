@@ -611,7 +611,7 @@ fn unsupported_provider_settings_are_refused_by_name() {
     check(
         "database: { kind: postgres, hosting: managed }\ncache: { kind: redis, hosting: managed }\nstate: { store: \"ftp://host/state\" }\n",
         expect![[r#"
-            mine.yaml:5:20: not yet: `database.kind`: provider `onprem` does not support `postgres/managed`; use `sqlite`
+            mine.yaml:5:19: not yet: `database.kind`: provider `onprem` does not support `postgres/managed`; use `sqlite`
             mine.yaml:6:16: not yet: `cache.kind`: provider `onprem` does not support `redis/managed`: no Redis is created here; `cache.url` names one that you run; remove it
             mine.yaml:7:17: not yet: `state.store`: provider `onprem` does not support `ftp://host/state`; use `local`"#]],
     );

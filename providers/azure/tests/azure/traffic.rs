@@ -24,20 +24,25 @@ fn bench() -> Bench {
     Bench::new(Options::zero_latency().registered(), false)
 }
 
+/// The name of the profile, another one in each simulator: this process remembers which profiles it made.
+fn name(bench: &Bench) -> String {
+    format!("textnlp-staging-{}", bench.cloud.url().rsplit(':').next().unwrap_or_default())
+}
+
 fn profile(bench: &Bench) -> String {
     let group = format!("/subscriptions/{}/resourceGroups/dns", bench.cloud.subscription());
-    format!("{group}/providers/Microsoft.Network/trafficManagerProfiles/textnlp-staging-0a")
+    format!("{group}/providers/Microsoft.Network/trafficManagerProfiles/{}", name(bench))
 }
 
 /// A site in the profile.
-fn traffic(bench: &Bench, name: &str, priority: u32, address: &str) -> Wanted {
+fn traffic(bench: &Bench, site: &str, priority: u32, address: &str) -> Wanted {
     let probe = json!({ "protocol": "HTTPS", "port": 8443, "path": "/health", "interval": 10, "timeout": 5,
         "tolerated": 2, "host": "text.example.com" });
     let spec = json!({
-        "profile": profile(bench), "name": name, "value": address, "weight": 100, "priority": priority,
-        "status": "Enabled", "method": "Weighted", "dns": "textnlp-staging-0a", "ttl": 60, "probe": probe, "tags": {},
+        "profile": profile(bench), "name": site, "value": address, "weight": 100, "priority": priority,
+        "status": "Enabled", "method": "Weighted", "dns": name(bench), "ttl": 60, "probe": probe, "tags": {},
     });
-    bench.wanted(&format!("{name}/gateway/traffic"), "azure.traffic-site", &spec)
+    bench.wanted(&format!("{site}/gateway/traffic"), "azure.traffic-site", &spec)
 }
 
 /// What is in the zone's group besides the zone, by the end of its id.
@@ -84,9 +89,9 @@ fn the_profile_is_that_of_all_sites_and_goes_with_the_last_one() {
         let sites = [traffic(&bench, "main", 7, "192.0.2.1"), traffic(&bench, "other", 9, "192.0.2.2")];
         let made = [create(&bench, 1, &sites[0]).await, create(&bench, 2, &sites[1]).await];
         let names: Vec<String> = objects(&bench).into_keys().collect();
-        let profile = "textnlp-staging-0a";
+        let profile = name(&bench);
         let of = |site: &str| format!("{profile}/externalEndpoints/{site}");
-        assert_eq!(names, [profile.to_owned(), of("main"), of("other")]);
+        assert_eq!(names, [profile.clone(), of("main"), of("other")]);
         // Each is known by its own resource, and is as it was made.
         for (wanted, made) in sites.iter().zip(&made) {
             let Observed::Present(seen) = bench.provider.read(&wanted.kind, &made.cloud_id).await.unwrap() else {
@@ -106,8 +111,8 @@ fn the_profile_is_that_of_all_sites_and_goes_with_the_last_one() {
         assert_eq!((change.field.as_str(), &change.effect), ("weight", &Effect::InPlace));
         let delete = bench.operation(3, Verb::Delete, &sites[0], &sites[0].spec, Some(&made[0]));
         bench.finish(&delete).await;
-        assert_eq!(objects(&bench).into_keys().collect::<Vec<_>>(), [profile.to_owned(), of("other")]);
-        assert_eq!(objects(&bench)[profile]["tags"]["textnlp-site-main"], Value::Null);
+        assert_eq!(objects(&bench).into_keys().collect::<Vec<_>>(), [profile.clone(), of("other")]);
+        assert_eq!(objects(&bench)[&profile]["tags"]["textnlp-site-main"], Value::Null);
         let delete = bench.operation(4, Verb::Delete, &sites[1], &sites[1].spec, Some(&made[1]));
         bench.finish(&delete).await;
         assert_eq!(objects(&bench), BTreeMap::new());

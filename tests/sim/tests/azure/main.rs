@@ -36,6 +36,7 @@ const VERSIONS: &[(&str, &str)] = &[
     ("/microsoft.insights/", "2018-03-01"),
     ("/microsoft.network/privatednszones", "2024-06-01"),
     ("/microsoft.network/dnszones", "2018-05-01"),
+    ("/microsoft.network/trafficmanagerprofiles", "2022-04-01"),
     ("/microsoft.network/", "2024-05-01"),
     ("/microsoft.policyinsights/", "2024-10-01"),
     ("/microsoft.managedidentity/", "2023-01-31"),
