@@ -10,7 +10,8 @@ use textnlp_provider::component::{ComponentSpec, Endpoint, TrafficShare};
 use textnlp_provider::conformance::lowers_purely;
 use textnlp_provider::settings::Role;
 use textnlp_provider::{
-    Component, Effect, ErrorKind, Lineage, Observed, OutputRef, Provider, Recorded, Site, Verb, Wanted, error_chain,
+    Component, Effect, ErrorKind, Lineage, Observed, Operation, OutputRef, Provider, Recorded, Site, Verb, Wanted,
+    error_chain,
 };
 use textnlp_sim::azure::Options;
 use textnlp_sim::{Disruption, Rule};
@@ -42,7 +43,8 @@ fn traffic(bench: &Bench, site: &str, priority: u32, address: &str) -> Wanted {
         "profile": profile(bench), "name": site, "value": address, "weight": 100, "priority": priority,
         "status": "Enabled", "method": "Weighted", "dns": name(bench), "ttl": 60, "probe": probe, "tags": {},
     });
-    bench.wanted(&format!("{site}/gateway/traffic"), "azure.traffic-site", &spec)
+    let wanted = bench.wanted(&format!("{site}/gateway/traffic"), "azure.traffic-site", &spec);
+    Wanted { site: site.parse().unwrap(), ..wanted }
 }
 
 /// What is in the zone's group besides the zone, by the end of its id.
@@ -55,8 +57,13 @@ fn objects(bench: &Bench) -> BTreeMap<String, Value> {
     world.ids().into_iter().filter_map(of).collect()
 }
 
+/// An operation on a site of its own.
+fn operation(bench: &Bench, number: u64, verb: Verb, wanted: &Wanted, recorded: Option<&Recorded>) -> Operation {
+    Operation { site: wanted.site.clone(), ..bench.operation(number, verb, wanted, &wanted.spec, recorded) }
+}
+
 async fn create(bench: &Bench, number: u64, wanted: &Wanted) -> Recorded {
-    let op = bench.operation(number, Verb::Create, wanted, &wanted.spec, None);
+    let op = operation(bench, number, Verb::Create, wanted, None);
     recorded(wanted, &wanted.spec, &bench.finish(&op).await)
 }
 
@@ -109,11 +116,11 @@ fn the_profile_is_that_of_all_sites_and_goes_with_the_last_one() {
         let found = bench.provider.diff(&sites[1], &made[1], &seen);
         let [change] = found.as_slice() else { panic!("{found:?}") };
         assert_eq!((change.field.as_str(), &change.effect), ("weight", &Effect::InPlace));
-        let delete = bench.operation(3, Verb::Delete, &sites[0], &sites[0].spec, Some(&made[0]));
+        let delete = operation(&bench, 3, Verb::Delete, &sites[0], Some(&made[0]));
         bench.finish(&delete).await;
         assert_eq!(objects(&bench).into_keys().collect::<Vec<_>>(), [profile.clone(), of("other")]);
         assert_eq!(objects(&bench)[&profile]["tags"]["textnlp-site-main"], Value::Null);
-        let delete = bench.operation(4, Verb::Delete, &sites[1], &sites[1].spec, Some(&made[1]));
+        let delete = operation(&bench, 4, Verb::Delete, &sites[1], Some(&made[1]));
         bench.finish(&delete).await;
         assert_eq!(objects(&bench), BTreeMap::new());
         assert_eq!(bench.cloud.take_violations(), Vec::<String>::new());
@@ -140,12 +147,12 @@ fn a_profile_of_another_deployment_or_client_is_left_alone() {
     run(async {
         let bench = bench();
         let wanted = traffic(&bench, "main", 7, "192.0.2.1");
-        let mut op = bench.operation(1, Verb::Create, &wanted, &wanted.spec, None);
+        let mut op = operation(&bench, 1, Verb::Create, &wanted, None);
         op.lineage = Lineage(uuid::Uuid::from_u128(LINEAGE + 1));
         bench.finish(&op).await;
         let before = objects(&bench);
         let other = traffic(&bench, "other", 9, "192.0.2.2");
-        let create = bench.operation(2, Verb::Create, &other, &other.spec, None);
+        let create = operation(&bench, 2, Verb::Create, &other, None);
         let error = ends(&bench, &create).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Invalid, "{}", error_chain(&error));
         assert!(error_chain(&error).contains("is not of this deployment"), "{}", error_chain(&error));
