@@ -170,6 +170,10 @@ fn planned_failover_holds_through_crashes_until_a_failback() {
         }
         world.heal();
         world.run_for(60_000)?;
+        if world.primary() == Some(1) {
+            world.hand_over(0)?;
+            world.run_for(10_000)?;
+        }
         world.expect_whole()
     });
 }
