@@ -84,7 +84,7 @@ async fn others(
         if !clouds::is_cloud(&there.sites[name].place.provider) {
             continue;
         }
-        // An existing object may belong to whoever created it.
+        // An external object keeps the tags of its creator.
         let external = site.wanted.iter().filter(|wanted| matches!(wanted.ownership, Ownership::External(_)));
         let external: BTreeSet<_> = external.map(|wanted| &wanted.id).collect();
         for (id, seen) in site.observed.iter().filter(|(id, _)| !external.contains(id)) {

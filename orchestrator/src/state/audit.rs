@@ -604,7 +604,7 @@ mod tests {
         let (store, clock) = (MemoryStore::default(), at("2026-11-30T23:00:00Z"));
         add(&store, &clock, begin(1));
         add(&store, &clock, end(1));
-        // The backup itself has begun.
+        // The backup command is in progress.
         add(&store, &clock, begin(2));
         let restored = MemoryStore::default();
         restored.set_raw_document(&path("2026-11"), store.raw_document(&path("2026-11")));

@@ -211,16 +211,16 @@ async fn recorded(
         tracing::warn!("{says}");
         format!("; {says}")
     };
-    let begun = backup_status::starts(folder, at).map_err(|failure| warn("start", failure)).err();
+    let start_failure = backup_status::starts(folder, at).map_err(|failure| warn("start", failure)).err();
     let done = run.await;
     let says = match &done {
         Ok(scheduled) => scheduled.says.clone(),
         Err(failure) => format!("{:#}", failure.error),
     };
-    let ended = backup_status::ran(folder, LastRun { at, ok: done.is_ok(), says });
-    let ended = ended.map_err(|failure| warn("end", failure)).err();
+    let end = backup_status::ran(folder, LastRun { at, ok: done.is_ok(), says });
+    let end_failure = end.map_err(|failure| warn("end", failure)).err();
     let mut scheduled = done?;
-    scheduled.says.extend(ended.or(begun));
+    scheduled.says.extend(end_failure.or(start_failure));
     Ok(scheduled)
 }
 

@@ -104,7 +104,7 @@ impl Lowering<'_> {
             self.problem(
                 "weight",
                 cause,
-                "write `traffic.weights` of at least 1 for all sites, or above 0 for one site only",
+                "write `traffic.weights` above 0 for one site only, or of at least 1 for all sites, where each standby becomes a secondary",
             );
         }
         let ranks: BTreeSet<u32> = share.sites.keys().map(|site| rank(site.as_str())).collect();

@@ -129,7 +129,7 @@ fn planned_failover_holds_through_crashes_until_a_failback() {
         world.hand_over(1)?;
         world.run_for(10_000)?;
         expect(&world, 1, true, "after a planned failover")?;
-        // The witness and all sites, short enough that nobody takes over.
+        // The witness and all sites, short enough that no site takes over.
         for node in 0..=SITES {
             world.begin(&Fault::Down(node));
             world.run_for(1 + random.below(500))?;
@@ -154,7 +154,7 @@ fn planned_failover_holds_through_crashes_until_a_failback() {
         world.hand_over(0)?;
         world.run_for(10_000)?;
         expect(&world, 0, false, "after a failback")?;
-        // What is no planned failover comes home by itself.
+        // There is an automatic failback after what is no planned failover.
         world.begin(&Fault::Down(0));
         world.run_for(20_000)?;
         world.end(&Fault::Down(0));
@@ -207,7 +207,7 @@ fn short_outage_moves_no_primary_and_a_long_one_always_does() {
             return Err(format!("45 s without the primary moved nothing: {fault:?}"));
         }
         world.end(&fault);
-        // It comes home by itself, once.
+        // There is an automatic failback, once.
         world.run_for(400_000)?;
         match (world.primary(), world.changes_of_primary()) {
             (Some(0), 2) => world.expect_whole(),
