@@ -214,7 +214,7 @@ mod tests {
                 count += 1;
             }
         }
-        assert!(count >= 200, "{count} commands were found");
+        assert!(count >= 320, "{count} commands were found");
     }
 
     /// The flags of short forms in a text: `` `down --delete-data` ``.

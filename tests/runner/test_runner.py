@@ -427,6 +427,13 @@ class Scheduling(RunnerTest):
             most.append(frozenset(running))
         self.assertFalse(any(len(names) > 1 for names in most), most)
 
+    @unittest.skipUnless(os.path.exists("/proc/self/autogroup"), "this kernel has no groups of sessions")
+    def test_work_at_low_priority_has_it_beside_other_sessions(self):
+        job = self.program_of_tests("low", "cat /proc/self/autogroup; nice")
+        job.idle = True
+        self.run_jobs(job)
+        self.assertRegex(job.output.read_text(), r"nice 10\n10\n")
+
     def test_what_needs_something_unavailable_is_left_out_and_what_fails_is_not(self):
         missing = Job("control plane", [self.program("a", "exit 3")], provides="control-plane", optional=True)
         broken = Job("build", [self.program("b", "exit 1")], provides="built", optional=True)

@@ -66,7 +66,12 @@ pub fn commands(guide: &str, section: &str) -> Vec<String> {
 pub fn shell_lines() -> Vec<(String, String)> {
     let mut lines = Vec::new();
     for (page, text) in pages() {
-        for (_, block) in fenced(&text).into_iter().filter(|(language, _)| language == "sh") {
+        for (language, block) in fenced(&text) {
+            if language != "sh" {
+                let command = block.lines().find(|line| line.starts_with("textnlp-deploy "));
+                assert!(command.is_none(), "{page}: a block with commands is no block of `sh`: {command:?}");
+                continue;
+            }
             let joined = block.replace("\\\n", " ");
             lines.extend(joined.lines().map(|line| (page.clone(), line.to_owned())));
         }

@@ -168,6 +168,12 @@ fn frozen_primary_is_fenced_and_one_without_a_database_hands_over() {
     let mut line = String::new();
     output.read_line(&mut line).unwrap();
     assert_eq!(line.trim(), "t1");
+    // Copies are made after the answer: what none of them has is lost with its primary.
+    for site in ["secondary", "tertiary"] {
+        eventually("the copies have the first change", || {
+            (asks(&regions, site, "SELECT id FROM tenants WHERE id = 't1'") == "t1").then_some(())
+        });
+    }
 
     // The whole site stands still, its server too.
     let pids: Vec<u32> = of_site(&regions, "primary");

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
@@ -23,6 +24,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const BUSY_POLL: Duration = Duration::from_millis(5);
 /// Unfinished operations that leave a digest behind.
 const PREVIOUS_MAX: usize = 4;
+/// Held during a copy. A copy continues after its job was dropped, and the next copy of the same program has the same temporary file.
+static COPY: Mutex<()> = Mutex::new(());
 
 /// Starts a program that was written a moment ago. Linux runs no file that a process has open for writing (`ETXTBSY` of
 /// execve(2)), and a child that was forked during the write has it open until its own `exec`.
@@ -78,6 +81,7 @@ async fn copied(spec: ProgramSpec, path: Utf8PathBuf) -> Result<Map<String, Valu
 }
 
 fn copy(source: &camino::Utf8Path, sha256: &str, target: &camino::Utf8Path) -> std::io::Result<()> {
+    let _alone = COPY.lock().unwrap_or_else(PoisonError::into_inner);
     if files::sha256(target).is_ok_and(|there| there == sha256) && is_executable(target) {
         return Ok(());
     }
@@ -159,5 +163,19 @@ mod tests {
             drop(writer);
         });
         assert_eq!(started.unwrap().wait().await.unwrap().code(), Some(7));
+    }
+
+    #[test]
+    fn copies_of_one_program_do_not_disturb_one_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(dir.path()).unwrap();
+        let (source, target) = (root.join("source"), root.join("bin/program"));
+        std::fs::write(&source, vec![7; 4 << 20]).unwrap();
+        let sha256 = files::sha256(&source).unwrap();
+        std::thread::scope(|scope| {
+            let copies: Vec<_> = (0..4).map(|_| scope.spawn(|| copy(&source, &sha256, &target))).collect();
+            copies.into_iter().for_each(|copied| copied.join().unwrap().unwrap());
+        });
+        assert_eq!(files::sha256(&target).unwrap(), sha256);
     }
 }

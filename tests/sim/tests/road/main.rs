@@ -528,7 +528,11 @@ fn managed_life(
     }
 
     let up = follower.printed("textnlp-deploy up");
-    follower.run(up).expect(0);
+    let waits = follower.run(up).expect(3);
+    assert!(
+        waits.out.contains("db failover") && waits.out.contains("probe"),
+        "the gate says what it waits for: {waits:?}"
+    );
     let deployment = operator.get("deployment", "textnlp-api");
     let image =
         deployment["spec"]["template"]["spec"]["containers"][0]["image"].as_str().unwrap_or_default().to_owned();
@@ -540,7 +544,7 @@ fn managed_life(
     assert_eq!(managed.database.sql("postgres", encrypted), "t");
     holds();
     let again = || {
-        let again = follower.run(&format!("{up} -o json")).expect(0).json();
+        let again = follower.run(&format!("{up} --no-gate -o json")).expect(0).json();
         assert_eq!(counts(&again)[..4], [0, 0, 0, 0], "another up plans nothing: {again:#}");
     };
     again();
