@@ -6,12 +6,11 @@ use std::sync::Arc;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_kubernetes::{
     Access, CAPABILITIES, ClusterOperations, Kubernetes, ORDERS, QueryApi, Scrape, endpoint, kubeconfig_files,
-    local_part, server_pod as requests,
+    local_part,
 };
 use textnlp_onprem::OnPrem;
 use textnlp_orchestrator::environment::{Environment, places};
-use textnlp_provider::cluster::{Capacity, ClusterAccess, ClusterSite};
-use textnlp_provider::component::Model;
+use textnlp_provider::cluster::{ClusterAccess, ClusterSite};
 use textnlp_provider::operations::{Operations, Outages, RolloutStatus, SiteAccess};
 use textnlp_provider::{Combined, Error, ErrorKind, Provider, Site, SiteName};
 
@@ -73,17 +72,6 @@ pub(super) fn cluster_site(environment: &Environment, name: &SiteName) -> Cluste
         max_nodes: environment.cluster.max_nodes,
         ..ClusterSite::of(environment.cluster.namespace.clone())
     }
-}
-
-/// What a pod of the servers of a site requests, if the site has servers.
-pub(super) fn server_pod(environment: &Environment, name: &SiteName, site: &ClusterSite) -> Option<Capacity> {
-    environment.sites.iter().find(|one| one.name == *name && one.serves())?;
-    let models = environment.models.iter().map(|model| Model {
-        quantize: model.quantize,
-        context: model.context,
-        ..Model::of(&model.id(), model.source())
-    });
-    Some(requests(&site.settings.resources, &models.collect::<Vec<_>>(), site.gpu.is_some()))
 }
 
 /// The kubeconfig, resolved against the working directory or, after `~`, the home directory, and the context in it.

@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use textnlp_kubernetes::{ClusterOperations, Kubernetes, local_part};
 use textnlp_onprem::OnPrem;
 use textnlp_orchestrator::environment::{Environment, places};
-use textnlp_provider::component::{CACHE_PASSWORD, ComponentSpec};
+use textnlp_provider::cluster::{Capacity, ClusterSite};
+use textnlp_provider::component::{CACHE_PASSWORD, ComponentSpec, Model};
 use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, Locate};
 use textnlp_provider::operations::Operations;
 use textnlp_provider::{
@@ -50,7 +51,7 @@ pub(super) fn provider(
     let mut options = super::options(context)?;
     options.serves_elsewhere = true;
     let settings = cluster::cluster_site(environment, site);
-    let pod = cluster::server_pod(environment, site, &settings);
+    let pod = server_pod(environment, site, &settings);
     let here: SecondPart = if clusters.generates_cache_password { without_cache_password } else { on_this_machine };
     let inner = Kubernetes::of_clusters(secrets.clone()).of_site(settings).taking(take.iter().cloned().collect());
     let inner = Arc::new(inner);
@@ -62,6 +63,17 @@ pub(super) fn provider(
         Through::new(outer, inner, reach, HOST.parse()?).expanding(inside).connecting(clusters.kind, clusters.connect);
     let through = through.sizing(pod);
     Ok(Arc::new(Combined::new(Arc::new(through), Arc::new(OnPrem::new(options)), here)))
+}
+
+/// What a pod of the servers of a site requests, if the site has servers.
+fn server_pod(environment: &Environment, name: &SiteName, site: &ClusterSite) -> Option<Capacity> {
+    environment.sites.iter().find(|one| one.name == *name && one.serves())?;
+    let models = environment.models.iter().map(|model| Model {
+        quantize: model.quantize,
+        context: model.context,
+        ..Model::of(&model.id(), model.source())
+    });
+    Some(textnlp_kubernetes::server_pod(&site.settings.resources, &models.collect::<Vec<_>>(), site.gpu.is_some()))
 }
 
 /// The part of a component on the operator's machine. The cloud's cluster has the name of its component, so the supervisor of the site agent
