@@ -5,16 +5,17 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use textnlp_orchestrator::plan::policies;
 use textnlp_orchestrator::run::RunOptions;
-use textnlp_provider::component::{Autoscaling, InferenceEndpoint};
-use textnlp_provider::{Kind, Wanted};
+use textnlp_provider::component::{Autoscaling, Component, ComponentSpec, InferenceEndpoint, Network, Site};
+use textnlp_provider::{Kind, Need, OutputRef, Provider, Wanted};
 use textnlp_sim::Options;
 use textnlp_sim::aws::sns;
 
 use crate::authorize::{Allowed, authorize, is_allowed, place};
-use crate::engine::{Account, DOWN, Stack, UP};
+use crate::engine::{Account, DOWN, Stack, UP, component};
 use crate::iam::BOUNDARY;
+use crate::network::vpc;
 use crate::shape::Shape;
-use crate::{ACCOUNT, Bench, inference};
+use crate::{ACCOUNT, Bench, inference, provider_of, run, site};
 
 /// Checks of checkov that the policies do not pass, each with the reason.
 const UNCHECKED: &[(&str, &str)] =
@@ -286,6 +287,45 @@ fn unused(
 fn of_services(unused: &BTreeSet<String>, services: &[&str]) -> Vec<String> {
     let is_of = |action: &&String| services.iter().any(|service| action.starts_with(&format!("{service}:")));
     unused.iter().filter(is_of).cloned().collect()
+}
+
+#[test]
+fn policies_of_an_existing_network_let_preflight_compare_it() {
+    let account = Account::new(Options::zero_latency());
+    // Nothing leads out of its subnets, so that its endpoints are read too.
+    let vpc = vpc();
+    let subnet = |letter: &str, number: u8| {
+        let spec = json!({
+            "vpc": OutputRef::new(vpc.id.clone(), "id"), "cidr": format!("10.42.{number}.0/24"),
+            "zone": format!("euw1-az{number}"), "public_addresses": false, "tags": {},
+        });
+        let one = crate::wanted(&format!("here/network/subnet-private-{letter}"), "aws.subnet", &spec);
+        Wanted { needs: vec![Need::on(vpc.id.clone())], ..one }
+    };
+    let theirs = Stack::new(&account, "theirs", 0x1234_5678_9abc_4def_8000_0000_0000_000d);
+    theirs.reach(UP, &[vpc.clone(), subnet("a", 1), subnet("b", 2)]);
+    let recorded = theirs.recorded();
+    let ids = |kind: &str| -> Vec<_> {
+        recorded.iter().filter(|one| one.kind.as_str() == kind).map(|one| one.cloud_id.clone()).collect()
+    };
+    let network = component("network", ComponentSpec::Network(Network::default()));
+    let existing = Component { existing: ids("aws.vpc").pop(), ..network };
+    let all = account.lower(&[existing], &Site { subnets: ids("aws.subnet"), ..site() });
+
+    let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_000e);
+    let statements = statements(&stack, UP, &all);
+    {
+        let mut world = account.simulator.world();
+        world.state::<Allowed>(&place()).statements = statements;
+        world.authorizer = Some(authorize);
+    }
+    run(async {
+        let problems = provider_of(&account.simulator, []).preflight(&all).await.unwrap();
+        assert!(problems.iter().any(|one| one.cause.contains("no endpoint of")), "{problems:?}");
+        Ok(())
+    });
+    // IAM's own simulator of policies is not simulated here.
+    drop(account.simulator.take_violations());
 }
 
 #[test]
