@@ -12,6 +12,8 @@ mod detection;
 mod faults;
 #[cfg(feature = "gcp")]
 mod gcp;
+#[cfg(all(test, feature = "aws", feature = "gcp", feature = "azure"))]
+mod guides;
 #[cfg(any(feature = "aws", feature = "azure", feature = "gcp"))]
 mod image;
 #[cfg(any(feature = "aws", feature = "azure", feature = "gcp"))]

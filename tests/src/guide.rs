@@ -52,6 +52,16 @@ fn fenced(text: &str) -> Vec<(String, String)> {
     blocks
 }
 
+/// The fenced blocks of a whole guide in a language, in their order, without the indentation of lists.
+///
+/// `guide` is a path below the repository's root.
+#[track_caller]
+pub fn blocks_of(guide: &str, language: &str) -> Vec<String> {
+    let file = format!("{}/../{guide}", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("read {guide}: {error}"));
+    fenced(&text).into_iter().filter(|(of, _)| of == language).map(|(_, block)| block).collect()
+}
+
 /// The commands of the program that a section of a guide shows in blocks for a shell, in their order.
 #[track_caller]
 pub fn commands(guide: &str, section: &str) -> Vec<String> {

@@ -46,6 +46,26 @@ mod tests {
         textnlp_tests::guide::expect_section("docs/guide/aws.md", "kinds", &table);
     }
 
+    /// Kinds whose creation takes minutes.
+    const SLOW: [&str; 8] = [
+        "aws.cache",
+        "aws.db-instance",
+        "aws.eks-addon",
+        "aws.eks-cluster",
+        "aws.eks-node-group",
+        "aws.endpoint",
+        "aws.nat-gateway",
+        "aws.vpc-endpoint",
+    ];
+
+    #[test]
+    fn estimates_of_a_first_plan_include_what_takes_minutes() {
+        for name in SLOW {
+            let kind = kinds().iter().find(|kind| kind.name == name).unwrap();
+            assert!(kind.typical.is_some_and(|typical| typical >= MINUTE), "{name}");
+        }
+    }
+
     #[test]
     fn kinds_are_complete() {
         for row in rows() {

@@ -378,6 +378,10 @@ rows! {
         "InvalidParameter" ["Role could not be assumed because the trusted entity is not correct"] => Conflict, Hint::Text(ROLE);
         "InvalidParameter" ["doesn't have the Amazon EKS Managed Policies"] => Conflict, Hint::Text(ROLE);
         "InvalidParameter" ["role's policy must include"] => Conflict, Hint::Text(ROLE);
+        // An upgrade before this one ended without its nodes: <https://github.com/hashicorp/terraform-provider-aws/issues/19478>.
+        "InvalidParameter" ["must be updated to match cluster version"] => Invalid, Hint::Text(
+            "set `cluster.version` to the version that the message names and run `up`, which updates the nodes; then raise it"
+        );
     }
     // The failure reason of an endpoint: <https://github.com/aws/sagemaker-python-sdk>; phrases of the API:
     // <https://github.com/hashicorp/terraform-provider-aws/tree/main/internal/service/sagemaker>.

@@ -41,7 +41,8 @@ const NAMES: &[(&str, &str)] = &[
     ("s3:PutPublicAccessBlock", "s3:PutBucketPublicAccessBlock"),
 ];
 
-/// What an operation needs besides its own action: the operation, a member of its input that has to be there, and the action.
+/// What an operation needs besides its own action: the operation, a member of its input that has to be there and not `false`, and the
+/// action.
 /// (<https://docs.aws.amazon.com/service-authorization/latest/reference/>, "dependent actions").
 const ALSO: &[(&str, &str, &str)] = &[
     ("application-autoscaling:RegisterScalableTarget", "Tags", "application-autoscaling:TagResource"),
@@ -51,6 +52,9 @@ const ALSO: &[(&str, &str, &str)] = &[
     ("cloudwatch:PutDashboard", "Tags", "cloudwatch:TagResource"),
     ("cloudwatch:PutMetricAlarm", "Tags", "cloudwatch:TagResource"),
     ("ec2:CreateFlowLogs", "DeliverLogsPermissionArn", "iam:PassRole"),
+    ("ec2:CreateVpcEndpoint", "PrivateDnsEnabled", "route53:AssociateVPCWithHostedZone"),
+    // The reference names it for the creation only; a change enables the private names in the same way.
+    ("ec2:ModifyVpcEndpoint", "PrivateDnsEnabled", "route53:AssociateVPCWithHostedZone"),
     ("ecr:CreateRepository", "tags", "ecr:TagResource"),
     ("ecr:CreateRepository", "encryptionConfiguration", "kms:CreateGrant"),
     ("ecr:CreateRepository", "encryptionConfiguration", "kms:DescribeKey"),
@@ -188,7 +192,7 @@ fn needed(world: &World, call: &Call) -> Vec<Need> {
         all.push(tags);
     }
     let member = |path: &str| path.split('.').fold(&call.input, |value, name| &value[name]);
-    let is_there = |path: &str| !member(path).is_null() && *member(path) != "";
+    let is_there = |path: &str| !member(path).is_null() && *member(path) != "" && *member(path) != false;
     let also = ALSO.iter().filter(|(name, path, _)| *name == operation && is_there(path));
     for (_, path, action) in also {
         match *action {
@@ -211,6 +215,10 @@ fn needed(world: &World, call: &Call) -> Vec<Need> {
                 let mut passed = need(action, member(path).as_str().unwrap_or_default().to_owned());
                 passed.keys.insert("iam:PassedToService".to_owned(), format!("{service}.amazonaws.com"));
                 all.push(passed);
+            }
+            // A zone of AWS.
+            "route53:AssociateVPCWithHostedZone" => {
+                all.push(need(action, "arn:aws:route53:::hostedzone/Z0PRIVATE".to_owned()));
             }
             _ if action.starts_with("kms:") && call.service != "kms" => {
                 let key =

@@ -220,6 +220,36 @@ fn an_upgrade_goes_by_one_minor_version_and_add_ons_follow() {
 }
 
 #[test]
+fn nodes_may_be_three_minor_versions_older_and_are_updated_before_the_next_upgrade() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let ground = ground(&bed).await?;
+        let at = |version: &str| with(&cluster(&ground), json!({ "version": version }));
+        let recorded = bed.make(&at("1.31")).await?;
+        bed.make(&with(&addon("vpc-cni"), json!({ "kubernetes": ["1.31"] }))).await?;
+        let of_nodes = bed.make(&role("node-role", "ec2.amazonaws.com", &["AmazonEKSWorkerNodePolicy"])).await?;
+        let group = node_group(&ground, &output(&of_nodes, "arn"));
+        let nodes = bed.make(&group).await?;
+        let upgrade = async |version: &str, number: u64| {
+            finish(&bench, &operation(Verb::Update, &at(version), Some(&recorded), number)).await
+        };
+        assert_eq!(upgrade("1.34", 90).await.unwrap().outputs["version"], "1.34");
+
+        let error = upgrade("1.35", 91).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Invalid);
+        let why = error_chain(&error);
+        assert!(why.contains("Nodegroups gpu must be updated to match cluster version 1.34"), "{why}");
+        assert!(error.hint.as_deref().unwrap_or_default().contains("run `up`, which updates the nodes"), "{error:?}");
+
+        let newer = with(&group, json!({ "version": "1.34" }));
+        finish(&bench, &operation(Verb::Update, &newer, Some(&nodes), 92)).await.unwrap();
+        assert_eq!(upgrade("1.35", 93).await.unwrap().outputs["version"], "1.35");
+        Ok(())
+    });
+}
+
+#[test]
 fn the_reason_of_a_failed_change_is_told() {
     let bench = Bench::new();
     run(async {

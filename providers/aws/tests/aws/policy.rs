@@ -5,16 +5,17 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use textnlp_orchestrator::plan::policies;
 use textnlp_orchestrator::run::RunOptions;
-use textnlp_provider::component::{Autoscaling, InferenceEndpoint};
-use textnlp_provider::{Kind, Wanted};
+use textnlp_provider::component::{Autoscaling, Component, ComponentSpec, InferenceEndpoint, Network, Site};
+use textnlp_provider::{Kind, Need, OutputRef, Provider, Wanted};
 use textnlp_sim::Options;
 use textnlp_sim::aws::sns;
 
 use crate::authorize::{Allowed, authorize, is_allowed, place};
-use crate::engine::{Account, DOWN, Stack, UP};
+use crate::engine::{Account, DOWN, Stack, UP, component};
 use crate::iam::BOUNDARY;
+use crate::network::vpc;
 use crate::shape::Shape;
-use crate::{ACCOUNT, Bench, inference};
+use crate::{ACCOUNT, Bench, inference, provider_of, run, site};
 
 /// Checks of checkov that the policies do not pass, each with the reason.
 const UNCHECKED: &[(&str, &str)] =
@@ -81,7 +82,6 @@ const UNUSED: &[(&str, &str)] = &[
     ("ec2:AuthorizeSecurityGroupEgress", DRIFT),
     ("ec2:DeleteNetworkInterface", SWEEP),
     ("ec2:DeleteRoute", DRIFT),
-    ("ec2:DeleteTags", DRIFT),
     ("ec2:ModifySubnetAttribute", DRIFT),
     ("ec2:ModifyVpcEndpoint", DRIFT),
     ("ec2:ReplaceRouteTableAssociation", DRIFT),
@@ -97,9 +97,7 @@ const UNUSED: &[(&str, &str)] = &[
     ("ecr:PutImage", REGISTRY),
     ("ecr:PutImageScanningConfiguration", DRIFT),
     ("ecr:PutImageTagMutability", DRIFT),
-    ("ecr:UntagResource", DRIFT),
     ("ecr:UploadLayerPart", REGISTRY),
-    ("eks:UntagResource", DRIFT),
     ("eks:UpdatePodIdentityAssociation", DRIFT),
     ("elasticloadbalancing:DeleteLoadBalancer", SWEEP),
     ("elasticloadbalancing:DeleteTargetGroup", SWEEP),
@@ -108,25 +106,20 @@ const UNUSED: &[(&str, &str)] = &[
     ("iam:DeleteRolePermissionsBoundary", DRIFT),
     ("iam:PutRolePermissionsBoundary", DRIFT),
     ("iam:RemoveClientIDFromOpenIDConnectProvider", DRIFT),
-    ("iam:UntagOpenIDConnectProvider", DRIFT),
-    ("iam:UntagRole", DRIFT),
     ("iam:UpdateAssumeRolePolicy", DRIFT),
     ("kms:DisableKey", DRIFT),
     ("kms:DisableKeyRotation", DRIFT),
     ("kms:EnableKey", DRIFT),
     ("kms:RetireGrant", SERVICE),
-    ("kms:UntagResource", DRIFT),
     ("kms:UpdateAlias", DRIFT),
     ("kms:UpdateKeyDescription", DRIFT),
     ("logs:AssociateKmsKey", DRIFT),
     ("logs:DeleteRetentionPolicy", DRIFT),
     ("logs:DisassociateKmsKey", DRIFT),
-    ("logs:UntagResource", DRIFT),
     ("rds:CreateDBSnapshot", DATA),
     ("rds:ModifyDBSubnetGroup", DRIFT),
     ("rds:PromoteReadReplica", DRIFT),
     ("rds:RebootDBInstance", FAILOVER),
-    ("rds:RemoveTagsFromResource", DRIFT),
     ("rds:ModifyDBParameterGroup", DRIFT),
     ("rds:ResetDBParameterGroup", DRIFT),
     ("s3:DeleteBucketPolicy", DRIFT),
@@ -252,13 +245,18 @@ fn stranger_with_the_policies_gains_no_more_rights_than_the_boundary_has() {
     }
 }
 
+/// Everything, with a tag that [`Shape::otherwise`] does not have.
+fn owned() -> Shape {
+    Shape { owner: Some("ada"), ..Shape::full() }
+}
+
 #[test]
 fn policies_of_a_plan_suffice_and_hold_nothing_unused() {
     let account = Account::new(Options::zero_latency());
     let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0001);
     // Monitoring, records and endpoints have tests of their own; access and images are left to the tests of their kinds.
     let of = |shape: Shape, version| Shape { copies: (true, true), version: Some(version), ..shape.core() };
-    let versions = [of(Shape::full(), "1.33"), of(Shape::full().otherwise(), "1.34")];
+    let versions = [of(owned(), "1.33"), of(Shape::full().otherwise(), "1.34")];
     let versions = versions.map(|shape| shape.wanted(&account, "staging"));
     let known: BTreeSet<String> = UNUSED.iter().map(|(action, _)| (*action).to_owned()).collect();
     assert_eq!(unused(&account, &stack, &versions, || ()), known, "actions that nothing used, and those of the table");
@@ -289,6 +287,45 @@ fn of_services(unused: &BTreeSet<String>, services: &[&str]) -> Vec<String> {
 }
 
 #[test]
+fn policies_of_an_existing_network_let_preflight_compare_it() {
+    let account = Account::new(Options::zero_latency());
+    // Nothing leads out of its subnets, so that its endpoints are read too.
+    let vpc = vpc();
+    let subnet = |letter: &str, number: u8| {
+        let spec = json!({
+            "vpc": OutputRef::new(vpc.id.clone(), "id"), "cidr": format!("10.42.{number}.0/24"),
+            "zone": format!("euw1-az{number}"), "public_addresses": false, "tags": {},
+        });
+        let one = crate::wanted(&format!("here/network/subnet-private-{letter}"), "aws.subnet", &spec);
+        Wanted { needs: vec![Need::on(vpc.id.clone())], ..one }
+    };
+    let theirs = Stack::new(&account, "theirs", 0x1234_5678_9abc_4def_8000_0000_0000_000d);
+    theirs.reach(UP, &[vpc.clone(), subnet("a", 1), subnet("b", 2)]);
+    let recorded = theirs.recorded();
+    let ids = |kind: &str| -> Vec<_> {
+        recorded.iter().filter(|one| one.kind.as_str() == kind).map(|one| one.cloud_id.clone()).collect()
+    };
+    let network = component("network", ComponentSpec::Network(Network::default()));
+    let existing = Component { existing: ids("aws.vpc").pop(), ..network };
+    let all = account.lower(&[existing], &Site { subnets: ids("aws.subnet"), ..site() });
+
+    let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_000e);
+    let statements = statements(&stack, UP, &all);
+    {
+        let mut world = account.simulator.world();
+        world.state::<Allowed>(&place()).statements = statements;
+        world.authorizer = Some(authorize);
+    }
+    run(async {
+        let problems = provider_of(&account.simulator, []).preflight(&all).await.unwrap();
+        assert!(problems.iter().any(|one| one.cause.contains("no endpoint of")), "{problems:?}");
+        Ok(())
+    });
+    // IAM's own simulator of policies is not simulated here.
+    drop(account.simulator.take_violations());
+}
+
+#[test]
 fn policies_of_monitoring_suffice_and_hold_nothing_unused() {
     let account = Account::new(Options::zero_latency());
     let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0005);
@@ -296,21 +333,21 @@ fn policies_of_monitoring_suffice_and_hold_nothing_unused() {
         let rest = shape.core();
         Shape { cluster: false, database: false, registry: false, gpu: None, monitoring: true, ..rest }
     };
-    let versions = [Shape::full(), Shape::full().otherwise()].map(|shape| part(shape).wanted(&account, "staging"));
+    let versions = [owned(), Shape::full().otherwise()].map(|shape| part(shape).wanted(&account, "staging"));
     // Only a confirmed subscription can be removed.
     let confirmed = || sns::confirm(&mut account.simulator.world(), &Bench::scope(), "oncall@example.com");
     let unused = of_services(&unused(&account, &stack, &versions, confirmed), &["budgets", "cloudwatch", "sns"]);
     // What others changed: see `DRIFT`.
-    let drift = ["budgets:UntagResource", "cloudwatch:UntagResource", "sns:SetTopicAttributes", "sns:UntagResource"];
-    assert_eq!(unused, drift);
+    assert_eq!(unused, ["sns:SetTopicAttributes"]);
 }
 
 #[test]
 fn policies_of_a_cache_suffice_and_hold_nothing_unused() {
     let account = Account::new(Options::zero_latency());
     let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_000c);
-    let versions = [((4, 1), "nlp"), ((1, 0), "search")].map(|(cache, team)| {
-        let shape = Shape { network: true, models: true, cache: Some(cache), team, ..Shape::BARE };
+    let versions = [((4, 1), Some("ada")), ((1, 0), None)].map(|(cache, owner)| {
+        let team = if owner.is_some() { "nlp" } else { "search" };
+        let shape = Shape { network: true, models: true, cache: Some(cache), team, owner, ..Shape::BARE };
         shape.wanted(&account, "staging")
     });
     let unused = of_services(&unused(&account, &stack, &versions, || ()), &["elasticache"]);
@@ -319,7 +356,6 @@ fn policies_of_a_cache_suffice_and_hold_nothing_unused() {
         "elasticache:IncreaseReplicaCount",
         // What others changed: see `DRIFT`.
         "elasticache:ModifyCacheSubnetGroup",
-        "elasticache:RemoveTagsFromResource",
     ];
     assert_eq!(unused, known);
 }

@@ -63,6 +63,8 @@ pub(crate) struct Shape {
     /// The failed requests from which a health check moves clients to the second of two records.
     pub(crate) failover: Option<u32>,
     pub(crate) team: &'static str,
+    /// Another tag of all objects.
+    pub(crate) owner: Option<&'static str>,
     /// What is left out follows from this number: an environment stopped half-way has any part of the whole.
     pub(crate) left_out: u64,
     pub(crate) share_left_out: f64,
@@ -138,6 +140,7 @@ impl Shape {
         names: (false, false),
         failover: None,
         team: "nlp",
+        owner: None,
         left_out: 0,
         share_left_out: 0.0,
     };
@@ -239,6 +242,7 @@ impl Shape {
     pub(crate) fn wanted(&self, account: &Account, environment: &str) -> Vec<Wanted> {
         let mut site = site_of(environment, self.protect_data, self.nodes);
         site.tags = BTreeMap::from([("team".to_owned(), self.team.to_owned())]);
+        site.tags.extend(self.owner.map(|owner| ("owner".to_owned(), owner.to_owned())));
         site.maintenance =
             self.maintenance.map(|at| MaintenanceWindow { day: Weekday::Sunday, at: TimeOfDay(at), hours: 4 });
         let mut all = account.lower(&self.components(environment), &site);

@@ -152,6 +152,39 @@ def cluster_with_nodes():
     tried("no nodes", eks.describe_nodegroup, clusterName="one", nodegroupName="other")
 
 
+def change_batches():
+    dns = boto3.client("route53")
+    # The simulator creates no zones, and has one.
+    zone = os.environ.get("ZONE") or dns.create_hosted_zone(Name="example.com", CallerReference="one")["HostedZone"]["Id"]
+
+    def record(name, value):
+        return {"Name": name, "Type": "A", "TTL": 60, "ResourceRecords": [{"Value": value}]}
+
+    def change(what, *changes, zone=zone):
+        changes = [{"Action": action, "ResourceRecordSet": one} for action, one in changes]
+        tried(what, dns.change_resource_record_sets, HostedZoneId=zone, ChangeBatch={"Changes": changes})
+
+    def listed(what):
+        def values(answer):
+            found = [one for one in answer["ResourceRecordSets"] if one["Type"] == "A"]
+            return [[one["Name"], one["TTL"], [value["Value"] for value in one["ResourceRecords"]]] for one in found]
+
+        tried(what, dns.list_resource_record_sets, values, HostedZoneId=zone)
+
+    first, second = record("a.example.com", "192.0.2.1"), record("b.example.com", "192.0.2.2")
+    change("create", ("CREATE", first))
+    change("create again", ("CREATE", first))
+    change("create again, with another", ("CREATE", second), ("CREATE", first))
+    listed("no part of a refused batch")
+    change("outside of the zone", ("CREATE", record("a.example.org", "192.0.2.1")))
+    changed = record("a.example.com", "192.0.2.3")
+    change("replace, with another", ("UPSERT", changed), ("CREATE", second))
+    listed("both")
+    change("delete", ("DELETE", changed), ("DELETE", second))
+    listed("none")
+    change("no zone", ("CREATE", first), zone="Z0123456789ABCDEFGHIJ")
+
+
 if "AWS_ENDPOINT_URL" in os.environ:
     globals()[sys.argv[1]]()
 else:

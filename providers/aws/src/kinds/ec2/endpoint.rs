@@ -8,7 +8,7 @@ use textnlp_provider::{Identity, Permission, Result};
 
 use super::{CREATE_TAGS, SERVICE, TAGS, UNTAGS, changes, creates, deletes};
 use crate::api::Api;
-use crate::kinds::iam;
+use crate::kinds::{PUT, iam};
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State, timestamp};
 use crate::table::{MINUTE, Row, kind};
 use crate::tags::Tags;
@@ -25,6 +25,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
             deletes("ec2:DeleteVpcEndpoints"),
             Permission::read("ec2:DescribeVpcEndpoints"),
             changes("ec2:ModifyVpcEndpoint"),
+            PRIVATE_DNS,
         ],
         // A VPC has one endpoint with the private names of a service.
         replace: textnlp_provider::ReplaceOrder::DeleteFirst,
@@ -37,6 +38,13 @@ pub(crate) static ROWS: &[Row] = &[Row {
     resource: &Of::<VpcEndpoint>::kind(),
     refused: &[],
 }];
+
+/// EC2 gives the VPC a private zone with the public names of the service, as the caller. The zone is AWS's, and its id is not known
+/// (<https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonec2.html>, a dependent action of `CreateVpcEndpoint`).
+const PRIVATE_DNS: Permission = Permission {
+    resource: "arn:{$partition}:route53:::hostedzone/*",
+    ..Permission::on(PUT, "route53:AssociateVPCWithHostedZone{private_dns=true}")
+};
 
 /// A VPC endpoint. Output: `id`.
 struct VpcEndpoint;

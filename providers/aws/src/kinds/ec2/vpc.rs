@@ -33,8 +33,11 @@ pub(crate) static ROWS: &[Row] = &[Row {
             UNTAGS,
             deletes("ec2:DeleteVpc"),
             Permission::read("ec2:DescribeNetworkInterfaces"),
+            // `preflight` compares the routes and the endpoints of an existing network with what nodes need.
+            Permission::read("ec2:DescribeRouteTables"),
             Permission::read("ec2:DescribeSecurityGroups"),
             Permission::read("ec2:DescribeVpcAttribute"),
+            Permission::read("ec2:DescribeVpcEndpoints"),
             Permission::read("ec2:DescribeVpcs"),
             changes("ec2:ModifyVpcAttribute"),
             in_vpc(Permission::on(PUT, "ec2:RevokeSecurityGroupEgress")),

@@ -18,6 +18,7 @@ use crate::tags::Tags;
 pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         deadline: MINUTE.saturating_mul(30),
+        typical: Some(MINUTE),
         permissions: &[
             only(Permission::on(CREATE, "eks:CreateAddon"), CLUSTER),
             only(Permission::on(DELETE, "eks:DeleteAddon"), CLUSTER),

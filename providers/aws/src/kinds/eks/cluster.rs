@@ -28,6 +28,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
     // Costs for each hour, and more once the version is out of standard support.
     kind: textnlp_provider::Kind {
         deadline: MINUTE.saturating_mul(60),
+        typical: Some(MINUTE.saturating_mul(10)),
         permissions: &[
             only(Permission::on(PUT, "eks:AssociateAccessPolicy"), CLUSTER),
             only(Permission::on(PUT, "eks:CreateAccessEntry"), CLUSTER),

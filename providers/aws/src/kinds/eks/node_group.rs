@@ -27,6 +27,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
     kind: textnlp_provider::Kind {
         // AWS gives up on missing capacity after about half an hour, and an alternative may follow.
         deadline: MINUTE.saturating_mul(120),
+        typical: Some(MINUTE.saturating_mul(3)),
         permissions: &[
             Permission::read("ec2:DescribeImages"),
             Permission::read("ec2:DescribeLaunchTemplateVersions"),

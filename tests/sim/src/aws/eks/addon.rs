@@ -6,27 +6,23 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
-    Change, Cluster, Eks, active, bad_token, cluster, eks, in_use, invalid, mismatch, new_tags, not_found, set_tags,
-    start,
+    Change, Cluster, Eks, KUBERNETES, active, bad_token, cluster, eks, in_use, invalid, mismatch, new_tags, not_found,
+    set_tags, start,
 };
 use crate::{Call, Fault, Stages, World, timestamp};
 
 /// The versions of add-ons: name, version, the versions of Kubernetes that it works with, and for which of them it is the default.
 pub const VERSIONS: &[(&str, &str, &[&str], &[&str])] = &[
-    ("aws-ebs-csi-driver", "v1.50.1-eksbuild.1", &["1.32", "1.33", "1.34", "1.35"], &["1.32", "1.33", "1.34", "1.35"]),
-    ("coredns", "v1.11.4-eksbuild.24", &["1.32", "1.33"], &["1.32"]),
+    ("aws-ebs-csi-driver", "v1.50.1-eksbuild.1", &KUBERNETES, &KUBERNETES),
+    ("coredns", "v1.11.4-eksbuild.24", &["1.31", "1.32", "1.33"], &["1.31", "1.32"]),
     ("coredns", "v1.12.4-eksbuild.1", &["1.33", "1.34", "1.35"], &["1.33", "1.34", "1.35"]),
-    (
-        "eks-pod-identity-agent",
-        "v1.3.9-eksbuild.3",
-        &["1.32", "1.33", "1.34", "1.35"],
-        &["1.32", "1.33", "1.34", "1.35"],
-    ),
+    ("eks-pod-identity-agent", "v1.3.9-eksbuild.3", &KUBERNETES, &KUBERNETES),
+    ("kube-proxy", "v1.31.13-eksbuild.2", &["1.31"], &["1.31"]),
     ("kube-proxy", "v1.32.9-eksbuild.2", &["1.32"], &["1.32"]),
     ("kube-proxy", "v1.33.5-eksbuild.2", &["1.33"], &["1.33"]),
     ("kube-proxy", "v1.34.1-eksbuild.2", &["1.34"], &["1.34"]),
     ("kube-proxy", "v1.35.0-eksbuild.2", &["1.35"], &["1.35"]),
-    ("vpc-cni", "v1.20.4-eksbuild.1", &["1.32", "1.33", "1.34", "1.35"], &["1.32", "1.33", "1.34", "1.35"]),
+    ("vpc-cni", "v1.20.4-eksbuild.1", &KUBERNETES, &KUBERNETES),
 ];
 
 /// Add-ons whose pods need nodes; the others run on each node, also on none.

@@ -21,6 +21,8 @@ use crate::aws::logs::{LogGroup, Logs};
 use crate::{Call, Fault, Stages, World, timestamp};
 
 const MINUTE: Duration = Duration::from_secs(60);
+/// Minor versions by which nodes may be older than the control plane.
+const NODE_SKEW: usize = 3;
 
 /// A cluster.
 pub struct Cluster {
@@ -317,6 +319,17 @@ pub(super) fn update_version(world: &mut World, call: &Call) -> Result<Value, Fa
             return Err(invalid(message));
         }
         (_, None) => return Err(invalid(format!("unsupported Kubernetes version {version}"))),
+    }
+    let is_too_old =
+        |group: &NodeGroup| place(&group.version).zip(place(&version)).is_some_and(|(of, to)| of + NODE_SKEW < to);
+    let outdated = cluster.node_groups.iter().filter(|(_, group)| is_too_old(group));
+    let outdated: Vec<&str> = outdated.map(|(name, _)| name.as_str()).collect();
+    if !outdated.is_empty() {
+        return Err(invalid(format!(
+            "Nodegroups {} must be updated to match cluster version {} before updating cluster version",
+            outdated.join(", "),
+            cluster.version
+        )));
     }
     let takes = 20 * MINUTE;
     set_updating(cluster, call, takes);

@@ -99,6 +99,16 @@ const LEDGER: &[Behaviour] = &[
         "an upgrade goes by one minor version, and never back",
         "https://docs.aws.amazon.com/eks/latest/userguide/update-cluster.html",
     ),
+    Behaviour {
+        service: "eks",
+        what: "an upgrade is refused if nodes would be more than three minor versions older than the control plane",
+        source: Source::Report("aws/aws-eks-best-practices#476"),
+    },
+    Behaviour {
+        service: "eks",
+        what: "it is refused with InvalidParameterException, in these words",
+        source: Source::Report("hashicorp/terraform-provider-aws#19478"),
+    },
     documented(
         "a call changes one kind of setting, and ResourceInUseException refuses it while the cluster is UPDATING",
         "https://docs.aws.amazon.com/eks/latest/APIReference/API_UpdateClusterConfig.html",
@@ -234,7 +244,7 @@ const LEDGER: &[Behaviour] = &[
 ];
 
 /// The versions of Kubernetes, the default one last but one.
-pub const KUBERNETES: [&str; 4] = ["1.32", "1.33", "1.34", "1.35"];
+pub const KUBERNETES: [&str; 5] = ["1.31", "1.32", "1.33", "1.34", "1.35"];
 const DEFAULT_KUBERNETES: &str = "1.34";
 
 /// What EKS has in a region.
