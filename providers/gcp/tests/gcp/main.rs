@@ -724,6 +724,42 @@ fn a_quota_names_the_settings_that_it_has_room_for() {
 }
 
 #[test]
+fn quotas_of_networks_are_compared_with_what_is_created() {
+    run(async {
+        let bench = Bench::new(Options::zero_latency().enabled(), false);
+        let all: Vec<Wanted> = bench.all().into_iter().filter(|one| one.kind.as_str() != "gcp.node-pool").collect();
+        let metrics = [
+            ("NETWORKS", "main/network/vpc"),
+            ("SUBNETWORKS", "main/network/subnet"),
+            ("ROUTERS", "main/network/router"),
+            ("GLOBAL_INTERNAL_ADDRESSES", "main/database/range"),
+        ];
+        let limit = |limit: f64| {
+            let quotas = metrics.map(|(metric, _)| ((String::new(), metric.to_owned()), limit));
+            bench.cloud.world().quotas.extend(quotas);
+        };
+        let of_quotas = async || {
+            let problems = bench.provider.preflight(&all).await.unwrap();
+            problems.into_iter().filter(|one| one.cause.starts_with("the quota ")).collect::<Vec<_>>()
+        };
+        limit(0.0);
+        let problems = of_quotas().await;
+        assert_eq!(problems.len(), metrics.len(), "{problems:#?}");
+        for (metric, place) in metrics {
+            let says = format!("the quota `{metric}` allows 0; 0 are used, and this plan needs 1 more");
+            let found = problems.iter().find(|one| one.cause == says).unwrap_or_else(|| panic!("{problems:#?}"));
+            assert!(found.place == place && !found.warning && found.fix.ends_with("System Limits"), "{found:?}");
+        }
+        limit(1.0);
+        assert!(of_quotas().await.is_empty());
+        // What is there is used, and not created again.
+        create(&bench, &bench.lower("network", ComponentSpec::Network(Network::default()))).await;
+        let problems = of_quotas().await;
+        assert!(problems.is_empty(), "{problems:#?}");
+    });
+}
+
+#[test]
 fn an_existing_bucket_must_be_there_and_have_uniform_access() {
     run(async {
         for (is_there, says) in [(true, "no uniform bucket-level access"), (false, "the object does not exist")] {

@@ -59,6 +59,21 @@ fn a_quota_fails_the_operation_and_leaves_nothing() {
 }
 
 #[test]
+fn a_range_for_peering_counts_as_an_internal_address() {
+    let client = Client::quick();
+    client.network();
+    client.cloud.world().quotas.insert((String::new(), "GLOBAL_INTERNAL_ADDRESSES".to_owned()), 1.0);
+    let made = |body: Value| client.wait("compute", client.post("compute", "projects/PROJECT/global/addresses", body));
+    let range = |name: &str| {
+        json!({ "name": name, "addressType": "INTERNAL", "purpose": "VPC_PEERING", "prefixLength": 20,
+            "network": "global/networks/n" })
+    };
+    assert!(made(range("a")).get("error").is_none());
+    assert_eq!(made(range("b"))["error"]["errors"][0]["code"], "QUOTA_EXCEEDED");
+    assert!(made(json!({ "name": "c" })).get("error").is_none(), "an external address counts against another quota");
+}
+
+#[test]
 fn a_network_in_use_is_not_deleted_and_one_that_changes_is_not_ready() {
     let client = Client::with(Options::default().enabled());
     client.cloud.world().conduct.network_busy = 600..601;
