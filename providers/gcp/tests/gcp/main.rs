@@ -724,6 +724,31 @@ fn a_quota_names_the_settings_that_it_has_room_for() {
 }
 
 #[test]
+fn disks_of_new_pools_have_the_key_of_the_site_and_those_of_old_ones_stay() {
+    run(async {
+        let bench = Bench { gpu: None, ..Bench::new(Options::zero_latency(), true) };
+        let parts = ["main/network/", "main/models/", "main/cluster"];
+        let is_part = |one: &Wanted| parts.iter().any(|part| one.id.as_str().starts_with(part));
+        let wanted: Vec<Wanted> = bench.all().into_iter().filter(is_part).collect();
+        let records = create(&bench, &wanted).await;
+        let id = |of: &str| {
+            let found = records.iter().find(|(one, _)| one.id.as_str() == of).unwrap();
+            found.1.cloud_id.to_string()
+        };
+        let (pool, site_key) = (format!("container/{}", id("main/cluster/system-nodes")), id("main/models/key"));
+        let disk_key = || bench.cloud.world().get(&pool).unwrap()["config"]["bootDiskKmsKey"].clone();
+        assert_eq!(disk_key(), json!(site_key));
+        unchanged(&bench, &records).await;
+        // A pool that an earlier version of this program created.
+        if let Some(stored) = bench.cloud.world().objects.get_mut(&pool) {
+            stored.body["config"].as_object_mut().unwrap().shift_remove("bootDiskKmsKey");
+        }
+        assert_eq!(disk_key(), Value::Null);
+        unchanged(&bench, &records).await;
+    });
+}
+
+#[test]
 fn quotas_of_networks_are_compared_with_what_is_created() {
     run(async {
         let bench = Bench::new(Options::zero_latency().enabled(), false);
