@@ -363,7 +363,7 @@ pub(crate) const KINDS: &[Kind] = &[
     },
     Kind {
         methods: "compute.healthChecks",
-        verbs: &["insert", "get", "list", "patch", "delete"],
+        verbs: &["insert", "get", "list", "aggregatedList", "patch", "delete"],
         collection: ("compute", "healthChecks"),
         seconds: (5, 5, 5),
         defaults: &[
@@ -393,7 +393,26 @@ pub(crate) const KINDS: &[Kind] = &[
         methods: "compute.forwardingRules",
         verbs: &["get", "list", "aggregatedList", "delete"],
         collection: ("compute", "forwardingRules"),
-        references: &["/network", "/subnetwork"],
+        references: &["/network", "/subnetwork", "/backendService"],
+        ..ROW
+    },
+    Kind {
+        methods: "compute.regionBackendServices",
+        verbs: &["get", "list", "delete"],
+        collection: ("compute", "backendServices"),
+        references: &["/backends/*/group", "/healthChecks/*"],
+        ..ROW
+    },
+    Kind {
+        methods: "compute.backendServices",
+        verbs: &["aggregatedList"],
+        collection: ("compute", "backendServices"),
+        ..ROW
+    },
+    Kind {
+        methods: "compute.regionHealthChecks",
+        verbs: &["get", "list", "delete"],
+        collection: ("compute", "healthChecks"),
         ..ROW
     },
     // GKE makes and changes them.

@@ -201,7 +201,7 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Documentation("https://cloud.google.com/kubernetes-engine/docs/concepts/firewall-rules"),
     ),
     rule(
-        "disks, endpoint groups and firewall rules of workloads stay when a cluster is deleted",
+        "disks, endpoint groups, firewall rules and load balancers of workloads stay when a cluster is deleted",
         Source::Report("Smana/cloud-native-ref#1861"),
     ),
     rule(

@@ -146,9 +146,14 @@ fn leftovers_of_clusters_block_the_network_and_can_be_deleted() {
     client.network();
     let project = client.cloud.project().to_owned();
     let keys = client.cloud.world().leave_behind(&project, "n", "n", "europe-west4-a");
-    assert_eq!(keys.len(), 4);
-    let refused = client.call("DELETE", "compute", &format!("{NETWORKS}/n"), Value::Null);
-    assert_eq!(refused.reason(), (400, "resourceInUseByAnotherResource"));
+    assert_eq!(keys.len(), 12);
+    let group = keys.iter().find(|key| key.contains("/networkEndpointGroups/")).unwrap();
+    for used in [format!("{NETWORKS}/n"), group.trim_start_matches("compute/").to_owned()] {
+        let refused = client.call("DELETE", "compute", &used, Value::Null);
+        assert_eq!(refused.reason(), (400, "resourceInUseByAnotherResource"), "{used}");
+    }
+    let listed = client.get("compute", "projects/PROJECT/aggregated/healthChecks").ok();
+    assert_eq!(listed["items"].as_object().unwrap().len(), 2, "a global one, and one of the region");
     let groups = client.get("compute", "projects/PROJECT/zones/europe-west4-a/networkEndpointGroups").ok();
     assert_eq!(groups["items"].as_array().unwrap().len(), 1);
     let disks = client.get("compute", "projects/PROJECT/aggregated/disks").ok();
