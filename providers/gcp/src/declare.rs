@@ -284,6 +284,7 @@ mod tests {
                 json!({
                     "cluster": cluster, "machine": "g2-standard-8", "accelerator": { "type": "nvidia-l4", "count": 1 }, "disk_gb": 100,
                     "disk_type": "pd-balanced", "account": "a@p.iam.gserviceaccount.com", "secure_boot": true, "labels": { "pool": "gpu" },
+                    "disk_key": format!("{ring}/cryptoKeys/k"),
                     "scaling": { "min": 1, "max": 3 }, "zones": ["europe-west4-a"], "markets": ["spot"], "nodes": 1,
                     "upgrade": { "strategy": "BLUE_GREEN", "batch_nodes": 1, "batch_soak": "0s", "soak": "3600s" },
                 }),

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::FutureExt;
+use futures::future::join_all;
 use serde_json::{Value, json};
 use textnlp_cloud::Range;
 use textnlp_cloud::document::{get, last};
@@ -47,8 +48,17 @@ const SSDS: [&str; 2] = ["pd-balanced", "pd-ssd"];
 /// (<https://cloud.google.com/run/docs/configuring/services/gpu>).
 const RUN_GPUS: &str = "run.googleapis.com/nvidia_l4_gpu_allocation_no_zonal_redundancy";
 const FIRST_RUN_GPUS: u64 = 3;
+/// Kinds whose objects count against a quota of the project (<https://cloud.google.com/vpc/docs/quota>,
+/// <https://cloud.google.com/network-connectivity/docs/router/quotas>, hashicorp/terraform-provider-google#8924).
+const COUNTED: &[(&str, &str)] = &[
+    ("gcp.address-range", "GLOBAL_INTERNAL_ADDRESSES"),
+    ("gcp.network", "NETWORKS"),
+    ("gcp.router", "ROUTERS"),
+    ("gcp.subnetwork", "SUBNETWORKS"),
+];
 /// What an operator does about a quota.
-const RAISE: &str = "raise it: console, IAM & Admin > Quotas & System Limits; a new project has no GPUs until then";
+const RAISE: &str = "raise it: console, IAM & Admin > Quotas & System Limits";
+
 /// A constraint of organization policies that refuses what a plan creates.
 struct Constraint {
     name: &'static str,
@@ -410,37 +420,67 @@ async fn leave_out_running(api: &Arc<Api>, wanted: &[Wanted], pool: &mut Pool<'_
 }
 
 async fn quotas(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem> {
+    let created = created(api, wanted).await;
     let mut pools = pools(wanted);
-    if pools.is_empty() {
+    if pools.is_empty() && created.is_empty() {
         return Vec::new();
     }
     for pool in &mut pools {
         leave_out_running(api, wanted, pool).await;
     }
     let read = |path: String| api.find(Call::get(Service::Compute, path));
-    let (region, project, is_new) = futures::join!(
-        read(format!("projects/{}/regions/{}", api.project(), api.region)),
-        read(format!("projects/{}", api.project())),
-        is_new(api, wanted, crate::table::CLUSTER)
-    );
+    // Only machines take of quotas of the region.
+    let region = async {
+        match pools.is_empty() {
+            true => Ok(Some(Value::Null)),
+            false => read(format!("projects/{}/regions/{}", api.project(), api.region)).await,
+        }
+    };
+    let (region, project, is_new) =
+        futures::join!(region, read(format!("projects/{}", api.project())), is_new(api, wanted, crate::table::CLUSTER));
     let has_spot_cpus =
         region.as_ref().is_ok_and(|found| found.as_ref().and_then(|found| limit(found, SPOT_CPUS)) > Some(0));
     let zones = zones::zones(&api.region).map_or(1, |zones| u64::try_from(zones.len()).unwrap_or(1));
-    let (of_region, of_project) = needs(&pools, has_spot_cpus, zones);
+    let (of_region, mut of_project) = needs(&pools, has_spot_cpus, zones);
+    of_project.extend(created);
     let mut problems = Vec::new();
+    if matches!(region, Ok(None)) {
+        let place = format!("region {}", api.region);
+        problems.push(Problem::new(place, "Google Cloud has no such region", "name one such as europe-west4"));
+    }
     for (answer, needs) in [(region, of_region), (project, of_project)] {
         match answer {
             Ok(Some(found)) => {
                 problems.extend(needs.into_iter().filter_map(|(name, need)| compare(&found, name, need, is_new)))
             }
-            Ok(None) => {
-                let place = format!("region {}", api.region);
-                problems.push(Problem::new(place, "Google Cloud has no such region", "name one such as europe-west4"));
-            }
+            // A project that does not exist is reported with the project.
+            Ok(None) => {}
             Err(error) => problems.extend(unanswered("the quotas", &error)),
         }
     }
     problems
+}
+
+/// What a plan creates of the quotas of [`COUNTED`]: what is there is among what is used.
+async fn created(api: &Arc<Api>, wanted: &[Wanted]) -> BTreeMap<&'static str, Need> {
+    let counted: Vec<(&'static str, &Wanted)> =
+        COUNTED.iter().flat_map(|&(kind, quota)| of_kind(wanted, kind).map(move |one| (quota, one))).collect();
+    let checks: Vec<_> = counted.iter().map(|&(_, one)| is_missing(api, one)).collect();
+    let are_missing = join_all(checks).await;
+    let mut needs: BTreeMap<&'static str, Need> = BTreeMap::new();
+    for ((quota, one), is_missing) in counted.into_iter().zip(are_missing) {
+        if is_missing {
+            needs.entry(quota).or_default().add(1, one.id.to_string(), true);
+        }
+    }
+    needs
+}
+
+/// Whether an object is not there. One that cannot be read is reported with the names.
+async fn is_missing(api: &Arc<Api>, one: &Wanted) -> bool {
+    let Some(row) = crate::table::row(&one.kind) else { return false };
+    let Some(id) = row.resource.id(&one.spec) else { return false };
+    matches!(row.resource.read(api, &id).await, Ok(None))
 }
 
 /// Whether Cloud Run accepts the most instances of services with GPUs. It compares them with the quota, whatever is used of that.
@@ -491,7 +531,9 @@ fn run_limit(metrics: &[Value], region: &str) -> Option<u64> {
 /// A quota that is not listed has no limit (gcloudrig/gcloudrig#44).
 fn compare(document: &Value, name: &str, need: Need, is_new: bool) -> Option<Problem> {
     let quota = quota(document, name)?;
-    need.check(&format!("the quota `{name}`"), "", amount(quota, "limit")?, amount(quota, "usage")?, RAISE, is_new)
+    let of_gpus = if name.contains("GPUS") { "; a new project has no GPUs until then" } else { "" };
+    let raise = format!("{RAISE}{of_gpus}");
+    need.check(&format!("the quota `{name}`"), "", amount(quota, "limit")?, amount(quota, "usage")?, &raise, is_new)
 }
 
 fn quota<'d>(document: &'d Value, name: &str) -> Option<&'d Value> {

@@ -66,7 +66,19 @@ impl Simulated for Played {
         let repository = format!("textnlp{environment}.azurecr.io/text/nlp");
         let endpoint = endpoint(Some(&self.zone), &format!("{environment}.example.com"));
         let models = "az://models/mine/";
-        let place = Place { site: site(&self.cloud, environment), repository, models, archives: false, endpoint };
+        let place = Place {
+            site: site(&self.cloud, environment),
+            repository,
+            models,
+            archives: false,
+            endpoint,
+            // An operator makes a replica larger before its source.
+            remote: None,
+            // A new budget starts in the real month, and the time of the simulated cloud is ahead of it.
+            has_budget: false,
+            // A process knows the profiles that it made, and those of all programs have one name.
+            shares: false,
+        };
         shape.wanted(process.provider.as_ref(), &place)
     }
 

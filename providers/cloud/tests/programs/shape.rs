@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use serde_json::json;
 use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{
-    Cluster, ComponentSpec, Database, Endpoint, GpuPool, MaintenanceWindow, ManagedPostgres, Model, ModelStore,
-    Network, Postgres, Program, Registry,
+    Budget, CACHE_PASSWORD, Cache, Cluster, ComponentSpec, Database, Endpoint, GpuPool, MaintenanceWindow,
+    ManagedCache, ManagedPostgres, Model, ModelStore, Monitored, Monitoring, Network, Postgres, Program,
+    ReceiverAddress, Registry, TrafficShare,
 };
-use textnlp_provider::settings::{DatabaseKind, GpuSize, Hosting, Spot, Weekday};
+use textnlp_provider::settings::{CacheKind, DatabaseKind, GpuSize, Hosting, Spot, Weekday};
 use textnlp_provider::units::TimeOfDay;
 use textnlp_provider::{Component, Outputs, Provider, ResourceId, Site, Wanted};
 use textnlp_sim::Random;
@@ -26,7 +27,16 @@ pub(crate) struct Place<'a> {
     pub(crate) archives: bool,
     /// What clients reach, with a name in an existing zone.
     pub(crate) endpoint: Endpoint,
+    /// The region of a replica of its database; `None` where its settings cannot change beside one.
+    pub(crate) remote: Option<&'static str>,
+    /// Whether it may have a budget.
+    pub(crate) has_budget: bool,
+    /// Whether its records may be those of one of several sites.
+    pub(crate) shares: bool,
 }
+
+/// The mailboxes that get alerts.
+const MAILBOXES: &[&str] = &["oncall", "team"];
 
 /// What an environment has. Two shapes that share `left_out` are two versions of one environment.
 #[derive(Debug, Clone)]
@@ -35,6 +45,9 @@ pub(crate) struct Shape {
     models: bool,
     database: bool,
     registry: bool,
+    monitoring: bool,
+    /// The memory of the cache in GiB.
+    cache_gib: Option<u64>,
     pub(crate) protect_data: bool,
     gpu: Option<(u32, u32, Spot)>,
     nodes: (u32, u32),
@@ -43,6 +56,8 @@ pub(crate) struct Shape {
     replicas: u32,
     /// The region of a replica of the database.
     replica_region: Option<&'static str>,
+    /// Whether it has one in the region of its place.
+    is_replicated: bool,
     disk_gib: u64,
     backup_days: u64,
     /// When maintenance begins on Sundays, in minutes.
@@ -50,8 +65,16 @@ pub(crate) struct Shape {
     archive_after_days: Option<u32>,
     /// Whether the service, and its tenants, have names in the zone.
     names: (bool, bool),
+    /// Whether the records are those of one of several sites, and the share of this one.
+    is_shared: bool,
+    weight: u32,
     /// Which of two images is pushed.
     image: Option<u8>,
+    mailboxes: &'static [&'static str],
+    dashboard: bool,
+    budget: Option<u32>,
+    /// The percentage of memory and disk from which alerts are sent.
+    limit: u32,
     team: &'static str,
     /// What is left out follows from this number: an environment stopped half-way has any part of the whole.
     left_out: u64,
@@ -80,6 +103,13 @@ const SETTINGS: &[fn(&mut Shape, &Draw)] = &[
     |shape, draw| shape.archive_after_days = draw.chance(0.5).then_some(90),
     |shape, draw| shape.names = (draw.chance(0.5), draw.chance(0.5)),
     |shape, draw| shape.image = draw.chance(0.5).then(|| draw.below(2) as u8),
+    |shape, draw| shape.cache_gib = draw.chance(0.2).then(|| draw.one(&[1, 4])),
+    |shape, draw| shape.is_replicated = draw.chance(0.3),
+    |shape, draw| shape.weight = draw.one(&[1, 100]),
+    |shape, draw| shape.mailboxes = draw.one(&[&MAILBOXES[..0], &MAILBOXES[..1], &MAILBOXES[1..], MAILBOXES]),
+    |shape, draw| shape.dashboard = draw.chance(0.5),
+    |shape, draw| shape.budget = draw.chance(0.4).then(|| draw.one(&[500, 900])),
+    |shape, draw| shape.limit = draw.one(&[80, 90]),
     |shape, draw| {
         (shape.left_out, shape.share_left_out) = (draw.below(1 << 32), draw.one(&[0.0, 0.0, 0.05, 0.2]));
     },
@@ -92,6 +122,8 @@ impl Shape {
         models: false,
         database: false,
         registry: false,
+        monitoring: false,
+        cache_gib: None,
         protect_data: false,
         gpu: None,
         nodes: (1, 1),
@@ -99,12 +131,19 @@ impl Shape {
         connections: 20,
         replicas: 0,
         replica_region: None,
+        is_replicated: false,
         disk_gib: 20,
         backup_days: 7,
         maintenance: None,
         archive_after_days: None,
         names: (false, false),
+        is_shared: false,
+        weight: 1,
         image: None,
+        mailboxes: &[],
+        dashboard: false,
+        budget: None,
+        limit: 80,
         team: "nlp",
         left_out: 0,
         share_left_out: 0.0,
@@ -117,14 +156,21 @@ impl Shape {
             models: true,
             database: true,
             registry: true,
+            monitoring: true,
+            cache_gib: Some(1),
             protect_data: true,
             gpu: Some((1, 2, Spot::Prefer)),
             nodes: (3, 4),
             replicas: 1,
+            is_replicated: true,
             maintenance: Some(180),
             archive_after_days: Some(90),
             names: (true, true),
+            is_shared: true,
             image: Some(0),
+            mailboxes: MAILBOXES,
+            dashboard: true,
+            budget: Some(500),
             ..Self::BARE
         }
     }
@@ -147,6 +193,8 @@ impl Shape {
             database: cluster && draw.chance(0.5),
             registry: draw.chance(0.4),
             protect_data: draw.chance(0.3),
+            monitoring: draw.chance(0.3),
+            is_shared: draw.chance(0.3),
             ..Self::BARE
         };
         SETTINGS.iter().for_each(|setting| setting(&mut shape, draw));
@@ -162,7 +210,9 @@ impl Shape {
         let mut then = self.clone();
         SETTINGS.iter().filter(|_| draw.chance(0.3)).for_each(|setting| setting(&mut then, draw));
         if draw.chance(0.2) {
-            (then.database, then.registry) = (false, false);
+            (then.database, then.registry, then.monitoring) = (false, false, false);
+            // A cache keeps its connection to the network, which may be that of the database.
+            then.cache_gib = None;
             then.models = draw.chance(0.5);
         }
         then
@@ -183,25 +233,23 @@ impl Shape {
             }),
             ..place.site.clone()
         };
-        let password = ResourceId::part(&site.name, &"secrets".parse().unwrap(), "database-password").unwrap();
-        let secret = json!({ "$secret": format!("{}/database-password", site.name), "version": "1" });
-        let secret = Outputs::from([("secret".to_owned(), secret)]);
-        // What another provider creates in the cluster.
+        let secret = |name: &str| {
+            let id = ResourceId::part(&site.name, &"secrets".parse().unwrap(), name).unwrap();
+            let value = json!({ "$secret": format!("{}/{name}", site.name), "version": "1" });
+            (id, Outputs::from([("secret".to_owned(), value)]))
+        };
         let service = ResourceId::part(&site.name, &"gateway".parse().unwrap(), "service").unwrap();
         let balancer = Outputs::from([("address".to_owned(), "203.0.113.20".into())]);
-        let known = |id: &ResourceId| match id {
-            id if *id == password => Some(&secret),
-            id if *id == service => Some(&balancer),
-            _ => None,
-        };
+        // What other providers create.
+        let elsewhere = BTreeMap::from([secret("database-password"), secret(CACHE_PASSWORD), (service, balancer)]);
         let mut all: Vec<Wanted> = Vec::new();
         for component in self.components(place) {
             all.extend(provider.lower(&component, &site).unwrap_or_else(|problems| panic!("{problems}")));
         }
         for one in &mut all {
             one.protected = false;
-            one.spec = one.spec.resolve_known(known);
-            one.needs.retain(|need| known(&need.on).is_none());
+            one.spec = one.spec.resolve_known(|id| elsewhere.get(id));
+            one.needs.retain(|need| !elsewhere.contains_key(&need.on));
         }
         all.retain(|one| !self.is_left_out(one));
         close(all)
@@ -216,7 +264,13 @@ impl Shape {
     fn components(&self, place: &Place<'_>) -> Vec<Component> {
         let Place { repository, models, archives, endpoint, .. } = place;
         let base_domain = endpoint.domain.clone().filter(|_| self.names.1);
-        let endpoint = Endpoint { base_domain, ..endpoint.clone() };
+        let share = endpoint.domain.as_ref().filter(|_| place.shares && self.is_shared).map(|domain| TrafficShare {
+            weight: self.weight,
+            is_at_other_provider: false,
+            host: format!("main.{domain}"),
+            sites: BTreeMap::from([("main".parse().unwrap(), self.weight), ("other".parse().unwrap(), 1)]),
+        });
+        let endpoint = Endpoint { base_domain, share, ..endpoint.clone() };
         let digit = self.image.unwrap_or_default();
         let image = self.image.map(|_| format!("{repository}:1.{digit}@sha256:{}", digit.to_string().repeat(64)));
         let gpu =
@@ -230,19 +284,54 @@ impl Shape {
             allow_from: self.allow_from.then(|| vec!["203.0.113.0/24".to_owned()]),
             ..Cluster::of("network".parse().unwrap())
         };
+        let cache = Cache { kind: CacheKind::Redis, managed: self.redis() };
         let parts = [
             (true, "network", ComponentSpec::Network(Network::default())),
             (self.models, "models", ComponentSpec::ModelStore(store)),
             (self.registry, "registry", ComponentSpec::Registry(Registry { url: repository.clone(), image })),
             (self.cluster, "cluster", ComponentSpec::Cluster(cluster)),
-            (self.database, "database", ComponentSpec::Database(self.postgres())),
+            (self.database, "database", ComponentSpec::Database(self.postgres(place))),
+            (self.cache_gib.is_some(), "cache", ComponentSpec::Cache(cache)),
+            (self.monitoring, "monitoring", ComponentSpec::Monitoring(self.monitors(place))),
             (self.cluster && self.names.0, "gateway", ComponentSpec::Endpoint(endpoint)),
         ];
         let parts = parts.into_iter().filter(|(has, ..)| *has);
         parts.map(|(_, name, part)| Component { name: name.parse().unwrap(), existing: None, part }).collect()
     }
 
-    fn postgres(&self) -> Database {
+    fn redis(&self) -> Option<ManagedCache> {
+        self.cache_gib.map(|gib| ManagedCache {
+            memory_bytes: gib << 30,
+            replicas: 0,
+            secrets: "secrets".parse().unwrap(),
+            database: self.database.then(|| "database".parse().unwrap()),
+        })
+    }
+
+    fn monitors(&self, place: &Place<'_>) -> Monitoring {
+        let mailbox = |name: &&str| {
+            let address = format!("smtps://mail.example.com?from=alerts@example.com&to={name}@example.com");
+            ((*name).to_owned(), ReceiverAddress::Plain(address))
+        };
+        let budget = self.budget.filter(|_| place.has_budget);
+        let mut monitoring = Monitoring {
+            stack: self.dashboard,
+            receivers: self.mailboxes.iter().map(mailbox).collect(),
+            monitored: Monitored {
+                network: true,
+                cluster: self.cluster,
+                gpu: self.cluster && self.gpu.is_some(),
+                database: self.database.then(|| self.postgres(place)),
+                cache: self.redis(),
+            },
+            budget: budget.map(|most| Budget { monthly: most.into(), currency: "USD".to_owned(), warn_at: 0.8 }),
+            ..Monitoring::default()
+        };
+        (monitoring.limits.memory, monitoring.limits.disk) = (self.limit, self.limit);
+        monitoring
+    }
+
+    fn postgres(&self, place: &Place<'_>) -> Database {
         let postgres = Postgres {
             address: None,
             ca_file: None,
@@ -259,7 +348,10 @@ impl Shape {
             managed: Some(ManagedPostgres {
                 disk_bytes: self.disk_gib << 30,
                 backup_seconds: self.backup_days * 86_400,
-                replica_region: self.replica_region.map(str::to_owned),
+                replica_region: self
+                    .replica_region
+                    .or_else(|| place.remote.filter(|_| self.is_replicated))
+                    .map(str::to_owned),
             }),
         };
         Database {

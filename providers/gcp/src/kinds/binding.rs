@@ -43,6 +43,7 @@ pub(crate) const PODS: &str = "pods:";
 /// (<https://cloud.google.com/iam/docs/service-agents>).
 const AGENTS: &[(&str, &str, Service)] = &[
     ("agent:artifactregistry", "gcp-sa-artifactregistry", Service::ArtifactRegistry),
+    ("agent:compute", "compute-system", Service::Compute),
     ("agent:container", "container-engine-robot", Service::Container),
     ("agent:run", "serverless-robot-prod", Service::Run),
     ("agent:sql", "gcp-sa-cloud-sql", Service::Sql),
@@ -424,7 +425,7 @@ fn agent_before(api: Option<&Api>, project: &str, member: &str) -> Option<Declar
     let (_, _, service) = agent(member).ok()?;
     let of = |kind: &str, attributes: Value| declaration(api, kind, &attributes, String::new(), &[]);
     let declared = match service {
-        Service::Container => return None,
+        Service::Compute | Service::Container => return None,
         Service::Storage => {
             let project = json!({ "project": project });
             Declaration { is_read: true, ..of("google_storage_project_service_account", project) }
@@ -488,8 +489,9 @@ async fn create_agent(api: &Api, member: &str) -> Result<()> {
     let (_, _, service) = agent(member)?;
     let project = api.project();
     let call = match service {
-        // It comes with the service itself (<https://cloud.google.com/kubernetes-engine/docs/how-to/service-accounts>).
-        Service::Container => return Ok(()),
+        // They come with the services themselves (<https://cloud.google.com/kubernetes-engine/docs/how-to/service-accounts>,
+        // <https://cloud.google.com/compute/docs/access/service-accounts#compute_engine_service_account>).
+        Service::Compute | Service::Container => return Ok(()),
         Service::Storage => Call::get(Service::Storage, format!("projects/{project}/serviceAccount")),
         _ => {
             let path = format!("projects/{project}/services/{}:generateServiceIdentity", service.api());
@@ -633,8 +635,9 @@ mod tests {
         assert_eq!(Value::Object(sql.body), json!({ "project": "p", "service": "sqladmin.googleapis.com" }));
         let storage = declared("agent:storage").unwrap();
         assert!(storage.is_read && storage.is_new_only, "{storage:?}");
-        // That of GKE comes with the service, and other members are no agents.
-        assert_eq!((declared("agent:container"), declared("user:ann@example.com")), (None, None));
+        // Those of GKE and Compute Engine come with the services, and other members are no agents.
+        let all = ["agent:container", "agent:compute", "user:ann@example.com"];
+        assert!(all.iter().all(|member| declared(member).is_none()));
     }
 
     #[test]

@@ -409,6 +409,7 @@ impl RestKind for NodePool {
             Field::code("accelerator", "/config/accelerators", accelerators, accelerator),
             Field::plain("disk_gb", "/config/diskSizeGb"),
             Field::plain("disk_type", "/config/diskType"),
+            Field::plain("disk_key", "/config/bootDiskKmsKey"),
             Field::plain("account", "/config/serviceAccount"),
             Field::flag("secure_boot", "/config/shieldedInstanceConfig/enableSecureBoot"),
             Field { absent: "{}", ..Field::plain("labels", "/config/labels") }
@@ -495,6 +496,8 @@ impl RestKind for NodePool {
         match field {
             // The places of a pool that is in all zones are the cluster's.
             "zones" => is_any(wanted) || is_within(seen, wanted),
+            // Disks get it with the pool, and no request changes it: a pool that exists keeps what it has.
+            "disk_key" => true,
             "markets" => is_within(seen, wanted),
             // The autoscaler adds nodes; a group that is not shown yet says nothing.
             "nodes" => seen.is_null() || seen.as_u64() >= wanted.as_u64(),
@@ -666,9 +669,10 @@ fn accelerator(document: &Value) -> Value {
     json!({ "type": first["acceleratorType"], "count": count })
 }
 
-/// The machine of the first pool.
+/// The machine of the first pool. Its disk has the key too: an organization may refuse one without
+/// (terraform-google-modules/terraform-google-kubernetes-engine#2344).
 fn first_config(spec: &Spec, labels: &Value) -> Value {
-    json!({
+    let mut config = json!({
         "machineType": FIRST_MACHINE,
         "diskSizeGb": FIRST_DISK_GB,
         "diskType": "pd-standard",
@@ -677,7 +681,11 @@ fn first_config(spec: &Spec, labels: &Value) -> Value {
         "resourceLabels": labels,
         "shieldedInstanceConfig": { "enableSecureBoot": true, "enableIntegrityMonitoring": true },
         "workloadMetadataConfig": { "mode": "GKE_METADATA" },
-    })
+    });
+    if let Some(key) = spec.get("key").filter(|key| !key.is_null()) {
+        config["bootDiskKmsKey"] = key.clone();
+    }
+    config
 }
 
 fn autoscaling(scaling: &Value) -> Value {
@@ -772,6 +780,7 @@ mod tests {
         assert!(NodePool::fits("zones", &json!(["r-a", "r-b"]), &json!(["r-b"])));
         assert!(!NodePool::fits("zones", &json!(["r-a"]), &json!(["r-b"])));
         assert!(NodePool::fits("zones", &json!([]), &json!(["r-b"])));
+        assert!(NodePool::fits("disk_key", &json!("k"), &Value::Null), "a pool of an earlier version is not replaced");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::ObservedObject;
 use textnlp_cloud::document::last;
-use textnlp_provider::{CloudId, Declaration, Declare, Foreign, Identity, Kind, Pricing, Result, Spec};
+use textnlp_provider::{CloudId, Declaration, Declare, ErrorKind, Foreign, Identity, Kind, Pricing, Result, Spec};
 
 use super::{create, delete, put, read};
 use crate::api::{Api, Call};
@@ -46,6 +46,11 @@ pub(crate) static ROWS: &[Row] = &[
                 delete("compute.forwardingRules.delete"),
                 read("compute.targetPools.list"),
                 delete("compute.targetPools.delete"),
+                read("compute.backendServices.list"),
+                delete("compute.regionBackendServices.delete"),
+                read("compute.healthChecks.list"),
+                delete("compute.healthChecks.delete"),
+                delete("compute.regionHealthChecks.delete"),
                 delete("compute.networks.updatePolicy"),
             ],
             terraform: &[("google_compute_network", "id")],
@@ -75,6 +80,13 @@ pub(crate) static ROWS: &[Row] = &[
                 delete("compute.networkEndpointGroups.delete"),
                 read("compute.forwardingRules.list"),
                 delete("compute.forwardingRules.delete"),
+                read("compute.targetPools.list"),
+                delete("compute.targetPools.delete"),
+                read("compute.backendServices.list"),
+                delete("compute.regionBackendServices.delete"),
+                read("compute.healthChecks.list"),
+                delete("compute.healthChecks.delete"),
+                delete("compute.regionHealthChecks.delete"),
             ],
             terraform: &[("google_compute_subnetwork", "id")],
             ..kind("gcp.subnetwork", "a subnetwork", Identity::Named)
@@ -146,18 +158,17 @@ impl RestKind for Network {
         if is_of_others(document) {
             return Ok(Vec::new());
         }
-        let (mut foreign, mut balancers) = (Vec::new(), BTreeSet::new());
+        let (mut foreign, mut parts) = (Vec::new(), BTreeSet::new());
         for (path, what) in INSIDE {
             for one in api.list(Service::Compute, &api.path(path), "items", &[]).await? {
                 if one["network"].as_str().map(relative) == Some(id) {
-                    balancers
-                        .extend(one["name"].as_str().and_then(|name| name.strip_prefix(BALANCED)).map(str::to_owned));
+                    parts.extend(named_by(one["name"].as_str().unwrap_or_default()));
                     foreign.extend(inside(&one, what));
                 }
             }
         }
-        // They go before the rule that tells of them.
-        let mut all = of_balancers(api, &balancers).await?;
+        // They go before the rules and groups that tell of them.
+        let mut all = of_balancers(api, &parts).await?;
         all.append(&mut foreign);
         Ok(all)
     }
@@ -190,25 +201,42 @@ const INSIDE: [(&str, &str); 2] = [
 /// What the description of a rule contains that was created for a Service of Kubernetes
 /// (<https://github.com/kubernetes/cloud-provider-gcp/blob/master/providers/gce/gce_loadbalancer_naming.go>).
 const OF_SERVICE: &str = "kubernetes.io/service-name";
-/// The start of the name of the firewall rule of an external load balancer, before the name of its other parts.
-const BALANCED: &str = "k8s-fw-";
-/// The lists of those parts, which name no network, in the order in which they are swept.
-const OF_BALANCERS: [(&str, &str); 2] = [
+/// The lists of parts of load balancers, most of which name no network, in the order in which they are swept: each uses those after it.
+const OF_BALANCERS: [(&str, &str); 4] = [
     ("projects/{project}/aggregated/forwardingRules", "forwarding rule"),
     ("projects/{project}/aggregated/targetPools", "target pool"),
+    ("projects/{project}/aggregated/backendServices", BACKENDS),
+    ("projects/{project}/aggregated/healthChecks", CHECK),
 ];
+const BACKENDS: &str = "backend service";
+const CHECK: &str = "health check";
 
-/// The parts of external load balancers with these names.
+/// The names of parts of load balancers that a firewall rule or an endpoint group with this name tells. They contain the id of a cluster
+/// or of a Service, and are those of no other one: see [`OF_SERVICE`], and
+/// <https://github.com/kubernetes/ingress-gce/blob/master/pkg/utils/namer/l4_namer.go>.
+fn named_by(name: &str) -> impl Iterator<Item = String> {
+    let of_service = name.strip_prefix("k8s-fw-");
+    let of_nodes = name.strip_suffix("-hc").filter(|check| check.starts_with("k8s-") && check.ends_with("-node"));
+    let own = Some(name).filter(|name| name.starts_with("k8s2-"));
+    let of_check = own.and_then(|name| name.strip_suffix("-fw"));
+    [of_service, of_nodes, own, of_check].into_iter().flatten().map(str::to_owned)
+}
+
+/// The parts of load balancers with these names, and the forwarding rules to them.
 async fn of_balancers(api: &Api, names: &BTreeSet<String>) -> Result<Vec<Foreign>> {
     let mut found = Vec::new();
     if names.is_empty() {
         return Ok(found);
     }
+    let is_named = |link: &Value| link.as_str().is_some_and(|link| names.contains(last(link)));
     for (path, what) in OF_BALANCERS {
-        for one in api.list(Service::Compute, &api.path(path), "items", &[]).await? {
-            if one["name"].as_str().is_some_and(|name| names.contains(name)) {
-                found.extend(inside(&one, what).map(|part| Foreign { swept: true, ..part }));
-            }
+        let listed = match api.list(Service::Compute, &api.path(path), "items", &[]).await {
+            // A role that an earlier version printed does not list them: they stay.
+            Err(error) if error.kind == ErrorKind::Denied && [BACKENDS, CHECK].contains(&what) => continue,
+            listed => listed?,
+        };
+        for one in listed.iter().filter(|one| is_named(&one["name"]) || is_named(&one["backendService"])) {
+            found.extend(inside(one, what).map(|part| Foreign { swept: true, ..part }));
         }
     }
     Ok(found)
@@ -282,21 +310,30 @@ impl RestKind for Subnetwork {
         Ok(())
     }
 
-    /// What holds its addresses: endpoint groups, and the rules of internal load balancers, which its clusters' controllers made.
+    /// What holds its addresses: endpoint groups, and the rules of internal load balancers, which its clusters' controllers made. What
+    /// uses the groups goes before them.
     async fn foreign(api: &Api, id: &str, document: &Value) -> Result<Vec<Foreign>> {
         if is_of_others(document) {
             return Ok(Vec::new());
         }
-        let mut all = Vec::new();
-        for (path, what) in [OF_BALANCERS[0], INSIDE[0]] {
+        let (mut found, mut parts) = ([Vec::new(), Vec::new()], BTreeSet::new());
+        for ((path, what), found) in [OF_BALANCERS[0], INSIDE[0]].into_iter().zip(&mut found) {
             for one in api.list(Service::Compute, &api.path(path), "items", &[]).await? {
                 if one["subnetwork"].as_str().map(relative) != Some(id) {
                     continue;
                 }
+                parts.extend(named_by(one["name"].as_str().unwrap_or_default()));
                 let is_of_service = one["description"].as_str().is_some_and(|text| text.contains(OF_SERVICE));
-                all.extend(inside(&one, what).map(|part| Foreign { swept: part.swept || is_of_service, ..part }));
+                found.extend(inside(&one, what).map(|part| Foreign { swept: part.swept || is_of_service, ..part }));
             }
         }
+        let [mut all, groups] = found;
+        for part in of_balancers(api, &parts).await? {
+            if !all.iter().any(|one: &Foreign| one.cloud_id == part.cloud_id) {
+                all.push(part);
+            }
+        }
+        all.extend(groups);
         Ok(all)
     }
 
@@ -421,6 +458,16 @@ mod tests {
         }
         for name in ["allow-ssh", "a-team-rule", "gkeish"] {
             assert!(!is_of_gke(name), "{name}");
+        }
+        for (name, parts) in [
+            ("k8s-fw-a0123", &["a0123"][..]),
+            ("k8s-0a1b-node-hc", &["k8s-0a1b-node"]),
+            ("k8s2-0a1b-ns-web-9f", &["k8s2-0a1b-ns-web-9f"]),
+            ("k8s2-0a1b-l4-shared-hc-fw", &["k8s2-0a1b-l4-shared-hc-fw", "k8s2-0a1b-l4-shared-hc"]),
+            ("team-node-hc", &[]),
+            ("allow-fw", &[]),
+        ] {
+            assert_eq!(named_by(name).collect::<Vec<_>>(), parts, "{name}");
         }
         let rule = json!({ "selfLink": "https://www.googleapis.com/compute/v1/projects/p/global/firewalls/allow-ssh" });
         let found = inside(&rule, "firewall rule").unwrap();

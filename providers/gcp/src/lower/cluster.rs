@@ -73,6 +73,8 @@ impl Lowering<'_> {
             before.push(self.part(part, "gcp.project-binding", binding));
         }
         let (key, access) = self.data_key("agent:container");
+        // Compute Engine encrypts the disks of nodes (hashicorp/terraform-provider-google#17260).
+        let (disk_key, disk_access) = self.data_key_by("disk-key-access", "agent:compute");
         let network = cluster.network.as_str();
         let subnet = self.site.subnets.first();
         let (_, pods, services) = subnet.map_or(("", PODS, SERVICES), |subnet| with_ranges(subnet.as_str()));
@@ -98,7 +100,7 @@ impl Lowering<'_> {
         );
         // Nodes pull images through the NAT. That of an existing network is its owner's.
         let router = self.part_of(NETWORK, "router").filter(|_| self.site.subnets.is_empty());
-        before.extend([access, router]);
+        before.extend([access, disk_access.clone(), router]);
         for one in before {
             self.after(one);
         }
@@ -116,16 +118,18 @@ impl Lowering<'_> {
         let Some(machine) = general.types.first().and_then(|name| machine(name, None)) else { return };
         let scaling = json!({ "min": min, "max": max });
         let (name, surge) = (general.named(SYSTEM), NodeUpgrade::Surge);
-        let pool = self.pool(&name, machine, &main, &nodes, scaling, &[], &[ON_DEMAND], surge);
+        let pool = self.pool(&name, machine, &main, &nodes, scaling, &[], &[ON_DEMAND], surge, &disk_key);
         let system = self.part(&format!("{name}-nodes"), "gcp.node-pool", pool);
+        self.after(disk_access.clone());
         if let Some(gpu) = &cluster.gpu {
-            self.gpu_nodes(gpu, &main, &nodes);
+            self.gpu_nodes(gpu, &main, &nodes, &disk_key);
             // GKE taints machines with GPUs only beside other ones (terraform-google-modules/terraform-google-kubernetes-engine#703).
             self.after(system);
+            self.after(disk_access);
         }
     }
 
-    fn gpu_nodes(&mut self, pool: &GpuPool, cluster: &ResourceId, nodes: &ResourceId) {
+    fn gpu_nodes(&mut self, pool: &GpuPool, cluster: &ResourceId, nodes: &ResourceId, disk_key: &Value) {
         let known = MACHINES.iter().filter_map(|machine| Some((machine.name, machine.gpu?.1)));
         for (cause, fix) in textnlp_cloud::wrong_machines(pool, 1, known) {
             self.problem("gpu.machines", cause, fix);
@@ -152,7 +156,7 @@ impl Lowering<'_> {
         let scaling = json!({ "min": pool.count, "max": pool.most() });
         // GKE adds a node first unless told otherwise, and where no quota is left for its GPU, the upgrade fails.
         let how = pool.upgrade.unwrap_or(NodeUpgrade::Minimal);
-        let pool = self.pool(GPU_POOL, machine, cluster, nodes, scaling, &zones, markets, how);
+        let pool = self.pool(GPU_POOL, machine, cluster, nodes, scaling, &zones, markets, how, disk_key);
         self.part(GPU_NODES, "gcp.node-pool", pool);
     }
 
@@ -167,6 +171,7 @@ impl Lowering<'_> {
         zones: &[String],
         markets: &[&str],
         how: NodeUpgrade,
+        disk_key: &Value,
     ) -> Value {
         let gpu = machine.gpu.map(|(gpu, count)| json!({ "type": gpu.accelerator, "count": count }));
         json!({
@@ -176,6 +181,7 @@ impl Lowering<'_> {
             "accelerator": gpu,
             "disk_gb": if gpu.is_some() { GPU_DISK_GB } else { DISK_GB },
             "disk_type": machine.disk_type,
+            "disk_key": disk_key,
             "account": output(nodes, "email"),
             // GKE's drivers of GPUs are not signed for it in every version.
             "secure_boot": machine.gpu.is_none(),

@@ -8,8 +8,8 @@
 //! and for a bucket in two regions `replica-key-ring`, `replica-key` and `replica-key-access` in place of `key-access`; `reader` for
 //! pods that read models of it |
 //! | cluster | `SITE/cluster`: the control plane; `nodes`, `nodes-role` and `nodes-images`: the account of the nodes and its roles;
-//! `key-access` where data is protected; `system-nodes`, of other machines than the usual ones `system-medium-nodes` and the like;
-//! `gpu-nodes` with GPUs. An existing cluster is read only |
+//! `key-access` and `disk-key-access` where data is protected; `system-nodes`, of other machines than the usual ones
+//! `system-medium-nodes` and the like; `gpu-nodes` with GPUs. An existing cluster is read only |
 //! | registry | `SITE/registry/repository`, if its address is that of this project and region; `key-access` where data is protected |
 //! | database | `SITE/database/range`, `connection`: private services access; `server`, `database`, `instance`: the PostgreSQL, its
 //! database, and the user that the service connects as; `replica-N`; `remote`: the replica in another region; `key-access` where data is
@@ -211,12 +211,17 @@ impl Lowering<'_> {
     /// The key that data of a protected site is encrypted with, for a service agent that gets its role on it; null elsewhere: Google
     /// encrypts with keys of its own then.
     fn data_key(&mut self, agent: &str) -> (Value, Option<ResourceId>) {
+        self.data_key_by("key-access", agent)
+    }
+
+    /// The same, whose role is this part.
+    fn data_key_by(&mut self, part: &str, agent: &str) -> (Value, Option<ResourceId>) {
         if !self.site.protect_data {
             return (Value::Null, None);
         }
         let key = self.output_of(MODELS, "key", "id");
         let spec = json!({ "target": key, "role": KEY_ROLE, "member": agent });
-        let access = self.part("key-access", "gcp.key-binding", spec);
+        let access = self.part(part, "gcp.key-binding", spec);
         (key, access)
     }
 
@@ -387,6 +392,12 @@ pub(crate) mod tests {
         assert_eq!(main["key"], json!({ "$output": "main/models/key#id" }));
         assert_eq!(main["private_nodes"], json!(true));
         assert!(all.contains_key("main/cluster/key-access"));
+        assert_eq!(all["main/cluster/disk-key-access"].spec.as_value()["member"], "agent:compute");
+        for pool in ["main/cluster/system-nodes", "main/cluster/gpu-nodes"] {
+            assert_eq!(all[pool].spec.as_value()["disk_key"], main["key"]);
+            // The role is there first, also where another pool exists already.
+            assert!(all[pool].needs.iter().any(|need| need.on.as_str() == "main/cluster/disk-key-access"), "{pool}");
+        }
     }
 
     #[test]

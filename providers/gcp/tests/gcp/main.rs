@@ -539,8 +539,12 @@ async fn road(bench: &Bench) {
     if bench.remote.is_some() {
         replication_is_turned_on_again(bench, &mut records).await;
     }
-    leave_behind(bench, &records);
+    let left = leave_behind(bench, &records);
     remove(bench, &records).await;
+    // In an existing network nothing is swept.
+    let stays: Vec<&String> = left.iter().filter(|key| bench.cloud.world().get(key).is_some()).collect();
+    let is_kept = |key: &&String| key.contains("/disks/") || !bench.site.subnets.is_empty();
+    assert!(!stays.is_empty() && stays.iter().all(is_kept), "{stays:?}");
 }
 
 /// The outputs of an instance of Memorystore refer to its AUTH string, which no document has.
@@ -720,6 +724,67 @@ fn a_quota_names_the_settings_that_it_has_room_for() {
         // Five nodes in three zones would be six.
         let room = "today it has room for `cluster.min_nodes: 3` and `cluster.max_nodes: 3`";
         assert!(of_quota.fix.contains(room), "{of_quota:?}");
+    });
+}
+
+#[test]
+fn disks_of_new_pools_have_the_key_of_the_site_and_those_of_old_ones_stay() {
+    run(async {
+        let bench = Bench { gpu: None, ..Bench::new(Options::zero_latency(), true) };
+        let parts = ["main/network/", "main/models/", "main/cluster"];
+        let is_part = |one: &Wanted| parts.iter().any(|part| one.id.as_str().starts_with(part));
+        let wanted: Vec<Wanted> = bench.all().into_iter().filter(is_part).collect();
+        let records = create(&bench, &wanted).await;
+        let id = |of: &str| {
+            let found = records.iter().find(|(one, _)| one.id.as_str() == of).unwrap();
+            found.1.cloud_id.to_string()
+        };
+        let (pool, site_key) = (format!("container/{}", id("main/cluster/system-nodes")), id("main/models/key"));
+        let disk_key = || bench.cloud.world().get(&pool).unwrap()["config"]["bootDiskKmsKey"].clone();
+        assert_eq!(disk_key(), json!(site_key));
+        unchanged(&bench, &records).await;
+        // A pool that an earlier version of this program created.
+        if let Some(stored) = bench.cloud.world().objects.get_mut(&pool) {
+            stored.body["config"].as_object_mut().unwrap().shift_remove("bootDiskKmsKey");
+        }
+        assert_eq!(disk_key(), Value::Null);
+        unchanged(&bench, &records).await;
+    });
+}
+
+#[test]
+fn quotas_of_networks_are_compared_with_what_is_created() {
+    run(async {
+        let bench = Bench::new(Options::zero_latency().enabled(), false);
+        let all: Vec<Wanted> = bench.all().into_iter().filter(|one| one.kind.as_str() != "gcp.node-pool").collect();
+        let metrics = [
+            ("NETWORKS", "main/network/vpc"),
+            ("SUBNETWORKS", "main/network/subnet"),
+            ("ROUTERS", "main/network/router"),
+            ("GLOBAL_INTERNAL_ADDRESSES", "main/database/range"),
+        ];
+        let limit = |limit: f64| {
+            let quotas = metrics.map(|(metric, _)| ((String::new(), metric.to_owned()), limit));
+            bench.cloud.world().quotas.extend(quotas);
+        };
+        let of_quotas = async || {
+            let problems = bench.provider.preflight(&all).await.unwrap();
+            problems.into_iter().filter(|one| one.cause.starts_with("the quota ")).collect::<Vec<_>>()
+        };
+        limit(0.0);
+        let problems = of_quotas().await;
+        assert_eq!(problems.len(), metrics.len(), "{problems:#?}");
+        for (metric, place) in metrics {
+            let says = format!("the quota `{metric}` allows 0; 0 are used, and this plan needs 1 more");
+            let found = problems.iter().find(|one| one.cause == says).unwrap_or_else(|| panic!("{problems:#?}"));
+            assert!(found.place == place && !found.warning && found.fix.ends_with("System Limits"), "{found:?}");
+        }
+        limit(1.0);
+        assert!(of_quotas().await.is_empty());
+        // What is there is used, and not created again.
+        create(&bench, &bench.lower("network", ComponentSpec::Network(Network::default()))).await;
+        let problems = of_quotas().await;
+        assert!(problems.is_empty(), "{problems:#?}");
     });
 }
 

@@ -15,7 +15,7 @@ use crate::programs::engine::Process;
 use crate::programs::shape::{Place, Shape};
 use crate::programs::{self, World};
 use crate::story::{self, Simulated, Story};
-use crate::{REGION, ZONE, endpoint, provider, site};
+use crate::{REGION, REMOTE, ZONE, endpoint, provider, site};
 
 /// How many programs one run tries: a minute of one core.
 const MANY: u64 = 60;
@@ -75,8 +75,16 @@ impl Simulated for Played {
         let repository = format!("{REGION}-docker.pkg.dev/{project}/{environment}/server");
         let models = format!("gs://textnlp-{project}-{environment}-main-models/mine/");
         let endpoint = endpoint(Some(ZONE), &format!("{environment}.example.com"));
-        let place =
-            Place { site: site(&self.cloud, environment), repository, models: &models, archives: true, endpoint };
+        let place = Place {
+            site: site(&self.cloud, environment),
+            repository,
+            models: &models,
+            archives: true,
+            endpoint,
+            remote: Some(REMOTE),
+            has_budget: true,
+            shares: true,
+        };
         shape.wanted(process.provider.as_ref(), &place)
     }
 

@@ -462,27 +462,58 @@ impl Cloud {
         policy.effective.insert((role.to_owned(), member.to_owned()), now);
     }
 
-    /// Leaves behind what workloads of a cluster make and its deletion does not take away: a firewall rule, a network
-    /// endpoint group, the rule of an internal load balancer and a disk (murphye/cheap-gke-cluster#2,
-    /// hashicorp/terraform-provider-google#5948, Smana/cloud-native-ref#1861). Gives their keys.
+    /// Leaves behind what workloads of a cluster make and its deletion does not take away: the parts of an internal load balancer and
+    /// of an external one, with a network endpoint group, and a disk (murphye/cheap-gke-cluster#2,
+    /// hashicorp/terraform-provider-google#5948, Smana/cloud-native-ref#1861). Their names are those of
+    /// <https://github.com/kubernetes/cloud-provider-gcp/blob/master/providers/gce/gce_loadbalancer_naming.go> and
+    /// <https://github.com/kubernetes/ingress-gce/blob/master/pkg/utils/namer/l4_namer.go>. Gives their keys: each uses those after it.
     ///
     /// `zone` is that of the group, and the subnetwork is in its region.
     pub fn leave_behind(&mut self, project: &str, network: &str, subnetwork: &str, zone: &str) -> Vec<String> {
-        let id = self.random.hex(16);
+        let (id, internal) = (self.random.hex(16), format!("a{}", self.random.hex(31)));
         let region = zone.rsplit_once('-').map_or(zone, |(region, _)| region);
-        let network = self.link("compute", &format!("projects/{project}/global/networks/{network}"));
-        let subnetwork = self.link("compute", &format!("projects/{project}/regions/{region}/subnetworks/{subnetwork}"));
+        let link = |path: &str| self.link("compute", &format!("projects/{project}/{path}"));
+        let network = link(&format!("global/networks/{network}"));
+        let subnetwork = link(&format!("regions/{region}/subnetworks/{subnetwork}"));
+        let regional = |kind: &str, name: &str| format!("regions/{region}/{kind}/{name}");
+        let external = format!("k8s2-{}-default-web-{}", &id[..8], &id[8..]);
+        let [nodes, shared] = [format!("k8s-{id}-node"), format!("k8s2-{}-l4-shared-hc", &id[..8])];
+        let (of_internal, of_external) =
+            (regional("backendServices", &internal), regional("backendServices", &external));
+        let [check, regional_check] = [format!("global/healthChecks/{nodes}"), regional("healthChecks", &shared)];
+        let group = format!("zones/{zone}/networkEndpointGroups/{external}");
+        let service = "{\"kubernetes.io/service-name\":\"default/web\"}";
+        let rule =
+            |name: String| (format!("global/firewalls/{name}"), json!({ "network": network, "direction": "INGRESS" }));
         let parts = [
-            (format!("global/firewalls/k8s-fw-a{id}"), json!({ "network": network, "direction": "INGRESS" })),
             (
-                format!("zones/{zone}/networkEndpointGroups/k8s1-{}-default-web-80-{}", &id[..8], &id[8..]),
-                json!({ "network": network, "subnetwork": subnetwork, "networkEndpointType": "GCE_VM_IP_PORT", "size": 0 }),
-            ),
-            (
-                format!("regions/{region}/forwardingRules/a{}", self.random.hex(31)),
+                regional("forwardingRules", &internal),
                 json!({ "network": network, "subnetwork": subnetwork, "loadBalancingScheme": "INTERNAL",
-                    "description": "{\"kubernetes.io/service-name\":\"default/web\"}" }),
+                    "description": service, "backendService": link(&of_internal) }),
             ),
+            (
+                regional("forwardingRules", &external.replacen("k8s2", "k8s2-tcp", 1)),
+                json!({ "loadBalancingScheme": "EXTERNAL", "backendService": link(&of_external) }),
+            ),
+            (
+                of_internal,
+                json!({ "loadBalancingScheme": "INTERNAL", "description": service, "healthChecks": [link(&check)] }),
+            ),
+            (
+                of_external,
+                json!({ "loadBalancingScheme": "EXTERNAL", "backends": [{ "group": link(&group) }],
+                    "healthChecks": [link(&regional_check)] }),
+            ),
+            (check, json!({ "type": "HTTP" })),
+            (regional_check, json!({ "type": "HTTP" })),
+            (
+                group,
+                json!({ "network": network, "subnetwork": subnetwork, "networkEndpointType": "GCE_VM_IP", "size": 0 }),
+            ),
+            rule(format!("k8s-fw-{internal}")),
+            rule(format!("{nodes}-hc")),
+            rule(external),
+            rule(format!("{shared}-fw")),
             (
                 format!("zones/{zone}/disks/pvc-{id}"),
                 json!({ "sizeGb": "10", "status": "READY", "labels": { "goog-gke-volume": "" } }),

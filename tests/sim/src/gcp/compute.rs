@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::cloud::{Cloud, Effect, Family};
+use super::cloud::{Cloud, Effect, Family, Object};
 use super::kinds::{KIND, Kind, begin, collection, page, repeated};
 use super::problem::Problem;
 use super::{Call, Handler, errors};
@@ -221,13 +221,17 @@ pub(crate) const REGIONAL: &[(&str, f64)] = &[
     ("PREEMPTIBLE_NVIDIA_H100_GPUS", 0.0),
 ];
 
-/// Quotas of the project.
+/// The quota of the project for ranges of internal addresses.
+const RANGES: &str = "GLOBAL_INTERNAL_ADDRESSES";
+
+/// Quotas of the project: the metric and the usual limit.
 const GLOBAL: &[(&str, f64)] = &[
     ("NETWORKS", 50.0),
     ("SUBNETWORKS", 500.0),
     ("ROUTERS", 50.0),
     ("FIREWALLS", 500.0),
     ("STATIC_ADDRESSES", 70.0),
+    (RANGES, 5_000.0),
     ("GPUS_ALL_REGIONS", 0.0),
     ("CPUS_ALL_REGIONS", 500.0),
 ];
@@ -246,7 +250,7 @@ pub(crate) const KINDS: &[Kind] = &[
             ("/mtu", "1460"),
             ("/networkFirewallPolicyEnforcementOrder", "\"AFTER_CLASSIC_FIREWALL\""),
         ],
-        quota: Some(("NETWORKS", 50.0, true)),
+        quota: Some("NETWORKS"),
         check_delete: |_, _, body| match body["peerings"].as_array().and_then(|peerings| peerings.first()) {
             Some(peering) => {
                 let name = super::name_of(&body["selfLink"]);
@@ -269,7 +273,7 @@ pub(crate) const KINDS: &[Kind] = &[
             ("/privateIpv6GoogleAccess", "\"DISABLE_GOOGLE_ACCESS\""),
         ],
         references: &["/network"],
-        quota: Some(("SUBNETWORKS", 500.0, true)),
+        quota: Some("SUBNETWORKS"),
         fingerprint: Some("fingerprint"),
         check: |cloud, call, body| {
             let name = format!("{}/{}", call.key(), body["name"].as_str().unwrap_or_default());
@@ -308,7 +312,7 @@ pub(crate) const KINDS: &[Kind] = &[
         collection: ("compute", "routers"),
         seconds: (15, 15, 15),
         references: &["/network", "/nats/*/subnetworks/*/name"],
-        quota: Some(("ROUTERS", 50.0, true)),
+        quota: Some("ROUTERS"),
         check: |cloud, call, body| check_nats(cloud, call, "", body),
         fill: |_, _, name, body| {
             body["network"] = absolute(name, &body["network"]).into();
@@ -326,7 +330,7 @@ pub(crate) const KINDS: &[Kind] = &[
         defaults: &[("/addressType", "\"EXTERNAL\""), ("/ipVersion", "\"IPV4\"")],
         references: &["/network"],
         fingerprint: None,
-        quota: Some(("STATIC_ADDRESSES", 70.0, true)),
+        quota: Some(RANGES),
         fill: fill_address,
         check_delete: |cloud, _, body| {
             let name = body["name"].as_str().unwrap_or_default();
@@ -353,13 +357,13 @@ pub(crate) const KINDS: &[Kind] = &[
             ("/logConfig/enable", "false"),
         ],
         references: &["/network"],
-        quota: Some(("FIREWALLS", 500.0, true)),
+        quota: Some("FIREWALLS"),
         fill: |_, _, name, body| body["network"] = absolute(name, &body["network"]).into(),
         ..ROW
     },
     Kind {
         methods: "compute.healthChecks",
-        verbs: &["insert", "get", "list", "patch", "delete"],
+        verbs: &["insert", "get", "list", "aggregatedList", "patch", "delete"],
         collection: ("compute", "healthChecks"),
         seconds: (5, 5, 5),
         defaults: &[
@@ -389,7 +393,26 @@ pub(crate) const KINDS: &[Kind] = &[
         methods: "compute.forwardingRules",
         verbs: &["get", "list", "aggregatedList", "delete"],
         collection: ("compute", "forwardingRules"),
-        references: &["/network", "/subnetwork"],
+        references: &["/network", "/subnetwork", "/backendService"],
+        ..ROW
+    },
+    Kind {
+        methods: "compute.regionBackendServices",
+        verbs: &["get", "list", "delete"],
+        collection: ("compute", "backendServices"),
+        references: &["/backends/*/group", "/healthChecks/*"],
+        ..ROW
+    },
+    Kind {
+        methods: "compute.backendServices",
+        verbs: &["aggregatedList"],
+        collection: ("compute", "backendServices"),
+        ..ROW
+    },
+    Kind {
+        methods: "compute.regionHealthChecks",
+        verbs: &["get", "list", "delete"],
+        collection: ("compute", "healthChecks"),
         ..ROW
     },
     // GKE makes and changes them.
@@ -451,6 +474,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     rule(
         "NETWORKS is 50 by default, and exceeding it is QUOTA_EXCEEDED with quotaInfo",
         Source::Report("NVIDIA/aicr#2065"),
+    ),
+    rule(
+        "a range for peering counts against GLOBAL_INTERNAL_ADDRESSES",
+        Source::Report("hashicorp/terraform-provider-google#8924"),
     ),
     rule(
         "a missing quota metric is unlimited, GPUS_ALL_REGIONS is 0 at first",
@@ -876,12 +903,15 @@ pub(crate) fn used(cloud: &Cloud, project: &str, region: &str, metric: &str) -> 
         "SUBNETWORKS" => "subnetworks",
         "ROUTERS" => "routers",
         "FIREWALLS" => "firewalls",
-        "STATIC_ADDRESSES" => "addresses",
+        "STATIC_ADDRESSES" | RANGES => "addresses",
         metric => return super::container::used(cloud, project, region, metric),
     };
     let start = format!("compute/projects/{project}/");
-    let is_one = |key: &&String| key.starts_with(&start) && key.rsplit('/').nth(1) == Some(collection);
-    cloud.objects.keys().filter(is_one).count() as f64
+    let is_of = |body: &Value| collection != "addresses" || (body["addressType"] == "INTERNAL") == (metric == RANGES);
+    let is_one = |(key, object): &(&String, &Object)| {
+        key.starts_with(&start) && key.rsplit('/').nth(1) == Some(collection) && is_of(&object.body)
+    };
+    cloud.objects.iter().filter(is_one).count() as f64
 }
 
 fn project(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {

@@ -31,6 +31,8 @@ const SCOPES: &[&str] = &[
 /// <https://cloud.google.com/artifact-registry/docs/integrate-gke>.
 const READER: &str = "roles/artifactregistry.reader";
 const PULLING: &[&str] = &["https://www.googleapis.com/auth/cloud-platform", SCOPES[0]];
+/// The role with which the service agent of Compute Engine encrypts disks.
+const ENCRYPTER: &str = "roles/cloudkms.cryptoKeyEncrypterDecrypter";
 /// The most operations of a cluster at a time.
 const CONCURRENT: usize = 5;
 
@@ -175,6 +177,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Report("hashicorp/terraform-provider-google#6287"),
     ),
     rule("constraints on nodes fail the operation, not the call", Source::Report("2i2c-org/infrastructure#489")),
+    rule(
+        "nodes whose disks have a key start only if the service agent of Compute Engine has the role on it",
+        Source::Report("hashicorp/terraform-provider-google#17260"),
+    ),
     rule("GPU quotas of the region and of all regions both count", Source::Report("gcloudrig/gcloudrig#44")),
     rule("spot nodes use quotas of their own", Source::Report("skypilot-org/skypilot#4333")),
     rule(
@@ -195,7 +201,7 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Documentation("https://cloud.google.com/kubernetes-engine/docs/concepts/firewall-rules"),
     ),
     rule(
-        "disks, endpoint groups and firewall rules of workloads stay when a cluster is deleted",
+        "disks, endpoint groups, firewall rules and load balancers of workloads stay when a cluster is deleted",
         Source::Report("Smana/cloud-native-ref#1861"),
     ),
     rule(
@@ -553,6 +559,9 @@ fn judge(cloud: &mut Cloud, cluster: &str, pool: &Value) -> Result<(), (&'static
             return Err(("UNKNOWN", wait(&message)));
         }
     }
+    if let Some(message) = unusable_key(cloud, &project, pool) {
+        return Err(("UNKNOWN", wait(&message)));
+    }
     if let Some(message) = beyond_quota(cloud, cluster, pool) {
         return Err(("GCE_QUOTA_EXCEEDED", wait(&message)));
     }
@@ -580,6 +589,21 @@ fn judge(cloud: &mut Cloud, cluster: &str, pool: &Value) -> Result<(), (&'static
         }
     }
     Ok(())
+}
+
+/// Why the disks of a pool cannot have its key. Machines are tried again for longer than a grant takes to be effective.
+fn unusable_key(cloud: &Cloud, project: &str, pool: &Value) -> Option<String> {
+    let key = text(pool, "/config/bootDiskKmsKey");
+    let number = &cloud.project(project)?.number;
+    let agent = format!("serviceAccount:service-{number}@compute-system.iam.gserviceaccount.com");
+    let policy = cloud.policies.get(&format!("cloudkms/{key}"));
+    let is_granted = policy.is_some_and(|policy| policy.effective.contains_key(&(ENCRYPTER.to_owned(), agent)));
+    (!key.is_empty() && !is_granted).then(|| {
+        format!(
+            "Cloud KMS error when using key {key}: Permission 'cloudkms.cryptoKeyVersions.useToEncrypt' denied on \
+             resource '{key}' (or it may not exist)."
+        )
+    })
 }
 
 /// Whether a pool has more nodes than its pod range has room for: 256 addresses a node of 110 pods.

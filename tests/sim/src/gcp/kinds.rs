@@ -56,8 +56,8 @@ pub(crate) struct Kind {
     pub(crate) defaults: &'static [(&'static str, &'static str)],
     /// Pointers to names of other objects, which have to exist and cannot be deleted meanwhile; `*` is any item.
     pub(crate) references: &'static [&'static str],
-    /// The quota, its usual limit and whether it is global.
-    pub(crate) quota: Option<(&'static str, f64, bool)>,
+    /// The quota of the project that its objects count against.
+    pub(crate) quota: Option<&'static str>,
     /// The member that an update has to carry as it was read last.
     pub(crate) fingerprint: Option<&'static str>,
     pub(crate) update: Update,
@@ -255,7 +255,7 @@ fn create(cloud: &mut Cloud, call: &Call<'_>, kind: &'static Kind) -> Result<Val
     let (target, project) = (key.clone(), call.project.clone());
     let effect: Effect = Box::new(move |cloud| {
         // Quotas show only in the operation.
-        if let Some(error) = kind.quota.and_then(|quota| over_quota(cloud, kind, &target, &project, quota)) {
+        if let Some(error) = kind.quota.and_then(|metric| over_quota(cloud, &project, metric)) {
             cloud.objects.remove(&target);
             return Err(error);
         }
@@ -276,31 +276,17 @@ pub(crate) fn typed(kind: &str, body: &Value) -> Value {
 }
 
 /// The error of an operation for an object more than the quota allows.
-fn over_quota(cloud: &Cloud, kind: &Kind, key: &str, project: &str, quota: (&str, f64, bool)) -> Option<Value> {
-    let (metric, usual, is_global) = quota;
-    let parts: Vec<&str> = key.split('/').collect();
-    let region = if is_global { "" } else { parts.get(4).copied().unwrap_or_default() };
-    let limit = cloud.quotas.get(&(region.to_owned(), metric.to_owned())).copied().unwrap_or(usual);
-    let start = format!("{}/projects/{project}/", kind.collection.0);
-    let is_counted = |one: &&String| {
-        one.starts_with(&start)
-            && one.rsplit('/').nth(1) == Some(kind.collection.1)
-            && (is_global || one.split('/').nth(4) == Some(region))
-    };
-    let used = cloud.objects.keys().filter(is_counted).count() as f64;
-    (used > limit).then(|| quota_error(metric, limit, region))
-}
-
-/// The error `QUOTA_EXCEEDED` of an operation of Compute Engine.
-pub(crate) fn quota_error(metric: &str, limit: f64, region: &str) -> Value {
-    let place = if region.is_empty() { "globally".to_owned() } else { format!("in region {region}") };
-    let message = format!("Quota '{metric}' exceeded.  Limit: {limit:.1} {place}.");
+fn over_quota(cloud: &Cloud, project: &str, metric: &str) -> Option<Value> {
+    let limit = super::compute::limit(cloud, "", metric);
+    if super::compute::used(cloud, project, "", metric) <= limit {
+        return None;
+    }
+    let message = format!("Quota '{metric}' exceeded.  Limit: {limit:.1} globally.");
     let kind = metric.to_lowercase();
-    let dimensions = if region.is_empty() { json!({ "global": "global" }) } else { json!({ "region": region }) };
     let info = json!({ "quotaInfo": { "metricName": format!("compute.googleapis.com/{kind}"),
-        "limitName": metric.replace('_', "-"), "dimensions": dimensions, "limit": limit } });
-    json!({ "http": 403, "text": "FORBIDDEN",
-        "errors": [{ "code": "QUOTA_EXCEEDED", "message": message, "errorDetails": [info] }] })
+        "limitName": metric.replace('_', "-"), "dimensions": { "global": "global" }, "limit": limit } });
+    Some(json!({ "http": 403, "text": "FORBIDDEN",
+        "errors": [{ "code": "QUOTA_EXCEEDED", "message": message, "errorDetails": [info] }] }))
 }
 
 /// The operation that a request with this id started before, if it is the same request.

@@ -59,6 +59,21 @@ fn a_quota_fails_the_operation_and_leaves_nothing() {
 }
 
 #[test]
+fn a_range_for_peering_counts_as_an_internal_address() {
+    let client = Client::quick();
+    client.network();
+    client.cloud.world().quotas.insert((String::new(), "GLOBAL_INTERNAL_ADDRESSES".to_owned()), 1.0);
+    let made = |body: Value| client.wait("compute", client.post("compute", "projects/PROJECT/global/addresses", body));
+    let range = |name: &str| {
+        json!({ "name": name, "addressType": "INTERNAL", "purpose": "VPC_PEERING", "prefixLength": 20,
+            "network": "global/networks/n" })
+    };
+    assert!(made(range("a")).get("error").is_none());
+    assert_eq!(made(range("b"))["error"]["errors"][0]["code"], "QUOTA_EXCEEDED");
+    assert!(made(json!({ "name": "c" })).get("error").is_none(), "an external address counts against another quota");
+}
+
+#[test]
 fn a_network_in_use_is_not_deleted_and_one_that_changes_is_not_ready() {
     let client = Client::with(Options::default().enabled());
     client.cloud.world().conduct.network_busy = 600..601;
@@ -131,9 +146,14 @@ fn leftovers_of_clusters_block_the_network_and_can_be_deleted() {
     client.network();
     let project = client.cloud.project().to_owned();
     let keys = client.cloud.world().leave_behind(&project, "n", "n", "europe-west4-a");
-    assert_eq!(keys.len(), 4);
-    let refused = client.call("DELETE", "compute", &format!("{NETWORKS}/n"), Value::Null);
-    assert_eq!(refused.reason(), (400, "resourceInUseByAnotherResource"));
+    assert_eq!(keys.len(), 12);
+    let group = keys.iter().find(|key| key.contains("/networkEndpointGroups/")).unwrap();
+    for used in [format!("{NETWORKS}/n"), group.trim_start_matches("compute/").to_owned()] {
+        let refused = client.call("DELETE", "compute", &used, Value::Null);
+        assert_eq!(refused.reason(), (400, "resourceInUseByAnotherResource"), "{used}");
+    }
+    let listed = client.get("compute", "projects/PROJECT/aggregated/healthChecks").ok();
+    assert_eq!(listed["items"].as_object().unwrap().len(), 2, "a global one, and one of the region");
     let groups = client.get("compute", "projects/PROJECT/zones/europe-west4-a/networkEndpointGroups").ok();
     assert_eq!(groups["items"].as_array().unwrap().len(), 1);
     let disks = client.get("compute", "projects/PROJECT/aggregated/disks").ok();

@@ -253,6 +253,32 @@ fn quotas_and_stock_fail_the_operation_and_the_pool_stays() {
 }
 
 #[test]
+fn disks_have_a_key_only_with_a_role_of_compute_engine() {
+    let client = Client::quick();
+    ready(&client);
+    let ring = "v1/projects/PROJECT/locations/europe-west4/keyRings";
+    client.post("cloudkms", &format!("{ring}?keyRingId=r"), json!({})).ok();
+    let key = json!({ "purpose": "ENCRYPT_DECRYPT" });
+    let key = client.post("cloudkms", &format!("{ring}/r/cryptoKeys?cryptoKeyId=k"), key).ok()["name"].clone();
+    let encrypted = |name: &str| {
+        let mut pool = pool(name, "e2-standard-4", None);
+        pool["nodePool"]["config"]["bootDiskKmsKey"] = key.clone();
+        client.wait("container", add_pool(&client, pool))
+    };
+    let failed = encrypted("early");
+    let message = failed["error"]["message"].as_str().unwrap();
+    assert!(message.contains("cloudkms.cryptoKeyVersions.useToEncrypt"), "{message}");
+    let number = client.cloud.world().project(client.cloud.project()).unwrap().number.clone();
+    let agent = format!("service-{number}@compute-system.iam.gserviceaccount.com");
+    client.cloud.world().service_agents.insert(agent.clone());
+    let members = [format!("serviceAccount:{agent}")];
+    let policy = json!({ "bindings": [{ "role": "roles/cloudkms.cryptoKeyEncrypterDecrypter", "members": members }] });
+    let path = format!("v1/{}:setIamPolicy", key.as_str().unwrap());
+    client.post("cloudkms", &path, json!({ "policy": policy })).ok();
+    assert!(encrypted("later").get("error").is_none());
+}
+
+#[test]
 fn constraints_fail_the_operation_and_leave_a_cluster_in_error() {
     let client = Client::quick();
     client.network();

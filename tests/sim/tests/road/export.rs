@@ -197,7 +197,7 @@ pub(super) fn google(main: &Value) {
 pub(super) fn google_keys(main: &Value) {
     google(main);
     let members = main["resource"]["google_kms_crypto_key_iam_member"].as_object().unwrap();
-    let agents = ["gs-project-accounts", "container-engine-robot"];
+    let agents = ["gs-project-accounts", "container-engine-robot", "compute-system"];
     assert_eq!(members.len(), agents.len(), "{members:#?}");
     for agent in agents {
         let is_of = |one: &Value| one["member"].as_str().is_some_and(|member| member.contains(&format!("@{agent}.")));
@@ -209,7 +209,7 @@ pub(super) fn google_keys(main: &Value) {
     };
     let agent = "data.google_storage_project_service_account.";
     assert!(members.values().any(|one| needs(one, agent)), "{members:#?}");
-    for kind in ["google_storage_bucket", "google_container_cluster"] {
+    for kind in ["google_storage_bucket", "google_container_cluster", "google_container_node_pool"] {
         let all = main["resource"][kind].as_object().unwrap();
         assert!(all.values().all(|one| needs(one, "google_kms_crypto_key_iam_member.")), "{all:#?}");
     }

@@ -194,11 +194,14 @@ fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
         let world = cloud.world();
         let of_cluster = |key: &String| key.ends_with(&format!("/clusters/{GUIDED}"));
         let body = world.keys().into_iter().find(of_cluster).and_then(|key| world.get(&key).cloned());
+        let pools = world.keys().into_iter().filter(|key| key.contains(&format!("/clusters/{GUIDED}/nodePools/")));
+        let mut pools = pools.filter_map(|key| world.get(&key).cloned());
         body.is_some_and(|body| body["databaseEncryption"]["state"] == "ENCRYPTED")
+            && pools.all(|pool| pool["config"]["bootDiskKmsKey"].is_string())
     };
     let repository = format!("{REGION}-docker.pkg.dev/{repository}");
     managed_life((&operator, &follower), &managed, &repository, pushed, records, || {
-        assert!(is_encrypted(), "the secrets are encrypted");
+        assert!(is_encrypted(), "the secrets and the disks of nodes are encrypted");
         pods_reach_the_cache(&cloud, &operator);
         let refused = follower.about("secret rotate cache --no-gate").expect(2);
         assert!(refused.err.contains("has not generated the password of the cache"), "{refused:?}");
