@@ -409,7 +409,7 @@ impl RestKind for NodePool {
             Field::code("accelerator", "/config/accelerators", accelerators, accelerator),
             Field::plain("disk_gb", "/config/diskSizeGb"),
             Field::plain("disk_type", "/config/diskType"),
-            Field::plain("disk_key", "/config/bootDiskKmsKey"),
+            Field::code("disk_key", "/config/bootDiskKmsKey", sent_key, disk_key),
             Field::plain("account", "/config/serviceAccount"),
             Field::flag("secure_boot", "/config/shieldedInstanceConfig/enableSecureBoot"),
             Field { absent: "{}", ..Field::plain("labels", "/config/labels") }
@@ -669,6 +669,15 @@ fn accelerator(document: &Value) -> Value {
     json!({ "type": first["acceleratorType"], "count": count })
 }
 
+/// Not null where a pool has none: an export declares what is there, in place of a key that is recorded for new pools.
+fn disk_key(document: &Value) -> Value {
+    document["config"]["bootDiskKmsKey"].as_str().unwrap_or_default().into()
+}
+
+fn sent_key(key: &Value) -> Value {
+    key.as_str().filter(|key| !key.is_empty()).map_or(Value::Null, Value::from)
+}
+
 /// The machine of the first pool. Its disk has the key too: an organization may refuse one without
 /// (terraform-google-modules/terraform-google-kubernetes-engine#2344).
 fn first_config(spec: &Spec, labels: &Value) -> Value {
@@ -780,7 +789,8 @@ mod tests {
         assert!(NodePool::fits("zones", &json!(["r-a", "r-b"]), &json!(["r-b"])));
         assert!(!NodePool::fits("zones", &json!(["r-a"]), &json!(["r-b"])));
         assert!(NodePool::fits("zones", &json!([]), &json!(["r-b"])));
-        assert!(NodePool::fits("disk_key", &json!("k"), &Value::Null), "a pool of an earlier version is not replaced");
+        assert!(NodePool::fits("disk_key", &json!("k"), &json!("")), "a pool of an earlier version is not replaced");
+        assert_eq!((disk_key(&json!({ "config": {} })), sent_key(&json!(""))), (json!(""), Value::Null));
     }
 
     #[test]
