@@ -106,7 +106,10 @@ impl RestKind for Site {
             (properties["profileStatus"], properties["endpoints"]) = ("Enabled".into(), json!([endpoint]));
             let body = json!({ "location": "global", "tags": tags, "properties": properties });
             let sent = api.send(Call::new(Method::PUT, profile, VERSION).body(body).new_only()).await;
-            made.insert(profile.to_owned());
+            // A request that was lost is sent again, and one whose answer was lost is refused then.
+            if sent.is_ok() {
+                made.insert(profile.to_owned());
+            }
             return sent.map_err(|error| match error.code.as_deref() {
                 // One that reads do not show yet is read again.
                 Some("PreconditionFailed") => Error { kind: ErrorKind::Conflict, refused: false, ..error },
