@@ -3,7 +3,7 @@
 
 use std::io::IsTerminal;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use textnlp_aws::{
@@ -25,6 +25,8 @@ use crate::report::Console;
 
 /// The region of examples.
 const REGION: &str = "eu-central-1";
+/// The lifetime of a token whose end is not known.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(600);
 
 /// The entry of this provider.
 pub(super) const ROW: Row = Row {
@@ -155,7 +157,8 @@ impl TokenSource for EksToken {
                 token(&SignIn::Aws(sign_in), &Variables::of_this_process()).await?
             }
         };
-        Ok(managed::bearer(&token))
+        let ends = token.ends().map_or_else(|| SystemTime::now() + TOKEN_LIFETIME, SystemTime::from);
+        Ok(Bearer { token: token.secret().clone(), ends })
     }
 }
 

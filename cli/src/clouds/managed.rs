@@ -2,7 +2,6 @@
 //! machine. The same for every cloud.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use textnlp_kubernetes::{ClusterOperations, Kubernetes, local_part};
@@ -10,13 +9,12 @@ use textnlp_onprem::OnPrem;
 use textnlp_orchestrator::environment::{Environment, places};
 use textnlp_provider::cluster::{Capacity, ClusterSite};
 use textnlp_provider::component::{CACHE_PASSWORD, ComponentSpec, Model};
-use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, Locate};
+use textnlp_provider::connect::{Connect, HostEndpoint, Locate};
 use textnlp_provider::operations::Operations;
 use textnlp_provider::{
     CloudId, Combined, Component, ComponentName, Error, ErrorKind, KindName, Observed, Provider, Result, SecondPart,
     Site, SiteName, Through,
 };
-use textnlp_token::Token;
 
 use super::{Context, cluster};
 
@@ -24,8 +22,6 @@ use super::{Context, cluster};
 const HOST: &str = "cluster";
 /// The supervisor on the operator's machine, where sites fail over to each other.
 const SUPERVISOR: &str = "supervisor";
-/// The lifetime of a token whose end is not known.
-const TOKEN_LIFETIME: Duration = Duration::from_secs(600);
 
 /// The clusters of a cloud.
 pub(super) struct ManagedClusters {
@@ -142,12 +138,6 @@ impl Locate for SiteCluster {
             }
         }
     }
-}
-
-/// A token and its end.
-pub(super) fn bearer(token: &Token) -> Bearer {
-    let ends = token.ends().map_or_else(|| SystemTime::now() + TOKEN_LIFETIME, SystemTime::from);
-    Bearer { token: token.secret().clone(), ends }
 }
 
 /// The region of a site; `cloud` and `example` are for the message when there is none.
