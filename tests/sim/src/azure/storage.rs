@@ -69,6 +69,7 @@ pub(crate) const KINDS: &[Kind] = &[
         kind: POLICY,
         version: "2024-01-01",
         models: [POLICY_MODEL, "", POLICY_MODEL, "storage.v2024_01_01.models ObjectReplicationPolicies"],
+        accepted: 200,
         has_state: false,
         tags: 0,
         accept: accept_policy,
