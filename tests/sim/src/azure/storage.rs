@@ -182,6 +182,12 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         "replication needs versions in both accounts and the change feed of the source, and both containers",
         Source::Documentation("https://learn.microsoft.com/azure/storage/blobs/object-replication-configure"),
     ),
+    rule(
+        "a change of the firewall of an account counts later, and refuses requests for data with 403 AuthorizationFailure",
+        Source::LeftOut(
+            "MicrosoftDocs/azure-docs#45840, Azure/azure-cli#18415, hashicorp/terraform-provider-azurerm#2977: no plan sets a firewall, and containers are created through Resource Manager",
+        ),
+    ),
     rule("an account with a replication policy keeps its versions", Source::Report("MicrosoftDocs/azure-docs#123502")),
     rule(
         "policies of accounts without replication across tenants have whole ids",
