@@ -307,7 +307,7 @@ pub enum KubeToken {
     Gcp,
     /// Sign in to an AKS cluster with Entra ID
     ///
-    /// Tries a federated token, a client secret, a managed identity and the Azure CLI, in this order.
+    /// Tries a federated token, a client secret, a client certificate, a managed identity and the Azure CLI, in this order.
     Azure {
         /// Application ID of the API server
         #[arg(long, value_name = "ID", default_value = "6dae42f8-4368-4678-94ff-3960e28e3630")]

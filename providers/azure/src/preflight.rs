@@ -36,7 +36,7 @@ const SURGE_OF: u64 = 10;
 /// What an operator does about a quota.
 const RAISE: &str = "raise it: portal, Subscriptions > Usage + quotas; a new subscription has no GPUs until then";
 /// The checks of names that are unique in all of Azure: the kind, the path, the API version, the type, and the member with its name.
-const GLOBAL: [(&str, &str, &str, &str); 2] = [
+const GLOBAL: [(&str, &str, &str, &str); 3] = [
     (
         "azure.storage",
         "/providers/Microsoft.Storage/checkNameAvailability",
@@ -48,6 +48,13 @@ const GLOBAL: [(&str, &str, &str, &str); 2] = [
         "/providers/Microsoft.ContainerRegistry/checkNameAvailability",
         "2023-07-01",
         "Microsoft.ContainerRegistry/registries",
+    ),
+    // A creation tells it only after minutes (crossplane-contrib/provider-azure#300).
+    (
+        "azure.database-server",
+        "/providers/Microsoft.DBforPostgreSQL/checkNameAvailability",
+        database::VERSION,
+        "Microsoft.DBforPostgreSQL/flexibleServers",
     ),
 ];
 

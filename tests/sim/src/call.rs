@@ -77,6 +77,19 @@ impl Source {
             Self::LeftOut(_) => "left out",
         }
     }
+
+    /// The address, the report or the double; of what is left out, the reason.
+    #[must_use]
+    pub fn cited(self) -> &'static str {
+        match self {
+            Self::Documentation(text)
+            | Self::Recording(text)
+            | Self::Double(text)
+            | Self::Report(text)
+            | Self::LeftOut(text) => text,
+            Self::Model | Self::Assumed => "",
+        }
+    }
 }
 
 /// An error as a service answers it.

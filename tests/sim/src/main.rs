@@ -64,7 +64,9 @@ fn azure_cloud() -> ExitCode {
 
 fn ledger((behaviours, counts): (Vec<Behaviour>, HashMap<&'static str, usize>)) {
     for behaviour in behaviours {
-        println!("{:<14} {:<24} {}", behaviour.source.kind(), behaviour.service, behaviour.what);
+        let Behaviour { service, what, source } = behaviour;
+        let cited = if source.cited().is_empty() { String::new() } else { format!(" ({})", source.cited()) };
+        println!("{:<14} {service:<24} {what}{cited}", source.kind());
     }
     let mut counts: Vec<_> = counts.into_iter().collect();
     counts.sort_unstable();

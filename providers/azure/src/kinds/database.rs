@@ -32,6 +32,7 @@ pub(crate) static ROWS: &[Row] = &[
             typical: Some(MINUTE.saturating_mul(8)),
             pricing: Pricing::BySpec,
             permissions: &[
+                read("Microsoft.DBforPostgreSQL/checkNameAvailability/action"),
                 read("Microsoft.DBforPostgreSQL/flexibleServers/read"),
                 put("Microsoft.DBforPostgreSQL/flexibleServers/write"),
                 delete("Microsoft.DBforPostgreSQL/flexibleServers/delete"),

@@ -7,6 +7,7 @@ mod dns;
 mod monitoring;
 mod network;
 mod policy;
+mod preflight;
 #[path = "../../../cloud/tests/programs/mod.rs"]
 mod programs;
 mod promotion;

@@ -13,6 +13,8 @@ use super::policies::Policy;
 use crate::clock::{Clock, Random, later};
 use crate::{Capacity, Market, Timing};
 
+/// How often a deletion looks whether it can end.
+const HELD: Duration = Duration::from_secs(60);
 /// How long the result of an operation can be read after its end.
 const OPERATION_RETENTION: Duration = Duration::from_secs(7 * 86_400);
 
@@ -105,6 +107,10 @@ pub struct Conduct {
     pub lock_lag: Range<u64>,
     /// How long AKS changes a cluster without a request after it was created.
     pub reconciliation: Range<u64>,
+    /// Whether a group is created again while its deletion goes on, which takes it away all the same.
+    pub recreates_groups: bool,
+    /// Whether a change of a cluster never ends.
+    pub updates_stay: bool,
     /// Whether links on delegated subnets never clear.
     pub links_stay: bool,
     /// Whether the address of a deletion is 404 once the resource is gone.
@@ -148,6 +154,8 @@ impl Default for Conduct {
             name_hold: 0..120,
             lock_lag: 0..60,
             reconciliation: 0..60,
+            recreates_groups: false,
+            updates_stay: false,
             links_stay: false,
             operations_vanish: false,
             failed_in_success: false,
@@ -446,18 +454,22 @@ impl Cloud {
         let id = operation.id.clone();
         self.operations.insert(id.clone(), operation);
         let Some(due) = due else { return };
-        self.defer(due, move |cloud| {
-            // One that was cancelled changes nothing.
-            if cloud.operations.get(&id).is_none_or(|one| one.end.is_some()) {
-                return;
-            }
-            let error = effect(cloud).err();
-            let now = cloud.now();
-            if let Some(operation) = cloud.operations.get_mut(&id) {
-                operation.end = Some(now);
-                operation.error = error;
-            }
-        });
+        self.defer(due, move |cloud| cloud.end(id, effect));
+    }
+
+    fn end(&mut self, id: String, effect: Effect) {
+        // One that was cancelled changes nothing.
+        let Some(operation) = self.operations.get(&id).filter(|one| one.end.is_none()) else { return };
+        if operation.is_deletion && super::container::is_held(self, &operation.target) {
+            let again = later(self.now(), HELD);
+            return self.defer(again, move |cloud| cloud.end(id, effect));
+        }
+        let error = effect(self).err();
+        let now = self.now();
+        if let Some(operation) = self.operations.get_mut(&id) {
+            operation.end = Some(now);
+            operation.error = error;
+        }
     }
 
     /// Sets the state of a resource, if it is there.

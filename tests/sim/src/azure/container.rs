@@ -298,6 +298,44 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Report("Azure/AKS#1016"),
     ),
     rule(
+        "a route table in the group of nodes that a subnet outside uses keeps the cluster in Deleting until it is detached",
+        Source::Report("Azure/AKS#847"),
+    ),
+    rule(
+        "a change may never end: the cluster stays Updating while its pools succeed",
+        Source::Report("Azure/AKS#2341"),
+    ),
+    rule(
+        "a change that failed with an internal error leaves the cluster in Updating",
+        Source::LeftOut("Azure/AKS#1447: for callers it is a change that never ends, which is a rule here"),
+    ),
+    rule(
+        "a cluster is listed after the deletion of its group, and comes back with a new group of that name",
+        Source::LeftOut("Azure/AKS#51: a defect of the preview of 2017"),
+    ),
+    rule(
+        "a cluster of AKS Automatic may be refused for a quota of another subscription",
+        Source::LeftOut("Azure/AKS#5808: no plan creates such clusters"),
+    ),
+    rule(
+        "a write of a pool whose node image is too old is 400 BadRequest",
+        Source::LeftOut(
+            "Azure/AKS#4975: images have no age here, and plans have AKS replace them by the channel NodeImage",
+        ),
+    ),
+    rule(
+        "a pool with volumes of one zone cannot be replaced by one in another zone",
+        Source::LeftOut(
+            "hashicorp/terraform-provider-azurerm#22268, Azure/AKS#3292: volumes are objects inside of clusters, which are not simulated",
+        ),
+    ),
+    rule(
+        "an identity that was created again under its name is not known to the machines that had the first one",
+        Source::LeftOut(
+            "Azure/aad-pod-identity#725, Azure/aad-pod-identity#880: scale sets are not simulated, and pods get tokens by federated credentials",
+        ),
+    ),
+    rule(
         "the only system pool cannot be deleted",
         Source::Documentation("https://learn.microsoft.com/azure/aks/use-system-pools"),
     ),
@@ -652,6 +690,16 @@ fn end_cluster(cloud: &mut Cloud, key: &str) -> Result<(), Value> {
     keys.iter().for_each(|pool| give_back(cloud, pool));
     super::kinds::remove(cloud, &group);
     Ok(())
+}
+
+/// Whether the deletion of a cluster waits: a subnet outside of the group of its nodes uses a route table in it.
+pub(crate) fn is_held(cloud: &Cloud, key: &str) -> bool {
+    let cluster = cloud.objects.get(key).map(|one| &one.body).filter(|body| text(body, "/type") == KINDS[0].kind);
+    let Some(cluster) = cluster else { return false };
+    let below = format!("{}/", node_group(cloud, cluster).to_lowercase());
+    let tables = format!("{below}providers/microsoft.network/routetables/");
+    let mut used_by = cloud.objects.keys().filter(|one| one.starts_with(&tables)).flat_map(|one| users(cloud, one));
+    used_by.any(|id| !id.to_lowercase().starts_with(&below))
 }
 
 fn show_cluster(cloud: &Cloud, key: &str, body: &mut Value) {

@@ -519,7 +519,8 @@ pub(crate) fn admit(cloud: &mut Cloud, call: &Call) -> Result<(), Problem> {
     }
     let is_write = ["PUT", "PATCH", "POST"].contains(&call.method.as_str());
     let state = cloud.objects.get(&group).map(|one| text(&one.body, "/properties/provisioningState"));
-    if is_write && !call.group.is_empty() && state == Some("Deleting") {
+    let is_refused = state == Some("Deleting") && !resources::is_recreation(cloud, call);
+    if is_write && !call.group.is_empty() && is_refused {
         let message = format!(
             "The resource group '{}' is in deprovisioning state and cannot perform this operation.",
             call.group
@@ -847,7 +848,7 @@ fn store(
         }
     }
     let holds = (kind.holds)(&call.key);
-    if let Some(running) = cloud.running(&holds).cloned() {
+    if let Some(running) = cloud.running(&holds).cloned().filter(|_| !resources::is_recreation(cloud, call)) {
         let is_preempted = cloud.conduct.preempts && running.target == call.key && call.kind.ends_with("/agentPools");
         if !is_preempted {
             return Err(busy(cloud, call, &running));
@@ -916,9 +917,11 @@ fn store(
             Err(error)
         }
     };
-    // An invalid name of a database server shows in an operation that never ends.
-    let is_endless =
-        is_new && kind.kind == "Microsoft.DBforPostgreSQL/flexibleServers" && !postgres::is_name(call.name());
+    let is_endless = match is_new {
+        // An invalid name of a database server shows in an operation that never ends.
+        true => kind.kind == "Microsoft.DBforPostgreSQL/flexibleServers" && !postgres::is_name(call.name()),
+        false => kind.kind == "Microsoft.ContainerService/managedClusters" && cloud.conduct.updates_stay,
+    };
     let takes = (!is_endless).then(|| Duration::from_secs(kind.seconds[index]));
     let headers = start(cloud, call, style, &holds, false, takes, Box::new(effect));
     let status = if is_new || kind.accepted == 202 { kind.accepted } else { 200 };

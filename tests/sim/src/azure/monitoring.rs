@@ -45,6 +45,7 @@ pub(crate) const KINDS: &[Kind] = &[
             "monitor.models MetricAlertResource",
             "monitor.models MetricAlertResourceCollection",
         ],
+        accepted: 200,
         has_state: false,
         is_name,
         accept: accept_alert,

@@ -305,6 +305,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::LeftOut("they come and go with the endpoint and its group of zones, and no plan names them"),
     ),
     rule(
+        "zones of a group of a private endpoint are not removed in parallel",
+        Source::LeftOut("hashicorp/terraform-provider-azurerm#28715 shows no code; a plan has one zone in a group"),
+    ),
+    rule(
         "a peering is Initiated until the other network has one back, and Disconnected when that is deleted",
         Source::Documentation("https://learn.microsoft.com/azure/virtual-network/virtual-network-manage-peering"),
     ),

@@ -20,6 +20,8 @@ const SUFFIX: &str = "postgres.database.azure.com";
 const VERSIONS: &[&str] = &["11", "12", "13", "14", "15", "16", "17"];
 /// GiB of storage: <https://learn.microsoft.com/azure/postgresql/flexible-server/concepts-storage>.
 const STORAGE: &[i64] = &[32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_767];
+/// How long a server stays stopped.
+const STOPPED: Duration = Duration::from_secs(7 * 86_400);
 const CHECK: &str = "postgresqlflexibleservers.models NameAvailability";
 
 pub(crate) const KINDS: &[Kind] = &[
@@ -123,6 +125,12 @@ pub(crate) const SPECIALS: &[Special] = &[
         answer: "",
         handler: restart,
     },
+    power("Microsoft.DBforPostgreSQL/flexibleServers/stop", |cloud, call| {
+        set_power(cloud, call, ["Ready", "Stopping", "Stopped"])
+    }),
+    power("Microsoft.DBforPostgreSQL/flexibleServers/start", |cloud, call| {
+        set_power(cloud, call, ["Stopped", "Starting", "Ready"])
+    }),
     get(
         "Microsoft.DBforPostgreSQL/locations/capabilities[]",
         "2024-08-01",
@@ -150,6 +158,10 @@ const fn check(path: &'static str) -> Special {
         answer: CHECK,
         handler: |cloud, call| Ok(availability(cloud, call, SERVER, "AlreadyExists")),
     }
+}
+
+const fn power(path: &'static str, handler: kinds::Handler) -> Special {
+    Special { method: "POST", path, version: "2024-08-01", request: "", answer: "", handler }
 }
 
 pub(crate) const LEDGER: &[Behaviour] = &[
@@ -206,6 +218,25 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     rule(
         "the code of a failover without a standby",
         Source::LeftOut("callers read the standby first, and ask for no failover without one"),
+    ),
+    rule("a stopped server starts itself after seven days", Source::Report("Azure/azure-cli#23979")),
+    rule(
+        "a stopped server is not changed: 409 ServerIsNotReady",
+        Source::Documentation(
+            "https://learn.microsoft.com/azure/postgresql/flexible-server/how-to-stop-start-server-portal",
+        ),
+    ),
+    rule(
+        "a parameter that a restart applies is pending until then",
+        Source::LeftOut(
+            "hashicorp/terraform-provider-azurerm#22257, crossplane-contrib/provider-upjet-azure#811: no plan sets parameters of a server",
+        ),
+    ),
+    rule(
+        "a private zone of another subscription needs the resource provider of databases there too",
+        Source::LeftOut(
+            "MicrosoftDocs/azure-databases-docs#200: one subscription is simulated, and a plan creates the zone in that of the server",
+        ),
     ),
     rule("the password is never answered", Source::Model),
     rule(
@@ -271,6 +302,9 @@ fn closed(how: Closed) -> Problem {
 fn accept_server(cloud: &mut Cloud, call: &Call, before: Option<&Value>, body: &mut Value) -> Result<(), Problem> {
     if let Some(how) = cloud.conduct.closed.filter(|_| before.is_none()) {
         return Err(closed(how));
+    }
+    if before.is_some_and(|before| text(before, "/properties/state") == "Stopped") {
+        return Err(conflict("ServerIsNotReady", "The server is stopped."));
     }
     let wrong =
         |name: &str| bad("InvalidParameterValue", format!("Invalid value given for parameter {name}.")).target(name);
@@ -429,6 +463,39 @@ fn restart(cloud: &mut Cloud, call: &Call) -> Result<Answer, Problem> {
     Ok(Answer { status: 202, body: Value::Null, headers })
 }
 
+/// Stops or starts a server: the state that it has before, meanwhile and after.
+fn set_power(cloud: &mut Cloud, call: &Call, [from, through, to]: [&'static str; 3]) -> Result<Answer, Problem> {
+    let state = cloud.objects.get(&call.key).map(|one| text(&one.body, "/properties/state").to_owned());
+    let state = state.ok_or_else(|| super::problem::missing(call.id()))?;
+    if let Some(running) = cloud.running(&call.key).cloned() {
+        return Err(kinds::busy(cloud, call, &running));
+    }
+    if state != from {
+        return Err(conflict("ServerIsNotReady", format!("The server is in the state {state}, not in {from}.")));
+    }
+    set_state(cloud, &call.key, through);
+    let key = call.key.clone();
+    let effect = move |cloud: &mut Cloud| {
+        set_state(cloud, &key, to);
+        let (mark, until) = (format!("{key}/stopped"), later(cloud.now(), STOPPED));
+        cloud.busy.remove(&mark);
+        if to == "Stopped" {
+            cloud.busy.insert(mark.clone(), until);
+            cloud.defer(until, move |cloud| {
+                // Unless it was started before.
+                if cloud.busy.get(&mark) == Some(&until) {
+                    cloud.busy.remove(&mark);
+                    ready(cloud, &key);
+                }
+            });
+        }
+        Ok(())
+    };
+    let takes = Some(Duration::from_secs(60));
+    let headers = kinds::start(cloud, call, Style::Both, &call.key, false, takes, Box::new(effect));
+    Ok(Answer { status: 202, body: Value::Null, headers })
+}
+
 fn is_replica(body: &Value) -> bool {
     text(body, "/properties/replicationRole").ends_with("AsyncReplica")
 }
@@ -545,8 +612,12 @@ fn is_reached(cloud: &Cloud, body: &Value) -> bool {
 }
 
 fn ready(cloud: &mut Cloud, key: &str) {
+    set_state(cloud, key, "Ready");
+}
+
+fn set_state(cloud: &mut Cloud, key: &str, state: &str) {
     if let Some(object) = cloud.objects.get_mut(key) {
-        put(&mut object.body, "/properties/state", "Ready".into());
+        put(&mut object.body, "/properties/state", state.into());
     }
 }
 

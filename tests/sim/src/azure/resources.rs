@@ -127,6 +127,14 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Report("skypilot-org/skypilot#3712"),
     ),
     rule(
+        "a group that is created again during its deletion may be accepted, and ends with that deletion",
+        Source::Report("Azure/azure-sdk-for-java#2022"),
+    ),
+    rule(
+        "a deployment that goes on creates its group again after the deletion",
+        Source::LeftOut("Azure/azure-sdk-tools#611: no plan makes deployments of templates"),
+    ),
+    rule(
         "a removed lock counts for a while: 409 ScopeLocked",
         Source::Report("hashicorp/terraform-provider-azurerm#17478"),
     ),
@@ -154,6 +162,11 @@ pub(crate) const LEDGER: &[Behaviour] = &[
 
 const fn rule(what: &'static str, source: Source) -> Behaviour {
     Behaviour { service: "Microsoft.Resources", what, source }
+}
+
+/// Whether a write creates a group again while its deletion goes on, and the service accepts it.
+pub(crate) fn is_recreation(cloud: &Cloud, call: &Call) -> bool {
+    cloud.conduct.recreates_groups && call.method == "PUT" && call.kind == KINDS[0].kind
 }
 
 fn accept_group(_: &mut Cloud, _: &Call, _: Option<&Value>, body: &mut Value) -> Result<(), Problem> {

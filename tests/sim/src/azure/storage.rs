@@ -69,6 +69,7 @@ pub(crate) const KINDS: &[Kind] = &[
         kind: POLICY,
         version: "2024-01-01",
         models: [POLICY_MODEL, "", POLICY_MODEL, "storage.v2024_01_01.models ObjectReplicationPolicies"],
+        accepted: 200,
         has_state: false,
         tags: 0,
         accept: accept_policy,
@@ -180,6 +181,12 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     rule(
         "replication needs versions in both accounts and the change feed of the source, and both containers",
         Source::Documentation("https://learn.microsoft.com/azure/storage/blobs/object-replication-configure"),
+    ),
+    rule(
+        "a change of the firewall of an account counts later, and refuses requests for data with 403 AuthorizationFailure",
+        Source::LeftOut(
+            "MicrosoftDocs/azure-docs#45840, Azure/azure-cli#18415, hashicorp/terraform-provider-azurerm#2977: no plan sets a firewall, and containers are created through Resource Manager",
+        ),
     ),
     rule("an account with a replication policy keeps its versions", Source::Report("MicrosoftDocs/azure-docs#123502")),
     rule(

@@ -120,6 +120,12 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Documentation("https://learn.microsoft.com/rest/api/keyvault/keyvault/keys/create-if-not-exist"),
     ),
     rule("a new vault is RegisteringDns at first", Source::Model),
+    rule(
+        "a write of a secret is 403 ForbiddenByRbac for a while after its role was assigned",
+        Source::LeftOut(
+            "Azure/terraform-azurerm-avm-res-keyvault-vault#78: nothing is written into vaults; keys are created through Resource Manager",
+        ),
+    ),
 ];
 
 const fn rule(what: &'static str, source: Source) -> Behaviour {

@@ -464,6 +464,14 @@ pub(crate) const HANDLERS: &[(&str, Handler)] = &[
 
 pub(crate) const LEDGER: &[Behaviour] = &[
     rule(
+        "another service may call a lack of machines a quota that is exceeded",
+        Source::LeftOut("GoogleCloudPlatform/ai-on-gke#849: a service for builds, which no plan uses"),
+    ),
+    rule(
+        "a request for a larger quota is granted, in part or whole, refused, or takes days",
+        Source::LeftOut("alphagov/govuk-infrastructure#4682, fastai/course-v3#536: no plan asks for one"),
+    ),
+    rule(
         "a change answers an operation; quota and capacity fail it later, not the call",
         Source::Report("cloudpilot-ai/karpenter-provider-gcp#169"),
     ),

@@ -128,6 +128,24 @@ pub(crate) const HANDLERS: &[(&str, Handler)] = &[
 
 pub(crate) const LEDGER: &[Behaviour] = &[
     rule(
+        "GPUs of a pool that is RUNNING are usable only once nodes have their driver and the device plugin",
+        Source::LeftOut(
+            "GoogleCloudPlatform/container-engine-accelerators#407, NVIDIA/gpu-operator#1623: nodes are not simulated",
+        ),
+    ),
+    rule(
+        "spot machines are refused together with some settings of maintenance and of restarts",
+        Source::LeftOut(
+            "AI-Hypercomputer/xpk#434, GoogleCloudPlatform/cluster-toolkit#4058: a plan sets neither for a pool",
+        ),
+    ),
+    rule(
+        "a preempted machine is stopped, its node stays for minutes, and the autoscaler avoids the pool meanwhile",
+        Source::LeftOut(
+            "cloudpilot-ai/karpenter-provider-gcp#143, kubernetes/autoscaler#2557: machines and nodes of pools are not simulated",
+        ),
+    ),
+    rule(
         "one operation a cluster at a time; the refusal names it, in two texts",
         Source::Report("hashicorp/terraform-provider-google#3650"),
     ),

@@ -76,6 +76,12 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     ),
     rule("a dashboard has a display name and at most one layout, and its tiles are within its columns", Source::Model),
     rule("an answer with a dashboard names it with the number of the project", Source::Assumed),
+    rule(
+        "a parallel change of policies and channels is 409, and a new project is 403 at first",
+        Source::LeftOut(
+            "error_retry_predicates.go of GoogleCloudPlatform/magic-modules: requests are answered one at a time, and projects exist before",
+        ),
+    ),
     rule("a threshold of a chart has neither a color nor a direction", Source::Model),
 ];
 

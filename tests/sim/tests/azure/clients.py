@@ -1,4 +1,7 @@
-"""Azure's Python libraries against the simulated cloud: each type is created, read, listed and deleted."""
+"""Azure's Python libraries against the simulated cloud: each type is created, read, listed and deleted.
+
+Budgets are not here: no library of `tests/python/azure.in` has them (azure-mgmt-consumption does). `budgets.rs` sends their requests.
+"""
 
 import os
 import time
@@ -13,14 +16,17 @@ from azure.mgmt.containerregistry import ContainerRegistryManagementClient
 from azure.mgmt.containerservice import ContainerServiceClient
 from azure.mgmt.dns import DnsManagementClient
 from azure.mgmt.keyvault import KeyVaultManagementClient
+from azure.mgmt.monitor import MonitorManagementClient
 from azure.mgmt.msi import ManagedServiceIdentityClient
 from azure.mgmt.network import NetworkManagementClient
 from azure.mgmt.postgresqlflexibleservers import PostgreSQLManagementClient
 from azure.mgmt.privatedns import PrivateDnsManagementClient
+from azure.mgmt.redisenterprise import RedisEnterpriseManagementClient
 from azure.mgmt.resource.locks import ManagementLockClient
 from azure.mgmt.resource.resources import ResourceManagementClient
 from azure.mgmt.resource.subscriptions import SubscriptionClient
 from azure.mgmt.storage import StorageManagementClient
+from azure.mgmt.trafficmanager import TrafficManagerManagementClient
 
 SUBSCRIPTION, TENANT = os.environ["AZURE_SUBSCRIPTION_ID"], os.environ["AZURE_TENANT_ID"]
 ENDPOINT = os.environ["TEXTNLP_AZURE_ENDPOINT"]
@@ -66,6 +72,9 @@ registries = client(ContainerRegistryManagementClient, SUBSCRIPTION)
 databases = client(PostgreSQLManagementClient, SUBSCRIPTION)
 vaults = client(KeyVaultManagementClient, SUBSCRIPTION)
 workbooks = client(ApplicationInsightsManagementClient, SUBSCRIPTION).workbooks
+monitor = client(MonitorManagementClient, SUBSCRIPTION)
+caches = client(RedisEnterpriseManagementClient, SUBSCRIPTION)
+traffic = client(TrafficManagerManagementClient, SUBSCRIPTION)
 
 NOT_YET = ("PrincipalNotFound", "AnotherOperationInProgress", "OperationNotAllowed", "RetryableError", "ResourceNotFound",
            "ResourceGroupNotFound", "ParentResourceNotFound", "MissingSubscriptionRegistration", "InUseSubnetCannotBeDeleted",
@@ -214,13 +223,34 @@ assert storage.storage_accounts.check_name_availability({"name": "textnlpmodels"
 retried(lambda: storage.storage_accounts.begin_create(GROUP, "textnlpmodels", {
     "location": REGION, "sku": {"name": "Standard_LRS"}, "kind": "StorageV2", "allow_shared_key_access": False,
     "minimum_tls_version": "TLS1_2", "allow_blob_public_access": False}))
-settled(lambda: storage.storage_accounts.get_properties(GROUP, "textnlpmodels"))
+models = settled(lambda: storage.storage_accounts.get_properties(GROUP, "textnlpmodels"))
 assert not storage.storage_accounts.check_name_availability({"name": "textnlpmodels"}).name_available
 retried(lambda: storage.blob_services.set_service_properties(GROUP, "textnlpmodels", {"is_versioning_enabled": True}))
 retried(lambda: storage.blob_containers.create(GROUP, "textnlpmodels", "models", {}))
 listed(lambda: storage.blob_containers.list(GROUP, "textnlpmodels"), "models")
 retried(lambda: registries.registries.begin_create(GROUP, "textnlpimages", {"location": REGION, "sku": {"name": "Standard"}}))
 assert settled(lambda: registries.registries.get(GROUP, "textnlpimages")).login_server == "textnlpimages.azurecr.io"
+
+# Copies of blobs in another account: a policy of the destination, and the same of the source.
+retried(lambda: storage.storage_accounts.begin_create(GROUP, "textnlpcopies", {
+    "location": "northeurope", "sku": {"name": "Standard_LRS"}, "kind": "StorageV2", "allow_cross_tenant_replication": False}))
+copies = settled(lambda: storage.storage_accounts.get_properties(GROUP, "textnlpcopies"))
+blobs = {"is_versioning_enabled": True, "change_feed": {"enabled": True}}
+for name in ("textnlpmodels", "textnlpcopies"):
+    retried(lambda: storage.blob_services.set_service_properties(GROUP, name, blobs))
+retried(lambda: storage.blob_containers.create(GROUP, "textnlpcopies", "models", {}))
+policy = {"source_account": models.id, "destination_account": copies.id,
+          "rules": [{"source_container": "models", "destination_container": "models"}]}
+policy = retried(lambda: storage.object_replication_policies.create_or_update(GROUP, "textnlpcopies", "default", policy))
+assert policy.rules[0].rule_id, policy
+retried(lambda: storage.object_replication_policies.create_or_update(GROUP, "textnlpmodels", policy.name, policy))
+for name in ("textnlpcopies", "textnlpmodels"):
+    settled(lambda: storage.object_replication_policies.get(GROUP, name, policy.name))
+    listed(lambda: storage.object_replication_policies.list(GROUP, name), policy.name)
+policy.rules[0].filters = {"prefix_match": ["texts/"]}
+retried(lambda: storage.object_replication_policies.create_or_update(GROUP, "textnlpcopies", policy.name, policy))
+policy = settled(lambda: storage.object_replication_policies.get(GROUP, "textnlpcopies", policy.name))
+assert policy.rules[0].filters.prefix_match == ["texts/"], policy
 
 # The database.
 server = {"location": REGION, "sku": {"name": "Standard_D2ds_v5", "tier": "GeneralPurpose"}, "version": "16",
@@ -231,6 +261,47 @@ retried(lambda: databases.servers.begin_create(GROUP, "textnlp-db", server))
 assert settled(lambda: databases.servers.get(GROUP, "textnlp-db")).state == "Ready"
 retried(lambda: databases.databases.begin_create(GROUP, "textnlp-db", "texts", {}))
 settled(lambda: databases.databases.get(GROUP, "textnlp-db", "texts"))
+
+# A Redis with its database, and a private endpoint with the zone of its name.
+redis = {"location": REGION, "tags": tags, "sku": {"name": "Balanced_B0"}, "high_availability": "Disabled",
+         "minimum_tls_version": "1.2", "public_network_access": "Disabled"}
+resources.providers.register("Microsoft.Cache")
+retried(lambda: caches.redis_enterprise.begin_create(GROUP, "textnlp-redis", redis))
+redis = settled(lambda: caches.redis_enterprise.get(GROUP, "textnlp-redis"))
+listed(lambda: caches.redis_enterprise.list_by_resource_group(GROUP), "textnlp-redis")
+retried(lambda: caches.redis_enterprise.begin_update(GROUP, "textnlp-redis", {"sku": {"name": "Balanced_B1"}}))
+assert settled(lambda: caches.redis_enterprise.get(GROUP, "textnlp-redis")).sku.name == "Balanced_B1"
+database = {"access_keys_authentication": "Enabled", "clustering_policy": "EnterpriseCluster", "eviction_policy": "NoEviction"}
+retried(lambda: caches.databases.begin_create(GROUP, "textnlp-redis", "default", database))
+assert settled(lambda: caches.databases.get(GROUP, "textnlp-redis", "default")).port == 10000
+listed(lambda: caches.databases.list_by_cluster(GROUP, "textnlp-redis"), "default")
+retried(lambda: caches.databases.begin_update(GROUP, "textnlp-redis", "default", {"eviction_policy": "AllKeysLRU"}))
+assert settled(lambda: caches.databases.get(GROUP, "textnlp-redis", "default")).eviction_policy == "AllKeysLRU"
+before = caches.databases.list_keys(GROUP, "textnlp-redis", "default")
+retried(lambda: caches.databases.begin_regenerate_key(GROUP, "textnlp-redis", "default", {"key_type": "Primary"}))
+after = caches.databases.list_keys(GROUP, "textnlp-redis", "default")
+assert before.primary_key != after.primary_key and before.secondary_key == after.secondary_key
+CACHES = "privatelink.redis.azure.net"
+retried(lambda: zones.private_zones.begin_create_or_update(GROUP, CACHES, {"location": "global"}))
+cache_zone = settled(lambda: zones.private_zones.get(GROUP, CACHES))
+connection = {"name": "redis", "private_link_service_id": redis.id, "group_ids": ["redisEnterprise"]}
+endpoint = {"location": REGION, "subnet": {"id": nodes.id}, "private_link_service_connections": [connection]}
+retried(lambda: network.private_endpoints.begin_create_or_update(GROUP, "redis", endpoint))
+endpoint = settled(lambda: network.private_endpoints.get(GROUP, "redis"))
+state = endpoint.private_link_service_connections[0].private_link_service_connection_state
+assert state.status == "Approved", state
+listed(lambda: network.private_endpoints.list(GROUP), "redis")
+endpoint.tags = tags
+retried(lambda: network.private_endpoints.begin_create_or_update(GROUP, "redis", endpoint))
+assert settled(lambda: network.private_endpoints.get(GROUP, "redis")).tags == tags
+names = {"private_dns_zone_configs": [{"name": "redis", "private_dns_zone_id": cache_zone.id}]}
+retried(lambda: network.private_dns_zone_groups.begin_create_or_update(GROUP, "redis", "default", names))
+names = settled(lambda: network.private_dns_zone_groups.get(GROUP, "redis", "default"))
+listed(lambda: network.private_dns_zone_groups.list("redis", GROUP), "default")
+names.private_dns_zone_configs[0].name = "names"
+retried(lambda: network.private_dns_zone_groups.begin_create_or_update(GROUP, "redis", "default", names))
+names = settled(lambda: network.private_dns_zone_groups.get(GROUP, "redis", "default"))
+assert names.private_dns_zone_configs[0].name == "names", names
 
 # The cluster.
 cluster = {
@@ -267,16 +338,71 @@ credential = {"issuer": found.oidc_issuer_profile.issuer_url, "subject": "system
 retried(lambda: identities.federated_identity_credentials.create_or_update(GROUP, "server", "server", credential))
 settled(lambda: identities.federated_identity_credentials.get(GROUP, "server", "server"))
 
+# A profile of Traffic Manager with an endpoint.
+monitored = {"protocol": "TCP", "port": 443, "interval_in_seconds": 30, "timeout_in_seconds": 10, "tolerated_number_of_failures": 3}
+profile = {"location": "global", "tags": tags, "traffic_routing_method": "Weighted", "monitor_config": monitored,
+           "dns_config": {"relative_name": "textnlp", "ttl": 30}}
+retried(lambda: traffic.profiles.create_or_update(GROUP, "textnlp", profile))
+profile = settled(lambda: traffic.profiles.get(GROUP, "textnlp"))
+assert profile.dns_config.fqdn == "textnlp.trafficmanager.net", profile
+listed(lambda: traffic.profiles.list_by_resource_group(GROUP), "textnlp")
+external = (GROUP, "textnlp", "ExternalEndpoints", "main")
+retried(lambda: traffic.endpoints.create_or_update(*external, {"target": "192.0.2.1", "weight": 50}))
+site = settled(lambda: traffic.endpoints.get(*external))
+assert (site.weight, site.priority) == (50, 1), site
+traffic.endpoints.update(*external, {"weight": 100})
+assert settled(lambda: traffic.endpoints.get(*external)).weight == 100
+traffic.profiles.update(GROUP, "textnlp", {"tags": tags | {"a": "b"}})
+profile = settled(lambda: traffic.profiles.get(GROUP, "textnlp"))
+assert profile.tags == tags | {"a": "b"} and [one.name for one in profile.endpoints] == ["main"], profile
+
+# An action group, and a metric alert that it gets.
+resources.providers.register("Microsoft.Insights")
+mailbox = {"name": "oncall", "email_address": "oncall@example.com", "use_common_alert_schema": True}
+mailboxes = {"location": "Global", "group_short_name": "textnlp", "enabled": True, "email_receivers": [mailbox]}
+retried(lambda: monitor.action_groups.create_or_update(GROUP, "oncall", mailboxes))
+mailboxes = settled(lambda: monitor.action_groups.get(GROUP, "oncall"))
+listed(lambda: monitor.action_groups.list_by_resource_group(GROUP), "oncall")
+monitor.action_groups.update(GROUP, "oncall", {"enabled": False})
+changed = settled(lambda: monitor.action_groups.get(GROUP, "oncall"))
+assert (changed.enabled, changed.email_receivers) == (False, mailboxes.email_receivers), changed
+criterion = {"name": "one", "metric_name": "cpu_percent", "operator": "GreaterThan", "threshold": 90, "time_aggregation": "Average",
+             "criterion_type": "StaticThresholdCriterion", "skip_metric_validation": True}
+criteria = {"odata_type": "Microsoft.Azure.Monitor.SingleResourceMultipleMetricCriteria", "all_of": [criterion]}
+alert = {"location": "global", "severity": 2, "enabled": True, "scopes": [found.id], "evaluation_frequency": "PT5M",
+         "window_size": "PT15M", "criteria": criteria, "actions": [{"action_group_id": mailboxes.id}]}
+retried(lambda: monitor.metric_alerts.create_or_update(GROUP, "nodes", alert))
+alert = settled(lambda: monitor.metric_alerts.get(GROUP, "nodes"))
+assert alert.criteria.all_of[0].threshold == 90, alert
+listed(lambda: monitor.metric_alerts.list_by_resource_group(GROUP), "nodes")
+monitor.metric_alerts.update(GROUP, "nodes", {"enabled": False})
+assert settled(lambda: monitor.metric_alerts.get(GROUP, "nodes")).enabled is False
+
 # A workbook.
 book, content = str(uuid.uuid4()), '{"version":"Notebook/1.0","items":[]}'
 workbook = {"location": REGION, "kind": "shared", "display_name": "w", "category": "workbook", "serialized_data": content}
-resources.providers.register("Microsoft.Insights")
 retried(lambda: workbooks.create_or_update(GROUP, book, workbook))
 assert settled(lambda: workbooks.get(GROUP, book)).serialized_data is None
 assert workbooks.get(GROUP, book, can_fetch_content=True).serialized_data == content
 listed(lambda: workbooks.list_by_resource_group(GROUP, category="workbook"), book)
 
 # And back to nothing.
+monitor.metric_alerts.delete(GROUP, "nodes")
+missing(lambda: monitor.metric_alerts.get(GROUP, "nodes"))
+monitor.action_groups.delete(GROUP, "oncall")
+missing(lambda: monitor.action_groups.get(GROUP, "oncall"))
+traffic.endpoints.delete(*external)
+missing(lambda: traffic.endpoints.get(*external))
+traffic.profiles.delete(GROUP, "textnlp")
+missing(lambda: traffic.profiles.get(GROUP, "textnlp"))
+retried(lambda: network.private_dns_zone_groups.begin_delete(GROUP, "redis", "default"))
+missing(lambda: network.private_dns_zone_groups.get(GROUP, "redis", "default"))
+retried(lambda: network.private_endpoints.begin_delete(GROUP, "redis"))
+missing(lambda: network.private_endpoints.get(GROUP, "redis"))
+retried(lambda: caches.databases.begin_delete(GROUP, "textnlp-redis", "default"))
+missing(lambda: caches.databases.get(GROUP, "textnlp-redis", "default"))
+retried(lambda: caches.redis_enterprise.begin_delete(GROUP, "textnlp-redis"))
+missing(lambda: caches.redis_enterprise.get(GROUP, "textnlp-redis"))
 workbooks.delete(GROUP, book)
 missing(lambda: workbooks.get(GROUP, book))
 dns.record_sets.delete(GROUP, "example.com", "text", "A")
@@ -290,7 +416,10 @@ missing(lambda: clusters.managed_clusters.get(GROUP, "c"))
 retried(lambda: databases.servers.begin_delete(GROUP, "textnlp-db"))
 missing(lambda: databases.servers.get(GROUP, "textnlp-db"))
 retried(lambda: registries.registries.begin_delete(GROUP, "textnlpimages"))
-storage.storage_accounts.delete(GROUP, "textnlpmodels")
+for name in ("textnlpmodels", "textnlpcopies"):
+    storage.object_replication_policies.delete(GROUP, name, policy.name)
+    missing(lambda: storage.object_replication_policies.get(GROUP, name, policy.name))
+    storage.storage_accounts.delete(GROUP, name)
 vaults.vaults.delete(GROUP, "textnlp-kv")
 assert [one.name for one in vaults.vaults.list_deleted()] == ["textnlp-kv"]
 vaults.vaults.begin_purge_deleted("textnlp-kv", REGION).result()
@@ -301,7 +430,8 @@ retried(lambda: identities.federated_identity_credentials.delete(GROUP, "server"
 for name in made:
     identities.user_assigned_identities.delete(GROUP, name)
 retried(lambda: zones.virtual_network_links.begin_delete(GROUP, ZONE, "n"))
-retried(lambda: zones.private_zones.begin_delete(GROUP, ZONE))
+for name in (ZONE, CACHES):
+    retried(lambda: zones.private_zones.begin_delete(GROUP, name))
 for name in ("n", "m"):
     retried(lambda: network.virtual_network_peerings.begin_delete(GROUP, name, "peer"))
 retried(lambda: network.virtual_networks.begin_delete(GROUP, "m"))

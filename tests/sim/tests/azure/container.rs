@@ -300,6 +300,44 @@ fn clusters_fail_heal_and_stay() {
     client.drop_one(CLUSTER);
 }
 
+/// Azure/AKS#847.
+#[test]
+fn a_subnet_with_a_route_table_of_the_nodes_delays_the_deletion() {
+    let client = quick();
+    client.network();
+    let table = client.path("resourceGroups/MC_g_c_westeurope/providers/Microsoft.Network/routeTables/aks-agentpool");
+    client.make(&table, json!({ "location": "westeurope", "properties": {} }));
+    let nodes = "G/Microsoft.Network/virtualNetworks/n/subnets/nodes";
+    let plain = json!({ "properties": { "addressPrefix": "10.20.0.0/20" } });
+    let mut routed = plain.clone();
+    routed["properties"]["routeTable"] = json!({ "id": table });
+    client.make(nodes, routed);
+    let answer = client.delete(CLUSTER);
+    client.cloud.advance(Duration::from_secs(86_400));
+    assert_eq!(client.get(CLUSTER).ok()["properties"]["provisioningState"], "Deleting");
+    client.make(nodes, plain);
+    client.cloud.advance(Duration::from_secs(120));
+    let said = client.wait(answer);
+    assert!(said.get("error").is_none(), "{said}");
+    assert_eq!((client.get(CLUSTER).status, client.get(&table).status), (404, 404));
+}
+
+/// Azure/AKS#2341.
+#[test]
+fn a_change_of_a_cluster_may_never_end() {
+    let client = quick();
+    client.cloud.world().conduct.updates_stay = true;
+    let answer = client.call("PATCH", CLUSTER, json!({ "tags": { "a": "c" } }));
+    let address = answer.header("azure-asyncoperation").unwrap().replace("https://management.azure.com", "");
+    client.cloud.advance(Duration::from_secs(86_400));
+    assert_eq!(client.send("GET", &address, Value::Null, &[]).body["status"], "InProgress");
+    let properties = client.get(CLUSTER).ok()["properties"].clone();
+    assert_eq!(properties["provisioningState"], "Updating");
+    assert_eq!(properties["agentPoolProfiles"][0]["provisioningState"], "Succeeded");
+    let refused = client.put(&at("cpu"), pool("Standard_D2s_v5", 1, json!({})));
+    assert_eq!(refused.code(), (409, "OperationNotAllowed"));
+}
+
 /// Azure/AKS#4275.
 #[test]
 fn nodes_pull_as_their_own_identity() {

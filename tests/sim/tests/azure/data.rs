@@ -197,6 +197,33 @@ fn servers_fail_late_and_are_busy() {
     assert_eq!(offered["value"][0]["supportedServerVersions"].as_array().unwrap().len(), 0);
 }
 
+/// Azure/azure-cli#23979.
+#[test]
+fn a_stopped_server_starts_itself_after_seven_days() {
+    const DAY: u64 = 86_400;
+    let client = Client::quick();
+    client.make(SERVER, server());
+    let state = || client.get(SERVER).ok()["properties"]["state"].clone();
+    let set = |what: &str| client.post(&format!("{SERVER}/{what}"), Value::Null);
+    assert_eq!(set("start").code(), (409, "ServerIsNotReady"));
+    client.wait(set("stop"));
+    assert_eq!(state(), "Stopped");
+    assert_eq!(client.call("PATCH", SERVER, json!({ "tags": { "a": "b" } })).code(), (409, "ServerIsNotReady"));
+    client.cloud.advance(Duration::from_secs(6 * DAY));
+    assert_eq!(state(), "Stopped");
+    client.cloud.advance(Duration::from_secs(2 * DAY));
+    assert_eq!(state(), "Ready");
+    // The seven days are those of the last stop.
+    client.wait(set("stop"));
+    client.cloud.advance(Duration::from_secs(4 * DAY));
+    client.wait(set("start"));
+    client.wait(set("stop"));
+    client.cloud.advance(Duration::from_secs(4 * DAY));
+    assert_eq!(state(), "Stopped");
+    client.cloud.advance(Duration::from_secs(4 * DAY));
+    assert_eq!(state(), "Ready");
+}
+
 /// MicrosoftLearning/mslearn-azure-ai#200, Azure/bicep-types-az#1458, bsarkarlabs-stack/bff-demo#76, hashicorp/terraform-provider-azurerm#11778.
 #[test]
 fn a_redis_has_one_database_whose_key_is_replaced() {

@@ -62,6 +62,23 @@ fn locks_and_deletions_of_groups_refuse_changes() {
     assert_eq!(client.get(NETWORK).code(), (404, "ResourceGroupNotFound"));
 }
 
+/// Azure/azure-sdk-for-java#2022.
+#[test]
+fn a_group_that_is_created_again_during_its_deletion_ends_with_it() {
+    let client = Client::with(Options::default().registered());
+    let answer = client.delete("GROUP");
+    let group = json!({ "location": "westeurope" });
+    assert_eq!(client.put("GROUP", group.clone()).code(), (409, "ResourceGroupBeingDeleted"));
+    client.cloud.world().conduct.recreates_groups = true;
+    client.put("GROUP", group).ok();
+    client.put(NETWORK, network()).ok();
+    assert_eq!(client.get("GROUP").ok()["properties"]["provisioningState"], "Succeeded");
+    client.wait(answer);
+    for path in ["GROUP", NETWORK] {
+        assert_eq!(client.get(path).code(), (404, "ResourceGroupNotFound"), "{path}");
+    }
+}
+
 /// microsoft/aspire#16102, Azure/AKS#2443: what a group's deletion does and does not take.
 #[test]
 fn a_group_with_what_others_use_stays() {

@@ -33,6 +33,8 @@ registry = service("artifactregistry", "v1", "ARTIFACTREGISTRY")
 kms = service("cloudkms", "v1", "CLOUDKMS")
 billing = service("cloudbilling", "v1", "CLOUDBILLING")
 dns = service("dns", "v1", "DNS")
+redis = service("redis", "v1", "REDIS")
+run = service("run", "v2", "RUN")
 monitoring = service("monitoring", "v3", "MONITORING").projects()
 dashboards = service("monitoring", "v1", "MONITORING").projects().dashboards()
 # Calls of a user are counted for a project.
@@ -220,6 +222,47 @@ stored(retried(sql.users().insert(project=PROJECT, instance="i", body={"name": "
 assert len(sql.databases().list(project=PROJECT, instance="i").execute()["items"]) == 2
 assert sql.instances().get(project=PROJECT, instance="i").execute()["ipAddresses"][0]["type"] == "PRIVATE"
 
+# The Redis.
+caches = redis.projects().locations().instances()
+cache = {"tier": "BASIC", "memorySizeGb": 1, "authorizedNetwork": NETWORK, "connectMode": "PRIVATE_SERVICE_ACCESS",
+         "authEnabled": True, "transitEncryptionMode": "SERVER_AUTHENTICATION"}
+long(redis.projects().locations().operations().get, retried(caches.create(parent=PLACE, instanceId="c", body=cache)))
+cache = caches.get(name=f"{PLACE}/instances/c").execute()
+assert (cache["state"], cache["port"]) == ("READY", 6378) and cache["serverCaCerts"], cache
+assert caches.getAuthString(name=cache["name"]).execute()["authString"]
+changed = caches.patch(name=cache["name"], updateMask="memorySizeGb", body={"memorySizeGb": 3}).execute()
+long(redis.projects().locations().operations().get, changed)
+assert [one["memorySizeGb"] for one in caches.list(parent=PLACE).execute()["instances"]] == [3]
+
+# A service of Cloud Run, and who may call it.
+services = run.projects().locations().services()
+limits = {"cpu": "1", "memory": "512Mi"}
+template = {"containers": [{"image": "images.example.com/i:1", "resources": {"limits": limits}}]}
+long(run.projects().locations().operations().get, services.create(parent=PLACE, serviceId="s", body={"template": template}).execute())
+found = services.get(name=f"{PLACE}/services/s").execute()
+assert found["terminalCondition"]["state"] == "CONDITION_SUCCEEDED" and found["uri"], found
+bindings = [{"role": "roles/run.invoker", "members": ["serviceAccount:" + account["email"]]}]
+policy = services.getIamPolicy(resource=found["name"], options_requestedPolicyVersion=3).execute()
+services.setIamPolicy(resource=found["name"], body={"policy": policy | {"bindings": bindings}}).execute()
+policy = services.getIamPolicy(resource=found["name"], options_requestedPolicyVersion=3).execute()
+assert policy["bindings"] == bindings, policy
+services.setIamPolicy(resource=found["name"], body={"policy": policy | {"bindings": []}}).execute()
+assert not services.getIamPolicy(resource=found["name"]).execute().get("bindings")
+template["containers"][0]["image"] = "images.example.com/i:2"
+changed = services.patch(name=found["name"], updateMask="template", body={"template": template}).execute()
+long(run.projects().locations().operations().get, changed)
+made = services.list(parent=PLACE).execute()["services"]
+assert [one["template"]["containers"][0]["image"] for one in made] == ["images.example.com/i:2"], made
+
+# A health check from regions.
+check = {"name": "h", "type": "TCP", "tcpHealthCheck": {"port": 443}, "checkIntervalSec": 30, "timeoutSec": 10,
+         "sourceRegions": [REGION, "europe-west1", "us-central1"]}
+computed(compute.healthChecks().insert(project=PROJECT, body=check).execute())
+assert compute.healthChecks().get(project=PROJECT, healthCheck="h").execute()["healthyThreshold"] == 2
+assert [one["name"] for one in compute.healthChecks().list(project=PROJECT).execute()["items"]] == ["h"]
+computed(compute.healthChecks().patch(project=PROJECT, healthCheck="h", body={"timeoutSec": 20}).execute())
+assert compute.healthChecks().get(project=PROJECT, healthCheck="h").execute()["timeoutSec"] == 20
+
 # The cluster.
 clusters = container.projects().locations().clusters()
 cluster = {"name": "c", "network": NETWORK, "subnetwork": f"projects/{PROJECT}/regions/{REGION}/subnetworks/n",
@@ -233,6 +276,12 @@ assert [one["name"] for one in clusters.nodePools().list(parent=f"{PLACE}/cluste
 assert clusters.list(parent=f"projects/{PROJECT}/locations/-").execute()["clusters"][0]["endpoint"]
 
 # And back to nothing.
+computed(compute.healthChecks().delete(project=PROJECT, healthCheck="h").execute())
+missing(compute.healthChecks().get(project=PROJECT, healthCheck="h"))
+long(run.projects().locations().operations().get, services.delete(name=f"{PLACE}/services/s").execute())
+missing(services.get(name=f"{PLACE}/services/s"))
+long(redis.projects().locations().operations().get, caches.delete(name=cache["name"]).execute())
+missing(caches.get(name=cache["name"]))
 dns.changes().create(project=PROJECT, managedZone="z", body={"deletions": read["rrsets"]}).execute()
 dns.managedZones().delete(project=PROJECT, managedZone="z").execute()
 missing(dns.managedZones().get(project=PROJECT, managedZone="z"))

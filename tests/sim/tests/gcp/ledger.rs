@@ -7,6 +7,20 @@ use textnlp_sim::{Source, gcp};
 /// How many behaviours may be only assumed.
 const ASSUMED: usize = 4;
 
+/// Reports of users that concern what is simulated, and that few callers meet.
+const REPORTS: &[&str] = &[
+    "AI-Hypercomputer/xpk#434",
+    "GoogleCloudPlatform/ai-on-gke#849",
+    "GoogleCloudPlatform/cluster-toolkit#4058",
+    "GoogleCloudPlatform/container-engine-accelerators#407",
+    "GoogleCloudPlatform/magic-modules",
+    "NVIDIA/gpu-operator#1623",
+    "alphagov/govuk-infrastructure#4682",
+    "cloudpilot-ai/karpenter-provider-gcp#143",
+    "fastai/course-v3#536",
+    "kubernetes/autoscaler#2557",
+];
+
 #[test]
 fn every_behaviour_has_a_source_that_can_be_read() {
     let (behaviours, counts) = gcp::ledger();
@@ -32,6 +46,19 @@ fn every_behaviour_has_a_source_that_can_be_read() {
     let mut counts: Vec<_> = counts.into_iter().collect();
     counts.sort_unstable();
     println!("{} behaviours: {counts:?}", behaviours.len());
+}
+
+#[test]
+fn each_report_is_a_rule_or_is_left_out_with_a_reason() {
+    let (behaviours, _) = gcp::ledger();
+    for report in REPORTS {
+        let is_cited = |source: Source| match source {
+            Source::Report(own) => own == *report,
+            Source::LeftOut(reason) => reason.split([' ', ',', ':', ';']).any(|word| word == *report),
+            _ => false,
+        };
+        assert!(behaviours.iter().any(|one| is_cited(one.source)), "no behaviour cites {report}");
+    }
 }
 
 /// A handler of a method that no document has would never be called.

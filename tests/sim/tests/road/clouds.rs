@@ -89,7 +89,7 @@ impl Clouds {
     /// The operator who follows the guide, with the environment that it shows.
     fn follower(&self) -> Follower<'_> {
         let section = (GUIDE, "One service in three clouds");
-        Follower::of(&self.sandbox, section, FILE, &self.sets, self.variables.iter().cloned())
+        Follower::of(&self.sandbox, section, FILE, &self.sets, self.variables.iter().cloned()).and(GUIDE, "Drills")
     }
 
     fn run(&self, args: &[&str]) -> Said {
@@ -266,8 +266,10 @@ fn three_clouds_serve_as_one_survive_the_loss_of_the_first_and_are_removed() {
     let refused = clouds.run(&["dr", "drill", "--fault", "kill"]).expect(4);
     assert!(refused.err.contains("credentials"), "{}", refused.err);
     clouds.sign_in_by_files();
+    let follower = clouds.follower();
+    let drill = follower.printed("textnlp-deploy dr drill --file world.yaml --fault kill");
     for fault in ["kill", "blackhole"] {
-        let report = clouds.json(&["dr", "drill", "--fault", fault], 0);
+        let report = follower.run(&format!("{} -o json", drill.replace("kill", fault))).expect(0).json();
         let found = &report["figures"];
         eprintln!(
             "{fault} of {}: service {} ms, writes {} ms, lost {}, unaccounted {}, failed {}, {} s in all",
@@ -316,7 +318,7 @@ fn three_clouds_serve_as_one_survive_the_loss_of_the_first_and_are_removed() {
     assert!(done.contains("secondary/server/config") && done.contains("secondary/server/deployment"), "{alone:?}");
     assert!(alone.out.contains("secondary/gateway/record"), "what is not known is named: {alone:?}");
 
-    clouds.json(&["down", "--yes"], 0);
+    follower.run(follower.printed("textnlp-deploy down --file world.yaml --delete-data world")).expect(0);
     assert_eq!(clouds.left(), Vec::<String>::new());
     assert_eq!(clouds.zone_size(), 2, "the zone has what each zone has");
     for cluster in clouds.clusters {

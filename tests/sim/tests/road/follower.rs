@@ -29,7 +29,8 @@ impl<'a> Follower<'a> {
         let (_, yaml) = blocks.iter().find(|(language, _)| language == "yaml").unwrap();
         std::fs::write(sandbox.folder().join(file), yaml).unwrap();
         let folder = sandbox.folder().join("bin");
-        std::fs::create_dir(&folder).unwrap();
+        // One who signs in another way follows the same guide again.
+        std::fs::create_dir_all(&folder).unwrap();
         let sets: String = sets.iter().map(|set| format!(" --set '{set}'")).collect();
         let script = format!(
             "#!/bin/sh\ncase $1 in up | down | secret) set -- \"$@\" --yes ;; esac\nexec '{}' \"$@\"{sets}\n",
@@ -40,6 +41,12 @@ impl<'a> Follower<'a> {
         std::fs::set_permissions(&name, std::fs::Permissions::from_mode(0o755)).unwrap();
         let variables = variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
         Self { sandbox, file, commands: guide::commands(page, section), variables, folder }
+    }
+
+    /// The same, with the commands of another section.
+    pub(super) fn and(mut self, page: &str, section: &str) -> Self {
+        self.commands.extend(guide::commands(page, section));
+        self
     }
 
     /// The command of the guide that begins so.
