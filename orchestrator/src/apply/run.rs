@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
-use textnlp_provider::{Identity, Kind, Object, Operation, Provider, ResourceId, SiteName, Verb};
+use textnlp_provider::{Identity, Kind, Object, Provider, ResourceId, SiteName, Verb};
 use tokio_util::sync::CancellationToken;
 
 use super::flight::{CallAnswer, Flight, Verdict};
@@ -81,20 +81,9 @@ pub(super) async fn recover(drive: Drive<'_>, stop: &CancellationToken) -> Resul
         if !air.drive.providers.contains_key(&site) {
             continue;
         }
-        let all = air.drive.state.open(&site).map_err(ApplyError::State)?;
-        let holdings = air.drive.state.holdings(&site).map_err(ApplyError::State)?;
-        let beginning: BTreeSet<ResourceId> = all.values().map(|open| open.intent.operation.resource.clone()).collect();
-        let is_recorded = |host: &ResourceId| {
-            beginning.contains(host) || holdings.get(host).is_some_and(|holding| holding.objects().next().is_some())
-        };
-        for open in all.into_values() {
-            match open.intent.operation.via.clone() {
-                Some(host) if !is_recorded(&host.0) => air.end_with_host(&open.intent.operation, &host.0),
-                _ => {
-                    air.resume(number, open);
-                    number += 1;
-                }
-            }
+        for open in air.drive.state.open(&site).map_err(ApplyError::State)?.into_values() {
+            air.resume(number, open);
+            number += 1;
         }
     }
     air.finish().await
@@ -368,16 +357,6 @@ impl<'a> InFlight<'a> {
             }
         }
         Ok(())
-    }
-
-    /// Ends an operation whose host has no record any more: it was removed or is gone, with everything in it. Nothing reaches what is
-    /// inside by another way, so that the operation would stay open for ever.
-    fn end_with_host(&mut self, op: &Operation, host: &ResourceId) {
-        let because = format!("its host `{host}` is not recorded any more");
-        let text = format!("the {} of `{}` ends unfinished: {because}", op.verb, op.resource);
-        let ended = Write::Failed { op: op.id, left: None, because, refused: false };
-        self.next.writes.entry(op.site.clone()).or_default().push(ended);
-        self.next.queued_events.push(EventKind::Note { text });
     }
 
     /// Queues the next call of an operation that a crashed run left open.

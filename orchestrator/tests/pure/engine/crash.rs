@@ -3,11 +3,9 @@
 //! A run dies at one boundary, the next run must put everything right: no orphan, no duplicate, no lost record.
 
 use serde_json::json;
-use textnlp_orchestrator::event::EventKind;
 use textnlp_orchestrator::run::RunOptions;
-use textnlp_provider::memory::{Fault, FaultEffect, Fuse};
-use textnlp_provider::{CloudId, Lineage, Wanted};
-use uuid::Uuid;
+use textnlp_provider::Wanted;
+use textnlp_provider::memory::Fuse;
 
 use crate::world::*;
 
@@ -122,56 +120,5 @@ fn changed_environment_is_planned_after_recovery_of_a_killed_run() {
         assert!(world.go(UP, &story.after, &Fuse::blows_at(boundary)).is_none());
         world.up(&other);
         world.check(&other);
-    }
-}
-
-/// A world whose run ended while the create of a replica has no answer.
-fn with_open_create(wanted: &[Wanted]) -> World {
-    let world = World::new();
-    let unanswered = Fault::once(FaultEffect::LostReply).on(&id("here/server/replica-0")).times(100);
-    world.cloud.inject(unanswered);
-    assert!(!world.try_up(wanted).unwrap().is_complete());
-    let open = world.state().open(&here()).unwrap();
-    assert_eq!(open.len(), 1, "{open:?}");
-    world.cloud.heal();
-    world
-}
-
-#[test]
-fn operation_in_a_host_that_others_removed_ends_with_the_record_of_the_host() {
-    let world = with_open_create(&service());
-    assert!(world.cloud.remove_behind_our_back(&id("here/cluster")));
-    // The first run learns that the host is gone, and the second one that nothing reaches the operation any more.
-    let arrival = world.down(DOWN_WITH_DATA);
-    assert!(!arrival.is_complete() && world.state().open(&here()).unwrap().len() == 1);
-    let arrival = world.down(DOWN_WITH_DATA);
-    assert!(arrival.is_complete(), "{:#?}", arrival.outcome);
-    assert!(world.state().open(&here()).unwrap().is_empty() && world.state().is_empty(&here()));
-    assert!(world.said(|event| matches!(event, EventKind::Note { text } if text.contains("here/server/replica-0"))));
-}
-
-#[test]
-fn operation_in_a_host_that_others_removed_is_finished_in_the_next_host() {
-    let world = with_open_create(&service());
-    assert!(world.cloud.remove_behind_our_back(&id("here/cluster")));
-    world.converge(UP, &service());
-    world.check(&service());
-}
-
-/// Nothing else reaches an operation in it.
-#[test]
-fn existing_host_keeps_its_record_while_an_operation_in_it_is_open() {
-    let mut wanted = service();
-    let cluster = wanted.iter_mut().find(|one| one.id == id("here/cluster")).unwrap();
-    *cluster = external(cluster.clone(), "shared-cluster");
-    let world = World::new();
-    let theirs = Some(Lineage(Uuid::from_u128(77)));
-    world.cloud.place_foreign(&cluster.kind, &CloudId::new("shared-cluster").unwrap(), theirs, cluster.spec.clone());
-    // This cloud reaches no host of others, so that it gives no answer about the replicas.
-    assert!(!world.try_up(&wanted).unwrap().is_complete());
-    assert_eq!(world.state().open(&here()).unwrap().len(), 2);
-    for _ in 0..2 {
-        assert!(!world.down(DOWN_WITH_DATA).is_complete());
-        assert!(world.state().holdings(&here()).unwrap().contains_key(&id("here/cluster")));
     }
 }
