@@ -464,10 +464,16 @@ def lower_priority():
     """Linux compares processes by `nice` only within a session, and sessions by a value of their own (sched(7), "The autogroup
     feature"). Each job has its own session."""
     os.nice(NICE)
-    try:
-        Path("/proc/self/autogroup").write_text(str(NICE))
-    except OSError:
-        pass  # A kernel without sessions of that kind compares all processes.
+    # The kernel takes one change each tenth of a second from users without privileges (EAGAIN).
+    for _ in range(5):
+        try:
+            Path("/proc/self/autogroup").write_text(str(NICE))
+        except BlockingIOError:
+            time.sleep(0.2)
+            continue
+        except OSError:
+            pass  # A kernel without sessions of that kind compares all processes.
+        return
 
 
 def signal_group(pid, number):

@@ -404,13 +404,10 @@ impl RestKind for Pool {
                 let all = one["properties"]["nodeTaints"].as_array().into_iter().flatten();
                 json!(all.into_iter().any(|taint| taint == GPU_TAINT))
             }),
-            // Of zones that are not spread over, and of markets, one is chosen: see `prepare`.
+            // One of each is chosen: see `prepare`.
             Field::seen("zones", |one| match &one["properties"]["availabilityZones"] {
                 Value::Null => json!([]),
                 zones => zones.clone(),
-            }),
-            Field::seen("spread", |one| {
-                json!(one["properties"]["availabilityZones"].as_array().is_some_and(|zones| zones.len() > 1))
             }),
             Field::seen("markets", |one| {
                 json!([if one["properties"]["scaleSetPriority"] == "Spot" { SPOT } else { ON_DEMAND }])
@@ -429,9 +426,8 @@ impl RestKind for Pool {
 
     fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
         match field {
-            // A size without zones in the region has none, and a pool keeps those of its creation.
-            "zones" => seen.as_array().is_some_and(Vec::is_empty) || *wanted == json!([]) || is_within(seen, wanted),
-            "spread" => true,
+            // A size without zones in the region has none.
+            "zones" => seen.as_array().is_some_and(Vec::is_empty) || is_within(seen, wanted),
             "markets" => is_within(seen, wanted),
             "labels" => {
                 wanted.as_object().is_some_and(|all| all.iter().all(|(key, value)| seen.get(key) == Some(value)))
@@ -444,10 +440,9 @@ impl RestKind for Pool {
         let all = alternatives(wanted);
         let first = |field: &str| seen.get(field)?.as_array()?.first()?.as_str();
         let (market, zone) = (first("markets")?, first("zones"));
-        let last =
-            |is_it: &dyn Fn(&Alternative<'_>) -> bool| all.iter().rposition(|one| one.market == market && is_it(one));
-        let in_zone = zone.and_then(|zone| last(&|one| one.zones.contains(&zone)));
-        let next = in_zone.or_else(|| last(&|one| zone.is_none() || one.zones.is_empty()))? + 1;
+        let is_seen =
+            |one: &Alternative<'_>| one.market == market && (zone.is_none() || one.zone.is_none() || one.zone == zone);
+        let next = all.iter().rposition(is_seen)? + 1;
         (next < all.len()).then_some(next)
     }
 
@@ -465,16 +460,16 @@ impl RestKind for Pool {
         if let Some(why) = offer.refused {
             return Err(refused(format!("{region} does not offer {machine} to this subscription: {why}")));
         }
-        let is_offered = |zone: &&str| offer.zones.iter().any(|name| name == zone);
-        let can_be =
-            |one: &Alternative<'_>| one.zones.is_empty() || offer.zones.is_empty() || one.zones.iter().any(is_offered);
-        let Some(mut chosen) = alternatives(spec).into_iter().skip(alternative).find(can_be) else {
+        let is_offered = |one: &Alternative<'_>| {
+            one.zone.is_none_or(|zone| offer.zones.is_empty() || offer.zones.iter().any(|name| name == zone))
+        };
+        let Some(chosen) = alternatives(spec).into_iter().skip(alternative).find(is_offered) else {
             let error = refused(format!("no zone is left that has {machine}"));
             return Err(error.hint("choose another `gpu.size` or region"));
         };
         // A size that is not tied to zones fails with them (Azure/AKS#1444).
-        chosen.zones.retain(is_offered);
-        buy(document, &chosen);
+        let zone = chosen.zone.filter(|_| !offer.zones.is_empty());
+        buy(document, &Alternative { zone, ..chosen });
         Ok(())
     }
 
@@ -484,14 +479,10 @@ impl RestKind for Pool {
 
     fn declared(_api: Option<&Api>, request: &Declare<'_>, document: &mut Value) -> Result<(), String> {
         let mut all = alternatives(&request.object.spec).into_iter();
-        let is_spread = is_spread(&request.object.spec);
         match (all.next(), all.len()) {
+            (Some(only), 0) => buy(document, &only),
             // Only an offer tells whether the size is tied to zones, and in which it is.
-            (Some(first), rest) if request.is_planned && (is_spread || rest > 0) => {
-                buy(document, &Alternative { zones: Vec::new(), ..first });
-            }
-            // Of a pool over several zones the observation has all, and the market.
-            (Some(only), rest) if is_spread || rest == 0 => buy(document, &only),
+            (Some(first), _) if request.is_planned => buy(document, &Alternative { zone: None, ..first }),
             _ => return Err("Azure did not show in which zone it is".to_owned()),
         }
         Ok(())
@@ -582,11 +573,11 @@ fn scale(document: &mut Value, scaling: &Value) {
     properties["count"] = json!(count);
 }
 
-/// The zones of the machines, and how they are paid.
+/// The zone of the machines, and how they are paid.
 fn buy(document: &mut Value, chosen: &Alternative<'_>) {
     let properties = &mut document["properties"];
-    if !chosen.zones.is_empty() {
-        properties["availabilityZones"] = json!(chosen.zones);
+    if let Some(zone) = chosen.zone {
+        properties["availabilityZones"] = json!([zone]);
     }
     if chosen.market == SPOT {
         properties["scaleSetPriority"] = json!("Spot");
@@ -603,27 +594,20 @@ fn taints(is_on: &Value) -> Value {
 #[derive(Debug, PartialEq, Eq)]
 struct Alternative<'a> {
     market: &'a str,
-    /// The machines are spread over them. None of them: Azure chooses one.
-    zones: Vec<&'a str>,
+    /// `None` for any zone.
+    zone: Option<&'a str>,
 }
 
-/// Whether the machines of a pool are in all of its zones.
-fn is_spread(spec: &Spec) -> bool {
-    spec.get("spread") == Some(&json!(true))
-}
-
-/// The alternatives of a pool, best first: each market in each zone, or in all of them and then wherever Azure has room.
-fn alternatives<'a>(spec: &'a Spec) -> Vec<Alternative<'a>> {
-    let list = |field: &str| -> Vec<&'a str> {
+/// The alternatives of a pool, best first: each market in each zone.
+fn alternatives(spec: &Spec) -> Vec<Alternative<'_>> {
+    let list = |field: &str| -> Vec<&str> {
         spec.get(field).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect()
     };
     let (markets, zones) = (list("markets"), list("zones"));
-    let of_market = |market: &'a str| -> Vec<Alternative<'a>> {
-        let one = |zones: &[&'a str]| Alternative { market, zones: zones.to_vec() };
-        match zones.as_slice() {
-            [] => vec![one(&[])],
-            all if is_spread(spec) => vec![one(all), one(&[])],
-            all => all.chunks(1).map(one).collect(),
+    let of_market = |market| -> Vec<Alternative<'_>> {
+        match zones.is_empty() {
+            true => vec![Alternative { market, zone: None }],
+            false => zones.iter().map(|zone| Alternative { market, zone: Some(zone) }).collect(),
         }
     };
     markets.into_iter().flat_map(of_market).collect()
@@ -669,18 +653,6 @@ mod tests {
             Pool::fits("zones", &json!(["1", "2"]), &json!(["2"])) && Pool::fits("zones", &json!(["1"]), &json!([]))
         );
         assert!(!Pool::fits("zones", &json!(["1"]), &json!(["2"])));
-        // A pool that is in no zone, or in those of others, stays where it is.
-        assert!(Pool::fits("zones", &json!([]), &json!(["2"])) && Pool::fits("spread", &json!(true), &json!(false)));
-    }
-
-    #[test]
-    fn pool_over_several_zones_falls_back_to_any_of_them() {
-        let wanted = Spec::of(&json!({ "zones": ["1", "2", "3"], "spread": true, "markets": [ON_DEMAND] }));
-        let one = |zones: &[&'static str]| Alternative { market: ON_DEMAND, zones: zones.to_vec() };
-        assert_eq!(alternatives(&wanted), [one(&["1", "2", "3"]), one(&[])]);
-        let seen = |zones: Value| Spec::of(&json!({ "zones": zones, "markets": [ON_DEMAND] }));
-        assert_eq!(Pool::alternative(&wanted, &seen(json!(["1", "3"]))), Some(1));
-        assert_eq!(Pool::alternative(&wanted, &seen(json!([]))), None);
     }
 
     #[test]

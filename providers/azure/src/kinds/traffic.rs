@@ -106,7 +106,7 @@ impl RestKind for Site {
             (properties["profileStatus"], properties["endpoints"]) = ("Enabled".into(), json!([endpoint]));
             let body = json!({ "location": "global", "tags": tags, "properties": properties });
             let sent = api.send(Call::new(Method::PUT, profile, VERSION).body(body).new_only()).await;
-            // A request that was lost is sent again, and one whose answer was lost is refused then.
+            // A request that was lost is sent again, and refused (`If-None-Match`) where only its answer was lost.
             if sent.is_ok() {
                 made.insert(profile.to_owned());
             }

@@ -163,9 +163,6 @@ impl Lowering<'_> {
         markets: &[&str],
     ) -> Value {
         let has_gpu = machine.gpu.is_some();
-        let zones = zones::zones(&self.site.region);
-        // Fewer machines than zones stay together: a pod whose volume is in another zone than the only machine would wait for ever.
-        let is_spread = !has_gpu && !zones.is_empty() && scaling["min"].as_u64() >= Some(zones.len() as u64);
         json!({
             "name": name,
             "cluster": output(cluster, "id"),
@@ -175,9 +172,8 @@ impl Lowering<'_> {
             "labels": { POOL: if has_gpu { GPU } else { CPU } },
             "scaling": scaling,
             "gpu_taint": has_gpu,
-            // One with GPUs is tried zone by zone (skypilot-org/skypilot#10145).
-            "zones": if has_gpu || is_spread { zones } else { &[] },
-            "spread": is_spread,
+            // A pool of CPUs is wherever Azure has room; one with GPUs is tried zone by zone (skypilot-org/skypilot#10145).
+            "zones": if has_gpu { zones::zones(&self.site.region) } else { &[] },
             "markets": markets,
         })
     }

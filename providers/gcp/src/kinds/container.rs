@@ -109,7 +109,10 @@ pub(crate) static ROWS: &[Row] = &[
         },
         service: "container",
         resource: &Rest::<NodePool>::kind(),
-        refused: &[],
+        refused: &[(
+            "disk_key",
+            "disks keep the key that they were created with: deploy another environment and move to it",
+        )],
     },
 ];
 
@@ -496,8 +499,8 @@ impl RestKind for NodePool {
         match field {
             // The places of a pool that is in all zones are the cluster's.
             "zones" => is_any(wanted) || is_within(seen, wanted),
-            // Disks get it with the pool, and no request changes it: a pool that exists keeps what it has.
-            "disk_key" => true,
+            // A pool of an earlier version keeps its disks without a key.
+            "disk_key" => seen == "",
             "markets" => is_within(seen, wanted),
             // The autoscaler adds nodes; a group that is not shown yet says nothing.
             "nodes" => seen.is_null() || seen.as_u64() >= wanted.as_u64(),
@@ -790,6 +793,7 @@ mod tests {
         assert!(!NodePool::fits("zones", &json!(["r-a"]), &json!(["r-b"])));
         assert!(NodePool::fits("zones", &json!([]), &json!(["r-b"])));
         assert!(NodePool::fits("disk_key", &json!("k"), &json!("")), "a pool of an earlier version is not replaced");
+        assert!(!NodePool::fits("disk_key", &Value::Null, &json!("k")), "a key in use is told of");
         assert_eq!((disk_key(&json!({ "config": {} })), sent_key(&json!(""))), (json!(""), Value::Null));
     }
 

@@ -168,7 +168,7 @@ impl RestKind for Network {
             }
         }
         // They go before the rules and groups that tell of them.
-        let mut all = of_balancers(api, &parts).await?;
+        let mut all = of_balancers(api, &parts, id).await?;
         all.append(&mut foreign);
         Ok(all)
     }
@@ -215,15 +215,27 @@ const CHECK: &str = "health check";
 /// or of a Service, and are those of no other one: see [`OF_SERVICE`], and
 /// <https://github.com/kubernetes/ingress-gce/blob/master/pkg/utils/namer/l4_namer.go>.
 fn named_by(name: &str) -> impl Iterator<Item = String> {
-    let of_service = name.strip_prefix("k8s-fw-");
-    let of_nodes = name.strip_suffix("-hc").filter(|check| check.starts_with("k8s-") && check.ends_with("-node"));
-    let own = Some(name).filter(|name| name.starts_with("k8s2-"));
+    let is_id = |id: &str| id.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase());
+    let is_of_service = |part: &&str| part.len() == OF_UID && part.starts_with('a') && is_id(part);
+    let is_of_cluster = |id: &str, length: usize| id.len() == length && is_id(id);
+    let of_service = name.strip_prefix("k8s-fw-").filter(is_of_service);
+    let of_nodes = name.strip_suffix("-hc").filter(|check| {
+        let id = check.strip_prefix("k8s-").and_then(|rest| rest.strip_suffix("-node"));
+        id.is_some_and(|id| is_of_cluster(id, OF_CLUSTER))
+    });
+    let of_hash = name.strip_prefix("k8s2-").and_then(|rest| rest.split_once('-'));
+    let own = Some(name).filter(|_| of_hash.is_some_and(|(hash, _)| is_of_cluster(hash, OF_HASH)));
     let of_check = own.and_then(|name| name.strip_suffix("-fw"));
     [of_service, of_nodes, own, of_check].into_iter().flatten().map(str::to_owned)
 }
 
-/// The parts of load balancers with these names, and the forwarding rules to them.
-async fn of_balancers(api: &Api, names: &BTreeSet<String>) -> Result<Vec<Foreign>> {
+/// The lengths in those names: `a` and the UID of a Service, the id of a cluster, and the hash of the UID of one.
+const OF_UID: usize = 32;
+const OF_CLUSTER: usize = 16;
+const OF_HASH: usize = 8;
+
+/// The parts of load balancers with these names, and the forwarding rules to them, without those that name another network.
+async fn of_balancers(api: &Api, names: &BTreeSet<String>, network: &str) -> Result<Vec<Foreign>> {
     let mut found = Vec::new();
     if names.is_empty() {
         return Ok(found);
@@ -235,7 +247,9 @@ async fn of_balancers(api: &Api, names: &BTreeSet<String>) -> Result<Vec<Foreign
             Err(error) if error.kind == ErrorKind::Denied && [BACKENDS, CHECK].contains(&what) => continue,
             listed => listed?,
         };
-        for one in listed.iter().filter(|one| is_named(&one["name"]) || is_named(&one["backendService"])) {
+        let is_elsewhere = |one: &Value| one["network"].as_str().is_some_and(|at| relative(at) != network);
+        let is_part = |one: &&Value| is_named(&one["name"]) || is_named(&one["backendService"]);
+        for one in listed.iter().filter(is_part).filter(|one| !is_elsewhere(one)) {
             found.extend(inside(one, what).map(|part| Foreign { swept: true, ..part }));
         }
     }
@@ -328,7 +342,8 @@ impl RestKind for Subnetwork {
             }
         }
         let [mut all, groups] = found;
-        for part in of_balancers(api, &parts).await? {
+        let network = document["network"].as_str().map(relative).unwrap_or_default();
+        for part in of_balancers(api, &parts, network).await? {
             if !all.iter().any(|one: &Foreign| one.cloud_id == part.cloud_id) {
                 all.push(part);
             }
@@ -460,12 +475,18 @@ mod tests {
             assert!(!is_of_gke(name), "{name}");
         }
         for (name, parts) in [
-            ("k8s-fw-a0123", &["a0123"][..]),
-            ("k8s-0a1b-node-hc", &["k8s-0a1b-node"]),
-            ("k8s2-0a1b-ns-web-9f", &["k8s2-0a1b-ns-web-9f"]),
-            ("k8s2-0a1b-l4-shared-hc-fw", &["k8s2-0a1b-l4-shared-hc-fw", "k8s2-0a1b-l4-shared-hc"]),
+            ("k8s-fw-a0123456789abcdef0123456789abcde", &["a0123456789abcdef0123456789abcde"][..]),
+            ("k8s-0123456789abcdef-node-hc", &["k8s-0123456789abcdef-node"]),
+            ("k8s2-0a1b2c3d-ns-web-9f", &["k8s2-0a1b2c3d-ns-web-9f"]),
+            ("k8s2-0a1b2c3d-l4-shared-hc-fw", &["k8s2-0a1b2c3d-l4-shared-hc-fw", "k8s2-0a1b2c3d-l4-shared-hc"]),
             ("team-node-hc", &[]),
             ("allow-fw", &[]),
+            // Names that a team chose.
+            ("k8s-fw-web", &[]),
+            ("k8s-node-hc", &[]),
+            ("k8s-team-node-hc", &[]),
+            ("k8s2-web", &[]),
+            ("k8s2-team-web", &[]),
         ] {
             assert_eq!(named_by(name).collect::<Vec<_>>(), parts, "{name}");
         }
