@@ -25,7 +25,7 @@ fn environments(operator: &Operator, provider: &Server, is_watched: bool) -> [St
     let grows = "scaling: { min: 3, max: 5, cpu: null, memory: null, requests_per_second: 1, adapter: true }\n\
                  network: { waf: false }\ngpu: { size: none }\n";
     // Without the definitions of the Prometheus operator no alert reaches a person.
-    let compliance = if is_watched { "[gdpr]" } else { "[]" };
+    let compliance = if is_watched { "[gdpr, hipaa, soc2]" } else { "[]" };
     // Seconds in place of the day of pilot, and of the week of optimized.
     let own = [
         "gates: { availability_window: 5s }\n".to_owned(),
