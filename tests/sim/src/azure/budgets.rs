@@ -1,5 +1,6 @@
 //! Budgets of the subscription. Costs are not simulated: nothing is ever spent.
 
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
@@ -75,9 +76,10 @@ fn refused(message: impl Into<String>) -> Problem {
     bad("400", message)
 }
 
-/// Whether a new budget may start then: with the month of today or of one of the eleven after it.
-fn may_start(cloud: &Cloud, start: &str) -> bool {
-    let today = cloud.now().to_zoned(TimeZone::UTC).date();
+/// Whether a new budget may start then: with the month of today or of one of the eleven after it. Today is that of callers: the clock of the
+/// simulation is ahead of theirs.
+fn may_start(start: &str) -> bool {
+    let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
     let month = |date: jiff::civil::Date| i32::from(date.year()) * 12 + i32::from(date.month());
     let date = start.get(..10).and_then(|date| date.parse::<jiff::civil::Date>().ok());
     date.is_some_and(|date| date.day() == 1 && (0..12).contains(&(month(date) - month(today))))
@@ -95,7 +97,7 @@ fn accept_budget(cloud: &mut Cloud, call: &Call, before: Option<&Value>, body: &
         Some(before) if text(before, START) != start => {
             return Err(refused("Start date of budgets cannot be updated. Please delete and create a new budget."));
         }
-        None if !may_start(cloud, start) => {
+        None if !may_start(start) => {
             return Err(refused("The start date must be the first of a month, not before the current one."));
         }
         _ => {}
