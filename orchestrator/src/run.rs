@@ -299,7 +299,7 @@ async fn run_locked(
         return Ok((None, before, recovered));
     }
     let mut facts = read(run, locked, options).await?;
-    if give_up_what_went_with_its_host(locked, &facts).await? {
+    if give_up_what_went_with_its_host(run, locked, &facts).await? {
         facts = read(run, locked, options).await?;
     }
     let planned = checked_plan(&facts)?;
@@ -456,24 +456,35 @@ async fn write_completion(run: &Run<'_>, locked: &mut Locked, purpose: Purpose) 
 
 /// An operation on a resource behind a host cannot finish once that host is gone. What it may have created went with
 /// the host.
-async fn give_up_what_went_with_its_host(locked: &mut Locked, facts: &Facts) -> Result<bool, RunError> {
+///
+/// A host without a record is not asked for: an earlier run removed it or found it gone, or an operator removed its record. An existing
+/// host keeps its record while an operation inside it is open.
+async fn give_up_what_went_with_its_host(run: &Run<'_>, locked: &mut Locked, facts: &Facts) -> Result<bool, RunError> {
     let mut any = false;
     for (site, here) in &facts.sites {
-        let is_gone = |host: &ResourceId| {
-            let mut answers = here.observed.iter().filter(|(id, _)| id == host).map(|(_, seen)| seen).peekable();
-            answers.peek().is_some()
-                && answers.all(|seen| *seen == Observed::Absent)
-                && here.open.values().all(|open| open.intent.operation.resource != *host)
+        let answers = |host: &ResourceId| {
+            let answers = here.observed.iter().filter(|(id, _)| id == host);
+            answers.map(|(_, seen)| *seen == Observed::Absent).reduce(|all, one| all && one)
         };
-        let abandoned: Vec<OperationId> = here
-            .open
-            .iter()
-            .filter(|(_, open)| open.intent.operation.via.as_ref().is_some_and(|host| is_gone(&host.0)))
-            .map(|(op, _)| *op)
-            .collect();
-        for op in abandoned {
-            let end = End::Failed { left: None, because: "its host is gone".to_owned(), refused: false };
+        let is_known = |host: &ResourceId| {
+            let is_wanted = facts.purpose == Purpose::Up && here.wanted.iter().any(|wanted| wanted.id == *host);
+            is_wanted || here.holdings.get(host).is_some_and(|holding| holding.objects().next().is_some())
+        };
+        let is_gone = |host: &ResourceId| {
+            let is_open = here.open.values().any(|open| open.intent.operation.resource == *host);
+            !is_open && answers(host).unwrap_or(!is_known(host))
+        };
+        let abandoned = here.open.iter().filter_map(|(op, open)| {
+            let host = &open.intent.operation.via.as_ref()?.0;
+            is_gone(host).then(|| (*op, &open.intent.operation, host))
+        });
+        for (op, operation, host) in abandoned {
+            let because = if answers(host).is_some() { "its host is gone" } else { "its host has no record any more" };
+            let text =
+                format!("the {} of `{}` ends unfinished: {because}: `{host}`", operation.verb, operation.resource);
+            let end = End::Failed { left: None, because: because.to_owned(), refused: false };
             locked.commit(site, |writer| writer.entry(Entry::Ended { op, end })).await.map_err(RunError::State)?;
+            run.events.tell(Event { at: run.clock.now(), what: EventKind::Note { text } });
             any = true;
         }
     }

@@ -105,9 +105,22 @@ impl<'a> DecisionBuilder<'_, 'a> {
         Some(decided)
     }
 
+    /// The existing hosts that would be forgotten although an operation inside them is open, each with its resource: nothing could
+    /// finish the operation any more, and what it created would be left behind.
+    fn hosts_of_open_operations(&self) -> impl Iterator<Item = (ResourceIndex, ResourceIndex)> {
+        let open = self.world.facts.sites.values().flat_map(|site| site.open.values());
+        open.filter_map(|open| {
+            let op = &open.intent.operation;
+            let (host, place) = (self.world.place(&op.via.as_ref()?.0)?, self.world.place(&op.resource)?);
+            let decided = self.all[host].as_ref()?;
+            matches!(decided.what, Decision::Forget { recorded } if matches!(recorded.ownership, Ownership::External(_)))
+                .then_some((host, place))
+        })
+    }
+
     /// Retains the dependencies of retained and unreadable resources.
     fn keep_what_is_needed(&mut self) {
-        let mut reasons: BTreeMap<ResourceIndex, ResourceIndex> = BTreeMap::new();
+        let mut reasons: BTreeMap<ResourceIndex, ResourceIndex> = self.hosts_of_open_operations().collect();
         let is_kept = |decided: &Decided<'a>| {
             matches!(decided.what, Decision::Retain { .. } | Decision::Blocked | Decision::Refused { .. })
         };

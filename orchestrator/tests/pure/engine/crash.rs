@@ -3,9 +3,10 @@
 //! A run dies at one boundary, the next run must put everything right: no orphan, no duplicate, no lost record.
 
 use serde_json::json;
+use textnlp_orchestrator::event::EventKind;
 use textnlp_orchestrator::run::RunOptions;
 use textnlp_provider::Wanted;
-use textnlp_provider::memory::Fuse;
+use textnlp_provider::memory::{Fault, FaultEffect, Fuse};
 
 use crate::world::*;
 
@@ -121,4 +122,38 @@ fn changed_environment_is_planned_after_recovery_of_a_killed_run() {
         world.up(&other);
         world.check(&other);
     }
+}
+
+/// A world whose run ended while the create of a replica has no answer.
+fn with_open_create(wanted: &[Wanted]) -> World {
+    let world = World::new();
+    let unanswered = Fault::once(FaultEffect::LostReply).on(&id("here/server/replica-0")).times(100);
+    world.cloud.inject(unanswered);
+    assert!(!world.try_up(wanted).unwrap().is_complete());
+    let open = world.state().open(&here()).unwrap();
+    assert_eq!(open.len(), 1, "{open:?}");
+    world.cloud.heal();
+    world
+}
+
+#[test]
+fn operation_in_a_host_that_down_removed_ends_with_the_next_down() {
+    let world = with_open_create(&service());
+    world.cloud.inject(Fault::once(FaultEffect::LostReply).on(&id("here/server/replica-0")).times(100));
+    let arrival = world.down(DOWN_WITH_DATA);
+    assert!(!arrival.is_complete() && world.state().open(&here()).unwrap().len() == 1, "{:#?}", arrival.outcome);
+    assert!(!world.state().holdings(&here()).unwrap().contains_key(&id("here/cluster")));
+    world.cloud.heal();
+    let arrival = world.down(DOWN_WITH_DATA);
+    assert!(arrival.is_complete(), "{:#?}", arrival.outcome);
+    assert!(world.state().open(&here()).unwrap().is_empty() && world.state().is_empty(&here()));
+    assert!(world.said(|event| matches!(event, EventKind::Note { text } if text.contains("here/server/replica-0"))));
+}
+
+#[test]
+fn operation_in_a_host_that_others_removed_is_finished_in_the_next_host() {
+    let world = with_open_create(&service());
+    assert!(world.cloud.remove_behind_our_back(&id("here/cluster")));
+    world.converge(UP, &service());
+    world.check(&service());
 }
