@@ -90,6 +90,16 @@ impl Source {
             Self::Model | Self::Assumed => "",
         }
     }
+
+    /// Whether a report is its source, or is named in the reason why it is left out.
+    #[must_use]
+    pub fn cites(self, report: &str) -> bool {
+        match self {
+            Self::Report(own) => own == report,
+            Self::LeftOut(reason) => reason.split([' ', ',', ':', ';']).any(|word| word == report),
+            _ => false,
+        }
+    }
 }
 
 /// An error as a service answers it.

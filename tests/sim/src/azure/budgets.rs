@@ -76,8 +76,8 @@ fn refused(message: impl Into<String>) -> Problem {
     bad("400", message)
 }
 
-/// Whether a new budget may start then: with the month of today or of one of the eleven after it. Today is that of callers: the clock of the
-/// simulation is ahead of theirs.
+/// Whether a new budget may start then: with the month of today or of one of the eleven after it. Today is a date of the
+/// machine, as for callers: the simulated clock is later.
 fn may_start(start: &str) -> bool {
     let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
     let month = |date: jiff::civil::Date| i32::from(date.year()) * 12 + i32::from(date.month());
