@@ -10,8 +10,8 @@ use std::time::Duration;
 use futures::future::join_all;
 use jiff::Timestamp;
 use textnlp_provider::{
-    EnvironmentName, Health, Lineage, Object, Observed, OperationId, Origin, Ownership, Problem, Problems, Provider,
-    ReadFailure, Recorded, ResourceId, Scope, SiteName, Wanted, error_chain,
+    EnvironmentName, Health, Lineage, Object, Observed, Origin, Ownership, Problem, Problems, Provider, ReadFailure,
+    Recorded, ResourceId, Scope, SiteName, Wanted, error_chain,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -476,7 +476,7 @@ async fn give_up_what_went_with_its_host(run: &Run<'_>, locked: &mut Locked, fac
         };
         let abandoned = here.open.iter().filter_map(|(op, open)| {
             let host = &open.intent.operation.via.as_ref()?.0;
-            is_gone(host).then(|| (*op, &open.intent.operation, host))
+            is_gone(host).then_some((*op, &open.intent.operation, host))
         });
         for (op, operation, host) in abandoned {
             let because = if answers(host).is_some() { "its host is gone" } else { "its host has no record any more" };

@@ -288,8 +288,8 @@ pub async fn remove(session: &Session, resources: &[String], console: Console) -
         let Some(known) = standing.iter().find(|known| known.resource == *resource) else {
             return Err(no_such(session, name, resource));
         };
-        let open = facts.sites.values().flat_map(|site| site.open.values());
-        if open.into_iter().any(|open| open.intent.operation.resource == *resource) {
+        let open = facts.sites.values().flat_map(|site| site.open.values()).map(|open| &open.intent.operation);
+        if open.clone().any(|operation| operation.resource == *resource) {
             let error = anyhow::anyhow!("an operation on `{resource}` is open");
             return Err(Failure::refused("operation_open", error)
                 .hint(format!("finish it first: {}", deployment.chosen.scope.last_up())));
@@ -302,6 +302,13 @@ pub async fn remove(session: &Session, resources: &[String], console: Console) -
             _ => "its object exists and is kept; the next `up` finds it by its lineage".to_owned(),
         };
         let _ = writeln!(text, "  - {resource} (`{}`): {stays}", known.cloud_id);
+        for inside in open.filter(|operation| operation.via.as_ref().is_some_and(|host| host.0 == *resource)) {
+            let _ = writeln!(
+                text,
+                "    the next `down` gives up the open {} of `{}` inside it, and what that created may be left",
+                inside.verb, inside.resource
+            );
+        }
         removed.push((known.site.clone(), resource.clone()));
     }
     console.say(format!("These records will be removed:\n{}", text.trim_end()));
