@@ -23,7 +23,7 @@ pub async fn gate(session: &Session, args: &Gate, console: Console) -> Result<Su
     let chosen = session.load_to_run(console)?;
     let deployment = deployment::recorded(session, chosen).await?;
     let running = running::running(&deployment.chosen.scope).await?;
-    const REASON: &str = "gate: it has no API keys, limits, probes and metrics of its own";
+    const REASON: &str = "gate of this phase: it has no API keys, limits and metrics of its own; only that of development can be measured";
     if gate::unmeasured(&deployment.chosen.loaded.environment).is_some() {
         running.has_api(&deployment.chosen.scope, REASON)?;
     }

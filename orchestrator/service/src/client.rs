@@ -310,6 +310,16 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// The HTTP status.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// The reason.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Whether the same request is refused later too: the server runs and is not overloaded.
     pub fn is_final(&self) -> bool {
         self.is_of_server && (400..500).contains(&self.status) && !matches!(self.status, 408 | 425 | 429)
@@ -340,7 +350,7 @@ async fn accepted(response: reqwest::Response) -> Result<reqwest::Response, Fail
 }
 
 /// The server's own error message.
-fn refusal(status: u16, body: &Value) -> Failure {
+pub(crate) fn refusal(status: u16, body: &Value) -> Failure {
     let error = &body["error"];
     let own = error["message"].as_str();
     let message = own.unwrap_or("the server gave no reason").to_owned();

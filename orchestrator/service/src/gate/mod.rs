@@ -9,6 +9,7 @@ mod backup;
 mod failover;
 pub mod growth;
 pub mod hardened;
+mod invoked;
 pub mod load;
 pub mod order;
 mod sign_on;
@@ -40,22 +41,21 @@ use textnlp_provider::operations::EndpointAccess;
 use textnlp_provider::{Lineage, SiteName, error_chain};
 use tokio_util::sync::CancellationToken;
 
-use crate::client::Target;
+use crate::client::{Client, Target};
 use crate::keys::Admin;
 use crate::metrics::SiteWire;
 use crate::{ChosenEnvironment, Deployment, Exit, Failure, Progress, RunningEnvironment, Scope, baseline, running};
+use invoked::InvocationWire;
 
-/// Why the gate of an environment cannot be measured, if so. That of development needs the API, and no keys and metrics.
+/// Why the gate of an environment cannot be measured, if so. That of development needs texts, and no keys and metrics.
 pub fn unmeasured(environment: &Environment) -> Option<String> {
     let phase = environment.phase;
-    let has_none = match environment.is_invoked() {
-        true => "an inference endpoint has no API keys, limits, probes and metrics of its own",
-        false if phase == Phase::Development => return None,
-        false => {
-            "an inference endpoint has no API keys, limits and metrics of its own; only the gate of development can be"
-        }
-    };
-    environment.is_endpoint().then(|| format!("the gate of phase {phase} cannot be measured: {has_none}"))
+    (environment.is_endpoint() && phase != Phase::Development).then(|| {
+        format!(
+            "the gate of phase {phase} cannot be measured: an inference endpoint has no API keys, limits and metrics of its own; \
+             only the gate of development can be"
+        )
+    })
 }
 
 /// Refuses a run that would end at a gate that cannot be measured, before it changes anything. `--no-gate` permits it,
@@ -281,13 +281,7 @@ pub async fn measure(
         }
     }
 
-    let trust = scope.platform.trust(running.ca_file.as_deref(), Some(environment))?;
-    let mut service = HttpWire::new(&running.address, &trust)?;
-    if running.access == EndpointAccess::Identities
-        && let Some(caller) = Target::of(scope, Some(environment)).await?.caller
-    {
-        service = service.with_headers(caller.headers(&running.address).await?);
-    }
+    let service = wire(scope, environment, running).await?;
     let keys = Admin { platform: scope.platform, running, environment };
     let clock = SystemClock;
     let load = Load::of(&environment.gates);
@@ -334,7 +328,7 @@ pub async fn measure(
         recorded.push(analytics::check(check, chosen, running).await);
     }
     if let Some(check) = definition.check(phases::SIGN_ON) {
-        recorded.push(sign_on::check(check, environment, &service).await);
+        recorded.push(sign_on::check(check, environment, &*service).await);
     }
     if let Some(check) = definition.check(phases::FAILOVER) {
         recorded.push(match &changed_at {
@@ -353,7 +347,7 @@ pub async fn measure(
         GateInputs {
             address: &running.address,
             lineage: running.lineage,
-            service: &service,
+            service: &*service,
             metrics: metrics.as_ref().map(|wire| wire as &dyn Wire),
             keys: &keys,
             recorded,
@@ -412,6 +406,25 @@ pub async fn measure(
         keep(deployment, &kept, &state.heads()).await?;
     }
     Ok(kept)
+}
+
+/// The service as its clients reach it.
+async fn wire(
+    scope: &Scope,
+    environment: &Environment,
+    running: &RunningEnvironment,
+) -> Result<Box<dyn Wire>, Failure> {
+    if running.access == EndpointAccess::Invocations {
+        return Ok(Box::new(InvocationWire(Client::new(Target::of(scope, Some(environment)).await?)?)));
+    }
+    let trust = scope.platform.trust(running.ca_file.as_deref(), Some(environment))?;
+    let service = HttpWire::new(&running.address, &trust)?;
+    if running.access == EndpointAccess::Identities
+        && let Some(caller) = Target::of(scope, Some(environment)).await?.caller
+    {
+        return Ok(Box::new(service.with_headers(caller.headers(&running.address).await?)));
+    }
+    Ok(Box::new(service))
 }
 
 /// The machine that a service runs on, if it is this one: on another machine it is measured again.

@@ -195,11 +195,6 @@ impl Environment {
         self.sites.iter().any(SiteSettings::is_endpoint)
     }
 
-    /// Whether it is one that answers invocations only, and not the API.
-    pub fn is_invoked(&self) -> bool {
-        self.sites.iter().any(|site| site.runtime == Runtime::Sagemaker)
-    }
-
     /// The location outside the sites where the witness and the global endpoint run. `None` with one site, without
     /// failover, or if traffic moves by DNS.
     pub fn witness_place(&self) -> Option<WitnessPlace<'_>> {

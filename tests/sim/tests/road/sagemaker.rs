@@ -31,7 +31,7 @@ fn an_endpoint_of_sagemaker_is_made_answers_changes_and_is_removed_with_everythi
         let mut command = sandbox.command(&[args, &["--file", FILE]].concat());
         said(command.envs(signed_in(&simulator.url(), REGION)).output().unwrap())
     };
-    let up = ["up", "--yes", "--no-gate", "-o", "json"];
+    let up = ["up", "--yes", "-o", "json"];
 
     let plan = run(&["plan", "-o", "json"]).expect(0).json();
     assert!(plan["cost"].to_string().contains("SageMaker"), "{:#}", plan["cost"]);
@@ -39,14 +39,20 @@ fn an_endpoint_of_sagemaker_is_made_answers_changes_and_is_removed_with_everythi
     for action in ["sagemaker:CreateEndpoint", "sagemaker:InvokeEndpoint", "iam:PassRole"] {
         assert!(policy.contains(action), "{action}: {policy}");
     }
-    // The gate cannot be measured, which is said before anything changes.
-    let gated = run(&["up", "--yes"]);
-    assert!(gated.exit != 0 && gated.err.contains("has no API keys, limits, probes and metrics"), "{gated:?}");
+    // Later phases need keys and metrics, which is said before anything changes.
+    let staging = ["phase=staging", "tls.mode=local-ca", "server.security.api_keys_enabled=true"];
+    let sets: Vec<&str> = staging.iter().flat_map(|set| ["--set", *set]).collect();
+    let gated = run(&[&up[..2], &sets[..]].concat());
+    assert!(gated.exit != 0 && gated.err.contains("only the gate of development can be"), "{gated:?}");
     let is_change = |operation: &str| operation.starts_with("Create") || operation.starts_with("Put");
     assert!(!simulator.requests().iter().any(|one| is_change(&one.operation)), "nothing was changed");
 
     let made = follower.run(&format!("{} -o json", follower.printed("textnlp-deploy up"))).expect(0).json();
     assert!(!made["text"].as_str().unwrap().trim().is_empty(), "{made:#}");
+    assert_eq!(made["gate"]["state"], "open", "{made:#}");
+    let names: Vec<&str> =
+        made["gate"]["checks"].as_array().unwrap().iter().map(|check| check["name"].as_str().unwrap()).collect();
+    assert!(names.starts_with(&["health", "generation"]), "{names:?}");
     let address = made["address"].as_str().unwrap();
     assert!(address.ends_with("/endpoints/textnlp-endpoint-main/invocations"), "{address}");
     let again = run(&up).expect(0).json();
@@ -65,12 +71,12 @@ fn an_endpoint_of_sagemaker_is_made_answers_changes_and_is_removed_with_everythi
     }
     let text = follower.run(follower.printed("textnlp-deploy generate")).expect(0);
     assert!(!text.out.trim().is_empty(), "{text:?}");
+    follower.run(follower.printed("textnlp-deploy gate")).expect(0);
     assert_eq!(run(&["health", "-o", "json"]).expect(0).json()["health"]["status"], "ok");
     for (words, reason) in [
         ("key list", "which has no API keys and tenants"),
         ("load", "which has no address for load tests"),
         ("tokenize a", "it completes texts and chats, and has no `/v1/tokenize`"),
-        ("gate", "has no API keys, limits, probes and metrics"),
         ("backup create", "there is nothing to back up"),
         ("logs", "/aws/sagemaker/Endpoints/textnlp-endpoint-main"),
     ] {
@@ -85,7 +91,7 @@ fn an_endpoint_of_sagemaker_is_made_answers_changes_and_is_removed_with_everythi
     assert!(failed.exit != 0 && format!("{failed:?}").contains("returned to the old instances"), "{failed:?}");
     assert!(!run(&["generate", "Once"]).expect(0).out.trim().is_empty(), "the old release answers");
     change(&|known| known.alarmed = false);
-    context("models.0.context=256").expect(0);
+    assert_eq!(context("models.0.context=256").expect(0).json()["gate"]["state"], "open");
     assert_eq!(containers.count(), 2, "one server for each release that was invoked");
 
     follower.run(follower.printed("textnlp-deploy down")).expect(0);
