@@ -515,7 +515,13 @@ fn checklist_names_what_is_open_and_keeps_what_a_person_did() {
         assert_eq!(steps.len(), 11);
         steps.iter().find(|step| step["name"] == name).unwrap()["state"].as_str().unwrap().to_owned()
     };
+    let readiness = |document: &Value| {
+        let lines = document["readiness"].as_array().unwrap().iter();
+        let lines = lines.map(|line| [&line["name"], &line["state"]].map(|text| text.as_str().unwrap()).join(" "));
+        lines.collect::<Vec<_>>()
+    };
     let first = list(&old, &[]);
+    assert_eq!(readiness(&first)[0], "infrastructure failed", "{first}");
     assert_eq!((state(&first, "tests"), state(&first, "staging")), ("yours".to_owned(), "open".to_owned()), "{first}");
     let done = ["release", "checklist", "--done", "tests"];
     assert!(
@@ -532,6 +538,24 @@ fn checklist_names_what_is_open_and_keeps_what_a_person_did() {
         assert_eq!(state(&deployed, name), "done", "{name}: {deployed}");
     }
     assert_eq!(state(&deployed, "smoke"), "open");
+    let unready = [
+        "infrastructure ok",
+        "documents unknown",
+        "API parity unknown",
+        "runbooks failed",
+        "dashboards failed",
+        "alert receivers failed",
+        "baseline failed",
+    ];
+    assert_eq!(readiness(&deployed), unready, "{deployed}");
+    std::fs::create_dir_all(sandbox.folder().join("docs/runbooks")).unwrap();
+    std::fs::write(sandbox.folder().join("docs/runbooks/restore.md"), "# Restore\n").unwrap();
+    list(&old, &["--done", "docs", "--done", "dashboards", "--reason", "DOC-1"]);
+    let recorded = list(&old, &["--set", "monitoring.receivers.team=http://127.0.0.1:9/"]);
+    let ready = ["infrastructure ok", "documents ok", "API parity unknown", "runbooks ok", "dashboards ok"];
+    assert_eq!(readiness(&recorded)[..5], ready, "{recorded}");
+    assert_eq!(readiness(&recorded)[5..], ["alert receivers ok", "baseline failed"], "{recorded}");
+    assert_eq!(recorded["readiness"][3]["evidence"], "restore.md", "{recorded}");
     let tests = deployed["steps"].as_array().unwrap().iter().find(|step| step["name"] == "tests").unwrap();
     assert!(tests["evidence"].as_str().unwrap().ends_with(": CI-7"), "{tests}");
     with(&sandbox, &old, &["gate"]).expect(0);
