@@ -19,6 +19,9 @@ use crate::{
 };
 
 const REGION: &str = "europe-west4";
+/// The project and the zone of the guides.
+const PROJECT: &str = "my-project";
+const MANAGED_ZONE: &str = "my-zone";
 
 /// An operator with a project that has nothing in it.
 struct Project {
@@ -66,6 +69,14 @@ fn grant_reading(cloud: &GoogleCloud, user: &str) {
 /// A simulated Google Cloud whose cluster is a control plane.
 pub(super) fn project_with(cluster: &Cluster) -> Arc<GoogleCloud> {
     started(cluster, Options::zero_latency())
+}
+
+/// The same with the project of the guides, which has a zone of `example.com` and the APIs of its records.
+pub(super) fn project_with_zone(cluster: &Cluster) -> Arc<GoogleCloud> {
+    let services = ["compute.googleapis.com", "dns.googleapis.com"].map(str::to_owned).into();
+    let cloud = started(cluster, Options { project: PROJECT.to_owned(), services, ..Options::zero_latency() });
+    cloud.world().put_zone(PROJECT, MANAGED_ZONE, "example.com.", false);
+    cloud
 }
 
 fn started(cluster: &Cluster, options: Options) -> Arc<GoogleCloud> {
@@ -177,12 +188,12 @@ fn the_guide_leads_to_pods_of_a_pushed_image_with_a_managed_database() {
     let Some(mut operator) = Operator::new("gcpdb") else { return };
     let managed = Managed::start(&operator);
     with_balancer(&mut operator, "203.0.113.20");
-    let cloud = started(operator.cluster, Options { project: "my-project".to_owned(), ..Options::zero_latency() });
+    let cloud = started(operator.cluster, Options { project: PROJECT.to_owned(), ..Options::zero_latency() });
     {
         let mut world = cloud.world();
         world.stand = Some(managed.stand());
-        world.enable("my-project", "dns.googleapis.com");
-        world.put_zone("my-project", "my-zone", "example.com.", false);
+        world.enable(PROJECT, "dns.googleapis.com");
+        world.put_zone(PROJECT, MANAGED_ZONE, "example.com.", false);
     }
     let records = || cloud.world().keys().iter().filter(|key| key.contains("/rrsets/")).count();
     let repository = "my-project/textnlp/server";
