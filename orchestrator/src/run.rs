@@ -293,13 +293,15 @@ async fn run_locked(
     }
     lost_sites(run, locked)?;
     let drive = drive(run, &providers, locked);
-    let before = recover(drive, stop).await.map_err(RunError::Apply)?;
+    let mut before = recover(drive, stop).await.map_err(RunError::Apply)?;
     let recovered = before.done.len() + before.failed.len();
     if stop.is_cancelled() {
         return Ok((None, before, recovered));
     }
     let mut facts = read(run, locked, options).await?;
-    if give_up_what_went_with_its_host(run, locked, &facts).await? {
+    let given_up = give_up_what_went_with_its_host(run, locked, &facts).await?;
+    if !given_up.is_empty() {
+        before.open.retain(|one| !given_up.contains(&one.resource));
         facts = read(run, locked, options).await?;
     }
     let planned = checked_plan(&facts)?;
@@ -458,9 +460,13 @@ async fn write_completion(run: &Run<'_>, locked: &mut Locked, purpose: Purpose) 
 /// the host.
 ///
 /// A host without a record is not asked for: an earlier run removed it or found it gone, or an operator removed its record. An existing
-/// host keeps its record while an operation inside it is open.
-async fn give_up_what_went_with_its_host(run: &Run<'_>, locked: &mut Locked, facts: &Facts) -> Result<bool, RunError> {
-    let mut any = false;
+/// host keeps its record while an operation inside it is open. Returns the resources of the operations that ended.
+async fn give_up_what_went_with_its_host(
+    run: &Run<'_>,
+    locked: &mut Locked,
+    facts: &Facts,
+) -> Result<BTreeSet<ResourceId>, RunError> {
+    let mut given_up = BTreeSet::new();
     for (site, here) in &facts.sites {
         let answers = |host: &ResourceId| {
             let answers = here.observed.iter().filter(|(id, _)| id == host);
@@ -485,10 +491,10 @@ async fn give_up_what_went_with_its_host(run: &Run<'_>, locked: &mut Locked, fac
             let end = End::Failed { left: None, because: because.to_owned(), refused: false };
             locked.commit(site, |writer| writer.entry(Entry::Ended { op, end })).await.map_err(RunError::State)?;
             run.events.tell(Event { at: run.clock.now(), what: EventKind::Note { text } });
-            any = true;
+            given_up.insert(operation.resource.clone());
         }
     }
-    Ok(any)
+    Ok(given_up)
 }
 
 /// Asks every provider for the actual objects, all sites in parallel.
