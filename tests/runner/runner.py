@@ -4,7 +4,7 @@
 `cargo test` runs one test program after the other. Many of ours wait for leases, drills and time-outs, so one of two cores stays
 idle. This runner starts test programs side by side as the table `plan` allows, while what only needs a processor (the rest of the
 build, pure tests) takes what they leave, at low priority. What passed with the same inputs on this machine is not run again
-(`results.py`). The first defect ends the run, unless it is told to go on.
+(`results.py`). Unit tests and simulations start before stories. The first defect ends the run, unless it is told to go on.
 
 A test program fails when it ends with another status than 0, or prints no summary, or one with a failed test. With `--retry`, each
 failed test, and each program that died or timed out, runs again three times, alone. What fails each time is a defect, and red.
@@ -48,6 +48,11 @@ LOAD_PER_CORE = 1.35
 IDLE_SLOTS = max(3, os.cpu_count() or 2)
 # A tenth of the processor time of what runs beside it (sched(7)).
 NICE = 10
+# Cores that a program at low priority takes from others that are never idle: a tenth of two. One that stands still instead would keep
+# its locks, such as that of the target folder.
+BACKGROUND_LOAD = 0.2
+# A program of other packages than the stories' that takes longer than this starts with the stories.
+EARLY_SECONDS = 60
 POLL_INTERVAL = 0.1
 PROGRESS_INTERVAL = 60
 LINES_OF_FAILURE = 12
@@ -98,6 +103,11 @@ class Row:
     def name(self):
         part = f" [{' '.join(self.only)}]" if self.only else ""
         return f"{self.package}::{self.target}{part}"
+
+    @property
+    def is_early(self):
+        """Whether it is a unit test or a simulation."""
+        return self.group == PURE or (self.package != STORIES and self.seconds <= EARLY_SECONDS)
 
 
 @dataclass
@@ -264,8 +274,10 @@ class Runner:
         self.began = time.monotonic()
         self.on_end = {}
         self.said = self.began
-        # Called as `look(failed jobs)` when nothing else runs; says whether the run may go on.
+        # Called as `look(failed jobs)`; says whether the run may go on.
         self.look = None
+        # Whether it runs what failed again, so that nothing else may run.
+        self.looks_alone = True
         self.to_look_at = []
         self.ended_early = False
 
@@ -291,8 +303,7 @@ class Runner:
                     break
                 time.sleep(POLL_INTERVAL)
                 self.collect()
-                # A build or a check does not depend on what runs beside it.
-                if self.to_look_at and (any(not job.row for job in self.to_look_at) or all(job.idle for job in self.running)):
+                if self.to_look_at and not self.waits_to_look():
                     self.look_at_failures()
                 self.report_progress()
             if self.to_look_at:
@@ -310,6 +321,10 @@ class Runner:
                 os.wait4(job.pid, 0)
             if job.contained:
                 job.contained.end(until - time.monotonic())
+
+    def waits_to_look(self):
+        """Whether what failed has to wait for the end of others. A build or a check does not depend on what runs beside it."""
+        return self.looks_alone and all(job.row for job in self.to_look_at) and not all(job.idle for job in self.running)
 
     def look_at_failures(self):
         """Looks at what failed since the last time, while what runs at low priority stands still, which does not count for its limit."""
@@ -344,8 +359,7 @@ class Runner:
                     self.facts[job.provides] = False
 
     def start_possible(self):
-        # Longest first, so that no long one is left for the end.
-        for job in sorted(self.waiting, key=lambda job: (job.idle, -job.seconds)):
+        for job in sorted(self.waiting, key=order):
             over = all(any(other.name == name for other in self.done) for name in job.after)
             if over and all(self.facts.get(need) for need in job.needs) and self.has_room(job):
                 self.waiting.remove(job)
@@ -357,24 +371,25 @@ class Runner:
             return False
         if job.group and any(other.group == job.group for other in self.running):
             return False
-        if job.idle:
-            return sum(other.idle for other in self.running) < IDLE_SLOTS
-        busy = [other for other in self.running if not other.idle]
-        if not busy:
-            return True
-        load = sum(other.weight for other in busy)
-        if load + job.weight > self.capacity or (job.beside is not None and load > job.beside):
+        idle = sum(other.idle for other in self.running)
+        if job.idle and idle >= IDLE_SLOTS:
             return False
-        return all(
-            other.beside is None or load - other.weight + job.weight <= other.beside for other in busy
-        )
+        busy = [other for other in self.running if not other.idle]
+        load = sum(other.weight for other in busy)
+        if busy and not job.idle and load + job.weight > self.capacity:
+            return False
+        load += BACKGROUND_LOAD * idle
+        if job.beside is not None and round(load, 3) > job.beside:
+            return False
+        own = BACKGROUND_LOAD if job.idle else job.weight
+        return all(other.beside is None or round(load - other.weight + own, 3) <= other.beside for other in busy)
 
     def start(self, job):
         job.output = self.folder / f"{len(self.done) + len(self.running):03}-{re.sub('[^A-Za-z0-9_-]+', '_', job.name)[:80]}"
         job.contained = groups.Group() if job.row else None
         with open(job.output, "wb") as log, open(job.messages or os.devnull, "wb") as messages:
             process = subprocess.Popen(
-                command_of(job, job.argv, self.scratch) if job.row and not job.trace else job.argv,
+                command_of(job, job.argv, self.scratch) if job.row else job.argv,
                 cwd=job.cwd,
                 env={**os.environ, **job.env},
                 stdin=subprocess.DEVNULL,
@@ -431,6 +446,9 @@ class Runner:
             then(job)
         if self.look and job.state in (FAILED, TIMED_OUT):
             self.to_look_at.append(job)
+            if self.waits_to_look():
+                names = ", ".join(other.name for other in self.running if not other.idle)
+                self.say(f"-- {job.name} runs again, alone, after the end of {names}: until then no other one starts")
 
     def report_progress(self):
         now = time.monotonic()
@@ -441,14 +459,23 @@ class Runner:
         self.say(f"-- {now - self.began:.0f} s: {len(self.done)} done, {len(self.waiting)} waiting, {free_space(self.folder)}; running: {names}")
 
 
+def order(job):
+    """First what others wait for; then unit tests and simulations, so that a defect shows early; of each the longest first, so that no
+    long one is left for the end. Stories begin while the other tests are built, and the longest of them before the others. Computed
+    from the plan, on two cores and with everything built before, half of them are over after 11 minutes instead of 25, and the whole run
+    takes 4 % more time at most."""
+    return not job.provides, job.idle, bool(job.row) and not job.row.is_early, -job.seconds
+
+
 def free_space(folder):
     """Tests on a full disk fail in many ways, and few of them name it."""
     return f"{shutil.disk_usage(folder).free / 1e9:.0f} GB of disk free"
 
 
 def command_of(job, argv, files):
-    """How the program of a job is started, with its temporary files, and without the network if the plan says so."""
-    argv = files.command(argv, job.cwd)
+    """How the program of a job is started, with its temporary files, and without the network if the plan says so. Under strace it has
+    those of the runner, where its trace is."""
+    argv = argv if job.trace else files.command(argv, job.cwd)
     return network.default().command(argv) if job.row.network else argv
 
 
@@ -667,7 +694,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="textnlp-tests-") as folder:
         runner = Runner(folder)
         looker = Looker(runner.say, options.retry, options.keep_going, known, lambda: end - time.monotonic())
-        runner.look = looker.look
+        runner.look, runner.looks_alone = looker.look, options.retry
         schedule(runner, options, rows, chosen, skipped, known_results)
         if options.trace:
             runner.look = None

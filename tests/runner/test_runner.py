@@ -62,7 +62,7 @@ class RunnerTest(unittest.TestCase):
     def looked_at(self, *jobs, known=None, **more):
         """What is unstable of these jobs, by name, or None when a failure is not excused."""
         self.looker = runner.Looker(self.runner.say, known=known, **more)
-        self.runner.look = self.looker.look
+        self.runner.look, self.runner.looks_alone = self.looker.look, self.looker.again
         self.run_jobs(*jobs)
         return None if self.looker.defects else [suspect.name for suspect in self.looker.unstable]
 
@@ -248,7 +248,9 @@ class Again(RunnerTest):
         story.weight = 0.1
         self.assertEqual(["package::story a"], self.looked_at(slow, story))
         self.assertEqual(OK, slow.state)
-        self.assertLess(self.out.getvalue().index("== package::slow: ok"), self.out.getvalue().index("again, alone"))
+        printed = [self.out.getvalue().index(text) for text in (
+            "package::story runs again, alone, after the end of package::slow", "== package::slow: ok", "package::story a again, alone")]
+        self.assertEqual(sorted(printed), printed)
         self.setUp()
         slow = self.program_of_tests("slow", f"sleep 600; {PASSES}", limit=700)
         slow.weight = 0.1
@@ -257,6 +259,11 @@ class Again(RunnerTest):
 
     def test_without_retry_a_failed_test_is_a_defect(self):
         self.assertIsNone(self.looked_at(self.program_of_tests("story", self.only_alone(fails("a"))), again=False))
+
+    def test_without_retry_a_defect_ends_the_run_at_once(self):
+        slow, story = self.program_of_tests("slow", f"sleep 600; {PASSES}", limit=700), self.program_of_tests("story", fails("a"))
+        self.assertIsNone(self.looked_at(slow, story, again=False))
+        self.assertEqual(ENDED, slow.state)
 
 
 class Verdict(RunnerTest):
@@ -427,6 +434,30 @@ class Scheduling(RunnerTest):
             most.append(frozenset(running))
         self.assertFalse(any(len(names) > 1 for names in most), most)
 
+    def test_work_at_low_priority_counts_beside_a_quiet_program(self):
+        count = 'ls RUNNING | wc -l >>LOG'.replace("RUNNING", str(self.folder / "running")).replace("LOG", str(self.folder / "log"))
+        (self.folder / "running").mkdir()
+        quiet = self.program_of_tests("quiet", f"for each in $(seq 8); do sleep 0.1; {count}; done; {PASSES}")
+        quiet.beside = 2.5 * runner.BACKGROUND_LOAD
+        own = self.folder / "running/$$"
+        low = [Job(f"low {n}", ["sh", "-c", f"touch {own}; sleep 0.5; rm {own}"], idle=True) for n in range(4)]
+        with mock.patch.object(runner, "IDLE_SLOTS", 4):
+            self.run_jobs(quiet, *low)
+        self.assertEqual({OK}, {job.state for job in (quiet, *low)})
+        self.assertLessEqual(max(map(int, (self.folder / "log").read_text().split())), 2)
+
+    def test_unit_tests_start_before_stories_and_the_longest_first(self):
+        programs = {"story": (runner.STORIES, 30), "unit": ("package", 1), "simulation": ("package", 60), "long": ("package", 61)}
+        jobs = []
+        for name, (package, seconds) in programs.items():
+            job = self.program_of_tests(name, PASSES, seconds=seconds)
+            job.row.package, job.row.seconds, job.weight = package, seconds, 2.0
+            jobs.append(job)
+        build = Job("build", ["true"], provides="built", weight=2.0)
+        self.run_jobs(*jobs, build)
+        began = sorted((job.began, job.name.partition("::")[2] or job.name) for job in (*jobs, build))
+        self.assertEqual(["build", "simulation", "unit", "long", "story"], [name for _, name in began])
+
     @unittest.skipUnless(os.path.exists("/proc/self/autogroup"), "this kernel has no groups of sessions")
     def test_work_at_low_priority_has_it_beside_other_sessions(self):
         job = self.program_of_tests("low", "cat /proc/self/autogroup; nice")
@@ -510,6 +541,15 @@ class NetworkTest(RunnerTest):
         self.run_jobs(job)
         self.assertEqual(job.state, OK)
         self.assertIn("Network is unreachable", job.output.read_text())
+
+    def test_program_under_strace_is_without_the_network_too(self):
+        made = network.Network(["false"])
+        made.within, made.works = ["env", "CUT_OFF=1"], True
+        job = self.program_of_tests("traced", f'[ "$CUT_OFF" = 1 ] && {{ {PASSES}; }}', trace=self.folder / "trace")
+        job.row.network = "none"
+        with mock.patch.object(network, "default", lambda: made):
+            self.run_jobs(job)
+        self.assertEqual(job.state, OK)
 
     def test_where_it_does_not_work_programs_start_as_they_are(self):
         # Without the rule, its default route leads to every host.

@@ -19,6 +19,11 @@ pub fn first_seed() -> u64 {
     })
 }
 
+/// The seeds that found a defect once, then that of this run.
+pub fn kept_and_first(kept: &[u64]) -> impl Iterator<Item = u64> {
+    kept.iter().copied().chain([first_seed()])
+}
+
 /// A variable that must be a number if it is set.
 pub fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
@@ -31,4 +36,14 @@ pub fn repeat(seed: u64, count: &str) -> String {
     // libtest names a test's thread after the test, unless it runs tests sequentially.
     let test = std::thread::current().name().filter(|name| *name != "main").unwrap_or_default().to_owned();
     format!("TEXTNLP_TESTS_SEED={seed} {count}=1 cargo test --release -p {package} --test {program} {test}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kept_seeds_come_before_that_of_the_run() {
+        assert_eq!(kept_and_first(&[7, 8]).collect::<Vec<_>>(), [7, 8, first_seed()]);
+    }
 }

@@ -151,13 +151,17 @@ fn a_life_with_kills(sandbox: &Sandbox, dice: &mut Dice, story: &str) {
     down_is_right(sandbox, story);
 }
 
+/// Seeds of lives that found a defect once; what fails prints its own.
+const SEEDS: &[u64] = &[];
+
 #[test]
 fn run_killed_at_a_random_time_is_recovered_by_the_next() {
-    let seed = seeds::first_seed();
-    let mut dice = Dice(seed);
     let sandbox = Sandbox::new("random");
-    for life in 0..8 {
-        a_life_with_kills(&sandbox, &mut dice, &format!("TEXTNLP_TESTS_SEED={seed}, life {life}"));
+    for seed in seeds::kept_and_first(SEEDS) {
+        let mut dice = Dice(seed);
+        for life in 0..8 {
+            a_life_with_kills(&sandbox, &mut dice, &format!("TEXTNLP_TESTS_SEED={seed}, life {life}"));
+        }
     }
 }
 
@@ -222,20 +226,23 @@ fn a_life_in_a_bucket(seed: u64, life: u64) -> usize {
 /// go on beside each other.
 #[test]
 fn run_killed_with_state_in_a_bucket_is_recovered_after_the_lease() {
-    let seed = seeds::first_seed();
-    let lives: Vec<_> = (0..3).map(|life| std::thread::spawn(move || a_life_in_a_bucket(seed, life))).collect();
-    let kills: usize = lives.into_iter().map(|life| life.join().expect("a life ends well")).sum();
-    assert!(kills >= 6, "{kills} kills are too few for a story");
+    for seed in seeds::kept_and_first(SEEDS) {
+        let lives: Vec<_> = (0..3).map(|life| std::thread::spawn(move || a_life_in_a_bucket(seed, life))).collect();
+        let kills: usize = lives.into_iter().map(|life| life.join().expect("a life ends well")).sum();
+        assert!(kills >= 6, "TEXTNLP_TESTS_SEED={seed}: {kills} kills are too few for a story");
+    }
 }
 
 #[test]
 fn up_killed_with_all_its_processes_is_recovered() {
-    let seed = seeds::first_seed();
-    let mut dice = Dice(seed);
     let sandbox = Sandbox::new("power");
-    for life in 0..2 {
+    let lives = seeds::kept_and_first(SEEDS).flat_map(|seed| {
+        let mut dice = Dice(seed);
+        (0..2).map(move |life| (seed, life, dice.below(7_000)))
+    });
+    for (seed, life, growth) in lives {
         let story = format!("TEXTNLP_TESTS_SEED={seed}, life {life}");
-        let growth = journal(&sandbox) + 500 + dice.below(7_000);
+        let growth = journal(&sandbox) + 500 + growth;
         killed(&sandbox, &UP, || journal(&sandbox) > growth);
         // As if the power had failed: the supervisor and its children are gone too.
         eventually("nothing runs", || {

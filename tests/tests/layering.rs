@@ -287,6 +287,23 @@ fn crates_without_unsafe_code_forbid_it() {
     }
 }
 
+/// Where proptest forgets a failure, the next run tries other cases.
+#[test]
+fn random_tests_keep_the_seeds_of_their_failures() {
+    let forgets = ["failure_persistence:", "None"].join(" ");
+    // It draws from seeds of its own, and its callers keep them.
+    let keeps_itself = root().join("orchestrator/tests/pure/program.rs");
+    let manifest = read(&root().join("Cargo.toml"));
+    let members = manifest["workspace"]["members"].as_array().expect("workspace members");
+    let files = members.iter().flat_map(|member| rust_files(&root().join(member.as_str().expect("a path"))));
+    let (random, forgetful): (Vec<_>, Vec<_>) = files
+        .map(|file| (std::fs::read_to_string(&file).unwrap(), file))
+        .filter(|(text, file)| text.contains("proptest") && *file != keeps_itself)
+        .partition(|(text, _)| !text.contains(&forgets));
+    assert!(random.len() > 5, "{} files with random tests were found", random.len());
+    assert_eq!(forgetful.into_iter().map(|(_, file)| file).collect::<Vec<_>>(), Vec::<PathBuf>::new());
+}
+
 /// The string literal after the first quote, if it could be the name of a metric.
 fn literal(text: &str) -> Option<&str> {
     let (name, _) = text.split_once('"')?.1.split_once('"')?;

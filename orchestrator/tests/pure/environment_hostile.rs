@@ -25,7 +25,7 @@ fn load(bytes: &[u8], overrides: &Overrides) -> Result<(), String> {
 const GOOD: &str = include_str!("../../../environments/multi-region.yaml");
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn any_bytes_load_or_produce_a_report(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {

@@ -5,6 +5,7 @@
 mod support;
 
 use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
 use support::*;
 use textnlp_inference::cpu::{Cpu, LoadOptions, Quant};
 use textnlp_inference::executor::{Executor, LogitRows, RowSpan, SeqId, StepError};
@@ -24,8 +25,14 @@ fn span(seq: SeqId, start: usize, tokens: &[u32]) -> RowSpan<'_> {
     RowSpan { seq, start, tokens, logits: LogitRows::All }
 }
 
+/// No `main.rs` lies above this file, so that seeds of failures are kept beside it.
+fn config() -> ProptestConfig {
+    let kept = FileFailurePersistence::WithSource("proptest-regressions");
+    ProptestConfig { cases: 48, failure_persistence: Some(Box::new(kept)), ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn results_do_not_depend_on_batching_chunking_or_threads(

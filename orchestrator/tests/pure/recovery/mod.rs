@@ -44,12 +44,21 @@ async fn drill_until(
     stop_at: &str,
 ) -> Result<(Report, camino::Utf8PathBuf), DrillError> {
     let stop = CancellationToken::new();
-    let control_clients = world.control_clients();
     let tell = |phase: &str, _: &str| {
         if phase == stop_at {
             stop.cancel();
         }
     };
+    drill_with(world, order, stop.clone(), &tell).await
+}
+
+async fn drill_with(
+    world: &World,
+    order: &DrillOptions,
+    stop: CancellationToken,
+    tell: &(dyn Fn(&str, &str) + Send + Sync),
+) -> Result<(Report, camino::Utf8PathBuf), DrillError> {
+    let control_clients = world.control_clients();
     let stage = DrillInputs {
         state: &world.state,
         flags: " --env multi",
@@ -57,8 +66,8 @@ async fn drill_until(
         front: Arc::new(world.clone()),
         keys: world,
         faults: world,
-        stop: stop.clone(),
-        tell: &tell,
+        stop,
+        tell,
     };
     drill::run(&stage, order).await
 }
@@ -136,6 +145,34 @@ async fn fault_that_cannot_be_injected_is_refused_before_any_change() {
     assert!(wrong.len() == 1 && wrong[0].contains("same filesystem"), "{wrong:?}");
     assert_eq!(journal::read(&world.state).unwrap(), []);
     assert!(!world.state.join("dr/drills").exists());
+    nothing_is_left(&world);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_measurement_before_the_fault_is_repeated_and_named() {
+    let world = World::new();
+    let tell = |phase: &str, says: &str| {
+        // Until the first measurement is over.
+        if phase == "baseline" {
+            world.set(|inner| inner.refuses = !says.ends_with("it is measured again"));
+        }
+    };
+    let (report, _) = drill_with(&world, &order(FaultKind::Kill), CancellationToken::new(), &tell).await.unwrap();
+    let baseline = report.phases.iter().find(|phase| phase.name == "baseline").unwrap();
+    assert!(baseline.says.contains("none failed; measurement "), "{}", baseline.says);
+    assert!(report.figures.findings.failed.before_fault > 0, "the report counts what failed");
+    assert_eq!(report.missed, [] as [String; 0]);
+    nothing_is_left(&world);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn service_that_fails_in_every_measurement_gets_no_fault() {
+    let world = World::new();
+    let tell = |phase: &str, _: &str| world.set(|inner| inner.refuses |= phase == "baseline");
+    let refused = drill_with(&world, &order(FaultKind::Kill), CancellationToken::new(), &tell).await.unwrap_err();
+    let why = refused.to_string();
+    assert!(why.contains("measured 3 times: 0 requests answered") && why.ends_with("no fault was injected"), "{why}");
+    assert_eq!(world.set(|inner| inner.epoch), 3, "no site was lost");
     nothing_is_left(&world);
 }
 

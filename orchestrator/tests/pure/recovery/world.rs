@@ -49,6 +49,8 @@ pub struct Inner {
     pub lossy: bool,
     pub witness_gone: bool,
     pub never_promotes: bool,
+    /// Whether the front refuses the requests of a drill's client.
+    pub refuses: bool,
     /// How long a primary has to be silent before another site may take its place.
     pub grace_ms: u64,
     /// What the servers of `two` say of their database, where they speak of one.
@@ -84,6 +86,7 @@ impl World {
             lossy: false,
             witness_gone: false,
             never_promotes: false,
+            refuses: false,
             grace_ms: GRACE_MS,
             database: None,
             faults: Vec::new(),
@@ -334,6 +337,9 @@ impl Inner {
 #[async_trait]
 impl Wire for World {
     async fn send(&self, ask: LoadRequest) -> Result<LoadResponse, RequestFailure> {
+        if ask.request_id.is_some() && self.set(|inner| inner.refuses) {
+            return Err(RequestFailure::Connect("refused".to_owned()));
+        }
         let id = ask.request_id.clone().unwrap_or_default();
         let to = self.set(|inner| {
             inner.turn += 1;

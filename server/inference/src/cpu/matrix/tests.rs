@@ -106,7 +106,7 @@ fn codes() -> impl Strategy<Value = Code> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
     fn products_of_codes_are_those_of_the_decoded_numbers(

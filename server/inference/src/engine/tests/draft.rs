@@ -54,8 +54,6 @@ fn any_request() -> impl Strategy<Value = (Request, Client)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
     #[test]
     fn drafts_never_change_an_event(
         requests in prop::collection::vec(any_request(), 1..5),

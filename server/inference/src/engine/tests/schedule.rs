@@ -197,8 +197,6 @@ fn play(acts: Vec<Act>, max_running: usize, capacity: usize, (unit, draws): (Opt
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
     #[test]
     fn random_schedules_keep_every_invariant(
         acts in prop::collection::vec(act(), 1..60),
