@@ -12,7 +12,6 @@ use crate::tables::prices::{disk, priced};
 const MACHINES: &str = "Virtual Machines";
 /// The name of disks and files on bills.
 const STORAGE: &str = "Storage";
-const UNRECORDED: &str = "its price is not recorded";
 
 /// The lines of an object in a region; `None` for a kind whose cost does not depend on its spec.
 pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<CostLine>> {
@@ -41,34 +40,48 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
         "azure.address" => vec![priced("Virtual Network", "address/static", region, "a public address", 1)],
         "azure.dns-record" => vec![CostLine::unknown("Azure DNS", "DNS queries", "by use")],
         "azure.traffic-site" => vec![
-            CostLine::unpriced("Traffic Manager", "health checks of a site, every ten seconds", UNRECORDED),
+            priced("Traffic Manager", "traffic/health-check", region, "health checks of a site", 1),
+            priced("Traffic Manager", "traffic/fast-interval", region, "every ten seconds instead of thirty", 1),
             CostLine::unknown("Traffic Manager", "DNS queries", "by use"),
         ],
-        "azure.dns-zone" => vec![CostLine::unpriced("Azure DNS", "a zone and its queries", UNRECORDED)],
+        "azure.dns-zone" => vec![
+            priced("Azure DNS", "dns/private-zone", region, "a private zone", 1),
+            CostLine::unknown("Azure DNS", "DNS queries", "by use"),
+        ],
         "azure.storage" => vec![
             CostLine::unknown(STORAGE, "stored models", "by use"),
             CostLine::unknown(STORAGE, "requests", "by use"),
         ],
-        "azure.registry" => vec![CostLine::unpriced("Container Registry", "a registry and its images", UNRECORDED)],
+        "azure.registry" => vec![
+            priced("Container Registry", "registry/standard", region, "a registry", 1),
+            CostLine::unknown("Container Registry", "images beyond those that the registry includes", "by use"),
+        ],
         "azure.key" => vec![CostLine::unknown("Key Vault", "operations with the key", "by use")],
         "azure.redis" => {
             let is_replicated = text("high_availability") == "Enabled";
-            let replica = if is_replicated { ", with a replica" } else { "" };
-            vec![CostLine::unpriced("Azure Managed Redis", format!("a Redis {}{replica}", text("sku")), UNRECORDED)]
+            let (replica, nodes) = if is_replicated { (", with a replica", 2) } else { ("", 1) };
+            let sku = text("sku");
+            let what = format!("a Redis {sku}{replica}");
+            vec![priced("Azure Managed Redis", &format!("redis/{sku}"), region, what, nodes)]
         }
         "azure.endpoint" => vec![
-            CostLine::unpriced("Virtual Network", "a private endpoint", UNRECORDED),
+            priced("Virtual Network", "endpoint/private", region, "a private endpoint", 1),
             CostLine::unknown("Virtual Network", "data through the private endpoint", "by use"),
         ],
         "azure.database-server" => {
-            let standby = if text("standby") == "Disabled" { "" } else { ", with a standby" };
+            let (standby, copies) = if text("standby") == "Disabled" { ("", 1) } else { (", with a standby", 2) };
             let is_replica = spec.get("source").is_some_and(|source| !source.is_null());
-            let of_replica = if is_replica { format!(", a replica in {}", text("location")) } else { String::new() };
+            let (own, of_replica) = match text("location") {
+                other if is_replica => (other, format!(", a replica in {other}")),
+                _ => (region, String::new()),
+            };
             let (size, disk) = (text("sku"), number("disk_gb"));
             let title = "Azure Database for PostgreSQL";
+            let (server, storage) =
+                (format!("{size}{standby}{of_replica}"), format!("{disk} GiB of disk{standby}{of_replica}"));
             let mut lines = vec![
-                CostLine::unpriced(title, format!("{size}{standby}{of_replica}"), UNRECORDED),
-                CostLine::unpriced(title, format!("{disk} GiB of disk{standby}{of_replica}"), UNRECORDED),
+                priced(title, &format!("postgres/{size}"), own, server, copies),
+                priced(title, "postgres/storage", own, storage, disk * copies),
             ];
             if !is_replica {
                 lines.push(CostLine::unknown(title, "backups", "by use"));
@@ -85,7 +98,11 @@ pub(crate) fn inside(kind: &KindName, spec: &Spec) -> Vec<CostLine> {
     if kind.as_str() != "kubernetes.service" || !is_balanced {
         return Vec::new();
     }
-    vec![CostLine::unpriced("Load Balancer", "a rule and an address of the load balancer", UNRECORDED)]
+    vec![
+        priced("Load Balancer", "lb/rules", "", "a load balancer with up to five rules", 1),
+        priced("Virtual Network", "address/static", "", "the public address of the load balancer", 1),
+        CostLine::unknown("Load Balancer", "data through the load balancer", "by use"),
+    ]
 }
 
 /// The machines of a pool at their first number, and their disks. The autoscaler changes that number.
@@ -128,7 +145,7 @@ mod tests {
     #[test]
     fn costs_follow_the_spec() {
         let pool = |market: &str| json!({ "machine": "Standard_NC4as_T4_v3", "markets": [market], "scaling": { "min": 2, "max": 2 }, "disk_gb": 256 });
-        // 2 × 0.526 USD × 730 h; no price of a disk is known there.
+        // 2 × 0.526 USD × 730 h; no price of a disk is recorded there.
         assert_eq!(monthly("azure.pool", pool("on-demand"), "eastus"), (767_960_000, 1));
         assert_eq!(monthly("azure.pool", pool(SPOT), "eastus"), (767_960_000, 1));
         // 2 × 0.658 USD × 730 h, and 2 × 41.811428 USD.
@@ -140,9 +157,20 @@ mod tests {
         assert_eq!(monthly("azure.cluster", cluster("Standard"), "westeurope"), (168_177_200, 0));
         assert_eq!(monthly("azure.nat", json!({}), "westeurope"), (32_850_000, 1));
         assert_eq!(monthly("azure.address", json!({}), "westeurope"), (3_650_000, 0));
-        let server = |source: Value| json!({ "sku": "Standard_D2ds_v5", "disk_gb": 32, "standby": "Disabled", "source": source });
-        assert_eq!(monthly("azure.database-server", server(Value::Null), "westeurope"), (0, 3));
+        let server = |standby: &str, source: Value| json!({ "sku": "Standard_D2ds_v5", "disk_gb": 32, "standby": standby, "source": source, "location": "northeurope" });
+        // 0.212 USD × 730 h, and 32 × 0.1369 USD.
+        let alone = 154_760_000 + 32 * 136_900;
+        assert_eq!(monthly("azure.database-server", server("Disabled", Value::Null), "westeurope"), (alone, 1));
+        assert_eq!(monthly("azure.database-server", server("SameZone", Value::Null), "westeurope"), (2 * alone, 1));
         let source = json!({ "$output": "main/database/server#id" });
-        assert_eq!(monthly("azure.database-server", server(source), "westeurope"), (0, 2), "a replica has no backups");
+        let (replica, unknown) = monthly("azure.database-server", server("Disabled", source), "marsnorth");
+        assert!(replica > 0 && unknown == 0, "a replica has the price of its own region, and no backups: {replica}");
+        let redis = |replicated: &str| json!({ "sku": "Balanced_B1", "high_availability": replicated });
+        // 0.032 USD × 730 h for each node.
+        assert_eq!(monthly("azure.redis", redis("Disabled"), "eastus2"), (23_360_000, 0));
+        assert_eq!(monthly("azure.redis", redis("Enabled"), "eastus2"), (46_720_000, 0));
+        assert_eq!(monthly("azure.redis", redis("Disabled"), "marsnorth"), (0, 1));
+        assert_eq!(monthly("azure.traffic-site", json!({}), "westeurope"), (2_540_000, 1));
+        assert_eq!(monthly("azure.registry", json!({}), "westeurope"), (20_275_750, 1));
     }
 }

@@ -61,7 +61,19 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
         REDIS => {
             let (gib, nodes) = (number("memory_gb"), 1 + number("replicas"));
             let what = format!("{gib} GiB of memory on {}", counted(nodes, "node"));
-            vec![CostLine::unpriced(Service::Redis.title(), what, "no price of instances is recorded")]
+            // Instances are billed by these ranges of their memory (<https://cloud.google.com/memorystore/docs/redis/pricing>).
+            let range = match gib {
+                0..=4 => "m1",
+                5..=10 => "m2",
+                11..=35 => "m3",
+                36..=100 => "m4",
+                _ => "m5",
+            };
+            vec![match nodes {
+                1 => priced(Service::Redis, &format!("redis/basic-{range}"), region, what, gib),
+                2 => priced(Service::Redis, &format!("redis/standard-{range}"), region, what, gib),
+                _ => CostLine::unpriced(Service::Redis.title(), what, "no price of more replicas is recorded"),
+            }]
         }
         "gcp.sql-instance" => {
             let copies = if text("availability") == "REGIONAL" { 2 } else { 1 };
@@ -249,9 +261,13 @@ mod tests {
     }
 
     #[test]
-    fn nodes_of_a_cache_have_no_recorded_price() {
-        let spec = json!({ "memory_gb": 5, "replicas": 2 });
-        assert_eq!(monthly("gcp.redis-instance", spec, "us-central1"), (0, 1));
+    fn a_cache_is_priced_by_its_memory_with_at_most_one_replica() {
+        let of = |gib: u64, replicas: u64| {
+            monthly("gcp.redis-instance", json!({ "memory_gb": gib, "replicas": replicas }), "us-central1")
+        };
+        // 0.049, 0.027 and 0.054 USD for a GiB and hour, × 730 h.
+        assert_eq!((of(4, 0), of(5, 0)), ((4 * 35_770_000, 0), (5 * 19_710_000, 0)));
+        assert_eq!((of(5, 1), of(5, 2)), ((5 * 39_420_000, 0), (0, 1)));
     }
 
     #[test]

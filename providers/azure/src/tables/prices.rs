@@ -1,6 +1,7 @@
 //! Prices: a snapshot, each with its source and date. What is not listed is unknown.
 //!
-//! Machines and disks are in `prices.csv`: see `providers/cloud/prices.py`. They are from Azure's list of retail prices:
+//! Machines and disks are in `prices.csv`: see `providers/cloud/prices.py`. Databases, caches, more disks and what has the same price
+//! everywhere are in `services.csv`, copied from public answers of the same list. All are from Azure's list of retail prices:
 //! <https://learn.microsoft.com/rest/api/cost-management/retail-prices/azure-retail-prices>.
 
 use std::sync::LazyLock;
@@ -8,7 +9,7 @@ use std::sync::LazyLock;
 use jiff::civil::{Date, date};
 use textnlp_provider::{CostLine, Price, PriceUnit};
 
-const TABLE: &str = include_str!("prices.csv");
+const TABLES: [&str; 2] = [include_str!("prices.csv"), include_str!("services.csv")];
 
 type Source = (&'static str, Date);
 
@@ -28,8 +29,10 @@ const ROWS: &[Price] =
     &[hourly("aks/standard", 100_000), hourly("nat/gateway", 45_000), hourly("address/static", 5_000)];
 
 /// All prices.
-pub static PRICES: LazyLock<Vec<Price>> =
-    LazyLock::new(|| textnlp_cloud::prices(TABLE).filter_map(Result::ok).chain(ROWS.iter().copied()).collect());
+pub static PRICES: LazyLock<Vec<Price>> = LazyLock::new(|| {
+    let listed = TABLES.into_iter().flat_map(textnlp_cloud::prices).filter_map(Result::ok);
+    listed.chain(ROWS.iter().copied()).collect()
+});
 
 /// The key of a premium disk of a size in GiB, by the tiers of <https://learn.microsoft.com/azure/virtual-machines/disks-types>.
 pub fn disk(gib: u64) -> &'static str {
@@ -59,7 +62,7 @@ mod tests {
 
     #[test]
     fn each_price_is_stated_once() {
-        let unread: Vec<&str> = textnlp_cloud::prices(TABLE).filter_map(Result::err).collect();
+        let unread: Vec<&str> = TABLES.into_iter().flat_map(textnlp_cloud::prices).filter_map(Result::err).collect();
         assert!(unread.is_empty(), "{unread:?}");
         let mut keys = BTreeSet::new();
         let today = jiff::Zoned::now().with_time_zone(jiff::tz::TimeZone::UTC).date();
@@ -69,19 +72,15 @@ mod tests {
         }
     }
 
-    /// They have a list price, which the table does not have yet: the plan says that it does not know what these nodes cost.
-    const UNKNOWN: [&str; 3] = ["Standard_D8s_v5", "Standard_D16s_v5", "Standard_D32s_v5"];
-
     #[test]
     fn machines_have_a_price() {
         for machine in MACHINES {
-            let is_unknown = UNKNOWN.contains(&machine.name);
             // Neither region has these.
-            let is_absent = is_unknown || machine.name == "Standard_ND96isr_H200_v5";
+            let is_absent = machine.name == "Standard_ND96isr_H200_v5";
             for region in ["eastus", "westeurope"] {
                 assert_eq!(micros(machine.name, region).is_none(), is_absent, "{} {region}", machine.name);
             }
-            assert_eq!(micros(machine.name, "eastus2").is_none(), is_unknown, "{}", machine.name);
+            assert!(micros(machine.name, "eastus2").is_some(), "{}", machine.name);
         }
         for gib in [64, 128, 256] {
             assert!(micros(disk(gib), "westeurope").is_some(), "{gib} GiB");
@@ -99,6 +98,10 @@ mod tests {
             ("Standard_ND96isr_H100_v5", "eastus", 98_320_000),
             ("Standard_D4s_v5", "westeurope", 230_000),
             ("disk/P10", "northeurope", 19_710_000),
+            ("disk/P10", "eastus2", 17_920_000),
+            ("Standard_D16s_v5", "westeurope", 920_000),
+            ("postgres/Standard_D4ds_v5", "eastus2", 356_000),
+            ("redis/Balanced_B250", "eastus2", 5_040_000),
         ] {
             assert_eq!(micros(key, region), Some(amount), "{key} {region}");
         }

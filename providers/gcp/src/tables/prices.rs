@@ -1,7 +1,7 @@
 //! List prices, without discounts and taxes. What has no row here is printed as unknown.
 //!
 //! Machines, attached GPUs and disks are in `prices.csv`: see `providers/cloud/prices.py`. The price of a machine with built-in GPUs
-//! includes them and its local disks. Sustained use makes N1 machines cheaper than these prices.
+//! includes them and its local disks. Memorystore is in `redis.csv`. Sustained use makes N1 machines cheaper than these prices.
 //!
 //! The list of attached GPUs states no date. Its spot prices, which Google changes every month, are those of 2026-07-09 to 2026-07-22
 //! in the list of machines, so that it has the first of these dates.
@@ -14,7 +14,7 @@ use textnlp_provider::{CostLine, Price, PriceUnit};
 
 use crate::service::Service;
 
-const TABLE: &str = include_str!("prices.csv");
+const TABLES: [&str; 2] = [include_str!("prices.csv"), include_str!("redis.csv")];
 
 /// A price list, and when it had the prices.
 type Source = (&'static str, Date);
@@ -80,8 +80,10 @@ const USES: &[UsePrice] = &[
 ];
 
 /// All prices.
-pub static PRICES: LazyLock<Vec<Price>> =
-    LazyLock::new(|| textnlp_cloud::prices(TABLE).filter_map(Result::ok).chain(ROWS.iter().copied()).collect());
+pub static PRICES: LazyLock<Vec<Price>> = LazyLock::new(|| {
+    let listed = TABLES.into_iter().flat_map(textnlp_cloud::prices).filter_map(Result::ok);
+    listed.chain(ROWS.iter().copied()).collect()
+});
 
 /// The cost of a quantity at the price of `key` in a region.
 pub fn priced(service: Service, key: &str, region: &str, what: impl Into<String>, quantity: u64) -> CostLine {
@@ -106,7 +108,7 @@ mod tests {
 
     #[test]
     fn each_price_is_stated_once() {
-        let unread: Vec<&str> = textnlp_cloud::prices(TABLE).filter_map(Result::err).collect();
+        let unread: Vec<&str> = TABLES.into_iter().flat_map(textnlp_cloud::prices).filter_map(Result::err).collect();
         assert!(unread.is_empty(), "{unread:?}");
         let mut keys = BTreeSet::new();
         let today = jiff::Zoned::now().with_time_zone(jiff::tz::TimeZone::UTC).date();
@@ -119,18 +121,14 @@ mod tests {
         }
     }
 
-    /// They have a list price, which the table does not have yet: the plan says that it does not know what these nodes cost.
-    const UNKNOWN: [&str; 3] = ["e2-standard-8", "e2-standard-16", "e2-standard-32"];
-
     #[test]
     fn machines_have_a_price() {
         for machine in MACHINES {
             // Google has no list price on demand of these.
             let is_unlisted = matches!(machine.name, "a3-ultragpu-8g" | "a4-highgpu-8g");
-            let is_unknown = is_unlisted || UNKNOWN.contains(&machine.name);
             for region in ["us-central1", "europe-west4"] {
                 let found = micros(&format!("compute/{}", machine.name), region);
-                assert_eq!(found.is_none(), is_unknown, "{} {region}", machine.name);
+                assert_eq!(found.is_none(), is_unlisted, "{} {region}", machine.name);
                 let disk = micros(&format!("compute/{}", machine.disk_type), region);
                 assert_eq!(disk.is_none(), is_unlisted, "{} {region}", machine.disk_type);
                 if let Some((gpu, _)) = machine.attached() {
