@@ -323,6 +323,11 @@ async fn texts_are_tokenised_and_tokens_decoded() {
         let reply = site.post("/v1/tokenize", ask.clone()).await;
         assert_eq!((reply.status, reply.error().1.as_deref()), (400, Some(field)), "{ask}");
     }
+    for name in ["text", "prompt"] {
+        let reply = site.post("/v1/tokenize", json!({ name: 5 })).await;
+        assert_eq!((reply.status, reply.error().1.as_deref()), (400, Some(name)));
+        assert!(!reply.text().contains("is missing"), "{}", reply.text());
+    }
     // 16 bytes for each token of the context, at least 64 KiB.
     for (model, most) in [("tiny", 65_536), ("slow", 131_072)] {
         let text = |name: &str, bytes: usize| json!({ "model": model, name: "a".repeat(bytes) });
