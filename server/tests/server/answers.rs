@@ -375,7 +375,7 @@ async fn texts_are_scored_by_the_requested_metrics() {
     let long = "word ".repeat(6000);
     let reply = site.post("/v1/validate", json!({ "reference": long, "candidate": long })).await;
     assert_eq!(reply.status, 400);
-    assert!(reply.text().contains("ROUGE-L"));
+    assert!(reply.text().contains("ROUGE-L") && reply.text().contains("send `metrics` without `rougeL`"));
     assert_eq!(
         site.post("/v1/validate", json!({ "reference": long, "candidate": long, "metrics": ["bleu"] })).await.status,
         200
