@@ -1051,8 +1051,8 @@ pub struct SamplingArgs {
     #[arg(long, allow_negative_numbers = true, value_parser = finite)]
     pub top_p: Option<f64>,
     /// Random seed; the same seed gives the same text
-    #[arg(long)]
-    pub seed: Option<u64>,
+    #[arg(long, allow_negative_numbers = true)]
+    pub seed: Option<i64>,
     /// Stop sequence (repeatable)
     #[arg(long)]
     pub stop: Vec<String>,

@@ -405,6 +405,10 @@ fn answer(done: Result<serde_json::Value, KeysError>) -> Result<(), CommandError
     let hint = match &error {
         KeysError::Command { hint, .. } => hint.clone(),
         KeysError::Watch(why) => why.hint.clone(),
+        KeysError::Store(StoreError::Missing(_)) => Some(
+            "restore a backup: `textnlp-deploy backup list` lists them, `textnlp-deploy restore` restores one"
+                .to_owned(),
+        ),
         _ => None,
     };
     // A wrong command is the caller's mistake, a full disk is not.

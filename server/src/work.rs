@@ -208,9 +208,13 @@ pub(crate) fn check_prompt(model: &Ready, prompt: &Prompt) -> Result<(), ApiErro
     let (Prompt::Text(text) | Prompt::Rendered(Rendered { text, .. })) = prompt else { return Ok(()) };
     // Reject texts that obviously exceed the context without tokenizing them. The factor allows for tokenizers that
     // normalize to a shorter text first.
-    if text.len() / 4 > model.info.context.saturating_mul(model.longest_token) {
-        let prompt = text.len() / model.longest_token;
-        return Err(Failure::TooLong { prompt, context: model.info.context }.into());
+    let context = model.info.context;
+    if text.len() / 4 > context.saturating_mul(model.longest_token) {
+        let least = text.len() / 4 / model.longest_token;
+        let message = format!("the prompt has at least {least} tokens, the model's context is {context}");
+        let counts = if text.len() <= model.max_text() { "; POST /v1/tokenize counts them" } else { "" };
+        let error = ApiError::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message).param("prompt");
+        return Err(error.hint(format!("shorten it to fewer than {context} tokens{counts}")));
     }
     check_length(model, "prompt", text.len())
 }

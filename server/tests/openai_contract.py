@@ -209,7 +209,7 @@ def _():
     assert [answer["custom_id"] for answer in answers] == ["0", "1", "2"] and batch.error_file_id is None
     assert all(answer["response"]["body"]["usage"]["prompt_tokens"] == 4 for answer in answers)
     assert batch.id in [one.id for one in client.batches.list(limit=1)] and client.batches.cancel(batch.id).status == "completed"
-    assert file.id in [one.id for one in client.files.list()]
+    assert file.id in [one.id for one in client.files.list(purpose="batch", order="desc")]
     assert client.files.delete(file.id).deleted
     try:
         client.files.retrieve(file.id)

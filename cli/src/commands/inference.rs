@@ -240,7 +240,23 @@ fn text_or_stdin(text: String) -> Result<String, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::args::{Cli, Command};
+
+    #[test]
+    fn seed_has_the_range_of_the_api() {
+        let seed = |typed: &str| {
+            let cli = Cli::try_parse_from(["textnlp-deploy", "generate", "Once", "--seed", typed]).ok()?;
+            let Command::Generate(args) = cli.command else { return None };
+            Some(sampling(&args.sampling)["seed"].clone())
+        };
+        assert_eq!(seed("-1"), Some(json!(-1)));
+        assert_eq!(seed("-9223372036854775808"), Some(json!(i64::MIN)));
+        assert_eq!(seed("9223372036854775807"), Some(json!(i64::MAX)));
+        assert_eq!(seed("9223372036854775808"), None);
+    }
 
     #[test]
     fn scores_are_printed_as_readable_lines() {

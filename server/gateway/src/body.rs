@@ -174,21 +174,27 @@ pub(super) async fn take(
         body.reservation = Some(held);
         return Ok((Taken::Stream(limited(body)), None));
     };
-    let mut limited = limited(body);
-    let all = async {
-        let mut all = BytesMut::with_capacity(length);
-        while let Some(frame) = limited.frame().await {
-            let frame = frame.map_err(|_| BROKEN)?;
-            if let Ok(data) = frame.into_data() {
-                all.extend_from_slice(&data);
-            }
-        }
-        Ok((Taken::Whole(all.freeze()), Some(held)))
-    };
-    match tokio::time::timeout_at(deadline.min(Instant::now() + BODY_PAUSE), all).await {
-        Ok(taken) => taken,
+    let limited = limited(body);
+    let upload = limited.upload.clone();
+    match tokio::time::timeout_at(deadline.min(Instant::now() + BODY_PAUSE), gather(limited, length, &upload)).await {
+        Ok(whole) => Ok((Taken::Whole(whole?), Some(held))),
         Err(_) => Err(Refusal::SlowBody),
     }
+}
+
+/// All bytes of a body, or why it failed, as its stream reports to `upload`.
+async fn gather<B>(mut body: B, length: usize, upload: &UploadState) -> Result<Bytes, Refusal>
+where
+    B: Body<Data = Bytes, Error = BoxError> + Unpin,
+{
+    let mut all = BytesMut::with_capacity(length);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| upload.fault(false).unwrap_or(BROKEN))?;
+        if let Ok(data) = frame.into_data() {
+            all.extend_from_slice(&data);
+        }
+    }
+    Ok(all.freeze())
 }
 
 impl Body for Limited {
@@ -376,5 +382,44 @@ impl Body for Download {
             Download::Own(body) => body.size_hint(),
             Download::Backend { inner, .. } => inner.size_hint(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A body that fails after its first bytes.
+    struct Failing {
+        first: Option<Bytes>,
+        refusal: Refusal,
+        upload: Arc<UploadState>,
+    }
+
+    impl Body for Failing {
+        type Data = Bytes;
+        type Error = BoxError;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _context: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+            Poll::Ready(Some(match self.first.take() {
+                Some(data) => Ok(Frame::data(data)),
+                None => Err(self.upload.fail(self.refusal, "it fails")),
+            }))
+        }
+    }
+
+    #[tokio::test]
+    async fn body_that_fails_is_refused_for_its_reason() {
+        for refusal in [Refusal::SlowBody, Refusal::TooLarge(3), BROKEN] {
+            let upload = Arc::new(UploadState::default());
+            let body = Failing { first: Some(Bytes::from_static(b"abc")), refusal, upload: upload.clone() };
+            assert_eq!(gather(body, 10, &upload).await, Err(refusal));
+        }
+        let upload = UploadState::default();
+        let whole = Full::new(Bytes::from_static(b"abc")).map_err(|never| -> BoxError { match never {} });
+        assert_eq!(gather(whole, 3, &upload).await, Ok(Bytes::from_static(b"abc")));
     }
 }

@@ -5,9 +5,10 @@ use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::http::{Method, StatusCode};
 
 /// The methods of the API.
-const METHODS: HeaderValue = HeaderValue::from_static("GET,POST");
+const METHODS: HeaderValue = HeaderValue::from_static("GET,POST,DELETE");
 /// What pages may read of an answer besides its body.
-const EXPOSED: HeaderValue = HeaderValue::from_static("x-request-id,retry-after");
+const EXPOSED: HeaderValue =
+    HeaderValue::from_static("x-request-id,retry-after,x-ratelimit-limit,x-ratelimit-remaining,x-ratelimit-reset");
 /// What an answer depends on.
 const VARY: HeaderValue =
     HeaderValue::from_static("origin, access-control-request-method, access-control-request-headers");
@@ -89,7 +90,7 @@ mod tests {
         assert_eq!(status, StatusCode::OK);
         assert_eq!(answer[header::ACCESS_CONTROL_ALLOW_ORIGIN], "https://app.example.com");
         assert_eq!(answer[header::ACCESS_CONTROL_ALLOW_HEADERS], requested);
-        assert_eq!(answer[header::ACCESS_CONTROL_ALLOW_METHODS], "GET,POST");
+        assert_eq!(answer[header::ACCESS_CONTROL_ALLOW_METHODS], "GET,POST,DELETE");
         let (_, other) = listed.preflight(&Method::OPTIONS, &request("https://evil.example.com", requested)).unwrap();
         assert!(other.keys().all(|name| name == header::VARY), "{other:?}");
         let (_, any) =
@@ -116,7 +117,8 @@ mod tests {
         cors(&["https://a.example", "https://b.example"])
             .mark(Some(&HeaderValue::from_static("https://b.example")), &mut answer);
         assert_eq!(answer[header::ACCESS_CONTROL_ALLOW_ORIGIN], "https://b.example");
-        assert_eq!(answer[header::ACCESS_CONTROL_EXPOSE_HEADERS], "x-request-id,retry-after");
+        let exposed = "x-request-id,retry-after,x-ratelimit-limit,x-ratelimit-remaining,x-ratelimit-reset";
+        assert_eq!(answer[header::ACCESS_CONTROL_EXPOSE_HEADERS], exposed);
         let mut answer = HeaderMap::new();
         cors(&["https://a.example"]).mark(None, &mut answer);
         assert!(answer.keys().all(|name| name == header::VARY));

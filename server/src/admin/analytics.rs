@@ -63,7 +63,7 @@ pub async fn analytics(config: &Config, command: &str) -> Result<Value, KeysErro
         // A job that starts on the hour: the last requests of the hour are still written.
         tokio::time::sleep(settles_in(now_ms())).await;
     }
-    let store = Store::open(&config.database).await?;
+    let store = Store::open_existing(&config.database).await?;
     let answer = answer(&store, &command, query, config.analytics.is_some()).await;
     store.close().await;
     let mut answer = answer?;

@@ -43,7 +43,7 @@ pub async fn audit(config: &Config, command: &str) -> Result<Value, KeysError> {
         return Err(wrong(format!("`limit` is {}; it must be from 1 to {MAX_ROWS}", command.limit)));
     }
     let by = operator(command.operator.as_deref())?;
-    let store = Store::open(&config.database).await?;
+    let store = Store::open_existing(&config.database).await?;
     let answer = page(&store, &command, &by).await;
     store.close().await;
     let mut answer = answer?;

@@ -51,7 +51,7 @@ pub(crate) async fn database(config: &Config, command: &str) -> Result<Value, Ke
         message: format!("the command cannot be read: {error}"),
         hint: Some(r#"{"do": "vacuum"}, {"do": "analyze"} or {"do": "bench", "clients": 4, "seconds": 10}"#.to_owned()),
     })?;
-    let store = Store::open(&config.database).await?;
+    let store = Store::open_existing(&config.database).await?;
     let done = perform(&store, &config.database, &command).await;
     store.close().await;
     let mut answer = match done {

@@ -54,7 +54,7 @@ pub async fn features(config: &Config, command: &str) -> Result<Value, KeysError
     let command: Command =
         serde_json::from_value(command).map_err(|error| wrong(format!("the command cannot be read: {error}")))?;
     let by = operator(command.operator.as_deref())?;
-    let store = Store::open(&config.database).await?;
+    let store = Store::open_existing(&config.database).await?;
     let answer = answer(config, &store, command.action, &by).await;
     store.close().await;
     answer

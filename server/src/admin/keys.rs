@@ -91,7 +91,7 @@ pub async fn keys(config: &Config, command: &str) -> Result<Value, KeysError> {
         None | Some(Value::Null) => operator(None)?,
         Some(named) => operator(Some(named.as_str().unwrap_or_default()))?,
     };
-    let store = Store::open(&config.database).await?;
+    let store = Store::open_existing(&config.database).await?;
     store.prepare().await?;
     let keys = Keys { store: &store, watch: config.watch.as_ref(), by: &by };
     let answer = match text("do") {
@@ -193,7 +193,7 @@ pub async fn keys(config: &Config, command: &str) -> Result<Value, KeysError> {
         Some("take") => {
             let Some(from) = text("from") else { return wrong("`from` is missing", "the path of another database") };
             let other = Database { at: DatabaseAt::File(from.into()), ..config.database.clone() };
-            let other = Store::open(&other).await?;
+            let other = Store::open_existing(&other).await?;
             let all = other.keys().await?;
             let copied = AuditEvent::new(&by, Action::KeyCopy).detail(json!({ "keys": all.len() }));
             store.append_audit(&[copied]).await?;

@@ -27,7 +27,7 @@ pub(crate) async fn usage(config: &Config, command: &str) -> Result<Value, KeysE
     if from < 0 || until <= from || until - from > MAX_REPORT_DAYS * DAY_MS {
         return Err(wrong(format!("`until` must be after `from`, at most {MAX_REPORT_DAYS} days")));
     }
-    let store = Store::open(&config.database).await?;
+    let store = Store::open_existing(&config.database).await?;
     let report = store.usage_report(from, until).await;
     store.close().await;
     let mut answer = json!(report?);

@@ -304,6 +304,10 @@ pub(crate) async fn with_key(app: &App, text: &str) -> Result<ApiKey, ApiError> 
         ApiError::unauthorized("this API key is not valid")
             .hint("it may be mistyped, revoked or expired: `textnlp-deploy key list` shows it")
     };
+    if !text.starts_with(key::PREFIX) {
+        let error = ApiError::unauthorized("this is not an API key of this server");
+        return Err(error.hint("an API key is needed, which begins with `tnlp_`: a token gives no other token"));
+    }
     let public = key::public_id(text).ok_or_else(refused)?;
     let stored = stored(app, public).await?;
     // An unknown key is compared too: the response time must not reveal which ids exist.

@@ -314,8 +314,11 @@ impl<'a> Section<'a> {
     }
 }
 
-/// The closest match: at most a third of its letters differ.
+/// The closest match: at most a third of its letters differ. Nothing for an empty text.
 pub(crate) fn nearest<'w>(typed: &str, words: &[&'w str]) -> Option<&'w str> {
+    if typed.is_empty() {
+        return None;
+    }
     let typed = typed.to_ascii_lowercase();
     words
         .iter()

@@ -117,6 +117,7 @@ pub(super) async fn create(mut call: Call) -> Result<Json<Value>, ApiError> {
     let inline = fields.get("requests");
     match (&input, inline) {
         (Some(_), Some(_)) => fields.wrong("requests", "cannot be combined with `input_file_id`", None),
+        (None, None) if fields.get("input_file_id").is_some() => {}
         (None, None) => fields.wrong("input_file_id", "is missing", Some("or send `requests`: a list of requests")),
         (None, Some(requests)) if !requests.is_array() => fields.wrong("requests", "must be a list", None),
         _ => {}
@@ -207,7 +208,7 @@ async fn store_requests<'c>(
 pub(super) async fn list(call: Call) -> Result<Json<Value>, ApiError> {
     let caller = call.enter("generate").await?;
     enabled(&call.app)?;
-    let (after, limit) = page(&call.query()?, LIST)?;
+    let (after, limit) = page(&call.query()?, "batch_", LIST)?;
     let store = call.app.store.tenant(&caller.tenant);
     let found = textnlp_store::read(|| store.batches(&after, limit + 1)).await?;
     Ok(Json(listed(&found, limit, shown)))
@@ -265,11 +266,18 @@ fn is_id(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
 }
 
-/// The page of a list that a query names: after which id, and how many.
-pub(super) fn page(query: &Fields, (usual, most): (i64, i64)) -> Result<(String, u32), ApiError> {
+/// The page of a list that a query names: after which id, and how many. Ids order by their time: after a text of
+/// another form, all or none would follow. The id itself may be deleted: clients delete what they page through.
+pub(super) fn page(query: &Fields, prefix: &str, (usual, most): (i64, i64)) -> Result<(String, u32), ApiError> {
     let after = query.text("after").unwrap_or_default().to_owned();
-    if !after.is_empty() && !is_id(&after) {
-        query.wrong("after", "is not an id", Some("send `last_id` of the page before"));
+    let is_hex = |id: &str| id.len() == 32 && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    let is_of_list = after.strip_prefix(prefix).is_some_and(is_hex);
+    if !after.is_empty() && !is_of_list {
+        query.wrong(
+            "after",
+            format!("is not an id of this list, `{prefix}…`"),
+            Some("send `last_id` of the page before"),
+        );
     }
     let limit = query.integer("limit", 1..=most).unwrap_or(usual);
     query.finish()?;

@@ -308,7 +308,7 @@ impl Serialize for Logprobs<'_> {
         let mut shown = serializer.serialize_map(Some(4))?;
         shown.serialize_entry("tokens", &each(tokens, |token| key(model, token.id)))?;
         shown.serialize_entry("token_logprobs", &each(tokens, |token| token.logprob.map(finite)))?;
-        shown.serialize_entry("top_logprobs", &each(tokens, |token| Alternatives(model, &token.top)))?;
+        shown.serialize_entry("top_logprobs", &each(tokens, |token| Alternatives(model, token)))?;
         shown.serialize_entry("text_offset", &each(tokens, place))?;
         shown.end()
     }
@@ -327,19 +327,24 @@ impl<'a, T: Serialize, F: Fn(&'a Token) -> T> Serialize for Each<'a, F> {
     }
 }
 
-struct Alternatives<'a>(&'a Ready, &'a [(u32, f32)]);
+/// The likeliest tokens at the place of a token, and that token.
+struct Alternatives<'a>(&'a Ready, &'a Token);
 
 impl Serialize for Alternatives<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut top = serializer.serialize_map(Some(self.1.len()))?;
-        let mut names: Vec<String> = Vec::with_capacity(self.1.len());
-        for (id, logprob) in self.1 {
-            let mut name = key(self.0, *id);
+        let Self(model, token) = *self;
+        let is_listed = token.top.iter().any(|(id, _)| *id == token.id);
+        let chosen = token.logprob.filter(|_| !is_listed).map(|logprob| (token.id, logprob));
+        let all: Vec<(u32, f32)> = token.top.iter().copied().chain(chosen).collect();
+        let mut top = serializer.serialize_map(Some(all.len()))?;
+        let mut names: Vec<String> = Vec::with_capacity(all.len());
+        for (id, logprob) in all {
+            let mut name = key(model, id);
             // Two tokens of one text: the likelier one has it.
             if names.contains(&name) {
                 name = format!("token_id:{id}");
             }
-            top.serialize_entry(&name, &finite(*logprob))?;
+            top.serialize_entry(&name, &finite(logprob))?;
             names.push(name);
         }
         top.end()

@@ -249,7 +249,16 @@ async fn tokens(
     truncate: bool,
 ) -> Result<Vec<Vec<u32>>, ApiError> {
     let (most, vocab, name) = (model.info.context, model.info.shape.vocab, model.info.name.clone());
-    let Inputs { items, place } = input;
+    let Inputs { mut items, place } = input;
+    if truncate {
+        // What is longer would be cut after it is tokenized.
+        let most = model.max_text().saturating_sub(prompt.len());
+        for one in &mut items {
+            if let Input::Text(text) = one {
+                text.truncate(text.floor_char_boundary(most));
+            }
+        }
+    }
     let length = |one: &Input| match one {
         Input::Text(text) => prompt.len() + text.len(),
         Input::Tokens(_) => 0,

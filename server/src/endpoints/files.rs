@@ -13,7 +13,7 @@ use bytes::BytesMut;
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use textnlp_inference::engine::Failure;
-use textnlp_store::batches::{BatchFile, FileDeletion};
+use textnlp_store::batches::{BatchFile, FileDeletion, FilePurpose};
 use textnlp_store::{Action, Actor, AuditEvent, DAY_MS, StoreError, is_plain};
 
 use super::batches::{enabled, page, path_id};
@@ -96,9 +96,18 @@ pub(super) async fn upload(mut call: Call) -> Result<Json<Value>, ApiError> {
 pub(super) async fn list(call: Call) -> Result<Json<Value>, ApiError> {
     let caller = call.enter("generate").await?;
     let limits = enabled(&call.app)?;
-    let (after, limit) = page(&call.query()?, LIST)?;
+    let query = call.query()?;
+    let purpose = query.text("purpose").and_then(|name| {
+        let purpose = FilePurpose::named(name);
+        if purpose.is_none() {
+            query.wrong("purpose", "must be `batch` or `batch_output`", Some("files are for batches only"));
+        }
+        purpose
+    });
+    query.only("order", &[json!("desc")], "lists have the newest first");
+    let (after, limit) = page(&query, "file-", LIST)?;
     let store = call.app.store.tenant(&caller.tenant);
-    let found = textnlp_store::read(|| store.files(&after, limit + 1)).await?;
+    let found = textnlp_store::read(|| store.files(&after, purpose, limit + 1)).await?;
     Ok(Json(super::batches::listed(&found, limit, |file| shown(file, limits))))
 }
 

@@ -61,7 +61,9 @@ fn logit_bias(fields: &Fields) -> Vec<(u32, f32)> {
     }
     let one = |(id, bias): (&String, &Value)| {
         let bias = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias))?;
-        Some((id.parse::<u32>().ok()?, bias as f32))
+        // One spelling, so that no id has two biases.
+        let number = id.parse::<u32>().ok().filter(|number| number.to_string() == *id)?;
+        Some((number, bias as f32))
     };
     map.iter()
         .map(one)

@@ -178,5 +178,5 @@ pub(super) async fn guide(
 pub(crate) fn too_complex(error: &GuideError) -> ApiError {
     ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "schema_too_complex", error.to_string())
         .param("response_format")
-        .hint("use fewer alternatives and simpler patterns")
+        .hint("use fewer alternatives, simpler patterns, and a smaller `minLength` and `maxLength`")
 }

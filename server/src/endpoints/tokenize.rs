@@ -52,6 +52,8 @@ pub(super) async fn tokenize(mut call: Call) -> Result<Response, ApiError> {
     let special = fields.flag("add_special_tokens").unwrap_or(true);
     let model = fields.text("model").map(str::to_owned);
     match (&text, tokens) {
+        // What is not a text is reported already.
+        (None, None) if fields.get("text").or(fields.get("prompt")).is_some() => {}
         (None, None) => fields.wrong("text", "is missing", Some("send `text` to tokenize, or `tokens` to decode")),
         (Some(_), Some(_)) => fields.wrong("tokens", "cannot be combined with `text`", Some("send one of them")),
         (None, Some(_)) if ids.is_none() => fields.wrong("tokens", "must be a list of token ids", None),

@@ -65,7 +65,7 @@ pub(super) async fn validate(mut call: Call) -> Result<Json<Value>, ApiError> {
     if metrics.iter().any(|metric| metric == "rougeL") && cost > MAX_PRODUCT {
         return Err(ApiError::invalid("the texts are too long for ROUGE-L")
             .param("candidate")
-            .hint("shorten them, or remove `rougeL` from `metrics`"));
+            .hint("shorten them, or send `metrics` without `rougeL`: [\"bleu\", \"rouge1\", \"rouge2\"]"));
     }
     // Long texts must not delay other answers.
     let scores = call.app.texts.run(&call.record, move || score(&candidate, &references, &metrics, options)).await?;

@@ -32,6 +32,9 @@ const DISCARD_FOR: Duration = Duration::from_secs(10);
 /// The longest body in bytes that is searched for personal data where it is read. Longer ones take milliseconds.
 const SHORT_SEARCH: usize = 8 << 10;
 
+/// The longest path of a field in an error.
+const MAX_PATH: usize = 256;
+
 /// The largest body of a route in bytes.
 pub(crate) fn body_limit(max_request_size: usize, route: &str) -> usize {
     let own = LIMITS.iter().find(|(limited, _)| *limited == route).map(|(_, most)| *most);
@@ -196,11 +199,15 @@ fn broken(text: &str, error: &serde_json::Error) -> ApiError {
     if let Some(field) = field_before(before).filter(|_| !error.is_eof()) {
         answer = answer.param(field);
     }
+    // serde_json's words for a surrogate without the other half of its pair.
+    let has_lone_surrogate = reason.contains("surrogate") || reason.contains("unexpected end of hex escape");
     let start = before.rfind([':', ',', '[']).map_or(0, |index| index + 1);
     let value = text.get(start..).unwrap_or_default().trim_start();
     let not_finite = ["NaN", "nan", "Infinity", "-Infinity", "inf", "-inf"].iter().any(|word| value.starts_with(word));
     if not_finite {
         answer.hint("JSON has no NaN and no Infinity: omit the field, or send a number")
+    } else if has_lone_surrogate {
+        answer.hint("a surrogate (`\\ud800` to `\\udfff`) needs the other half of its pair; UTF-8 needs no escape")
     } else if reason.contains("recursion limit") {
         answer.hint("nest objects and arrays at most 127 levels deep")
     } else if reason.contains("number out of range") {
@@ -210,18 +217,72 @@ fn broken(text: &str, error: &serde_json::Error) -> ApiError {
     }
 }
 
-/// The key whose value was being read at the end of a text; nothing after a whole value.
+/// The path of the key whose value was being read at the end of a text; nothing after a whole value.
 fn field_before(text: &str) -> Option<String> {
     let colon = text.rfind("\":")?;
     let mut values = serde_json::Deserializer::from_str(&text[colon + 2..]).into_iter::<Value>();
     if matches!(values.next(), Some(Ok(_))) {
         return None;
     }
-    let name = &text[..colon];
-    let start = name.rfind('"')? + 1;
-    let name = &name[start..];
-    (!name.is_empty() && name.len() <= 64 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'))
-        .then(|| name.to_owned())
+    path(&text[..colon + 2])
+}
+
+/// Where a text is within the values that are open at its end.
+enum Open<'a> {
+    /// An object: the key that was read last.
+    Key(&'a str),
+    /// A list: the index of its item.
+    Index(usize),
+}
+
+/// The path at the end of the beginning of a JSON text, if its names are plain.
+fn path(text: &str) -> Option<String> {
+    let (mut open, mut string, mut last) = (Vec::new(), None, "");
+    let mut bytes = text.bytes().enumerate();
+    while let Some((at, byte)) = bytes.next() {
+        match (byte, string) {
+            (b'\\', Some(_)) => {
+                bytes.next();
+            }
+            (b'"', Some(start)) => {
+                last = &text[start..at];
+                string = None;
+            }
+            (_, Some(_)) => {}
+            (b'"', None) => string = Some(at + 1),
+            (b'{', None) => open.push(Open::Key("")),
+            (b'[', None) => open.push(Open::Index(0)),
+            (b'}' | b']', None) => {
+                open.pop();
+            }
+            (b':', None) => {
+                if let Some(Open::Key(key)) = open.last_mut() {
+                    *key = last;
+                }
+            }
+            (b',', None) => {
+                if let Some(Open::Index(index)) = open.last_mut() {
+                    *index += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+    let is_plain = |name: &str| {
+        !name.is_empty() && name.len() <= 64 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    let mut path = String::new();
+    for part in &open {
+        match part {
+            Open::Index(index) => path.push_str(&format!("[{index}]")),
+            Open::Key(name) if is_plain(name) => {
+                path.push_str(if path.is_empty() { "" } else { "." });
+                path.push_str(name);
+            }
+            Open::Key(_) => return None,
+        }
+    }
+    (!path.is_empty() && path.len() <= MAX_PATH).then_some(path)
 }
 
 #[cfg(test)]
@@ -245,6 +306,11 @@ mod tests {
         check(r#"{"prompt":"a","max_tokens":1e999}"#, Some("max_tokens"), Some("1.8e308"));
         check("{\"prompt\":\"a\",\n\"max_tokens\":}", Some("max_tokens"), None);
         check(r#"{"prompt":"a","temperature":0.5x}"#, Some("temperature"), None);
+        check(r#"{"logit_bias":{"5":1e400}}"#, Some("logit_bias.5"), Some("1.8e308"));
+        check(r#"{"messages":[{"role":"a:,{"},{"n":1,"content":nan}]}"#, Some("messages[1].content"), Some("NaN"));
+        check(r#"{"a b":{"c":nan}}"#, None, Some("NaN"));
+        check(r#"{"prompt":"\ud800"}"#, Some("prompt"), Some("surrogate"));
+        check(r#"{"prompt":"\udc00\ud800"}"#, Some("prompt"), Some("surrogate"));
         check("nonsense", None, None);
         check(&"[".repeat(200), None, Some("127 levels"));
     }

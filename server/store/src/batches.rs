@@ -56,6 +56,11 @@ impl FilePurpose {
             Self::Output => "batch_output",
         }
     }
+
+    /// The purpose of a name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Input, Self::Output].into_iter().find(|purpose| purpose.name() == name)
+    }
 }
 
 /// A file of lines.
@@ -376,15 +381,22 @@ impl TenantStore<'_> {
         row.as_ref().map(read_file).transpose()
     }
 
-    /// Files, the newest first, after the one with an id; all for an empty id.
-    pub async fn files(self, after: &str, limit: u32) -> Result<Vec<BatchFile>, StoreError> {
+    /// Files, the newest first, after the one with an id; all for an empty id. `purpose`: only those.
+    pub async fn files(
+        self,
+        after: &str,
+        purpose: Option<FilePurpose>,
+        limit: u32,
+    ) -> Result<Vec<BatchFile>, StoreError> {
         let mut transaction = self.read().await?;
         let query = self
             .query(select_files!(
-                "WHERE tenant_id = $1 AND ($2 = '' OR id < $2) AND state = 'complete' ORDER BY id DESC LIMIT $3"
+                "WHERE tenant_id = $1 AND ($2 = '' OR id < $2) AND ($4 = '' OR purpose = $4) AND state = 'complete' \
+                 ORDER BY id DESC LIMIT $3"
             ))
             .bind(after)
-            .bind(i64::from(limit));
+            .bind(i64::from(limit))
+            .bind(purpose.map_or("", FilePurpose::name));
         let rows = self.store.ask(query.fetch_all(&mut *transaction)).await?;
         rows.iter().map(read_file).collect()
     }

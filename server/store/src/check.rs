@@ -43,12 +43,11 @@ fn obstacle(cause: impl Into<String>, fix: impl Into<String>) -> CheckFinding {
     CheckFinding { cause: cause.into(), fix: fix.into() }
 }
 
-/// Checks a database. A failed check is reported as a problem. Changes nothing, except that a missing SQLite file is
-/// created.
+/// Checks a database. A failed check is reported as a problem. Changes nothing.
 pub async fn check_database(database: &Database) -> CheckResult {
     let mut found = CheckResult::default();
     let checked = async {
-        let store = Store::open(database).await?;
+        let store = Store::open_existing(database).await?;
         let checked = store.look(&mut found).await;
         store.close().await;
         checked
@@ -69,6 +68,7 @@ fn hint(error: &StoreError) -> &'static str {
     let text = chain(error);
     let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
     match error {
+        StoreError::Missing(_) => "restore a backup, or create an empty database: `textnlp-server admin migrate`",
         StoreError::Address(_) => "correct the address, or the file that contains it",
         _ if has(&["UnknownIssuer", "not valid for name", "certificate", "TLS"]) => {
             "set the CA with `network.private_ca`, or set the TLS mode in the address: `?sslmode=…`"

@@ -254,29 +254,36 @@ impl Trust {
     }
 }
 
-pub(super) async fn open(database: &Database) -> Result<Store, StoreError> {
+/// `creates`: a SQLite file that is missing, and its folder.
+pub(super) async fn open(database: &Database, creates: bool) -> Result<Store, StoreError> {
     sqlx::any::install_default_drivers();
     match &database.at {
-        DatabaseAt::File(file) => open_sqlite(file, database).await,
+        DatabaseAt::File(file) => open_sqlite(file, database, creates).await,
         DatabaseAt::Server(server) => open_postgres(server, database).await,
     }
 }
 
-async fn open_sqlite(file: &Utf8Path, database: &Database) -> Result<Store, StoreError> {
+async fn open_sqlite(file: &Utf8Path, database: &Database, creates: bool) -> Result<Store, StoreError> {
     let io = |error| StoreError::Failed(sqlx::Error::Io(error));
-    if let Some(folder) = file.parent().filter(|folder| !folder.as_str().is_empty()) {
+    if !creates && !tokio::fs::try_exists(file).await.map_err(io)? {
+        return Err(StoreError::Missing(file.to_owned()));
+    }
+    if let Some(folder) = file.parent().filter(|folder| creates && !folder.as_str().is_empty()) {
         tokio::fs::create_dir_all(folder).await.map_err(io)?;
     }
     let path = std::path::absolute(file).map_err(io)?;
     let encoded = Url::from_file_path(&path).map_err(|()| StoreError::Address(format!("{file} is not a path")))?;
-    let options = options(&format!("sqlite://{}?mode=rwc", encoded.path()))?;
+    let in_mode = |mode: &str| options(&format!("sqlite://{}?mode={mode}", encoded.path()));
+    // Only the first connection creates the file: a later one would replace a lost database by an empty one.
+    let created = in_mode(if creates { "rwc" } else { "rw" })?;
+    let options = in_mode("rw")?;
     let sort = |error| Dialect::Sqlite.sort(error);
     let pool = || {
         AnyPoolOptions::new()
             .acquire_timeout(ACQUIRE)
             .after_connect(|connection, _| Box::pin(async move { connection.execute(SQLITE_BEGIN).await.map(drop) }))
     };
-    first(&options, SQLITE_BEGIN).await.map_err(sort)?;
+    first(&created, SQLITE_BEGIN).await.map_err(sort)?;
     let writes = pool().max_connections(1).connect_with(options.clone()).await.map_err(sort)?;
     let reads = pool()
         .max_connections((database.pool_size + database.max_overflow).min(MAX_READERS))

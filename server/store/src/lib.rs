@@ -92,6 +92,9 @@ pub enum StoreError {
     /// The configured address cannot be used.
     #[error("{0}")]
     Address(String),
+    /// Its SQLite file is missing, and the caller may not create one.
+    #[error("the database {0} does not exist")]
+    Missing(camino::Utf8PathBuf),
 }
 
 impl StoreError {
@@ -137,9 +140,14 @@ const MOVES: Duration = Duration::from_secs(1);
 const CHANGES: Duration = Duration::from_secs(5);
 
 impl Store {
-    /// Opens the database; a missing SQLite file is created. The schema is not changed.
+    /// Opens the database; a missing SQLite file is created. The schema is not changed. For servers and migrations.
     pub async fn open(database: &config::Database) -> Result<Self, StoreError> {
-        dialect::open(database).await
+        dialect::open(database, true).await
+    }
+
+    /// The same for commands on a database: a missing SQLite file is an error, because an empty one in its place would hide the loss.
+    pub async fn open_existing(database: &config::Database) -> Result<Self, StoreError> {
+        dialect::open(database, false).await
     }
 
     /// A PostgreSQL that need not be there yet.

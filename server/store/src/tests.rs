@@ -96,6 +96,23 @@ async fn locked_database_file_is_busy_and_an_invalid_one_fails() {
 }
 
 #[tokio::test]
+async fn only_a_server_that_starts_creates_a_database_file() {
+    let bench = Bench::sqlite();
+    let DatabaseAt::File(file) = bench.at.clone() else { panic!("SQLite") };
+    let database = Database { at: bench.at.clone(), pool_size: 2, max_overflow: 2 };
+    let refused = Store::open_existing(&database).await;
+    assert!(matches!(&refused, Err(StoreError::Missing(missing)) if *missing == file), "{refused:?}");
+    assert!(!file.exists());
+    let store = bench.store().await;
+    Store::open_existing(&database).await.unwrap().put_key(&key("a"), None).await.unwrap();
+    let away = bench.folder.path().join("away.db");
+    std::fs::rename(&file, away).unwrap();
+    // Connections of readers are opened when they are needed.
+    let _ = tokio::join!(store.keys(), store.keys(), store.keys(), store.keys());
+    assert!(!file.exists());
+}
+
+#[tokio::test]
 async fn full_disk_is_reported_by_the_store() {
     let store = Bench::sqlite().store().await;
     // SQLite's own page limit gives the same result code as a disk without room.

@@ -218,6 +218,10 @@ async fn api_key_is_exchanged_for_a_publicly_verifiable_token() {
     let reply =
         site.client.send("POST", "/auth/token", &[], json!({ "api_key": "tnlp_wrong" }).to_string().as_bytes()).await;
     assert_eq!(reply.status, 401);
+    let bearer = format!("Bearer {token}");
+    let reply = site.client.send("POST", "/auth/token", &[("authorization", bearer.as_str())], b"").await;
+    assert_eq!(reply.status, 401);
+    assert!(reply.error().2.unwrap().contains("an API key is needed"), "{}", reply.text());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

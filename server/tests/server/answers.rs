@@ -323,6 +323,11 @@ async fn texts_are_tokenised_and_tokens_decoded() {
         let reply = site.post("/v1/tokenize", ask.clone()).await;
         assert_eq!((reply.status, reply.error().1.as_deref()), (400, Some(field)), "{ask}");
     }
+    for name in ["text", "prompt"] {
+        let reply = site.post("/v1/tokenize", json!({ name: 5 })).await;
+        assert_eq!((reply.status, reply.error().1.as_deref()), (400, Some(name)));
+        assert!(!reply.text().contains("is missing"), "{}", reply.text());
+    }
     // 16 bytes for each token of the context, at least 64 KiB.
     for (model, most) in [("tiny", 65_536), ("slow", 131_072)] {
         let text = |name: &str, bytes: usize| json!({ "model": model, name: "a".repeat(bytes) });
@@ -370,7 +375,7 @@ async fn texts_are_scored_by_the_requested_metrics() {
     let long = "word ".repeat(6000);
     let reply = site.post("/v1/validate", json!({ "reference": long, "candidate": long })).await;
     assert_eq!(reply.status, 400);
-    assert!(reply.text().contains("ROUGE-L"));
+    assert!(reply.text().contains("ROUGE-L") && reply.text().contains("send `metrics` without `rougeL`"));
     assert_eq!(
         site.post("/v1/validate", json!({ "reference": long, "candidate": long, "metrics": ["bleu"] })).await.status,
         200
@@ -488,21 +493,28 @@ async fn several_answers_to_one_prompt_are_choices_and_count_the_prompt_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn biases_decide_and_equal_spellings_of_alternatives_are_kept_apart() {
     let site = start(Setup::default()).await.ready().await;
-    let ask =
-        json!({ "prompt": "abc", "max_tokens": 3, "temperature": 1, "logit_bias": { "104": 100 }, "ignore_eos": true });
+    let ask = json!({
+        "prompt": "abc", "max_tokens": 3, "temperature": 1, "logprobs": 0, "logit_bias": { "104": 100 }, "ignore_eos": true,
+    });
     let body = site.post("/v1/completions", ask).await.json();
     assert_eq!(body["choices"][0]["text"], "hhh");
+    let logprobs = &body["choices"][0]["logprobs"];
+    for (top, logprob) in
+        logprobs["top_logprobs"].as_array().unwrap().iter().zip(logprobs["token_logprobs"].as_array().unwrap())
+    {
+        assert_eq!(*top, json!({ "h": logprob }), "always with the chosen token");
+    }
     // Bytes of which a character may begin or go on: as texts they would all be the same.
     let bias: serde_json::Map<String, Value> = (0x80..0xf5).map(|id: u32| (id.to_string(), json!(100))).collect();
     let ask =
         json!({ "prompt": "abc", "max_tokens": 4, "seed": 3, "logprobs": 5, "logit_bias": bias, "ignore_eos": true });
     let body = site.post("/v1/completions", ask).await.json();
     let logprobs = &body["choices"][0]["logprobs"];
-    for top in logprobs["top_logprobs"].as_array().unwrap() {
-        assert_eq!(top.as_object().unwrap().len(), 5, "{top}");
-    }
-    for token in logprobs["tokens"].as_array().unwrap() {
-        assert!(token.as_str().unwrap().starts_with("bytes:\\x"), "{token}");
+    let tops = logprobs["top_logprobs"].as_array().unwrap();
+    for (token, top) in logprobs["tokens"].as_array().unwrap().iter().zip(tops) {
+        let (token, top) = (token.as_str().unwrap(), top.as_object().unwrap());
+        assert!(token.starts_with("bytes:\\x"), "{token}");
+        assert!(top.contains_key(token) && (5..=6).contains(&top.len()), "{token}: {top:?}");
     }
 }
 

@@ -108,6 +108,11 @@ async fn answered(database: Option<&str>) {
     assert_eq!((listed["data"].as_array().unwrap().len(), &listed["has_more"]), (2, &json!(true)));
     let rest = site.get(&format!("/v1/files?after={}", listed["last_id"].as_str().unwrap())).await.json();
     assert_eq!((rest["data"].as_array().unwrap().len(), &rest["has_more"]), (1, &json!(false)));
+    for (purpose, count) in [("batch", 1), ("batch_output", 2)] {
+        let listed = site.get(&format!("/v1/files?purpose={purpose}&order=desc")).await.json();
+        let purposes: Vec<&Value> = listed["data"].as_array().unwrap().iter().map(|file| &file["purpose"]).collect();
+        assert_eq!(purposes, vec![purpose; count]);
+    }
     assert_eq!(site.get("/v1/batches").await.json()["data"][0]["id"], created["id"]);
     let path = format!("/v1/files/{}", stored["id"].as_str().unwrap());
     assert_eq!(site.send_as(&site.key, "DELETE", &path, &Value::Null).await.json()["deleted"], true);
@@ -119,10 +124,22 @@ async fn answered(database: Option<&str>) {
         let reply = site.get(path).await;
         assert_eq!((reply.status, reply.error().0.as_str()), (404, code), "{path}");
     }
-    for path in ["/v1/files?after=%00", "/v1/batches?after=%00"] {
+    let of_file = format!("/v1/batches?after={}", stored["id"].as_str().unwrap());
+    for (path, field) in [
+        ("/v1/files?after=%00", "after"),
+        ("/v1/files?after=zz", "after"),
+        ("/v1/batches?after=%00", "after"),
+        ("/v1/batches?after=batch_zz", "after"),
+        (of_file.as_str(), "after"),
+        ("/v1/files?purpose=assistants", "purpose"),
+        ("/v1/files?order=asc", "order"),
+    ] {
         let reply = site.get(path).await;
-        assert_eq!((reply.status, reply.error().1.as_deref()), (400, Some("after")), "{path}");
+        assert_eq!((reply.status, reply.error().1.as_deref()), (400, Some(field)), "{path}");
     }
+    // The last file of a page may be deleted before the next page is read.
+    let after = format!("/v1/files?after={}", stored["id"].as_str().unwrap());
+    assert_eq!(site.get(&after).await.json()["data"], json!([]));
     let reply = site.post("/v1/batches", json!({ "endpoint": "/v1/completions", "input_file_id": "\0" })).await;
     assert_eq!((reply.status, reply.error().0.as_str()), (404, "file_not_found"));
 }

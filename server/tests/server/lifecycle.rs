@@ -303,8 +303,9 @@ async fn database_of_a_newer_server_is_refused() {
     use sqlx::Connection as _;
     let folder = tempfile::tempdir().unwrap();
     let config: Config = config(&folder, &Setup::default());
-    let command = json!({ "do": "list" }).to_string();
-    textnlp_server::keys(&config, &command).await.unwrap();
+    let store = textnlp_store::Store::open(&config.database).await.unwrap();
+    store.prepare().await.unwrap();
+    store.close().await;
     let mut other = sqlx::SqliteConnection::connect(&format!("sqlite://{}", config.database.at)).await.unwrap();
     sqlx::raw_sql("INSERT INTO schema_version VALUES (99, 'later', '', 0)").execute(&mut other).await.unwrap();
     let error = Server::start(config).await.err().unwrap();

@@ -68,6 +68,8 @@ async fn every_invalid_field_is_named() {
         (complete(json!({ "suffix": "end" })), "suffix"),
         (complete(json!({ "logit_bias": { "x": 1 } })), "logit_bias"),
         (complete(json!({ "logit_bias": { "5": 101 } })), "logit_bias"),
+        (complete(json!({ "logit_bias": { "5": 1, "05": 2 } })), "logit_bias"),
+        (complete(json!({ "logit_bias": { "+5": 1 } })), "logit_bias"),
         (complete(json!({ "logit_bias": { "99999": 1 } })), "logit_bias"),
         (complete(json!({ "logit_bias": [] })), "logit_bias"),
         (complete(json!({ "n": 0 })), "n"),
@@ -195,6 +197,8 @@ async fn every_invalid_field_is_named() {
     }
     let typo = site.post("/v1/generate", json!({ "prompt": "a", "temprature": 1 })).await;
     assert!(typo.error().2.unwrap().contains("did you mean `temperature`?"));
+    let empty = site.post("/v1/generate", json!({ "prompt": "a", "": 1 })).await;
+    assert!(empty.status == 400 && !empty.text().contains("did you mean"), "{}", empty.text());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -214,7 +218,9 @@ async fn invalid_json_is_refused_with_its_location() {
         (b"{\"prompt\":\"a\",\"max_tokens\":1e999}", 400, Some("max_tokens"), "1.8e308"),
         (b"{\"prompt\":\"a\",\"max_tokens\":-99999999999999999999999}", 400, Some("max_tokens"), "whole number"),
         (b"{\"prompt\":\"\xff\xfe\"}", 400, None, "UTF-8"),
-        (b"{\"prompt\":\"\\ud800\"}", 400, Some("prompt"), "line 1"),
+        (b"{\"prompt\":\"\\ud800\"}", 400, Some("prompt"), "surrogate"),
+        (b"{\"prompt\":\"\\udc00\"}", 400, Some("prompt"), "surrogate"),
+        (b"{\"prompt\":\"a\",\"logit_bias\":{\"5\":1e400}}", 400, Some("logit_bias.5"), "1.8e308"),
         (b"{\"prompt\":\"a\",\"max_tokens\":1,\"prompt\":\"b\"}", 400, Some("prompt"), "is duplicated"),
         (b"{\"prompt\":\"a\",\"metadata\":{\"x\":1,\"x\":1}}", 400, Some("metadata.x"), "once"),
         (deep.as_bytes(), 400, Some("prompt"), "127 levels"),
@@ -362,7 +368,11 @@ async fn prompt_over_the_context_is_refused_and_one_just_below_answered() {
             (400, "context_length_exceeded", Some("prompt")),
             "{length}"
         );
-        assert!(hint.unwrap().contains("256"));
+        let hint = hint.unwrap();
+        assert!(hint.contains("256"));
+        // A text that is not tokenized has a bound: neither a count, nor advice to count what is refused there, too.
+        let (is_bound, is_countable) = (reply.text().contains("has at least "), hint.contains("/v1/tokenize"));
+        assert_eq!((is_bound, is_countable), (length == 9_000_000, length < 9_000_000), "{}", reply.text());
     }
     let reply = site.post("/v1/generate", ask(250)).await.json();
     assert_eq!((&reply["finish_reason"], &reply["usage"]["completion_tokens"]), (&json!("length"), &json!(6)));

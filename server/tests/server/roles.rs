@@ -50,7 +50,11 @@ impl Files {
         child.wait_with_output().unwrap()
     }
 
+    /// Creates the database first if it is missing, as `up` does.
     pub(crate) fn keys(&self, command: Value) -> (Option<i32>, Value) {
+        if !path(&self.folder, "data/t.db").exists() {
+            assert!(self.run(&["admin", "migrate"], "").status.success());
+        }
         let output = self.run(&["admin", "keys"], &command.to_string());
         (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
     }
@@ -138,6 +142,37 @@ fn audit_log_is_printed_in_pages() {
         "{refused}"
     );
     assert_eq!(files.run(&["serve", "--do", "{}"], "").status.code(), Some(2), "--do belongs to keys and audit");
+}
+
+#[test]
+fn commands_do_not_create_a_database_in_place_of_a_lost_one() {
+    let files = Files::new();
+    files.keys(json!({ "do": "create" }));
+    let (data, away) = (path(&files.folder, "data"), path(&files.folder, "away"));
+    std::fs::rename(&data, &away).unwrap();
+    let range = json!({ "from": 0, "until": 86_400_000 });
+    for (name, command) in [
+        ("keys", json!({ "do": "list" })),
+        ("keys", json!({ "do": "create" })),
+        ("features", json!({ "do": "list" })),
+        ("usage", range),
+        ("audit", json!({})),
+        ("database", json!({ "do": "vacuum" })),
+        ("analytics", json!({ "do": "list" })),
+    ] {
+        let output = files.run(&["admin", name], &command.to_string());
+        let refused: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{name}: {refused}");
+        let message = refused["error"]["message"].as_str().unwrap();
+        assert!(message.ends_with("data/t.db does not exist"), "{name}: {message}");
+        assert!(refused["error"]["hint"].as_str().unwrap().contains("`textnlp-deploy restore`"), "{name}: {refused}");
+    }
+    let output = files.run(&["admin", "check"], "");
+    let checked: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(checked["problems"][0]["cause"].as_str().unwrap().ends_with("does not exist"), "{checked}");
+    assert!(!data.exists());
+    std::fs::rename(&away, &data).unwrap();
+    assert_eq!(files.keys(json!({ "do": "list" })).1["keys"].as_array().unwrap().len(), 1);
 }
 
 #[test]

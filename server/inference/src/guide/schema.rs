@@ -21,6 +21,9 @@ const MAX_REFS: usize = 32;
 const MAX_VALUES: usize = 1_000;
 /// `maxLength`, `minItems` and their like.
 const MAX_COUNT: u64 = 100_000;
+/// `minLength`: the lexer counts the characters. It reached its limit after 3,166 to 3,312 of them; one has at most nine states, for the
+/// beginnings of an escape and of UTF-8.
+const MAX_MIN_LENGTH: u64 = 3_000;
 /// JSON numbers are exact up to 2⁵³.
 const MAX_NUMBER: f64 = 9_007_199_254_740_992.0;
 /// Bytes of a pattern.
@@ -60,6 +63,7 @@ enum Shape {
     Values,
     Value,
     Count,
+    MinLength,
     Number,
     Multiple,
     Pattern,
@@ -83,7 +87,8 @@ fn shape(keyword: &str, at_root: bool) -> Option<Shape> {
         "properties" => Shape::Named,
         "patternProperties" => Shape::Patterns,
         "required" => Shape::Names,
-        "minItems" | "maxItems" | "minLength" | "maxLength" | "minProperties" | "maxProperties" => Shape::Count,
+        "minItems" | "maxItems" | "maxLength" | "minProperties" | "maxProperties" => Shape::Count,
+        "minLength" => Shape::MinLength,
         "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum" => Shape::Number,
         "multipleOf" => Shape::Multiple,
         "pattern" => Shape::Pattern,
@@ -351,6 +356,15 @@ impl<'a> Walk<'a> {
             Shape::Count => match value.as_u64() {
                 Some(count) if count <= MAX_COUNT => Ok(()),
                 _ => wrong(&format!("a whole number from 0 to {MAX_COUNT}")),
+            },
+            Shape::MinLength => match value.as_u64() {
+                Some(length) if length <= MAX_MIN_LENGTH => Ok(()),
+                Some(length) => {
+                    let problem =
+                        format!("is {length}; a text of more than {MAX_MIN_LENGTH} characters cannot be guaranteed");
+                    Err(refused(at, problem))
+                }
+                None => wrong(&format!("a whole number from 0 to {MAX_MIN_LENGTH}")),
             },
             Shape::Number => match value.as_f64() {
                 Some(number) if number.abs() <= MAX_NUMBER => Ok(()),

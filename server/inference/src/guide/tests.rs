@@ -239,6 +239,8 @@ fn what_cannot_be_guaranteed_is_refused_with_its_place() {
         (json!({"exclusiveMaximum": true}), "/exclusiveMaximum"),
         (json!({"multipleOf": 0}), "/multipleOf"),
         (json!({"maxLength": -1}), "/maxLength"),
+        (json!({"minLength": -1}), "/minLength"),
+        (json!({"type": "string", "minLength": 3_001, "maxLength": 3_700}), "/minLength"),
         (json!({"maxItems": 4_000_000_000u64}), "/maxItems"),
         (json!({"minProperties": 2}), "/minProperties"),
         (json!({"format": "credit-card"}), "/format"),
@@ -414,6 +416,17 @@ fn an_answer_fails_where_its_schema_becomes_too_complex() {
     let guide = guides.compile(&json!({"type": "string", "pattern": "(.{0,1000}){0,1000}"})).unwrap();
     let error = follow(&tokenizer, guide, 1, 1_000).unwrap_err();
     assert_eq!(error.to_string(), "the schema is too complex: its patterns and lengths have too many states");
+}
+
+#[test]
+fn text_with_a_length_that_always_fits_is_completed() {
+    let (tokenizer, guides) = guides(byte_tokenizer());
+    let schema = json!({"type": "string", "minLength": 1_000, "maxLength": 1_000});
+    let guide = guides.compile(&schema).unwrap();
+    // Random bytes take the most states: the beginnings of all characters.
+    for seed in 0..2 {
+        assert_eq!(follow(&tokenizer, guide.clone(), seed, 5_000), Ok(Progress::Complete));
+    }
 }
 
 #[test]

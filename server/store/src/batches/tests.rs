@@ -272,7 +272,7 @@ async fn files_and_batches_of_another_tenant_do_not_exist(bench: Bench) {
     create(&store, "acme", "b", &["one", "two"]).await;
     let globex = store.tenant("globex");
     assert_eq!(globex.file("file-b").await.unwrap(), None);
-    assert_eq!((globex.files("", 9).await.unwrap(), globex.batches("", 9).await.unwrap()), (vec![], vec![]));
+    assert_eq!((globex.files("", None, 9).await.unwrap(), globex.batches("", 9).await.unwrap()), (vec![], vec![]));
     assert_eq!(globex.lines("file-b", 0, 9).await.unwrap(), vec![]);
     assert_eq!(globex.batch("b").await.unwrap(), None);
     assert!(!globex.cancel_batch("b", &event(Action::BatchCancel).tenant("globex")).await.unwrap());
@@ -284,7 +284,9 @@ async fn files_and_batches_of_another_tenant_do_not_exist(bench: Bench) {
     assert_eq!(refused, Err(BatchRefusal::NoFile));
     globex.abandon_file("file-b").await.unwrap();
     let acme = store.tenant("acme");
-    assert_eq!(acme.files("", 9).await.unwrap().len(), 1);
+    assert_eq!(acme.files("", None, 9).await.unwrap().len(), 1);
+    assert_eq!(acme.files("", Some(FilePurpose::Input), 9).await.unwrap().len(), 1);
+    assert_eq!(acme.files("", Some(FilePurpose::Output), 9).await.unwrap(), vec![]);
     assert_eq!(acme.batches("", 9).await.unwrap().len(), 1);
     assert_eq!(acme.batch("b").await.unwrap().unwrap().state, BatchState::InProgress);
 }

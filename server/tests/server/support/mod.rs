@@ -110,6 +110,8 @@ pub(crate) async fn start_in(folder: tempfile::TempDir, config: Config) -> Site 
 }
 
 pub(crate) async fn make_key(config: &Config, command: Value) -> String {
+    // As `up` does: the command itself does not create the database.
+    textnlp_store::Store::open(&config.database).await.unwrap().close().await;
     let made = keys(config, &command.to_string()).await.unwrap();
     made["key"].as_str().unwrap().to_owned()
 }
