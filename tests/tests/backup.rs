@@ -220,6 +220,33 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     let kept = Utf8Path::new(replaced["replaced"].as_str().unwrap());
     assert!(kept.join("lineage.json").is_file() && kept.join("secrets").is_dir());
     assert!(other.join("development/lineage.json").is_file());
+
+    // A damaged journal, while its service runs: no command reads it, and `--replace` keeps it as it keeps an intact one.
+    let up = ["up", "--file", whole, "--yes", "--no-gate"];
+    elsewhere(&sandbox, &up).expect(0);
+    let journal = |state: &Utf8Path| std::fs::read(state.join("journal/here/log")).unwrap();
+    let mut damaged = journal(&other.join("development"));
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 4;
+    std::fs::write(other.join("development/journal/here/log"), &damaged).unwrap();
+    let down = refused(elsewhere(&sandbox, &["down", "--file", whole, "--yes"]), 1, "damaged_state");
+    for names in ["state repair", "restore FILE --replace development"] {
+        assert!(down["error"]["hint"].as_str().unwrap().contains(names), "{names}: {down:#}");
+    }
+    let all = refused(elsewhere(&sandbox, &restore), 4, "state_is_there")["error"].to_string();
+    assert!(all.contains("journal of `here` is damaged") && all.contains("--replace development"), "{all}");
+    let running = refused(elsewhere(&sandbox, &replace), 4, "running");
+    let (_, stop) = running["error"]["hint"].as_str().unwrap().split_once("data: ").unwrap();
+    assert!(std::process::Command::new("sh").args(["-c", stop]).status().unwrap().success(), "{stop}");
+    eventually("the end of the programs of the damaged state", || sandbox.processes().is_empty().then_some(()));
+    let replaced = elsewhere(&sandbox, &replace).expect(0).json();
+    assert!(replaced["audit_ends"].as_str().unwrap().contains("damaged"), "{replaced:#}");
+    assert_eq!(journal(Utf8Path::new(replaced["replaced"].as_str().unwrap())), damaged);
+    let audited = elsewhere(&sandbox, &["audit", "list", "--env", "development"]).expect(0).json();
+    assert!(!audited["commands"].to_string().contains("key revoke"), "it was recorded after the backup: {audited:#}");
+    elsewhere(&sandbox, &up).expect(0);
+    assert_eq!(answers(&sandbox, &first), 200);
+    elsewhere(&sandbox, &["down", "--file", whole, "--yes"]).expect(0);
 }
 
 #[test]

@@ -88,7 +88,7 @@ pub async fn repair(session: &Session, args: &Repair, console: Console) -> Resul
         );
         let hint = format!(
             "nothing was changed, and the service keeps running; from a backup: {}",
-            session.again().bare("restore FILE")
+            session.again().bare(&format!("restore FILE --replace {name}"))
         );
         return Err(Failure::new(Exit::Failed, "damaged_state", error).hint(hint).document(document));
     }
@@ -96,7 +96,8 @@ pub async fn repair(session: &Session, args: &Repair, console: Console) -> Resul
     if gives_up && args.accept_loss.as_deref() != Some(name.as_str()) {
         let error = anyhow::anyhow!("records are missing, and a backup may have them");
         let hint = format!(
-            "restore a backup; or continue without them: {} --accept-loss {name}",
+            "from a backup: {}; or continue without them: {} --accept-loss {name}",
+            session.again().bare(&format!("restore FILE --replace {name}")),
             chosen.scope.command("state repair")
         );
         return Err(Failure::refused("records_lost", error).hint(hint).document(document));
