@@ -289,6 +289,20 @@ fn passphrase_restores_a_backup_and_a_plain_one_is_reported_as_such() {
     let restored = elsewhere(&sandbox, &["restore", plain]).expect(0);
     assert!(restored.err.contains("the origin of") && restored.err.contains("was not verified"), "{}", restored.err);
     assert_eq!(restored.json()["signer_verified"], false);
+
+    // A database that the state records and that is missing: a backup without it is not the newest one.
+    run(&sandbox, &["down", "--yes"]).expect(0);
+    let data = sandbox.site("development").join("data");
+    std::fs::rename(&data, sandbox.folder().join("data")).unwrap();
+    let before = listed(&sandbox).len();
+    let missing = refused(run(&sandbox, &["backup", "create", "--plain"]), 1, "database_missing")["error"].to_string();
+    assert!(missing.contains(data.as_str()) && missing.contains("--replace development"), "{missing}");
+    assert_eq!(listed(&sandbox).len(), before);
+    std::fs::rename(sandbox.folder().join("data"), &data).unwrap();
+    run(&sandbox, &["backup", "create", "--plain"]).expect(0);
+    run(&sandbox, &["down", "--yes", "--delete-data", "development"]).expect(0);
+    let without = run(&sandbox, &["backup", "create", "--plain"]).expect(0);
+    assert!(without.err.contains("there is no database in it"), "{}", without.err);
 }
 
 #[test]
