@@ -54,12 +54,18 @@ fn recorded_state_is_shown_compared_and_frozen() {
     // Frozen: whoever wants to change something is told by whom and why.
     let hold = json_of(&sandbox, &["hold", "--reason", "exam week"]);
     assert_eq!(hold["hold"]["why"], "exam week");
-    for args in [&["up", "--yes", "--no-gate"][..], &["down", "--yes"]] {
+    let journal = || std::fs::read(sandbox.state("development").join("journal/here/log")).unwrap();
+    let before = journal();
+    let first = sandbox.first_key("development");
+    let rotate_key = ["key", "rotate", first.split('_').nth(1).unwrap(), "--yes", "--no-gate"];
+    let rotate = ["secret", "rotate", "jwt", "--yes", "--no-gate"];
+    for args in [&["up", "--yes", "--no-gate"][..], &["down", "--yes"], &rotate, &rotate_key] {
         let refused = run(&sandbox, &[args, &["-o", "json"]].concat()).expect(4).json();
         assert_eq!(refused["error"]["code"], "frozen");
         assert!(refused["error"]["message"].as_str().unwrap().contains("exam week"), "{refused:#}");
         assert!(refused["error"]["hint"].as_str().unwrap().contains("hold --release"), "{refused:#}");
     }
+    assert!(journal() == before, "what was refused is not recorded for the next `up`");
     run(&sandbox, &["up", "--yes", "--set", "tags.note=swordfish"]).expect(4);
     run(&sandbox, &["plan"]).expect(0);
     run(&sandbox, &["hold", "--release"]).expect(0);
