@@ -37,6 +37,14 @@ fn answers(sandbox: &Sandbox, key: &str) -> u16 {
     http::ask(sandbox.port, "POST", "/v1/generate", &[("Authorization", &bearer)], body.as_bytes()).unwrap().status
 }
 
+/// The record of a backup, as that of one of two days ago: `backup prune --keep` removes none of the last day.
+fn aged(record: &[u8]) -> String {
+    let date = std::process::Command::new("date").args(["-u", "-d", "2 days ago", "+%Y-%m-%dT%H:%M:%SZ"]).output();
+    let mut facts: Value = serde_json::from_slice(record).unwrap();
+    facts["at"] = String::from_utf8(date.unwrap().stdout).unwrap().trim().into();
+    facts.to_string()
+}
+
 fn listed(sandbox: &Sandbox) -> Vec<Value> {
     run(sandbox, &["backup", "list"]).expect(0).json()["backups"].as_array().unwrap().clone()
 }
@@ -339,8 +347,22 @@ fn scheduled_backups_are_verified_and_a_failure_stops_nothing() {
     assert_eq!(proven["proof"]["level"], "answered", "{proven:#}");
     let log = std::fs::read_to_string(sandbox.site("development").join("log/supervisor.log")).unwrap();
     assert!(log.contains("backup started"), "{log}");
-    let pruned = run(&sandbox, &["backup", "prune", "--keep", "1s"]).expect(0).json();
+    run(&sandbox, &["backup", "create"]).expect(0);
+    run(&sandbox, &["backup", "create"]).expect(0);
+    let before = listed(&sandbox);
+    for dump in &before {
+        let record = format!("{}.json", dump["file"].as_str().unwrap());
+        std::fs::write(&record, aged(&std::fs::read(&record).unwrap())).unwrap();
+    }
+    // What goes is shown, and asked for; a slip of the age is refused.
+    refused(run(&sandbox, &["backup", "prune", "--keep", "0d", "--yes"]), 2, "usage");
+    let asked = refused(run(&sandbox, &["backup", "prune", "--keep", "1d"]), 4, "not_approved");
+    assert!(!asked["found"].as_array().unwrap().is_empty(), "{asked:#}");
+    assert!(listed(&sandbox).len() >= before.len(), "nothing was removed");
+    let pruned = run(&sandbox, &["backup", "prune", "--keep", "1d", "--yes"]).expect(0).json();
     assert!(pruned["kept"].as_u64().unwrap() >= 1, "the newest proven one stays: {pruned:#}");
+    assert!(!pruned["removed"].as_array().unwrap().is_empty(), "{pruned:#}");
+    assert!(listed(&sandbox).iter().any(|dump| dump["verified"] == json!(true)));
     run(&sandbox, &["down", "--yes", "--delete-data", "development"]).expect(0);
 
     let sandbox = Sandbox::new("no-place");
@@ -439,8 +461,16 @@ fn backups_in_a_bucket_restore_a_deployment_and_are_pruned_there() {
     elsewhere(&sandbox, &["up", "--file", whole, "--yes", "--no-gate"]).expect(0);
     assert_eq!(answers(&sandbox, &first), 200);
     // It goes on in the same bucket, and retention applies to what is there.
+    let port = bucket.credentials().trim().rsplit(':').next().unwrap().parse().unwrap();
+    for key in bucket.keys("copies/development/").iter().filter(|key| key.ends_with(".dump.json")) {
+        let path = bucket::url(key).replacen("s3:/", "", 1);
+        let record = aged(http::get(port, &path).unwrap().text().as_bytes());
+        let length = record.len().to_string();
+        let put = http::ask(port, "PUT", &path, &[("Content-Length", &length)], record.as_bytes());
+        assert_eq!(put.unwrap().status, 200);
+    }
     let pruned = eventually("retention while no backup is being written", || {
-        let said = elsewhere(&sandbox, &["backup", "prune", "--keep", "1s", "--env", "development"]);
+        let said = elsewhere(&sandbox, &["backup", "prune", "--keep", "1d", "--yes", "--env", "development"]);
         (said.exit == 0).then(|| said.json())
     });
     assert!(!pruned["removed"].as_array().unwrap().is_empty(), "{pruned:#}");

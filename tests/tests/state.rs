@@ -124,6 +124,8 @@ fn commands_are_in_the_audit_log(sandbox: &Sandbox) {
         ("hold", "succeeded", ""),
         ("up", "failed", "frozen"),
         ("down", "failed", "frozen"),
+        ("secret rotate", "failed", "frozen"),
+        ("key rotate", "failed", "frozen"),
         ("up", "failed", "frozen"),
         ("hold", "succeeded", ""),
         ("up", "succeeded", ""),
@@ -132,11 +134,11 @@ fn commands_are_in_the_audit_log(sandbox: &Sandbox) {
     assert_eq!(ended, expected, "{listed:#}");
     assert_eq!((&listed["damage"], &all[2]["reason"]), (&json!([]), &json!("exam week")));
     has(&all[0], &["id", "time", "environment", "arguments", "actor", "host", "pid", "tool", "end.time", "end.exit"]);
-    assert!(all[5]["arguments"].to_string().contains("--set=tags.note=***"), "{:#}", all[5]);
+    assert!(all[7]["arguments"].to_string().contains("--set=tags.note=***"), "{:#}", all[7]);
     let shown = run(sandbox, &["audit", "list", "--limit", "1"]).expect(0).out;
-    assert!(shown.contains("succeeded") && shown.contains("7 earlier ones"), "{shown}");
+    assert!(shown.contains("succeeded") && shown.contains("9 earlier ones"), "{shown}");
     let exported = run(sandbox, &["audit", "export", "--commands"]).expect(0).out;
-    assert_eq!(exported.lines().count(), 8, "{exported}");
+    assert_eq!(exported.lines().count(), 10, "{exported}");
     assert_eq!(json_of(sandbox, &["audit", "list", "--since", "2999-01-01"])["commands"], json!([]));
 
     let folder = sandbox.state("development").join("audit");
