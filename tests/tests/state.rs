@@ -23,7 +23,10 @@ fn json_of(sandbox: &Sandbox, args: &[&str]) -> Value {
 #[test]
 fn recorded_state_is_shown_compared_and_frozen() {
     let sandbox = Sandbox::new("a state");
-    run(&sandbox, &["state", "list"]).expect(2);
+    for args in [&["state", "list"][..], &["state", "repair"], &["drift", "--exit-code"]] {
+        let nothing = run(&sandbox, args).expect(2);
+        assert!(nothing.err.contains("has no state in"), "{args:?}: {}", nothing.err);
+    }
     run(&sandbox, &["doctor"]).expect(0);
     sandbox.up("development");
 
@@ -237,6 +240,8 @@ fn a_state_folder_that_was_moved_while_programs_run_is_refused_with_both_paths()
     std::fs::rename(&new, &old).unwrap();
     run(&sandbox, &["down", "--yes"]).expect(0);
     assert_eq!(sandbox.processes(), []);
+    let drift = run(&sandbox, &["drift", "--exit-code"]).expect(0).out;
+    assert!(drift.contains("nothing is deployed since `down`"), "{drift}");
 }
 
 #[test]

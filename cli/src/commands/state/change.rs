@@ -52,6 +52,10 @@ pub async fn repair(session: &Session, args: &Repair, console: Console) -> Resul
     let store = stores::of(session, &chosen)?;
     let found = check(&*store, &name).await.map_err(failed)?;
     let document = json!({ "environment": name, "store": store.place(), "findings": found, "mended": 0 });
+    if found.is_empty() && store.document("lineage.json").await.map_err(failed)?.is_none() {
+        let error = anyhow::anyhow!("environment {name} has no state in {}", store.place());
+        return Err(Failure::usage("not_up", error).hint(chosen.scope.last_up()));
+    }
     if found.is_empty() {
         return Ok(Success::new(
             format!("{}: intact: every record and every body matches its digest", store.place()),
