@@ -307,7 +307,7 @@ impl Session {
         }
         let error = anyhow::anyhow!("environment {} cannot run here", chosen.scope.name);
         Err(Failure::usage("not_available", error.context_last(&refusals.join("\n"))).hint(format!(
-            "`textnlp-deploy providers` lists what is available; `{}` shows what is missing",
+            "`textnlp-deploy providers` lists what is available; to see what is missing: {}",
             self.again().check(chosen.scope.name.as_str())
         )))
     }
