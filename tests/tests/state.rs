@@ -49,6 +49,10 @@ fn recorded_state_is_shown_compared_and_frozen() {
     has(&explained, &["holding.current", "history", "standing", "open"]);
     run(&sandbox, &["state", "show", "here/nothing"]).expect(2);
     run(&sandbox, &["state", "at", "yesterday"]).expect(2);
+    let none = run(&sandbox, &["state", "at", "0"]).expect(2);
+    assert!(none.err.contains("there is no record 0"), "{}", none.err);
+    assert_eq!(json_of(&sandbox, &["state", "at", "2020-01-01"])["resources"], json!([]));
+    run(&sandbox, &["hold", "--reason", " "]).expect(2);
     let export = json_of(&sandbox, &["state", "export"]);
     has(&export, &["export", "lineage", "places", "heads.here", "resources", "open", "history"]);
     let clean = run(&sandbox, &["state", "repair"]).expect(0);
@@ -123,6 +127,7 @@ fn commands_are_in_the_audit_log(sandbox: &Sandbox) {
     let ended: Vec<_> = all.iter().map(ended).collect();
     let expected = [
         ("up", "succeeded", ""),
+        ("hold", "failed", "usage"),
         ("state repair", "succeeded", ""),
         ("hold", "succeeded", ""),
         ("up", "failed", "frozen"),
@@ -135,13 +140,13 @@ fn commands_are_in_the_audit_log(sandbox: &Sandbox) {
     ];
     let expected: Vec<_> = expected.iter().map(|(a, b, c)| (a.to_string(), b.to_string(), c.to_string())).collect();
     assert_eq!(ended, expected, "{listed:#}");
-    assert_eq!((&listed["damage"], &all[2]["reason"]), (&json!([]), &json!("exam week")));
+    assert_eq!((&listed["damage"], &all[3]["reason"]), (&json!([]), &json!("exam week")));
     has(&all[0], &["id", "time", "environment", "arguments", "actor", "host", "pid", "tool", "end.time", "end.exit"]);
-    assert!(all[7]["arguments"].to_string().contains("--set=tags.note=***"), "{:#}", all[7]);
+    assert!(all[8]["arguments"].to_string().contains("--set=tags.note=***"), "{:#}", all[8]);
     let shown = run(sandbox, &["audit", "list", "--limit", "1"]).expect(0).out;
-    assert!(shown.contains("succeeded") && shown.contains("9 earlier ones"), "{shown}");
+    assert!(shown.contains("succeeded") && shown.contains("10 earlier ones"), "{shown}");
     let exported = run(sandbox, &["audit", "export", "--commands"]).expect(0).out;
-    assert_eq!(exported.lines().count(), 10, "{exported}");
+    assert_eq!(exported.lines().count(), 11, "{exported}");
     assert_eq!(json_of(sandbox, &["audit", "list", "--since", "2999-01-01"])["commands"], json!([]));
 
     let folder = sandbox.state("development").join("audit");

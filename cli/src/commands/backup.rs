@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
+use textnlp_models::Source;
 use textnlp_orchestrator::backup::{
     BackupDirectory, CopiedDumps, Decryptor, DumpFolder, EncryptionMode, Key, StoredBackup,
 };
@@ -616,7 +617,10 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         }
     }
     for (model, known) in manifest.models.iter().filter(|(_, model)| model.folder.is_none()) {
-        lines.push(format!("  model {model} will be fetched from {} again", known.source));
+        lines.push(match known.source.parse() {
+            Ok(Source::Bundled) => format!("  model {model} is part of this program"),
+            _ => format!("  model {model} will be fetched from {} again", known.source),
+        });
     }
     let whole = backup::settings::provisioned_file(&target);
     let which = match whole.is_file() {
