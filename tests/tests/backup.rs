@@ -300,6 +300,9 @@ fn passphrase_restores_a_backup_and_a_plain_one_is_reported_as_such() {
 
     // A database that the state records and that is missing: a backup without it is not the newest one.
     run(&sandbox, &["down", "--yes"]).expect(0);
+    let proof = run(&sandbox, &["backup", "verify", plain]).expect(0).json()["proof"].clone();
+    let says = proof["says"].as_str().unwrap();
+    assert!(proof["level"] == "keys" && says.contains("is not deployed on this machine"), "{proof:#}");
     let data = sandbox.site("development").join("data");
     std::fs::rename(&data, sandbox.folder().join("data")).unwrap();
     let before = listed(&sandbox).len();

@@ -617,10 +617,7 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         }
     }
     for (model, known) in manifest.models.iter().filter(|(_, model)| model.folder.is_none()) {
-        lines.push(match known.source.parse() {
-            Ok(Source::Bundled) => format!("  model {model} is part of this program"),
-            _ => format!("  model {model} will be fetched from {} again", known.source),
-        });
+        lines.push(format!("  {}", model_text(model, &known.source)));
     }
     let whole = backup::settings::provisioned_file(&target);
     let which = match whole.is_file() {
@@ -665,6 +662,14 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
     let mut done = super::up::up(&session, &up, console).await.map_err(|failure| failure.document(document.clone()))?;
     done.document.insert("restored".to_owned(), document);
     Ok(done)
+}
+
+/// Where the next `up` takes a model from that the backup does not contain.
+fn model_text(name: &str, source: &str) -> String {
+    match source.parse() {
+        Ok(Source::Bundled) => format!("model {name} is part of this program"),
+        _ => format!("model {name} will be fetched from {source} again"),
+    }
 }
 
 /// The lines about what is valid again, with the commands that end that.
@@ -760,5 +765,25 @@ fn sealed_text(seal: &EncryptionMode) -> String {
         EncryptionMode::Keys(_) => "encrypted with the environment's key".to_owned(),
         EncryptionMode::Passphrase(_) => "encrypted with the passphrase".to_owned(),
         EncryptionMode::Plain => "NOT encrypted".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn model_of_this_program_is_not_fetched() {
+        assert_eq!(model_text("tiny", "bundled"), "model tiny is part of this program");
+        let fetched = model_text("gpt2", "file:/srv/gpt2");
+        assert_eq!(fetched, "model gpt2 will be fetched from file:/srv/gpt2 again");
+    }
+
+    #[test]
+    fn least_age_of_a_prune_is_a_day() {
+        assert!(least_age("1d").is_ok_and(|keep| keep == MIN_AGE) && least_age("24h").is_ok());
+        for slip in ["0d", "0", "23h"] {
+            assert_eq!(least_age(slip).err().map(|failure| failure.code), Some("usage"), "{slip}");
+        }
     }
 }

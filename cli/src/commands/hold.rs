@@ -21,10 +21,6 @@ pub async fn hold(session: &Session, args: &state_args::Hold, console: Console) 
     }
     let held = state.held().await.map_err(failed)?;
     let Global { reason, .. } = &session.global;
-    if !args.release && reason.as_ref().is_some_and(|reason| reason.trim().is_empty()) {
-        let hint = format!("say why, for the operator whom it stops: {} --reason 'why'", scope.command("hold"));
-        return Err(Failure::usage("usage", anyhow::anyhow!("the reason of a freeze is empty")).hint(hint));
-    }
     match (args.release, held, reason) {
         (false, Some(hold), _) => {
             let text = format!("{}\nTo allow changes: {}", said(name.as_str(), &hold), release());
@@ -33,6 +29,10 @@ pub async fn hold(session: &Session, args: &state_args::Hold, console: Console) 
         (false, None, None) => {
             let text = format!("{name} is not frozen\nTo freeze it: {} --reason 'why'", scope.command("hold"));
             Ok(Success::new(text, json!({ "environment": name, "hold": null })))
+        }
+        (false, None, Some(reason)) if reason.trim().is_empty() => {
+            let hint = format!("say why, for the operators that it stops: {} --reason 'why'", scope.command("hold"));
+            Err(Failure::usage("usage", anyhow::anyhow!("the reason of a freeze is empty")).hint(hint))
         }
         (false, None, Some(_)) => {
             let locked = deployment.locked().await?;
