@@ -278,9 +278,22 @@ async fn content_of(
     let state = running::state(&scope).await;
     match state.and_then(|state| content(&state).map_err(|error| state_failed(error, again, name))) {
         Ok(content) => Ok(Ok(content)),
-        Err(failure) if failure.code == DAMAGED_STATE => Ok(Err(format!("{:#}", failure.error))),
+        Err(failure) if is_damage(&failure) => Ok(Err(format!("{:#}", failure.error))),
         Err(failure) => Err(failure),
     }
+}
+
+/// Whether a state cannot be read because of what its files contain or lack, or because the disk does not return them.
+fn is_damage(failure: &Failure) -> bool {
+    let io = match failure.error.downcast_ref::<StateError>() {
+        Some(StateError::Io(io)) => Some(&io.source),
+        _ => None,
+    };
+    let is_lost = |error: &std::io::Error| {
+        matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::UnexpectedEof)
+            || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+    };
+    failure.code == DAMAGED_STATE || io.is_some_and(is_lost)
 }
 
 /// What a state records, in words.
@@ -536,6 +549,35 @@ mod tests {
         assert_eq!(all.hint.as_deref(), Some("wait\ndown\nrestore --replace a"));
         let causes = "state_is_there; running; running; locked";
         assert_eq!(all.causes(), [causes], "causes stay in the order of the checks");
+    }
+
+    #[test]
+    fn state_whose_files_are_damaged_or_missing_may_be_replaced_and_one_without_permission_may_not() {
+        let name = EnvironmentName::new("staging").unwrap();
+        let of = |error: StateError| is_damage(&state_failed(error, &RerunFlags::default(), &name));
+        let io = |error: std::io::Error| {
+            let source = error;
+            of(StateError::Io(textnlp_orchestrator::state::Io { action: "read", path: "log".to_owned(), source }))
+        };
+        assert!(of(StateError::Unreadable { what: "head.json".to_owned(), because: "it is empty".to_owned() }));
+        assert!(io(std::io::ErrorKind::UnexpectedEof.into()) && io(std::io::Error::from_raw_os_error(5)));
+        assert!(!io(std::io::ErrorKind::PermissionDenied.into()));
+        assert!(!of(StateError::Held { holder: None }));
+    }
+
+    #[test]
+    fn sites_of_a_damaged_state_are_those_of_its_lineage_and_of_its_folders() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Utf8Path::from_path(dir.path()).unwrap();
+        std::fs::create_dir_all(folder.join("sites/there")).unwrap();
+        let names = || sites_in(folder).iter().map(|site| site.as_str().to_owned()).collect::<Vec<_>>();
+        assert_eq!(names(), ["there"]);
+        let here = json!({ "provider": "onprem", "account": "machine-a", "region": "local", "runtime": "process" });
+        let lineage = json!({
+            "format": 1, "lineage": Uuid::nil(), "environment": "staging", "sites": { "here": here },
+        });
+        std::fs::write(folder.join("lineage.json"), lineage.to_string()).unwrap();
+        assert_eq!(names(), ["here", "there"]);
     }
 
     /// Two states with one text each: one in its place, the other restored beside it.
