@@ -793,11 +793,15 @@ pub struct AuditExport {
 
 /// A date, from its first second in UTC, a time, or a duration before now.
 pub fn since(text: &str) -> Result<jiff::Timestamp, String> {
-    let of_day = |day: jiff::civil::Date| day.to_zoned(jiff::tz::TimeZone::UTC).map(|at| at.timestamp());
-    let parsed = text.parse::<jiff::Timestamp>().or_else(|_| text.parse::<jiff::civil::Date>().and_then(of_day));
     let before = || text.parse::<Span>().ok().and_then(|span| jiff::Timestamp::now().checked_sub(span.0).ok());
     let wrong = || "write a date like 2026-11-01, a time like 2026-11-01T08:00:00Z or a duration like 1h".to_owned();
-    parsed.ok().or_else(before).ok_or_else(wrong)
+    time_or_day(text).ok().or_else(before).ok_or_else(wrong)
+}
+
+/// A time, or a date from its first second in UTC.
+pub fn time_or_day(text: &str) -> Result<jiff::Timestamp, jiff::Error> {
+    let of_day = |day: jiff::civil::Date| day.to_zoned(jiff::tz::TimeZone::UTC).map(|at| at.timestamp());
+    text.parse::<jiff::Timestamp>().or_else(|_| text.parse::<jiff::civil::Date>().and_then(of_day))
 }
 
 /// See [`Command::Release`].

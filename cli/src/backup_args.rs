@@ -15,8 +15,10 @@ pub enum Backup {
     /// With a backup file and --key, or a passphrase and --signed-by, no environment is needed, and no result is recorded.
     Verify(Verify),
     /// Remove backups older than `backup.keep`; keep the newest and the newest verified one
+    ///
+    /// Lists what is removed, and asks, or needs --yes.
     Prune {
-        /// Maximum age instead of `backup.keep`: `14d`, `12h`
+        /// Maximum age instead of `backup.keep`, at least 1d: `14d`
         #[arg(long, value_name = "AGE")]
         keep: Option<String>,
     },

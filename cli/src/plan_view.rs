@@ -9,7 +9,7 @@ use textnlp_orchestrator::plan::{
     unknown_reason,
 };
 use textnlp_provider::units::counted;
-use textnlp_provider::{Charge, CostLine, Effect, FieldChange};
+use textnlp_provider::{Charge, CostLine, Effect, FieldChange, Problem};
 use textnlp_service::Scope;
 pub use textnlp_service::failure::problems_document as problems;
 use textnlp_service::up::blocked;
@@ -50,7 +50,7 @@ pub fn text(plan: &Plan, scope: &Scope) -> String {
     for kept in &plan.retained {
         let _ = writeln!(out, "  = {:<names$} kept: {}", kept.resource.as_str(), kept.because);
     }
-    for problem in plan.refusals.iter().chain(&plan.warnings) {
+    for problem in completed(&plan.refusals, scope).iter().chain(&completed(&plan.warnings, scope)) {
         let _ = writeln!(out, "{}", finding(problem));
     }
     let _ = write!(out, "{}", sum(plan));
@@ -62,8 +62,14 @@ fn width<'a>(values: impl Iterator<Item = &'a str>, least: usize) -> usize {
     values.map(str::len).fold(least, usize::max)
 }
 
+/// The problems of a plan, which knows no flags, with the commands of this environment.
+fn completed(problems: &[Problem], scope: &Scope) -> Vec<Problem> {
+    let complete = |problem: &Problem| Problem { fix: scope.complete(&problem.fix), ..problem.clone() };
+    problems.iter().map(complete).collect()
+}
+
 /// A problem, formatted below the steps of a plan.
-pub fn finding(problem: &textnlp_provider::Problem) -> String {
+pub fn finding(problem: &Problem) -> String {
     format!("  {}: {}: {}\n           {}", problem.word(), problem.place, problem.cause, problem.fix)
 }
 
@@ -208,8 +214,8 @@ pub fn document(plan: &Plan, facts: &Facts, cost: &Cost, scope: &Scope) -> Value
         "plan": counts(plan),
         "blocked": blocked_document(plan, scope),
         "retained": plan.retained,
-        "refusals": problems(&plan.refusals),
-        "warnings": problems(&plan.warnings),
+        "refusals": problems(&completed(&plan.refusals, scope)),
+        "warnings": problems(&completed(&plan.warnings, scope)),
         "cost": cost,
         "permissions": permissions(plan, facts),
     })

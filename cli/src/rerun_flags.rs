@@ -66,6 +66,10 @@ mod tests {
         );
         let named = again(&[]).complete("`textnlp-deploy state import` adopts it", "shop");
         assert_eq!(named, "`textnlp-deploy state import --env shop` adopts it");
+        assert_eq!(
+            flags.complete("see `textnlp-deploy explain here/cluster`", "shop"),
+            "see `textnlp-deploy explain here/cluster --file service.yaml`"
+        );
         for other in ["`textnlp-deploy model pull` prints it", "textnlp-deploy logs", "remove it"] {
             assert_eq!(flags.complete(other, "shop"), other);
         }
@@ -82,7 +86,7 @@ mod tests {
             ("textnlp-deploy env check --env pilot".into(), "textnlp-deploy env check --env staging".into())
         );
         assert_eq!(again(&[]).check(""), "textnlp-deploy env check");
-        let checked = "textnlp-deploy env check --file 'my env.yaml' --set 'scaling.min=…' --site here";
+        let checked = "textnlp-deploy env check --file 'my env.yaml' --site here, with the same `--set scaling.min`";
         assert_eq!(with_flags.check("dev"), checked);
         assert_eq!(with_flags.bare("model list"), r"textnlp-deploy model list --state-dir '/srv/it'\''s'");
         assert_eq!(with_flags.named("up", "dev"), r"textnlp-deploy up --env dev --state-dir '/srv/it'\''s'");

@@ -234,7 +234,7 @@ impl Session {
             None => {
                 let requested = self.environment_name()?;
                 let loaded = self.library.load(&requested, &self.overrides(), &clouds::catalogue());
-                let loaded = loaded.map_err(|e| invalid(e, &self.again()))?;
+                let loaded = loaded.map_err(|e| self.or_deployed_copy(&requested, invalid(e, &self.again())))?;
                 if let Some(Problem { origin, path, cause, fix, .. }) = self.misnamed(&requested, &loaded) {
                     let error = anyhow::anyhow!("{origin}: `{path}`: {cause}");
                     return Err(Failure::usage("other_environment", error).hint(fix));
@@ -244,6 +244,21 @@ impl Session {
         };
         known_models(&loaded, &self.again())?;
         Ok(loaded)
+    }
+
+    /// The failure of a missing environment. One that is deployed here is still managed by the copy that its last `up` recorded.
+    fn or_deployed_copy(&self, requested: &str, failure: Failure) -> Failure {
+        if failure.code != "no_such_environment" {
+            return failure;
+        }
+        let folder = EnvironmentName::new(requested).ok().and_then(|name| self.state_folder(&name).ok());
+        match folder.map(|folder| provisioned_file(&folder)).filter(|copy| copy.is_file()) {
+            Some(copy) => failure.hint(format!(
+                "{requested} is deployed here, and its file is missing: put it back; until then, in the place of --env, name the copy that its last `up` recorded: --file {}",
+                quoted(copy.as_str())
+            )),
+            None => failure,
+        }
     }
 
     /// Refuses an `environments/` of another user, as git refuses a repository: it may have been put in or above the
@@ -292,7 +307,7 @@ impl Session {
         }
         let error = anyhow::anyhow!("environment {} cannot run here", chosen.scope.name);
         Err(Failure::usage("not_available", error.context_last(&refusals.join("\n"))).hint(format!(
-            "`textnlp-deploy providers` lists what is available; `{}` shows what is missing",
+            "`textnlp-deploy providers` lists what is available; to see what is missing: {}",
             self.again().check(chosen.scope.name.as_str())
         )))
     }
@@ -497,7 +512,25 @@ impl ContextLast for anyhow::Error {
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
+    use clap::Parser as _;
+
     use super::*;
+    use crate::args::Cli;
+
+    #[test]
+    fn hint_of_a_deployed_environment_without_a_file_names_its_copy() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(folder.path()).unwrap().canonicalize_utf8().unwrap();
+        let words = ["textnlp-deploy", "status", "--env", "a-lost-one", "--state-dir", root.as_str()];
+        let global = Cli::try_parse_from(words).unwrap().global;
+        let session = Session { library: Library::built_in(), ..Session::new(global).unwrap() };
+        let hint = || session.load(session.quiet()).err().and_then(|failure| failure.hint).unwrap();
+        assert!(hint().contains("env new"), "{}", hint());
+        let copy = provisioned_file(&root.join("a-lost-one"));
+        std::fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        std::fs::write(&copy, "environment: a-lost-one\n").unwrap();
+        assert!(hint().ends_with(&format!("--file {copy}")), "{}", hint());
+    }
 
     #[test]
     fn folders_on_the_way_to_programs_secrets_and_models_are_checked() {

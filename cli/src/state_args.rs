@@ -29,16 +29,16 @@ pub enum State {
     History(History),
     /// Show the state at an earlier time
     At {
-        /// Record number, time (`2026-05-01T08:00:00Z`) or age (`90m`, `2h`, `3d`)
+        /// Record number, date (`2026-05-01`, UTC), time (`2026-05-01T08:00:00Z`) or age (`90m`, `2h`, `3d`)
         moment: String,
         /// Show only this resource, with its complete record
         resource: Option<String>,
     },
     /// Compare the state at two times
     Diff {
-        /// Record number, time or age
+        /// Record number, date, time or age
         from: String,
-        /// Record number, time or age to compare with [default: now]
+        /// Record number, date, time or age to compare with [default: now]
         to: Option<String>,
     },
     /// Check the state and repair what can be repaired safely

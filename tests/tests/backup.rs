@@ -37,6 +37,14 @@ fn answers(sandbox: &Sandbox, key: &str) -> u16 {
     http::ask(sandbox.port, "POST", "/v1/generate", &[("Authorization", &bearer)], body.as_bytes()).unwrap().status
 }
 
+/// The record of a backup, as that of one of two days ago: `backup prune --keep` removes none of the last day.
+fn aged(record: &[u8]) -> String {
+    let date = std::process::Command::new("date").args(["-u", "-d", "2 days ago", "+%Y-%m-%dT%H:%M:%SZ"]).output();
+    let mut facts: Value = serde_json::from_slice(record).unwrap();
+    facts["at"] = String::from_utf8(date.unwrap().stdout).unwrap().trim().into();
+    facts.to_string()
+}
+
 fn listed(sandbox: &Sandbox) -> Vec<Value> {
     run(sandbox, &["backup", "list"]).expect(0).json()["backups"].as_array().unwrap().clone()
 }
@@ -220,6 +228,33 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     let kept = Utf8Path::new(replaced["replaced"].as_str().unwrap());
     assert!(kept.join("lineage.json").is_file() && kept.join("secrets").is_dir());
     assert!(other.join("development/lineage.json").is_file());
+
+    // A damaged journal, while its service runs: no command reads it, and `--replace` keeps it as it keeps an intact one.
+    let up = ["up", "--file", whole, "--yes", "--no-gate"];
+    elsewhere(&sandbox, &up).expect(0);
+    let journal = |state: &Utf8Path| std::fs::read(state.join("journal/here/log")).unwrap();
+    let mut damaged = journal(&other.join("development"));
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 4;
+    std::fs::write(other.join("development/journal/here/log"), &damaged).unwrap();
+    let down = refused(elsewhere(&sandbox, &["down", "--file", whole, "--yes"]), 1, "damaged_state");
+    for names in ["state repair", "restore FILE --replace development"] {
+        assert!(down["error"]["hint"].as_str().unwrap().contains(names), "{names}: {down:#}");
+    }
+    let all = refused(elsewhere(&sandbox, &restore), 4, "state_is_there")["error"].to_string();
+    assert!(all.contains("journal of `here` is damaged") && all.contains("--replace development"), "{all}");
+    let running = refused(elsewhere(&sandbox, &replace), 4, "running");
+    let (_, stop) = running["error"]["hint"].as_str().unwrap().split_once("data: ").unwrap();
+    assert!(std::process::Command::new("sh").args(["-c", stop]).status().unwrap().success(), "{stop}");
+    eventually("the end of the programs of the damaged state", || sandbox.processes().is_empty().then_some(()));
+    let replaced = elsewhere(&sandbox, &replace).expect(0).json();
+    assert!(replaced["audit_ends"].as_str().unwrap().contains("damaged"), "{replaced:#}");
+    assert_eq!(journal(Utf8Path::new(replaced["replaced"].as_str().unwrap())), damaged);
+    let audited = elsewhere(&sandbox, &["audit", "list", "--env", "development"]).expect(0).json();
+    assert!(!audited["commands"].to_string().contains("key revoke"), "it was recorded after the backup: {audited:#}");
+    elsewhere(&sandbox, &up).expect(0);
+    assert_eq!(answers(&sandbox, &first), 200);
+    elsewhere(&sandbox, &["down", "--file", whole, "--yes"]).expect(0);
 }
 
 #[test]
@@ -262,6 +297,23 @@ fn passphrase_restores_a_backup_and_a_plain_one_is_reported_as_such() {
     let restored = elsewhere(&sandbox, &["restore", plain]).expect(0);
     assert!(restored.err.contains("the origin of") && restored.err.contains("was not verified"), "{}", restored.err);
     assert_eq!(restored.json()["signer_verified"], false);
+
+    // A database that the state records and that is missing: a backup without it is not the newest one.
+    run(&sandbox, &["down", "--yes"]).expect(0);
+    let proof = run(&sandbox, &["backup", "verify", plain]).expect(0).json()["proof"].clone();
+    let says = proof["says"].as_str().unwrap();
+    assert!(proof["level"] == "keys" && says.contains("is not deployed on this machine"), "{proof:#}");
+    let data = sandbox.site("development").join("data");
+    std::fs::rename(&data, sandbox.folder().join("data")).unwrap();
+    let before = listed(&sandbox).len();
+    let missing = refused(run(&sandbox, &["backup", "create", "--plain"]), 1, "database_missing")["error"].to_string();
+    assert!(missing.contains(data.as_str()) && missing.contains("--replace development"), "{missing}");
+    assert_eq!(listed(&sandbox).len(), before);
+    std::fs::rename(sandbox.folder().join("data"), &data).unwrap();
+    run(&sandbox, &["backup", "create", "--plain"]).expect(0);
+    run(&sandbox, &["down", "--yes", "--delete-data", "development"]).expect(0);
+    let without = run(&sandbox, &["backup", "create", "--plain"]).expect(0);
+    assert!(without.err.contains("there is no database in it"), "{}", without.err);
 }
 
 #[test]
@@ -298,8 +350,22 @@ fn scheduled_backups_are_verified_and_a_failure_stops_nothing() {
     assert_eq!(proven["proof"]["level"], "answered", "{proven:#}");
     let log = std::fs::read_to_string(sandbox.site("development").join("log/supervisor.log")).unwrap();
     assert!(log.contains("backup started"), "{log}");
-    let pruned = run(&sandbox, &["backup", "prune", "--keep", "1s"]).expect(0).json();
+    run(&sandbox, &["backup", "create"]).expect(0);
+    run(&sandbox, &["backup", "create"]).expect(0);
+    let before = listed(&sandbox);
+    for dump in &before {
+        let record = format!("{}.json", dump["file"].as_str().unwrap());
+        std::fs::write(&record, aged(&std::fs::read(&record).unwrap())).unwrap();
+    }
+    // What goes is shown, and asked for; a slip of the age is refused.
+    refused(run(&sandbox, &["backup", "prune", "--keep", "0d", "--yes"]), 2, "usage");
+    let asked = refused(run(&sandbox, &["backup", "prune", "--keep", "1d"]), 4, "not_approved");
+    assert!(!asked["found"].as_array().unwrap().is_empty(), "{asked:#}");
+    assert!(listed(&sandbox).len() >= before.len(), "nothing was removed");
+    let pruned = run(&sandbox, &["backup", "prune", "--keep", "1d", "--yes"]).expect(0).json();
     assert!(pruned["kept"].as_u64().unwrap() >= 1, "the newest proven one stays: {pruned:#}");
+    assert!(!pruned["removed"].as_array().unwrap().is_empty(), "{pruned:#}");
+    assert!(listed(&sandbox).iter().any(|dump| dump["verified"] == json!(true)));
     run(&sandbox, &["down", "--yes", "--delete-data", "development"]).expect(0);
 
     let sandbox = Sandbox::new("no-place");
@@ -398,8 +464,16 @@ fn backups_in_a_bucket_restore_a_deployment_and_are_pruned_there() {
     elsewhere(&sandbox, &["up", "--file", whole, "--yes", "--no-gate"]).expect(0);
     assert_eq!(answers(&sandbox, &first), 200);
     // It goes on in the same bucket, and retention applies to what is there.
+    let port = bucket.credentials().trim().rsplit(':').next().unwrap().parse().unwrap();
+    for key in bucket.keys("copies/development/").iter().filter(|key| key.ends_with(".dump.json")) {
+        let path = bucket::url(key).replacen("s3:/", "", 1);
+        let record = aged(http::get(port, &path).unwrap().text().as_bytes());
+        let length = record.len().to_string();
+        let put = http::ask(port, "PUT", &path, &[("Content-Length", &length)], record.as_bytes());
+        assert_eq!(put.unwrap().status, 200);
+    }
     let pruned = eventually("retention while no backup is being written", || {
-        let said = elsewhere(&sandbox, &["backup", "prune", "--keep", "1s", "--env", "development"]);
+        let said = elsewhere(&sandbox, &["backup", "prune", "--keep", "1d", "--yes", "--env", "development"]);
         (said.exit == 0).then(|| said.json())
     });
     assert!(!pruned["removed"].as_array().unwrap().is_empty(), "{pruned:#}");

@@ -23,7 +23,10 @@ fn json_of(sandbox: &Sandbox, args: &[&str]) -> Value {
 #[test]
 fn recorded_state_is_shown_compared_and_frozen() {
     let sandbox = Sandbox::new("a state");
-    run(&sandbox, &["state", "list"]).expect(2);
+    for args in [&["state", "list"][..], &["state", "repair"], &["drift", "--exit-code"]] {
+        let nothing = run(&sandbox, args).expect(2);
+        assert!(nothing.err.contains("has no state in"), "{args:?}: {}", nothing.err);
+    }
     run(&sandbox, &["doctor"]).expect(0);
     sandbox.up("development");
 
@@ -46,6 +49,10 @@ fn recorded_state_is_shown_compared_and_frozen() {
     has(&explained, &["holding.current", "history", "standing", "open"]);
     run(&sandbox, &["state", "show", "here/nothing"]).expect(2);
     run(&sandbox, &["state", "at", "yesterday"]).expect(2);
+    let none = run(&sandbox, &["state", "at", "0"]).expect(2);
+    assert!(none.err.contains("there is no record 0"), "{}", none.err);
+    assert_eq!(json_of(&sandbox, &["state", "at", "2020-01-01"])["resources"], json!([]));
+    run(&sandbox, &["hold", "--reason", " "]).expect(2);
     let export = json_of(&sandbox, &["state", "export"]);
     has(&export, &["export", "lineage", "places", "heads.here", "resources", "open", "history"]);
     let clean = run(&sandbox, &["state", "repair"]).expect(0);
@@ -54,12 +61,18 @@ fn recorded_state_is_shown_compared_and_frozen() {
     // Frozen: whoever wants to change something is told by whom and why.
     let hold = json_of(&sandbox, &["hold", "--reason", "exam week"]);
     assert_eq!(hold["hold"]["why"], "exam week");
-    for args in [&["up", "--yes", "--no-gate"][..], &["down", "--yes"]] {
+    let journal = || std::fs::read(sandbox.state("development").join("journal/here/log")).unwrap();
+    let before = journal();
+    let first = sandbox.first_key("development");
+    let rotate_key = ["key", "rotate", first.split('_').nth(1).unwrap(), "--yes", "--no-gate"];
+    let rotate = ["secret", "rotate", "jwt", "--yes", "--no-gate"];
+    for args in [&["up", "--yes", "--no-gate"][..], &["down", "--yes"], &rotate, &rotate_key] {
         let refused = run(&sandbox, &[args, &["-o", "json"]].concat()).expect(4).json();
         assert_eq!(refused["error"]["code"], "frozen");
         assert!(refused["error"]["message"].as_str().unwrap().contains("exam week"), "{refused:#}");
         assert!(refused["error"]["hint"].as_str().unwrap().contains("hold --release"), "{refused:#}");
     }
+    assert!(journal() == before, "what was refused is not recorded for the next `up`");
     run(&sandbox, &["up", "--yes", "--set", "tags.note=swordfish"]).expect(4);
     run(&sandbox, &["plan"]).expect(0);
     run(&sandbox, &["hold", "--release"]).expect(0);
@@ -114,23 +127,26 @@ fn commands_are_in_the_audit_log(sandbox: &Sandbox) {
     let ended: Vec<_> = all.iter().map(ended).collect();
     let expected = [
         ("up", "succeeded", ""),
+        ("hold", "failed", "usage"),
         ("state repair", "succeeded", ""),
         ("hold", "succeeded", ""),
         ("up", "failed", "frozen"),
         ("down", "failed", "frozen"),
+        ("secret rotate", "failed", "frozen"),
+        ("key rotate", "failed", "frozen"),
         ("up", "failed", "frozen"),
         ("hold", "succeeded", ""),
         ("up", "succeeded", ""),
     ];
     let expected: Vec<_> = expected.iter().map(|(a, b, c)| (a.to_string(), b.to_string(), c.to_string())).collect();
     assert_eq!(ended, expected, "{listed:#}");
-    assert_eq!((&listed["damage"], &all[2]["reason"]), (&json!([]), &json!("exam week")));
+    assert_eq!((&listed["damage"], &all[3]["reason"]), (&json!([]), &json!("exam week")));
     has(&all[0], &["id", "time", "environment", "arguments", "actor", "host", "pid", "tool", "end.time", "end.exit"]);
-    assert!(all[5]["arguments"].to_string().contains("--set=tags.note=***"), "{:#}", all[5]);
+    assert!(all[8]["arguments"].to_string().contains("--set=tags.note=***"), "{:#}", all[8]);
     let shown = run(sandbox, &["audit", "list", "--limit", "1"]).expect(0).out;
-    assert!(shown.contains("succeeded") && shown.contains("7 earlier ones"), "{shown}");
+    assert!(shown.contains("succeeded") && shown.contains("10 earlier ones"), "{shown}");
     let exported = run(sandbox, &["audit", "export", "--commands"]).expect(0).out;
-    assert_eq!(exported.lines().count(), 8, "{exported}");
+    assert_eq!(exported.lines().count(), 11, "{exported}");
     assert_eq!(json_of(sandbox, &["audit", "list", "--since", "2999-01-01"])["commands"], json!([]));
 
     let folder = sandbox.state("development").join("audit");
@@ -229,6 +245,8 @@ fn a_state_folder_that_was_moved_while_programs_run_is_refused_with_both_paths()
     std::fs::rename(&new, &old).unwrap();
     run(&sandbox, &["down", "--yes"]).expect(0);
     assert_eq!(sandbox.processes(), []);
+    let drift = run(&sandbox, &["drift", "--exit-code"]).expect(0).out;
+    assert!(drift.contains("nothing is deployed since `down`"), "{drift}");
 }
 
 #[test]

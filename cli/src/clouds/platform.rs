@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::Value;
 use textnlp_files::Exposed;
 use textnlp_keys::{KeyKind, Marker, SiteFolder};
 use textnlp_models::FetchOptions;
@@ -19,7 +20,7 @@ use textnlp_provider::operations::{Operations, ServerProgram, ServiceEndpoint, S
 use textnlp_provider::{Lineage, Provider, Recorded, SecretRef, SecretStore, Site, SiteName};
 use textnlp_server::auth::key;
 use textnlp_service::Platform;
-use textnlp_service::platform::{Build, NewKey, ScratchPostgres, Supervisor};
+use textnlp_service::platform::{Build, NewKey, RecordedDatabase, ScratchPostgres, Supervisor};
 
 use super::faults;
 use crate::report::Failure;
@@ -169,6 +170,17 @@ impl Platform for Linked {
     fn secret_name<'r>(&self, recorded: &'r Recorded) -> Option<&'r str> {
         let is_secret = KeyKind::of(&recorded.kind) == Some(KeyKind::Secret);
         is_secret.then(|| recorded.id.as_str().rsplit('/').next()).flatten()
+    }
+
+    fn database_of(&self, recorded: &Recorded) -> Option<RecordedDatabase> {
+        let field = |name: &str| recorded.spec.get(name);
+        let is_file = match recorded.kind.as_str() {
+            "onprem.database" => true,
+            "onprem.postgres" if field("follows").and_then(Value::as_bool) != Some(true) => false,
+            _ => return None,
+        };
+        let path = field("path")?.as_str()?;
+        Some(RecordedDatabase { path: format!("sites/{}/{path}", recorded.site), is_file })
     }
 
     fn build(&self) -> &'static Build {

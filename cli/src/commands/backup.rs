@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
+use textnlp_models::Source;
 use textnlp_orchestrator::backup::{
     BackupDirectory, CopiedDumps, Decryptor, DumpFolder, EncryptionMode, Key, StoredBackup,
 };
@@ -15,11 +16,12 @@ use textnlp_orchestrator::gate::phases::PhaseDefinition;
 use textnlp_orchestrator::state::SCHEDULE;
 use textnlp_provider::operations::SiteBackups;
 use textnlp_provider::{EnvironmentName, Secret};
-use textnlp_service::backup::create::{Created, Encryption};
+use textnlp_service::backup::create::{Created, Encryption, Expired};
 use textnlp_service::backup::{
     self, FetchedBackup, ValidAgain, Withdrawn, backup_status, create, failed, key, point_in_time, put_file,
     restore as restoring, secret_file, small_file,
 };
+use textnlp_service::cleanup::MIN_AGE;
 
 use super::prelude::*;
 use crate::args::Up;
@@ -345,14 +347,54 @@ fn decrypt(args: &Decrypt) -> Result<Success, Failure> {
     Ok(Success::new(format!("decrypted {name}"), json!({ "file": name })))
 }
 
+/// The age of `backup prune --keep`. A slip such as `0d` must not be a plan to remove nearly all of them.
+fn least_age(text: &str) -> Result<Duration, Failure> {
+    let keep = age(text)?;
+    if keep >= MIN_AGE {
+        return Ok(keep);
+    }
+    Err(Failure::usage("usage", anyhow::anyhow!("--keep is `{text}`, and must be at least 1d"))
+        .hint("write it like `14d`; the newest backup and the newest verified one stay in any case"))
+}
+
+/// What `backup prune` would remove, one backup a line.
+fn expired_text(dumps: &[StoredBackup], parts: usize) -> String {
+    let mut text = String::new();
+    for dump in dumps {
+        let made = dump.facts.as_ref().map_or("?".to_owned(), |facts| facts.at.strftime("%Y-%m-%d %H:%M").to_string());
+        text.push_str(&format!(
+            "  {:<26} {made:<20} {:>9}\n",
+            dump.file.file_name().unwrap_or_default(),
+            size(dump.bytes)
+        ));
+    }
+    let bytes = dumps.iter().map(|dump| dump.bytes).sum();
+    text.push_str(&format!("{} to remove, {}", counted(dumps.len(), "backup"), size(bytes)));
+    if parts > 0 {
+        text.push_str(&format!(", and {} that no other backup needs", counted(parts, "log file")));
+    }
+    text
+}
+
 /// `backup prune`.
 async fn prune(session: &Session, keep: Option<&str>, console: Console) -> Result<Success, Failure> {
     let (chosen, shelf, settings) = its_shelf(session, console)?;
     let keep = match keep {
-        Some(text) => age(text)?,
+        Some(text) => least_age(text)?,
         None => settings.keep.0,
     };
-    let gone = create::prune(&chosen.scope, &shelf, keep).await?;
+    let Expired { dumps, parts } = create::expired(&chosen.scope, &shelf, keep).await?;
+    if !dumps.is_empty() || parts > 0 {
+        console.say(expired_text(&dumps, parts));
+        if !session.global.yes && !console.confirm("Remove these backups?") {
+            let error = anyhow::anyhow!("not approved, so nothing was removed");
+            let found: Vec<_> = dumps.iter().map(|dump| &dump.file).collect();
+            return Err(Failure::refused("not_approved", error)
+                .hint("approve it with --yes")
+                .document(json!({ "found": found, "parts_found": parts })));
+        }
+    }
+    let gone = create::prune(&chosen.scope, &shelf, keep, &dumps).await?;
     let mut text = format!("{} removed, {} kept in {}", counted(gone.dumps.len(), "backup"), gone.left, shelf.folder());
     if gone.parts > 0 {
         text.push_str(&format!("\n{} removed that no kept backup needs", counted(gone.parts, "log file")));
@@ -575,7 +617,7 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         }
     }
     for (model, known) in manifest.models.iter().filter(|(_, model)| model.folder.is_none()) {
-        lines.push(format!("  model {model} will be fetched from {} again", known.source));
+        lines.push(format!("  {}", model_text(model, &known.source)));
     }
     let whole = backup::settings::provisioned_file(&target);
     let which = match whole.is_file() {
@@ -620,6 +662,14 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
     let mut done = super::up::up(&session, &up, console).await.map_err(|failure| failure.document(document.clone()))?;
     done.document.insert("restored".to_owned(), document);
     Ok(done)
+}
+
+/// Where the next `up` takes a model from that the backup does not contain.
+fn model_text(name: &str, source: &str) -> String {
+    match source.parse() {
+        Ok(Source::Bundled) => format!("model {name} is part of this program"),
+        _ => format!("model {name} will be fetched from {source} again"),
+    }
 }
 
 /// The lines about what is valid again, with the commands that end that.
@@ -715,5 +765,25 @@ fn sealed_text(seal: &EncryptionMode) -> String {
         EncryptionMode::Keys(_) => "encrypted with the environment's key".to_owned(),
         EncryptionMode::Passphrase(_) => "encrypted with the passphrase".to_owned(),
         EncryptionMode::Plain => "NOT encrypted".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn model_of_this_program_is_not_fetched() {
+        assert_eq!(model_text("tiny", "bundled"), "model tiny is part of this program");
+        let fetched = model_text("gpt2", "file:/srv/gpt2");
+        assert_eq!(fetched, "model gpt2 will be fetched from file:/srv/gpt2 again");
+    }
+
+    #[test]
+    fn least_age_of_a_prune_is_a_day() {
+        assert!(least_age("1d").is_ok_and(|keep| keep == MIN_AGE) && least_age("24h").is_ok());
+        for slip in ["0d", "0", "23h"] {
+            assert_eq!(least_age(slip).err().map(|failure| failure.code), Some("usage"), "{slip}");
+        }
     }
 }

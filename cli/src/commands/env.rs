@@ -12,6 +12,7 @@ use textnlp_service::{compare, output};
 use super::prelude::*;
 use crate::args::{Env, Init};
 use crate::clouds;
+use crate::rerun_flags::quoted;
 use crate::session::{invalid, known_models, supported_contexts};
 
 /// `init [DIR]`.
@@ -234,8 +235,14 @@ fn new(session: &Session, name: &str, from: &str) -> Result<Success, Failure> {
 }
 
 fn migrate(session: &Session, from: &Utf8Path, out: Option<&Utf8Path>, console: Console) -> Result<Success, Failure> {
-    let migrated = environment::migrate(&Source::read(from).map_err(|e| invalid(e, &session.again()))?)
-        .map_err(|e| invalid(e, &session.again()))?;
+    // A check is of the environment that is selected, and not of this file.
+    let failed = |error| {
+        let again = session.again().bare(&format!("env migrate {}", quoted(from.as_str())));
+        let failure = invalid(error, &session.again());
+        let first = if failure.code == "invalid_environment" { "fix it" } else { "check its path" };
+        failure.hint(format!("{first}, then migrate again: {again}"))
+    };
+    let migrated = environment::migrate(&Source::read(from).map_err(failed)?).map_err(failed)?;
     for warning in &migrated.warnings {
         console.say(warning.to_string());
     }

@@ -30,6 +30,10 @@ pub async fn hold(session: &Session, args: &state_args::Hold, console: Console) 
             let text = format!("{name} is not frozen\nTo freeze it: {} --reason 'why'", scope.command("hold"));
             Ok(Success::new(text, json!({ "environment": name, "hold": null })))
         }
+        (false, None, Some(reason)) if reason.trim().is_empty() => {
+            let hint = format!("say why, for the operators that it stops: {} --reason 'why'", scope.command("hold"));
+            Err(Failure::usage("usage", anyhow::anyhow!("the reason of a freeze is empty")).hint(hint))
+        }
         (false, None, Some(_)) => {
             let locked = deployment.locked().await?;
             let hold = locked.hold().await.map_err(failed)?;

@@ -54,10 +54,9 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
             let keys = listed["keys"].as_array().into_iter().flatten();
             let (ended, shown): (Vec<_>, Vec<_>) = keys.partition(|key| !all && was_temporary(key, now));
             let usual = chosen.loaded.environment.server.security.rate_limit.to_string();
-            let columns = ["ID", "TENANT", "NAME", "RATE", "SCOPES", "STATE"].map(str::to_owned).to_vec();
             let rows = shown.into_iter().map(|key| row(key, &usual)).collect();
             let scope = &chosen.scope;
-            let mut text = format!("{}{}", scope.name, table_view::lines(&Table { title: "", columns, rows }));
+            let mut text = rows_text(scope.name.as_str(), rows, &scope.command("key create NAME"));
             if !ended.is_empty() {
                 let list = scope.command("key list --all");
                 text.push_str(&format!("\n  {} of gates, loads and drills: {list}", counted(ended.len(), "ended key")));
@@ -118,6 +117,15 @@ pub async fn key(session: &Session, command: &Key, console: Console) -> Result<S
     }
 }
 
+/// The list, or that it is empty, with the command that creates a key.
+fn rows_text(environment: &str, rows: Vec<Vec<String>>, create: &str) -> String {
+    if rows.is_empty() {
+        return format!("{environment} has no key\nTo create one: {create}");
+    }
+    let columns = ["ID", "TENANT", "NAME", "RATE", "SCOPES", "STATE"].map(str::to_owned).to_vec();
+    format!("{environment}{}", table_view::lines(&Table { title: "", columns, rows }))
+}
+
 /// A row of the list. `usual`: the rate limit of keys without one.
 fn row(key: &Value, usual: &str) -> Vec<String> {
     let word = |field: &str, otherwise: &str| key[field].as_str().unwrap_or(otherwise).to_owned();
@@ -160,4 +168,17 @@ const FIRST_KEY: &str = "the first API key";
 /// The environment's first key is a resource: its secret is in the store, and commands use it.
 fn is_first_key(recorded: &Recorded) -> bool {
     secret::is_part(recorded, &format!("{}/{API_KEY}", names::SECRETS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn list_without_keys_names_the_command_that_creates_one() {
+        assert_eq!(rows_text("shop", Vec::new(), "key create NAME"), "shop has no key\nTo create one: key create NAME");
+        let row = ["0f3a91c2", "-", "ci", "100", "*", "active"].map(str::to_owned).to_vec();
+        let shown = rows_text("shop", vec![row], "key create NAME");
+        assert!(shown.contains("TENANT") && shown.contains("0f3a91c2"), "{shown}");
+    }
 }

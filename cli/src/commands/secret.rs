@@ -7,7 +7,10 @@ use textnlp_orchestrator::environment::model::DatabaseKind;
 use textnlp_orchestrator::environment::{
     ACCOUNT_KEY, CACHE_PASSWORD, DATABASE_PASSWORD, REPLICATION_PASSWORD, SIGNING_KEY, names,
 };
+use textnlp_orchestrator::plan::Purpose;
 use textnlp_orchestrator::rotation::{self, RotationTarget};
+use textnlp_orchestrator::run::RunError;
+use textnlp_orchestrator::state::State;
 use textnlp_provider::{Recorded, Rotation};
 use textnlp_service::backup::{backup_status, key};
 use textnlp_service::keys::Admin;
@@ -18,7 +21,7 @@ use super::prelude::*;
 use super::up;
 use crate::args::{Global, RotatedSecret, SecretCommand, Up};
 use crate::clouds::Linked;
-use crate::deployment::{self, Deployment};
+use crate::deployment::{self, Deployment, run_failed, state_failed};
 use crate::rerun_flags::quoted;
 use crate::signals;
 
@@ -148,8 +151,12 @@ async fn own_key(
     }
     let deployment = deployment::recorded(session, session.load_to_run(session.quiet())?).await?;
     let (scope, environment) = (&deployment.chosen.scope, &deployment.chosen.loaded.environment);
+    let in_cluster = matches!(what, RotatedSecret::Backup) && environment.dumps_in_cluster();
     let locked = deployment.locked().await?;
     let replaced = async {
+        if in_cluster {
+            is_not_frozen(scope, &locked).await?;
+        }
         console.say(match what {
             RotatedSecret::Backup => format!("Replaces {says}. Older backups stay readable with the old one, which is kept."),
             _ => format!(
@@ -182,7 +189,7 @@ async fn own_key(
         console.warn(format!("the audit log has no record of it: {:#}", failure.error));
     }
     // Backups in a cluster are encrypted by a job that has the public half.
-    if matches!(what, RotatedSecret::Backup) && environment.dumps_in_cluster() {
+    if in_cluster {
         let went_up = up::up(session, &Up { no_gate, ..Up::default() }, console).await?;
         done.text = format!("{}\n{}", done.text, went_up.text);
     }
@@ -208,6 +215,7 @@ pub async fn rotate(
     let chosen = session.load(session.quiet())?;
     gate::is_measured(&chosen.scope, &chosen.loaded.environment, no_gate, false)
         .map_err(|failure| failure.hint("add --no-gate"))?;
+    is_not_frozen(&chosen.scope, &running::state(&chosen.scope).await?).await?;
     let (deployment, targets) = request(session, is_wanted, says, rotation, first, console).await?;
     let args = Up { no_gate, ..Up::default() };
     let went_up = up::up(session, &args, console).await;
@@ -286,6 +294,15 @@ pub async fn request(
     let prepared = prepared.await;
     locked.close().await.map_err(failed)?;
     Ok((deployment, prepared?))
+}
+
+/// Refuses a frozen environment before a rotation is recorded: its `up` would be refused, and the first one after the
+/// freeze would carry out a rotation that failed. A key that leaked can be revoked all the same.
+async fn is_not_frozen(scope: &Scope, state: &State) -> Result<(), Failure> {
+    match state.held().await.map_err(|error| state_failed(error, &scope.again, &scope.name))? {
+        Some(hold) => Err(run_failed(RunError::Frozen(Box::new(hold)), Purpose::Up, scope)),
+        None => Ok(()),
+    }
 }
 
 /// The operator's approval of what was just said.

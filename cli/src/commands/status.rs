@@ -163,6 +163,12 @@ fn gate_document(LastGate { phase, measured, outdated }: &LastGate) -> Value {
 pub async fn drift(session: &Session, exit_code: bool, console: Console) -> Result<Success, Failure> {
     let deployment = deployment::recorded(session, session.load(console)?).await?;
     let state = deployment.state().await?;
+    if state.is_new() {
+        let scope = &deployment.chosen.scope;
+        let error = anyhow::anyhow!("environment {} has no state in {}", scope.name, state.place());
+        let failure = || Failure::usage("not_up", error).hint(scope.last_up());
+        return Err(lost_state(&state, scope).unwrap_or_else(failure));
+    }
     let facts = deployment.facts(&state).await?;
     let drift = status::drift(&facts);
     let unfinished = status::unfinished(&state).await.map_err(|e| deployment.failed(e))?;
@@ -171,7 +177,10 @@ pub async fn drift(session: &Session, exit_code: bool, console: Console) -> Resu
     let name = &scope.name;
     let mut text = drift_text(&drift);
     if drift.is_empty() {
-        let _ = writeln!(text, "{name}: no drift: everything is as recorded");
+        let _ = match state.is_down() {
+            true => writeln!(text, "{name}: nothing is deployed since `down`; what it kept is as recorded"),
+            false => writeln!(text, "{name}: no drift: everything is as recorded"),
+        };
     }
     text.push_str(&unfinished_text(&unfinished, holder.as_ref(), console));
     match to_finish(&unfinished, scope, holder.as_ref()) {

@@ -132,7 +132,10 @@ impl Checks {
             self.warning(NAME, cause, fix);
         }
         if saved.lines.is_empty() {
-            let says = match (saved.newest(), saved.is_enabled()) {
+            // Documents have the nanoseconds, which nobody reads here.
+            let newest =
+                saved.newest().map(|at| at.parse::<Timestamp>().map_or(at.to_owned(), |at| format!("{at:.0}")));
+            let says = match (newest, saved.is_enabled()) {
                 (Some(newest), true) => format!("the newest is of {newest}"),
                 (Some(newest), false) => format!("the newest is of {newest}; `backup.enabled` is off"),
                 (None, true) => "none was taken yet".to_owned(),

@@ -159,6 +159,9 @@ pub fn size(bytes: u64) -> String {
     format!("{:.digits$} {unit}", bytes as f64 / divisor)
 }
 
+/// The code of a state that cannot be read.
+pub(crate) const DAMAGED_STATE: &str = "damaged_state";
+
 /// Converts an error of the state.
 pub fn state_failed(error: StateError, again: &RerunFlags, environment: &EnvironmentName) -> Failure {
     let (exit, code, hint) = match &error {
@@ -183,10 +186,11 @@ pub fn state_failed(error: StateError, again: &RerunFlags, environment: &Environ
         ),
         StateError::Damaged { .. } | StateError::DamagedBody { .. } | StateError::Unreadable { .. } => (
             Exit::Failed,
-            "damaged_state",
+            DAMAGED_STATE,
             format!(
-                "nothing was changed, and the service keeps running: see what can be repaired with `{}`, otherwise restore the state folder from a backup",
-                again.command("state repair", environment)
+                "nothing was changed, and the service keeps running: see what can be repaired with `{}`; what cannot, from a backup: {}",
+                again.command("state repair", environment),
+                again.bare(&format!("restore FILE --replace {environment}"))
             ),
         ),
         StateError::LeaseLost { .. } => (

@@ -196,6 +196,10 @@ pub trait Platform: Send + Sync {
     /// The name of a generated secret; `None` for another resource.
     fn secret_name<'r>(&self, recorded: &'r Recorded) -> Option<&'r str>;
 
+    /// The database on this machine that a recorded resource is; `None` for another resource, and for a copy of the
+    /// database of another site.
+    fn database_of(&self, recorded: &Recorded) -> Option<RecordedDatabase>;
+
     /// How this program was built.
     fn build(&self) -> &'static Build;
 
@@ -306,6 +310,14 @@ pub struct Supervisor {
     pub version: String,
     /// The programs that it does not keep running, and why.
     pub trouble: Vec<String>,
+}
+
+/// A database on this machine, as the state records it.
+pub struct RecordedDatabase {
+    /// Its file or data folder, relative to the state folder.
+    pub path: String,
+    /// Whether it is a file, which sites can replace by one with the keys of another site.
+    pub is_file: bool,
 }
 
 /// How this program was built.

@@ -7,6 +7,8 @@ pub use textnlp_provider::units::quoted;
 
 /// The commands that hints of providers name without the flags of an environment.
 const ABOUT_AN_ENVIRONMENT: &[&str] = &["plan --policy", "logs", "state import"];
+/// The same, with the id of a resource after it.
+const ABOUT_A_RESOURCE: &str = "explain ";
 
 /// The flags that a suggested command needs as well. The default has none.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,8 +56,9 @@ impl RerunFlags {
     /// A hint of a provider, which knows no flags: its commands about an environment, between backquotes, get those of this
     /// one.
     pub fn complete(&self, hint: &str, environment: impl Display) -> String {
+        let is_about = |verb: &str| ABOUT_AN_ENVIRONMENT.contains(&verb) || verb.starts_with(ABOUT_A_RESOURCE);
         let complete = |(n, part): (usize, &str)| match part.strip_prefix("textnlp-deploy ") {
-            Some(verb) if n % 2 == 1 && ABOUT_AN_ENVIRONMENT.contains(&verb) => self.command(verb, &environment),
+            Some(verb) if n % 2 == 1 && is_about(verb) => self.command(verb, &environment),
             _ => part.to_owned(),
         };
         hint.split('`').enumerate().map(complete).collect::<Vec<_>>().join("`")
@@ -70,9 +73,9 @@ impl RerunFlags {
         which + &self.state_dir.as_deref().map(|folder| flag("--state-dir", folder)).unwrap_or_default()
     }
 
-    /// The `env check` command: for this session's file, else this environment, else the one from the command line.
-    /// Names changed values without repeating them, because one may be a secret that was written out. Checks all environments if
-    /// none is named.
+    /// The `env check` command, as the end of a hint: for this session's file, else this environment, else the one from the
+    /// command line. Names changed values after the command without repeating them, because one may be a secret that was
+    /// written out. Checks all environments if none is named.
     pub fn check(&self, environment: &str) -> String {
         let named = Some(environment).filter(|name| !name.is_empty()).or(self.env.as_deref());
         let which = match (&self.file, named) {
@@ -80,12 +83,15 @@ impl RerunFlags {
             (None, Some(name)) => flag("--env", name),
             (None, None) => String::new(),
         };
-        let change = |(name, value): &(String, String)| match value.split_once('=') {
-            Some((key, _)) => flag(name, &format!("{key}=…")),
-            None => flag(name, value),
-        };
-        let sets: String = self.changes.iter().map(change).collect();
-        format!("{} env check{which}{}", self.program(), if which.is_empty() { "" } else { &sets })
+        let (mut flags, mut same) = (String::new(), Vec::new());
+        for (name, value) in self.changes.iter().filter(|_| !which.is_empty()) {
+            match value.split_once('=') {
+                Some((key, _)) => same.push(format!("`{name} {key}`")),
+                None => flags.push_str(&flag(name, value)),
+            }
+        }
+        let same = if same.is_empty() { String::new() } else { format!(", with the same {}", same.join(", ")) };
+        format!("{} env check{which}{flags}{same}", self.program())
     }
 
     /// A command for the same environment, with the values that this run changed.

@@ -10,7 +10,7 @@ use textnlp_provider::EnvironmentName;
 
 use super::library::{BUILT_IN, Library, Source};
 use super::load::LoadError;
-use super::problem::{Problem, Report};
+use super::problem::{Origin, Problem, Report};
 use super::show::flow;
 use super::tree::Node;
 use super::{Severity, upgrade};
@@ -103,7 +103,7 @@ pub struct Migrated {
     pub warnings: Vec<Problem>,
 }
 
-/// Migrates a file with older keys. A file without them is returned unchanged.
+/// Migrates a file with older keys. A file without them is returned unchanged, if it is one of an environment.
 pub fn migrate(source: &Source) -> Result<Migrated, LoadError> {
     let file: Arc<str> = Arc::from(source.label.as_str());
     let mut problems = Vec::new();
@@ -113,6 +113,12 @@ pub fn migrate(source: &Source) -> Result<Migrated, LoadError> {
     let warnings: Vec<Problem> =
         report.0.into_iter().filter(|p| matches!(p.severity, Severity::Warning | Severity::Note)).collect();
     if warnings.is_empty() {
+        if ["environment", "extends"].iter().all(|key| node.get(key).is_none()) {
+            let cause = "it is no environment file: it has neither `environment` nor `extends`, and no older key";
+            let fix = "name a file of an environment";
+            let problem = Problem::error(Origin::whole_file(&file), "", cause, fix);
+            return Err(LoadError::Invalid(Report::tidy(vec![problem])));
+        }
         let text = String::from_utf8_lossy(&source.bytes).into_owned();
         return Ok(Migrated { text, warnings });
     }

@@ -355,6 +355,17 @@ fn apply_overrides(tree: &mut Node, overrides: &Overrides, schema: &Schema, prob
             problems.push(Problem::error(origin, "", "there is no `=` in it", "write `--set scaling.min=2`"));
             continue;
         };
+        if path.is_empty() {
+            // The value may be a secret.
+            let origin = Origin::Set { path: "=VALUE".to_owned() };
+            problems.push(Problem::error(
+                origin,
+                "",
+                "there is no setting before the `=`",
+                "write `--set scaling.min=2`",
+            ));
+            continue;
+        }
         let origin = Origin::Set { path: path.to_owned() };
         if let Some(node) = tree::read_inline(value, &origin, problems)
             .or(value.is_empty().then(|| Node::scalar(Value::Null, origin.clone())))

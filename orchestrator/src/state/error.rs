@@ -1,10 +1,11 @@
 //! Errors of a state, with their hints.
 
+use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use textnlp_files::user;
+use textnlp_files::{caller, user};
 use textnlp_provider::{EnvironmentName, Lineage, SiteName};
 
 use super::lineage::SiteLocation;
@@ -239,7 +240,13 @@ impl StateError {
 /// How to fix a failed file operation in a state, by the kind of the error.
 pub fn io_hint(path: &str, kind: io::ErrorKind) -> String {
     let path = Path::new(path);
-    let nearest = path.ancestors().find_map(|path| Some((path, std::fs::symlink_metadata(path).ok()?)));
+    let mut existing = path.ancestors().filter_map(|path| Some((path, std::fs::symlink_metadata(path).ok()?)));
+    let mut nearest = existing.next();
+    // Files are replaced by new ones. Where this one is the caller's and may be written, its folder may not.
+    let is_own = |there: &Metadata| there.is_file() && there.uid() == caller() && there.mode() & 0o200 != 0;
+    if kind == io::ErrorKind::PermissionDenied && nearest.as_ref().is_some_and(|(_, there)| is_own(there)) {
+        nearest = existing.next();
+    }
     match (kind, nearest) {
         (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, _) => {
             "free some disk space and run the same command again: completed work is kept; `down` runs on a full disk too"
@@ -289,6 +296,11 @@ mod tests {
         assert!(hint("x", io::ErrorKind::ReadOnlyFilesystem).contains("read-only"));
         let owner = user(textnlp_files::caller());
         assert!(hint("a/b", io::ErrorKind::PermissionDenied).ends_with(&format!("it belongs to {owner}")));
+        let folder_of = format!("make {} writable for you", folder.path().display());
+        assert!(hint("file", io::ErrorKind::PermissionDenied).starts_with(&folder_of), "the file may be written");
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o400)).expect("a mode");
+        let file_of = format!("make {} writable for you", file.display());
+        assert!(hint("file", io::ErrorKind::PermissionDenied).starts_with(&file_of));
         let root = io_hint("/nohome-of-a-test/state", io::ErrorKind::PermissionDenied);
         assert!(root.starts_with("choose a folder with --state-dir DIR: / belongs to"), "{root}");
         assert!(

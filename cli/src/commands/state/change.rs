@@ -52,6 +52,10 @@ pub async fn repair(session: &Session, args: &Repair, console: Console) -> Resul
     let store = stores::of(session, &chosen)?;
     let found = check(&*store, &name).await.map_err(failed)?;
     let document = json!({ "environment": name, "store": store.place(), "findings": found, "mended": 0 });
+    if found.is_empty() && store.document("lineage.json").await.map_err(failed)?.is_none() {
+        let error = anyhow::anyhow!("environment {name} has no state in {}", store.place());
+        return Err(Failure::usage("not_up", error).hint(chosen.scope.last_up()));
+    }
     if found.is_empty() {
         return Ok(Success::new(
             format!("{}: intact: every record and every body matches its digest", store.place()),
@@ -88,7 +92,7 @@ pub async fn repair(session: &Session, args: &Repair, console: Console) -> Resul
         );
         let hint = format!(
             "nothing was changed, and the service keeps running; from a backup: {}",
-            session.again().bare("restore FILE")
+            session.again().bare(&format!("restore FILE --replace {name}"))
         );
         return Err(Failure::new(Exit::Failed, "damaged_state", error).hint(hint).document(document));
     }
@@ -96,7 +100,8 @@ pub async fn repair(session: &Session, args: &Repair, console: Console) -> Resul
     if gives_up && args.accept_loss.as_deref() != Some(name.as_str()) {
         let error = anyhow::anyhow!("records are missing, and a backup may have them");
         let hint = format!(
-            "restore a backup; or continue without them: {} --accept-loss {name}",
+            "from a backup: {}; or continue without them: {} --accept-loss {name}",
+            session.again().bare(&format!("restore FILE --replace {name}")),
             chosen.scope.command("state repair")
         );
         return Err(Failure::refused("records_lost", error).hint(hint).document(document));

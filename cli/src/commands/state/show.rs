@@ -14,6 +14,7 @@ use textnlp_provider::{Declare, EnvironmentName, Recorded, ResourceId, SiteName,
 use textnlp_service::{export as folders, output};
 
 use super::{no_such, resource_id};
+use crate::args::time_or_day;
 use crate::commands::prelude::*;
 use crate::deployment::{self, Deployment};
 use crate::state_args::History;
@@ -44,12 +45,12 @@ impl LoadedState {
         Ok(all)
     }
 
-    /// Rejects a record number that no site has reached yet.
+    /// Rejects a record number that no site has: the first is 1.
     fn is_recorded(&self, moment: PointInTime) -> Result<(), Failure> {
         let PointInTime::Record(n) = moment else { return Ok(()) };
         let heads = self.state.heads();
         let last = self.sites().filter_map(|site| heads.get(site)).map(|head| head.n).max().unwrap_or_default();
-        if n <= last {
+        if (1..=last).contains(&n) {
             return Ok(());
         }
         let name = &self.deployment.chosen.scope.name;
@@ -418,12 +419,12 @@ fn print_or_write(
     Ok(Success::new(format!("wrote {path}"), document))
 }
 
-/// Parses `17`, `2026-05-01T08:00:00Z` or `2h`.
+/// Parses `17`, `2026-05-01T08:00:00Z`, `2026-05-01` or `2h`.
 fn moment_of(text: &str) -> Result<PointInTime, Failure> {
     if let Ok(n) = text.parse::<u64>() {
         return Ok(PointInTime::Record(n));
     }
-    if let Ok(at) = text.parse::<Timestamp>() {
+    if let Ok(at) = time_or_day(text) {
         return Ok(PointInTime::Time(at));
     }
     let ago = text.parse::<SignedDuration>().ok().or_else(|| {
@@ -434,7 +435,7 @@ fn moment_of(text: &str) -> Result<PointInTime, Failure> {
     let at = ago.filter(|ago| !ago.is_negative()).and_then(|ago| Timestamp::now().checked_sub(ago).ok());
     at.map(PointInTime::Time).ok_or_else(|| {
         Failure::usage("invalid_moment", anyhow::anyhow!("`{text}` is not a point in time"))
-            .hint("write a record number as in `state history`, a time such as 2026-05-01T08:00:00Z, or how long ago: 90m, 2h, 3d")
+            .hint("write a record number as in `state history`, a date such as 2026-05-01 (UTC), a time such as 2026-05-01T08:00:00Z, or how long ago: 90m, 2h, 3d")
     })
 }
 
@@ -445,6 +446,8 @@ mod tests {
     #[test]
     fn point_in_time_is_a_record_number_a_timestamp_or_an_age() {
         assert_eq!(moment_of("17").ok(), Some(PointInTime::Record(17)));
+        let day = "2026-05-01T00:00:00Z".parse().unwrap();
+        assert_eq!(moment_of("2026-05-01").ok(), Some(PointInTime::Time(day)));
         let at = "2026-05-01T08:00:00Z";
         assert_eq!(moment_of(at).ok(), Some(PointInTime::Time(at.parse().unwrap())));
         for ago in ["90m", "2h", "3d", "1h 30m"] {

@@ -8,8 +8,8 @@ use anyhow::Context;
 use camino::Utf8Path;
 use jiff::Timestamp;
 use textnlp_orchestrator::backup::{
-    BackupDirectory, BackupFacts, Base, Database, EncryptionMode, Manifest, PublicKey, Recipient, StoredBackup,
-    removable, unneeded, write,
+    BackupDirectory, BackupFacts, Base, Database, EncryptionMode, Log, Manifest, PublicKey, Recipient, SegmentName,
+    StoredBackup, removable, unneeded, write,
 };
 use textnlp_orchestrator::dr::report::{own_key, signing_key};
 use textnlp_orchestrator::state::{LineageFile, Operator};
@@ -271,7 +271,7 @@ async fn scheduled(
         }
         text.push_str(&format!(", {}", verification.says));
     }
-    let gone = match clear(&shelf, lineage, Duration::from_secs(order.keep_seconds)) {
+    let gone = match clear(&shelf, lineage, Duration::from_secs(order.keep_seconds), |_| true) {
         Ok(gone) => gone,
         // The backup is made. If it counted as failed, another one would be made in its place soon.
         Err(failure) => {
@@ -310,10 +310,16 @@ pub struct Pruned {
     pub left: usize,
 }
 
-/// Prunes expired backups, then log segments that no remaining backup needs.
-fn clear(shelf: &BackupDirectory, lineage: Lineage, keep: Duration) -> Result<Pruned, Failure> {
+/// Prunes expired backups that are approved, then log segments that no remaining backup needs.
+fn clear(
+    shelf: &BackupDirectory,
+    lineage: Lineage,
+    keep: Duration,
+    is_approved: impl Fn(&StoredBackup) -> bool,
+) -> Result<Pruned, Failure> {
     let now = Timestamp::now();
     let mut dumps = removable(&shelf.list().map_err(failed)?, lineage, keep, now);
+    dumps.retain(is_approved);
     let (mut parts, mut kept) = (0, Vec::new());
     if !dumps.is_empty() {
         let retained = shelf.remove(&dumps).map_err(failed)?;
@@ -321,29 +327,77 @@ fn clear(shelf: &BackupDirectory, lineage: Lineage, keep: Duration) -> Result<Pr
         kept.extend(retained.into_values());
     }
     let left = shelf.list().map_err(failed)?;
+    let Unneeded { segments, doubts } = unneeded_segments(shelf, lineage, &left, keep, now)?;
+    for (log, gone) in segments {
+        log.remove(&gone).map_err(failed)?;
+        parts += gone.len();
+    }
+    kept.extend(doubts);
+    Ok(Pruned { dumps, parts, kept, left: left.len() })
+}
+
+/// Log segments that no backup needs.
+struct Unneeded {
+    segments: Vec<(Log, Vec<SegmentName>)>,
+    /// Why others are retained.
+    doubts: Vec<String>,
+}
+
+/// The log segments of a deployment that no backup of `left` needs.
+fn unneeded_segments(
+    shelf: &BackupDirectory,
+    lineage: Lineage,
+    left: &[StoredBackup],
+    keep: Duration,
+    now: Timestamp,
+) -> Result<Unneeded, Failure> {
+    let (mut segments, mut doubts) = (Vec::new(), Vec::new());
     for log in shelf.logs().map_err(failed)? {
         // The log belongs to another deployment, or its owner is unknown.
         if log.header().is_none_or(|header| header.lineage != lineage) {
             continue;
         }
-        match unneeded(&log, &log.names().map_err(failed)?, &left, keep, now) {
+        match unneeded(&log, &log.names().map_err(failed)?, left, keep, now) {
             Ok(gone) if gone.is_empty() => {}
-            Ok(gone) => {
-                log.remove(&gone).map_err(failed)?;
-                parts += gone.len();
-            }
-            Err(why) => kept.push(why),
+            Ok(gone) => segments.push((log, gone)),
+            Err(why) => doubts.push(why),
         }
     }
-    Ok(Pruned { dumps, parts, kept, left: left.len() })
+    Ok(Unneeded { segments, doubts })
 }
 
-/// Prunes backups that are older than `keep`.
-pub async fn prune(scope: &Scope, shelf: &BackupDirectory, keep: Duration) -> Result<Pruned, Failure> {
-    let Some((_, lineage)) = whose(scope.platform, &scope.folder).await? else {
-        return Err(nothing_to_back_up(scope));
-    };
-    clear(shelf, lineage, keep)
+/// What pruning would remove.
+pub struct Expired {
+    /// Backups.
+    pub dumps: Vec<StoredBackup>,
+    /// The count of log segments that the other backups do not need.
+    pub parts: usize,
+}
+
+/// Finds what is older than `keep`. Changes nothing.
+pub async fn expired(scope: &Scope, shelf: &BackupDirectory, keep: Duration) -> Result<Expired, Failure> {
+    let (lineage, now) = (lineage_of(scope).await?, Timestamp::now());
+    let mut left = shelf.list().map_err(failed)?;
+    let dumps = removable(&left, lineage, keep, now);
+    left.retain(|dump| dumps.iter().all(|gone| gone.file != dump.file));
+    let unneeded = unneeded_segments(shelf, lineage, &left, keep, now)?;
+    Ok(Expired { dumps, parts: unneeded.segments.iter().map(|(_, gone)| gone.len()).sum() })
+}
+
+/// Prunes the approved backups that are still older than `keep`.
+pub async fn prune(
+    scope: &Scope,
+    shelf: &BackupDirectory,
+    keep: Duration,
+    approved: &[StoredBackup],
+) -> Result<Pruned, Failure> {
+    let is_approved = |dump: &StoredBackup| approved.iter().any(|known| known.file == dump.file);
+    clear(shelf, lineage_of(scope).await?, keep, is_approved)
+}
+
+async fn lineage_of(scope: &Scope) -> Result<Lineage, Failure> {
+    let whose = whose(scope.platform, &scope.folder).await?;
+    whose.map(|(_, lineage)| lineage).ok_or_else(|| nothing_to_back_up(scope))
 }
 
 #[cfg(test)]

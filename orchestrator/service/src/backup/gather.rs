@@ -20,7 +20,8 @@ use textnlp_provider::{Secret, SiteName};
 
 use super::{settings, verify_backup};
 use crate::failure::state_failed;
-use crate::{Failure, Platform, Scope, running, workplace};
+use crate::platform::RecordedDatabase;
+use crate::{Exit, Failure, Platform, Scope, running, workplace};
 
 /// Files and folders of the state folder that are copied unchanged.
 const AS_IT_IS: [&str; 4] = [settings::FOLDER, "releases", "dr/drills", "dr/drill-report.pub"];
@@ -87,6 +88,7 @@ pub(crate) async fn gather(
     let (mut databases, mut models, mut notes) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
     let within = Utf8Path::from_path(work.path()).context("temporary folders have UTF-8 names")?;
     let (mut dumps, mut missing, mut held) = (BTreeMap::new(), Vec::new(), Vec::new());
+    let mut lost_servers = Vec::new();
     let (mut has_outside, mut left_out) = (false, false);
     for site in state.places().keys() {
         let SiteCopy { files, database, dump: mut dumped, outside, control, base, served, models: there } =
@@ -123,7 +125,14 @@ pub(crate) async fn gather(
                 };
                 Some(dump(site, &config, path, within).await?)
             }
-            (None, None) => None,
+            (None, None) => {
+                match recorded_database(scope, &state, site)? {
+                    Some(RecordedDatabase { path, is_file: true }) => missing.push((site.clone(), path)),
+                    Some(RecordedDatabase { path, is_file: false }) => lost_servers.push((site.clone(), path)),
+                    None => {}
+                }
+                None
+            }
         };
         if let Some((mut database, file)) = taken {
             if let Some(data_folder) = base {
@@ -153,7 +162,7 @@ pub(crate) async fn gather(
     // If there are several sites, use the one that was primary. Another one may still have keys that were revoked.
     let ahead = held.iter().max().and_then(|held| dumps.iter().find(|(site, _)| site.as_str() == held.primary));
     if let Some((primary, from)) = ahead.map(|(site, file)| (site.clone(), file.clone())) {
-        for (site, path) in missing {
+        for (site, path) in std::mem::take(&mut missing) {
             notes.push(format!(
                 "the database of {site} is missing; the backup has an empty database with the keys of {primary} instead"
             ));
@@ -176,6 +185,15 @@ pub(crate) async fn gather(
         items.push(Item { path: databases[&site].member.clone(), content: Content::File(file) });
     }
     if databases.is_empty() {
+        missing.append(&mut lost_servers);
+    }
+    for (site, path) in missing {
+        // A run that ended early may have claimed a database that it did not create.
+        if recorded_database(scope, &state, &site)?.is_some() {
+            return Err(database_missing(scope, &site, &path));
+        }
+    }
+    if databases.is_empty() {
         notes.push("there is no database in it: the service never ran, or `down` removed its database".to_owned());
     }
     if !settings::provisioned_file(folder).is_file() {
@@ -195,6 +213,26 @@ pub(crate) async fn gather(
         members: Vec::new(),
     };
     Ok(BackupContent { manifest, items, notes, _work: work })
+}
+
+/// The database on this machine that the state records of a site. `None`: no run created one, or `down` removed it.
+fn recorded_database(scope: &Scope, state: &State, site: &SiteName) -> Result<Option<RecordedDatabase>, Failure> {
+    let Scope { platform, again, name, .. } = scope;
+    let holdings = state.holdings(site).map_err(|error| state_failed(error, again, name))?;
+    let mut current = holdings.values().filter_map(|objects| objects.current.as_ref());
+    Ok(current.find_map(|recorded| platform.database_of(recorded)))
+}
+
+/// A backup without a recorded database would be the newest one, and would restore none of its keys.
+fn database_missing(scope: &Scope, site: &SiteName, path: &str) -> Failure {
+    let Scope { again, name, folder, .. } = scope;
+    let error = anyhow::anyhow!(
+        "the database of site `{site}` is missing: the state records {}, and it does not exist",
+        folder.join(path)
+    );
+    let restore = again.bare(&format!("restore FILE --replace {name}"));
+    Failure::new(Exit::Failed, "database_missing", error)
+        .hint(format!("put it back; or restore an earlier backup, after `down`: {restore}"))
 }
 
 /// The size of the database files of all sites; `None` with a PostgreSQL, whose dump is as large as it turns out.

@@ -1,5 +1,6 @@
 //! Restores a deployment's state from a backup. `up` then recreates the rest from it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -12,14 +13,16 @@ use textnlp_models::{FetchOptions, Source, Store};
 use textnlp_orchestrator::backup::{Decryptor, Manifest};
 use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::state::audit::{self, AUDIT};
-use textnlp_orchestrator::state::{Folder, Holder, LineageFile, Operator, SiteLocation, State, StateError, Store as _};
-use textnlp_provider::units::counted;
+use textnlp_orchestrator::state::{
+    Folder, Holder, LineageFile, Operator, Remedy, SiteLocation, State, StateError, Store as _, check as check_state,
+};
+use textnlp_provider::units::{counted, quoted};
 use textnlp_provider::{EnvironmentName, Lineage, SiteName, error_chain};
 
 use super::gather::STATE;
 use super::verify_backup::{KEYS_TIMEOUT, child, least_config};
 use super::{RequiredSigner, ValidAgain, point_in_time, settings, signer, verify_backup};
-use crate::failure::state_failed;
+use crate::failure::{DAMAGED_STATE, state_failed};
 use crate::{Failure, Platform, Progress, RerunFlags, Scope, origin, running, workplace};
 
 /// What is restored, and where to.
@@ -249,8 +252,48 @@ pub async fn into_cache(cache: &Utf8Path, name: &str, folder: &Utf8Path, digest:
 
 /// The deployment of the state in a folder, or `None` if it has no state.
 pub fn lineage_in(target: &Utf8Path) -> Option<Lineage> {
+    lineage_file(target).map(|file| file.lineage)
+}
+
+fn lineage_file(target: &Utf8Path) -> Option<LineageFile> {
     let text = std::fs::read(target.join("lineage.json")).ok()?;
-    serde_json::from_slice::<LineageFile>(&text).ok().map(|file| file.lineage)
+    serde_json::from_slice(&text).ok()
+}
+
+/// The sites of a state, also of one whose journals cannot be read: by its lineage and by the folders of their programs.
+fn sites_in(target: &Utf8Path) -> BTreeSet<SiteName> {
+    let bound = lineage_file(target).into_iter().flat_map(|file| file.sites.into_keys());
+    let folders = target.join("sites").read_dir_utf8().into_iter().flatten().flatten();
+    bound.chain(folders.filter_map(|folder| SiteName::new(folder.file_name()).ok())).collect()
+}
+
+/// What the state in `target` records, in words. `Err` within: it is damaged, and how.
+async fn content_of(
+    request: &Request<'_>,
+    name: &EnvironmentName,
+    target: &Utf8Path,
+) -> Result<Result<String, String>, Failure> {
+    let Request { platform, again, .. } = *request;
+    let scope = Scope { platform, again: again.clone(), name: name.clone(), folder: target.to_owned() };
+    let state = running::state(&scope).await;
+    match state.and_then(|state| content(&state).map_err(|error| state_failed(error, again, name))) {
+        Ok(content) => Ok(Ok(content)),
+        Err(failure) if is_damage(&failure) => Ok(Err(format!("{:#}", failure.error))),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Whether a state cannot be read because of what its files contain or lack, or because the disk does not return them.
+fn is_damage(failure: &Failure) -> bool {
+    let io = match failure.error.downcast_ref::<StateError>() {
+        Some(StateError::Io(io)) => Some(&io.source),
+        _ => None,
+    };
+    let is_lost = |error: &std::io::Error| {
+        matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::UnexpectedEof)
+            || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+    };
+    failure.code == DAMAGED_STATE || io.is_some_and(is_lost)
 }
 
 /// What a state records, in words.
@@ -283,8 +326,7 @@ async fn may_replace(request: &Request<'_>, manifest: &Manifest, target: &Utf8Pa
             Failure::refused("other_deployment", error).hint("restore into another folder: --state-dir DIR"),
         ]);
     }
-    let scope = Scope { platform, again: again.clone(), name: name.clone(), folder: target.to_owned() };
-    let state = running::state(&scope).await?;
+    let content = content_of(request, name, target).await?;
     let mut obstacles = Vec::new();
     match request.replace {
         Some(typed) if typed == name.as_str() => {}
@@ -293,7 +335,7 @@ async fn may_replace(request: &Request<'_>, manifest: &Manifest, target: &Utf8Pa
             obstacles.push(Failure::refused("wrong_name", error).hint(format!("type its name: --replace {name}")));
         }
         None => {
-            let there = content(&state).map_err(|error| state_failed(error, again, name))?;
+            let (Ok(there) | Err(there)) = &content;
             let error = anyhow::anyhow!("{target} already contains this deployment: {there}");
             let command = again.bare(&format!("{} --replace {name}", request.words));
             obstacles.push(Failure::refused("state_is_there", error).hint(format!(
@@ -302,11 +344,22 @@ async fn may_replace(request: &Request<'_>, manifest: &Manifest, target: &Utf8Pa
             )));
         }
     }
-    for site in state.places().keys() {
-        if !platform.processes(target, site).await.is_empty() {
-            let error = anyhow::anyhow!("site `{site}` uses the state that would be replaced, and it is running");
-            obstacles.push(Failure::refused("running", error).hint(again.named("down", name)));
-        }
+    let stop = match content {
+        Ok(_) => again.named("down", name),
+        // Its supervisors end what runs at this time, as for a temporary environment.
+        Err(_) => format!(
+            "`down` cannot read this state; to stop its programs within seconds, and keep their data: echo 2000-01-01T00:00:00Z > {}",
+            quoted(target.join(platform.expiry_file()).as_str())
+        ),
+    };
+    for site in sites_in(target) {
+        let running = match platform.supervisor(target, &site).await {
+            Ok(None) => continue,
+            Ok(Some(_)) => "it is running".to_owned(),
+            Err(error) => format!("its supervisor does not answer: {error:#}"),
+        };
+        let error = anyhow::anyhow!("site `{site}` uses the state that would be replaced, and {running}");
+        obstacles.push(Failure::refused("running", error).hint(stop.clone()));
     }
     Ok(obstacles)
 }
@@ -338,17 +391,36 @@ async fn put_in_place(
     // repeated.
     let Operator { by, host, tool, pid, .. } = request.operator.clone();
     let holder = Holder { by, pid, host, since: Timestamp::now(), tool };
-    let _lock = Folder::at(target).lock(&holder).await.map_err(|error| state_failed(error, request.again, name))?;
+    let previous = Folder::at(target);
+    let failed = |error| state_failed(error, request.again, name);
+    repair_lock(&previous, name, &holder).await.map_err(failed)?;
+    let _lock = previous.lock(&holder).await.map_err(failed)?;
     one_report(target, may_replace(request, manifest, target).await?)?;
     let kept = replaced_name(target)?;
-    let audit_ends = continue_audit(&restored, target).await.err();
+    let audit_ends = match content_of(request, name, target).await? {
+        Ok(_) => continue_audit(&restored, target).await.err(),
+        Err(damage) => Some(format!("the earlier state is damaged: {damage}")),
+    };
     exchange(staged, target, &kept)?;
     flush(target)?;
     Ok((Some(kept), audit_ends))
 }
 
+/// Writes the record of the lock again if it is damaged: no lock is granted without it, and it only counts the locks.
+async fn repair_lock(previous: &Folder, name: &EnvironmentName, holder: &Holder) -> Result<(), StateError> {
+    if previous.lock_damage().await?.is_none() {
+        return Ok(());
+    }
+    for finding in check_state(previous, name).await? {
+        if let Some(Remedy::WriteLease { fence }) = finding.remedy {
+            previous.reset_lock(holder, fence).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Adds what the audit log of the previous state has since the backup, up to this restore itself. A log that is damaged is not taken
-/// over: its records would be in an intact chain.
+/// over, and neither is that of a damaged state: its records would be in an intact chain.
 async fn continue_audit(restored: &Utf8Path, previous: &Utf8Path) -> Result<(), String> {
     let log = audit::read(&Folder::at(previous)).await.map_err(|error| error_chain(&error))?;
     if let Some(damage) = log.damage.first() {
@@ -477,6 +549,35 @@ mod tests {
         assert_eq!(all.hint.as_deref(), Some("wait\ndown\nrestore --replace a"));
         let causes = "state_is_there; running; running; locked";
         assert_eq!(all.causes(), [causes], "causes stay in the order of the checks");
+    }
+
+    #[test]
+    fn state_whose_files_are_damaged_or_missing_may_be_replaced_and_one_without_permission_may_not() {
+        let name = EnvironmentName::new("staging").unwrap();
+        let of = |error: StateError| is_damage(&state_failed(error, &RerunFlags::default(), &name));
+        let io = |error: std::io::Error| {
+            let source = error;
+            of(StateError::Io(textnlp_orchestrator::state::Io { action: "read", path: "log".to_owned(), source }))
+        };
+        assert!(of(StateError::Unreadable { what: "head.json".to_owned(), because: "it is empty".to_owned() }));
+        assert!(io(std::io::ErrorKind::UnexpectedEof.into()) && io(std::io::Error::from_raw_os_error(5)));
+        assert!(!io(std::io::ErrorKind::PermissionDenied.into()));
+        assert!(!of(StateError::Held { holder: None }));
+    }
+
+    #[test]
+    fn sites_of_a_damaged_state_are_those_of_its_lineage_and_of_its_folders() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Utf8Path::from_path(dir.path()).unwrap();
+        std::fs::create_dir_all(folder.join("sites/there")).unwrap();
+        let names = || sites_in(folder).iter().map(|site| site.as_str().to_owned()).collect::<Vec<_>>();
+        assert_eq!(names(), ["there"]);
+        let here = json!({ "provider": "onprem", "account": "machine-a", "region": "local", "runtime": "process" });
+        let lineage = json!({
+            "format": 1, "lineage": Uuid::nil(), "environment": "staging", "sites": { "here": here },
+        });
+        std::fs::write(folder.join("lineage.json"), lineage.to_string()).unwrap();
+        assert_eq!(names(), ["here", "there"]);
     }
 
     /// Two states with one text each: one in its place, the other restored beside it.

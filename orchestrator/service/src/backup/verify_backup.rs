@@ -411,7 +411,8 @@ impl RestoredDatabase<'_> {
         for model in config["textnlp"]["models"]["serve"].as_array().into_iter().flatten() {
             let path = Utf8Path::new(model["path"].as_str().unwrap_or_default());
             if !path.is_dir() {
-                return Ok(Err(format!("model {} is not on this machine", model["name"])));
+                let name = model["name"].as_str().unwrap_or_default();
+                return Ok(Err(format!("model {name} is not deployed on this machine: {path} does not exist")));
             }
             let files = path.read_dir_utf8()?.flatten();
             bytes += files.filter_map(|file| std::fs::metadata(file.path()).ok()).map(|file| file.len()).sum::<u64>();

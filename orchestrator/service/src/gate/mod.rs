@@ -400,7 +400,8 @@ pub async fn measure(
     };
     if stop.is_cancelled() {
         let error = anyhow::anyhow!("stopped while the gate was measured; the service stays up");
-        return Err(Failure::new(Exit::Stopped, "stopped", error).hint(scope.last("gate")));
+        let again = if occasion == Occasion::Again { "gate --again" } else { "gate" };
+        return Err(Failure::new(Exit::Stopped, "stopped", error).hint(scope.last(again)));
     }
     if occasion != Occasion::WithinRun {
         keep(deployment, &kept, &state.heads()).await?;

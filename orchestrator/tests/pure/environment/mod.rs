@@ -294,6 +294,14 @@ fn overridden_layers_are_validated_too() {
 }
 
 #[test]
+fn option_without_a_setting_is_named_without_its_value() {
+    let overrides = Overrides { variables: BTreeMap::new(), sets: vec!["=hunter2".to_owned()], flags: Vec::new() };
+    let said = said(Library::built_in().load("development", &overrides, &Catalogue::default()));
+    let expected = "--set =VALUE: error: there is no setting before the `=`; write `--set scaling.min=2`";
+    assert!(said.contains(expected) && !said.contains("hunter2"), "{said}");
+}
+
+#[test]
 fn higher_precedence_layers_win_and_every_value_has_its_origin() {
     let overrides = Overrides {
         variables: BTreeMap::from([

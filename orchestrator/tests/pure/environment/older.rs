@@ -122,6 +122,18 @@ fn legacy_file_with_only_encoder_models_keeps_the_parents_models() {
 }
 
 #[test]
+fn file_that_is_no_environment_is_not_migrated() {
+    let of = |text: &str| Source { label: "compose.yml".to_owned(), bytes: text.as_bytes().to_vec() };
+    let Err(environment::LoadError::Invalid(report)) =
+        environment::migrate(&of("services: { web: { image: nginx } }\n"))
+    else {
+        panic!("it is migrated")
+    };
+    assert!(report.to_string().contains("it is no environment file"), "{report}");
+    assert!(environment::migrate(&of("environment: shop\n")).is_ok());
+}
+
+#[test]
 fn legacy_files_load_the_same_before_and_after_migration() {
     for (label, text) in
         [("config/development.yaml", OLD_FLAT), ("production.yaml", OLD_NESTED), (".env.staging", OLD_VARIABLES)]
