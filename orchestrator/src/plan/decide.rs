@@ -375,9 +375,14 @@ impl<'a> DecisionBuilder<'_, 'a> {
                     decided.because = format!("`{id}` was not recorded: {}", decided.because);
                 }
             }
-            (Some(_), None) => {
+            (Some(recorded), None) => {
                 decided.because = "it is gone".to_owned();
                 decided.what = Decision::Create;
+                if is_kept(self.world, recorded, &wanted.site) {
+                    let cause = "it is gone, with the data in it: what `up` creates in its place is empty";
+                    let fix = "to have the data back, restore a backup first (`backup list`)";
+                    self.warnings.push(Problem::warning(wanted.id.as_str(), cause, fix));
+                }
             }
             (None, _) => decided.what = Decision::Create,
         }

@@ -199,6 +199,22 @@ fn externally_removed_resource_is_reported_and_recreated() {
 }
 
 #[test]
+fn data_that_is_gone_is_named_before_an_empty_object_takes_its_place() {
+    let warned = |protect_data: bool, gone: &str| -> Vec<String> {
+        let mut world = World::new();
+        world.protect_data = protect_data;
+        world.up(&service());
+        assert!(world.cloud.remove_behind_our_back(&id(gone)));
+        let (planned, _) = world.plan(UP, &service()).unwrap();
+        planned.plan().warnings.iter().map(|warning| format!("{}: {}", warning.place, warning.cause)).collect()
+    };
+    let lost = "here/db: it is gone, with the data in it: what `up` creates in its place is empty";
+    assert_eq!(warned(true, "here/db"), [lost]);
+    assert_eq!(warned(false, "here/db"), [""; 0]);
+    assert_eq!(warned(true, "here/cert"), [""; 0]);
+}
+
+#[test]
 fn replacing_a_missing_host_recreates_its_children() {
     let world = World::new();
     world.up(&service());
