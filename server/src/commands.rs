@@ -406,7 +406,8 @@ fn answer(done: Result<serde_json::Value, KeysError>) -> Result<(), CommandError
         KeysError::Command { hint, .. } => hint.clone(),
         KeysError::Watch(why) => why.hint.clone(),
         KeysError::Store(StoreError::Missing(_)) => Some(
-            "restore a backup: `textnlp-deploy backup list` lists them, `textnlp-deploy restore` restores one"
+            "check that its disk is mounted; if it is lost, restore a backup: `textnlp-deploy backup list` lists them, \
+             `textnlp-deploy restore` restores one"
                 .to_owned(),
         ),
         _ => None,

@@ -43,7 +43,7 @@ fn obstacle(cause: impl Into<String>, fix: impl Into<String>) -> CheckFinding {
     CheckFinding { cause: cause.into(), fix: fix.into() }
 }
 
-/// Checks a database. A failed check is reported as a problem. Changes nothing.
+/// Checks a database. A failed check is reported as a problem. Creates no database.
 pub async fn check_database(database: &Database) -> CheckResult {
     let mut found = CheckResult::default();
     let checked = async {
@@ -68,7 +68,9 @@ fn hint(error: &StoreError) -> &'static str {
     let text = chain(error);
     let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
     match error {
-        StoreError::Missing(_) => "restore a backup, or create an empty database: `textnlp-server admin migrate`",
+        StoreError::Missing(_) => {
+            "check that its disk is mounted; if it is lost, restore a backup, or create an empty one: `textnlp-server admin migrate`"
+        },
         StoreError::Address(_) => "correct the address, or the file that contains it",
         _ if has(&["UnknownIssuer", "not valid for name", "certificate", "TLS"]) => {
             "set the CA with `network.private_ca`, or set the TLS mode in the address: `?sslmode=…`"
