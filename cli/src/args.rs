@@ -798,10 +798,14 @@ pub fn since(text: &str) -> Result<jiff::Timestamp, String> {
     time_or_day(text).ok().or_else(before).ok_or_else(wrong)
 }
 
-/// A time, or a date from its first second in UTC.
+/// A time, or a date from its first second in UTC. A time without a zone is neither.
 pub fn time_or_day(text: &str) -> Result<jiff::Timestamp, jiff::Error> {
     let of_day = |day: jiff::civil::Date| day.to_zoned(jiff::tz::TimeZone::UTC).map(|at| at.timestamp());
-    text.parse::<jiff::Timestamp>().or_else(|_| text.parse::<jiff::civil::Date>().and_then(of_day))
+    match text.len() {
+        // `2026-11-01`; the parser of dates leaves out a time that follows.
+        10 => text.parse::<jiff::civil::Date>().and_then(of_day),
+        _ => text.parse(),
+    }
 }
 
 /// See [`Command::Release`].

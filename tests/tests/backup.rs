@@ -247,6 +247,11 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     let (_, stop) = running["error"]["hint"].as_str().unwrap().split_once("data: ").unwrap();
     assert!(std::process::Command::new("sh").args(["-c", stop]).status().unwrap().success(), "{stop}");
     eventually("the end of the programs of the damaged state", || sandbox.processes().is_empty().then_some(()));
+    // A damaged pointer to a state elsewhere says nothing about that state.
+    let pointer = other.join("development/store.json");
+    std::fs::write(&pointer, "").unwrap();
+    refused(elsewhere(&sandbox, &replace), 1, "damaged_state");
+    std::fs::remove_file(&pointer).unwrap();
     let replaced = elsewhere(&sandbox, &replace).expect(0).json();
     assert!(replaced["audit_ends"].as_str().unwrap().contains("damaged"), "{replaced:#}");
     assert_eq!(journal(Utf8Path::new(replaced["replaced"].as_str().unwrap())), damaged);
@@ -260,7 +265,8 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
 #[test]
 fn passphrase_restores_a_backup_and_a_plain_one_is_reported_as_such() {
     let sandbox = Sandbox::new("passphrase");
-    sandbox.up("development");
+    // `down` keeps the database.
+    run(&sandbox, &["up", "--yes", "--no-gate", "--set", "data=protected"]).expect(0);
     let passphrase = sandbox.folder().join("passphrase");
     textnlp_tests::write_secret(&passphrase, "correct horse battery staple\n");
     let with = ["--passphrase-file", passphrase.as_str()];

@@ -188,7 +188,7 @@ pub fn state_failed(error: StateError, again: &RerunFlags, environment: &Environ
             Exit::Failed,
             DAMAGED_STATE,
             format!(
-                "nothing was changed, and the service keeps running: see what can be repaired with `{}`; what cannot, from a backup: {}",
+                "nothing was changed, and the service keeps running: see what can be repaired with `{}`; what cannot in a state in a folder, from a backup: {}",
                 again.command("state repair", environment),
                 again.bare(&format!("restore FILE --replace {environment}"))
             ),

@@ -70,7 +70,7 @@ fn hint(error: &StoreError) -> &'static str {
     match error {
         StoreError::Missing(_) => {
             "check that its disk is mounted; if it is lost, restore a backup, or create an empty one: `textnlp-server admin migrate`"
-        },
+        }
         StoreError::Address(_) => "correct the address, or the file that contains it",
         _ if has(&["UnknownIssuer", "not valid for name", "certificate", "TLS"]) => {
             "set the CA with `network.private_ca`, or set the TLS mode in the address: `?sslmode=…`"

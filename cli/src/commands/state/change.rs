@@ -83,6 +83,10 @@ pub async fn repair(session: &Session, args: &Repair, console: Console) -> Resul
         let _ = writeln!(text, "  {}: {}\n      → {remedy}", finding.what, finding.because);
     }
     console.say(text.trim_end());
+    // A backup is restored into a folder.
+    let is_elsewhere = chosen.scope.platform.is_elsewhere(&chosen.scope.folder)?;
+    let restore = (!is_elsewhere)
+        .then(|| format!("from a backup: {}", session.again().bare(&format!("restore FILE --replace {name}"))));
     let mendable = found.iter().filter(|finding| finding.remedy.is_some()).count();
     if mendable < found.len() {
         let error = anyhow::anyhow!(
@@ -90,20 +94,15 @@ pub async fn repair(session: &Session, args: &Repair, console: Console) -> Resul
             found.len() - mendable,
             found.len()
         );
-        let hint = format!(
-            "nothing was changed, and the service keeps running; from a backup: {}",
-            session.again().bare(&format!("restore FILE --replace {name}"))
-        );
+        let kept = "nothing was changed, and the service keeps running";
+        let hint = restore.as_ref().map_or_else(|| kept.to_owned(), |restore| format!("{kept}; {restore}"));
         return Err(Failure::new(Exit::Failed, "damaged_state", error).hint(hint).document(document));
     }
     let gives_up = found.iter().any(|finding| finding.remedy.as_ref().is_some_and(Remedy::gives_up));
     if gives_up && args.accept_loss.as_deref() != Some(name.as_str()) {
         let error = anyhow::anyhow!("records are missing, and a backup may have them");
-        let hint = format!(
-            "from a backup: {}; or continue without them: {} --accept-loss {name}",
-            session.again().bare(&format!("restore FILE --replace {name}")),
-            chosen.scope.command("state repair")
-        );
+        let without = format!("continue without them: {} --accept-loss {name}", chosen.scope.command("state repair"));
+        let hint = restore.map_or_else(|| without.clone(), |restore| format!("{restore}; or {without}"));
         return Err(Failure::refused("records_lost", error).hint(hint).document(document));
     }
     let accepted = if gives_up { format!(" --accept-loss {name}") } else { String::new() };

@@ -453,7 +453,8 @@ mod tests {
         for ago in ["90m", "2h", "3d", "1h 30m"] {
             assert!(matches!(moment_of(ago), Ok(PointInTime::Time(at)) if at < Timestamp::now()), "{ago}");
         }
-        for wrong in ["", "-2h", "yesterday", "99999999999999999999d", "-1"] {
+        for wrong in ["", "-2h", "yesterday", "99999999999999999999d", "-1", "2026-05-01T08:00", "2026-05-01 08:00:00"]
+        {
             assert!(moment_of(wrong).is_err(), "{wrong}");
         }
     }

@@ -232,7 +232,10 @@ fn database_missing(scope: &Scope, site: &SiteName, path: &str) -> Failure {
     );
     let restore = again.bare(&format!("restore FILE --replace {name}"));
     Failure::new(Exit::Failed, "database_missing", error)
-        .hint(format!("put it back; or restore an earlier backup, after `down`: {restore}"))
+        .hint(format!(
+            "run it on the machine of that site, or put the database back; if a backup was just restored, `up` creates it: {}; or restore an earlier backup, after `down`: {restore}",
+            scope.last_up()
+        ))
 }
 
 /// The size of the database files of all sites; `None` with a PostgreSQL, whose dump is as large as it turns out.

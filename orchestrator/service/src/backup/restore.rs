@@ -278,7 +278,10 @@ async fn content_of(
     let state = running::state(&scope).await;
     match state.and_then(|state| content(&state).map_err(|error| state_failed(error, again, name))) {
         Ok(content) => Ok(Ok(content)),
-        Err(failure) if is_damage(&failure) => Ok(Err(format!("{:#}", failure.error))),
+        // A damaged pointer to a state elsewhere fails here: that state may be intact.
+        Err(failure) if is_damage(&failure) && !platform.is_elsewhere(target)? => {
+            Ok(Err(format!("{:#}", failure.error)))
+        }
         Err(failure) => Err(failure),
     }
 }
@@ -348,7 +351,7 @@ async fn may_replace(request: &Request<'_>, manifest: &Manifest, target: &Utf8Pa
         Ok(_) => again.named("down", name),
         // Its supervisors end what runs at this time, as for a temporary environment.
         Err(_) => format!(
-            "`down` cannot read this state; to stop its programs within seconds, and keep their data: echo 2000-01-01T00:00:00Z > {}",
+            "`down` cannot read this state. Remove the file below if you do not restore. To stop its programs within seconds, and keep their data: echo 2000-01-01T00:00:00Z > {}",
             quoted(target.join(platform.expiry_file()).as_str())
         ),
     };
