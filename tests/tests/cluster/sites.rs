@@ -154,11 +154,17 @@ fn lost_cluster_is_failed_over_and_fails_back() {
     shows(&cut);
 
     // A drill that dies leaves nothing: what keeps the witness gives the nodes back when the time is over.
-    let mut dying = sites.start(&["dr", "drill", "--ttl", "10m"]);
-    eventually("another site leads", || (sites.status()["primary"] == "gcp-secondary").then_some(()));
-    dying.kill().unwrap();
-    dying.wait().unwrap();
-    assert!(!sites.cordoned(home).is_empty());
+    let dies = || {
+        let leads = |site: &str| (sites.status()["primary"] == site).then_some(());
+        eventually("it is home again", || leads("aws-primary"));
+        let mut dying = sites.start(&["dr", "drill", "--ttl", "10m"]);
+        eventually("another site leads", || leads("gcp-secondary"));
+        dying.kill().unwrap();
+        dying.wait().unwrap();
+        !sites.cordoned(home).is_empty()
+    };
+    // On a busy machine it may have given the nodes back before it is killed.
+    assert!((0..3).any(|_| dies()), "each drill was over before it was killed");
     let refused = sites.run(&["down", "--yes"]).expect(4);
     assert!(refused.err.contains("it still needs the witness"), "{}", refused.err);
     // Where the service is led now.

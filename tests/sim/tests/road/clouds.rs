@@ -425,15 +425,20 @@ fn three_clouds_serve_as_one_survive_the_loss_of_the_first_and_are_removed() {
 
     // A drill that dies leaves nothing: the supervisor of the witness signs in to AWS and gives the nodes back.
     let home = clouds.clusters[0];
-    let mut dying = clouds.command(&["dr", "drill", "--ttl", "10m"]).stdout(Stdio::null()).spawn().unwrap();
-    clouds.until_leads("secondary");
-    dying.kill().unwrap();
-    dying.wait().unwrap();
     let cordoned = || {
         let nodes: Value = serde_json::from_slice(&home.kubectl(&["get", "nodes", "-o", "json"]).stdout).unwrap();
         nodes["items"].as_array().unwrap().iter().any(|node| node["spec"]["unschedulable"] == true)
     };
-    assert!(cordoned());
+    let dies = || {
+        clouds.until_leads("primary");
+        let mut dying = clouds.command(&["dr", "drill", "--ttl", "10m"]).stdout(Stdio::null()).spawn().unwrap();
+        clouds.until_leads("secondary");
+        dying.kill().unwrap();
+        dying.wait().unwrap();
+        cordoned()
+    };
+    // On a busy machine it may have given the nodes back before it is killed.
+    assert!((0..3).any(|_| dies()), "each drill was over before it was killed");
     clouds.end_in_another_account();
     assert!(cordoned(), "another cluster of that name is not taken for it");
     clouds.sandbox.expire_faults(NAME);
