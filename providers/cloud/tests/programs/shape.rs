@@ -23,8 +23,6 @@ pub(crate) struct Place<'a> {
     pub(crate) repository: String,
     /// The address of its models.
     pub(crate) models: &'a str,
-    /// Whether models can be archived.
-    pub(crate) archives: bool,
     /// What clients reach, with a name in an existing zone.
     pub(crate) endpoint: Endpoint,
     /// The region of a replica of its database; `None` where its settings cannot change beside one.
@@ -262,7 +260,7 @@ impl Shape {
     }
 
     fn components(&self, place: &Place<'_>) -> Vec<Component> {
-        let Place { repository, models, archives, endpoint, .. } = place;
+        let Place { repository, models, endpoint, .. } = place;
         let base_domain = endpoint.domain.clone().filter(|_| self.names.1);
         let share = endpoint.domain.as_ref().filter(|_| place.shares && self.is_shared).map(|domain| TrafficShare {
             weight: self.weight,
@@ -276,7 +274,7 @@ impl Shape {
         let gpu =
             self.gpu.map(|(count, max, spot)| GpuPool { max: Some(max), spot, ..GpuPool::of(GpuSize::Small, count) });
         let store = ModelStore {
-            archive_after_days: self.archive_after_days.filter(|_| *archives),
+            archive_after_days: self.archive_after_days,
             ..ModelStore::of(vec![Model::of("mine", models)])
         };
         let cluster = Cluster {
