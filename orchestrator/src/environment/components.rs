@@ -62,6 +62,8 @@ const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 /// The time that a gateway adds to the limit of what is behind it: the server ends a stream with an error event and the
 /// end mark, and a gateway with the same limit would cut it off before.
 const GATEWAY_GRACE_SECONDS: u64 = 5;
+/// The port of an ingress.
+const HTTPS_PORT: u16 = 443;
 
 /// What a form has besides its file.
 const FORM_BYTES: u64 = 64 << 10;
@@ -326,6 +328,7 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release, pushed: Opti
             database: (site.database().is_some() && there.database.is_none() && e.database.existing.is_none())
                 .then(|| database(e, site, release)),
             cache: managed_cache(e).filter(|_| site.serves()),
+            service: service_address(e, site),
         };
         let monitoring = monitoring(e, e.monitoring.stack, is_home, release);
         add(names::MONITORING, None, ComponentSpec::Monitoring(part::Monitoring { monitored, budget, ..monitoring }));
@@ -663,6 +666,17 @@ fn shared_secrets(e: &Environment) -> BTreeSet<String> {
 
 fn host<'a>(e: &'a Environment, site: &'a SiteSettings) -> &'a str {
     site.host.as_deref().unwrap_or(&e.server.api.host)
+}
+
+/// The public address of a site's service: its own where there are several sites, and otherwise that of the environment. `None` without
+/// a name, which an IP address and the name of a machine alone are not.
+fn service_address(e: &Environment, site: &SiteSettings) -> Option<part::ServiceAddress> {
+    let own = site.cluster.host().zip(site.cluster.port());
+    let port = if site.cluster.ingress.is_some() { HTTPS_PORT } else { site.port.unwrap_or(e.server.api.port) };
+    let named = e.traffic.domain.clone().filter(|_| e.sites.len() == 1).map(|host| (host, port));
+    let (host, port) = named.or(own)?;
+    let is_public = host.contains('.') && host.parse::<std::net::IpAddr>().is_err();
+    (is_public && site.serves() && e.tls.mode != TlsMode::Off).then_some(part::ServiceAddress { host, port })
 }
 
 /// The names of the site's certificate: the configured ones and those that this machine always has.

@@ -366,7 +366,8 @@ fn monitoring() -> Monitoring {
     ];
     let receivers = receivers.map(|(name, address)| (name.to_owned(), ReceiverAddress::Plain(address.to_owned())));
     let budget = Budget { monthly: 900.0, currency: "USD".to_owned(), warn_at: 0.8 };
-    let monitored = Monitored { network: true, cluster: true, gpu: true, database: Some(database()), cache: None };
+    let monitored =
+        Monitored { network: true, cluster: true, gpu: true, database: Some(database()), ..Monitored::default() };
     let receivers = BTreeMap::from(receivers);
     Monitoring { stack: true, budget: Some(budget), receivers, monitored, ..Monitoring::default() }
 }

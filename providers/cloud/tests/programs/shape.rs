@@ -7,7 +7,7 @@ use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{
     Budget, CACHE_PASSWORD, Cache, Cluster, ComponentSpec, Database, Endpoint, GpuPool, MaintenanceWindow,
     ManagedCache, ManagedPostgres, Model, ModelStore, Monitored, Monitoring, Network, Postgres, Program,
-    ReceiverAddress, Registry, TrafficShare,
+    ReceiverAddress, Registry, ServiceAddress, TrafficShare,
 };
 use textnlp_provider::settings::{CacheKind, DatabaseKind, GpuSize, Hosting, Spot, Weekday};
 use textnlp_provider::units::TimeOfDay;
@@ -312,6 +312,7 @@ impl Shape {
             ((*name).to_owned(), ReceiverAddress::Plain(address))
         };
         let budget = self.budget.filter(|_| place.has_budget);
+        let named = place.endpoint.domain.clone().filter(|_| self.cluster && self.names.0);
         let mut monitoring = Monitoring {
             stack: self.dashboard,
             receivers: self.mailboxes.iter().map(mailbox).collect(),
@@ -321,6 +322,7 @@ impl Shape {
                 gpu: self.cluster && self.gpu.is_some(),
                 database: self.database.then(|| self.postgres(place)),
                 cache: self.redis(),
+                service: named.map(|host| ServiceAddress { host, port: place.endpoint.port }),
             },
             budget: budget.map(|most| Budget { monthly: most.into(), currency: "USD".to_owned(), warn_at: 0.8 }),
             ..Monitoring::default()

@@ -1,4 +1,4 @@
-//! Alert policies of Cloud Monitoring, the channels that they notify, and dashboards:
+//! Alert policies of Cloud Monitoring, the channels that they notify, uptime checks, and dashboards:
 //! <https://cloud.google.com/monitoring/api/ref_v3/rest>, <https://cloud.google.com/monitoring/api/ref_dashboards/rest>.
 //!
 //! Google gives all of them their names: they are found by their labels.
@@ -18,6 +18,8 @@ use crate::table::{MINUTE, Row, kind};
 pub(crate) const CHANNEL: &str = "gcp.notification-channel";
 /// The kind of alert policies.
 pub(crate) const POLICY: &str = "gcp.alert-policy";
+/// The kind of uptime checks.
+pub(crate) const UPTIME: &str = "gcp.uptime-check";
 /// The kind of dashboards.
 pub(crate) const DASHBOARD: &str = "gcp.dashboard";
 /// The comparisons of policies.
@@ -25,6 +27,7 @@ const ABOVE: &str = "COMPARISON_GT";
 const BELOW: &str = "COMPARISON_LT";
 /// How time series become one, and how an answer may write that they do not.
 const SUM: &str = "REDUCE_SUM";
+const COUNT_FALSE: &str = "REDUCE_COUNT_FALSE";
 const NO_REDUCER: &str = "REDUCE_NONE";
 /// The labels of the lines of limits in charts.
 const ALERT_ABOVE: &str = "alert above";
@@ -70,6 +73,25 @@ pub(crate) static ROWS: &[Row] = &[
         },
         service: "monitoring",
         resource: &Rest::<Policy>::kind(),
+        refused: &[],
+    },
+    Row {
+        kind: Kind {
+            deadline: MINUTE.saturating_mul(20),
+            // <https://cloud.google.com/stackdriver/pricing>: how many a project has without a charge counts all its checks.
+            pricing: Pricing::Unknown("by executions"),
+            permissions: &[
+                create("monitoring.uptimeCheckConfigs.create"),
+                read("monitoring.uptimeCheckConfigs.get"),
+                read("monitoring.uptimeCheckConfigs.list"),
+                Permission::on(&[Verb::Update], "monitoring.uptimeCheckConfigs.update"),
+                delete("monitoring.uptimeCheckConfigs.delete"),
+            ],
+            terraform: &[("google_monitoring_uptime_check_config", "id")],
+            ..kind(UPTIME, "an uptime check from the internet", Identity::Token)
+        },
+        service: "monitoring",
+        resource: &Rest::<UptimeCheck>::kind(),
         refused: &[],
     },
     Row {
@@ -155,6 +177,65 @@ impl RestKind for Policy {
     }
 }
 
+/// A request over HTTPS each minute from each of Google's locations. It accepts every certificate, which the deployment's own authority may
+/// have signed. Outputs: `id`, and `name`, by which the results are found.
+struct UptimeCheck;
+
+impl RestKind for UptimeCheck {
+    const TABLE: &'static Table = &Table {
+        service: Service::Monitoring,
+        path: "projects/{project}/uptimeCheckConfigs/{name}",
+        collection: "projects/{project}/uptimeCheckConfigs",
+        items: "uptimeCheckConfigs",
+        assigned: true,
+        constants: &[("/monitoredResource/type", "\"uptime_url\""), ("/period", "\"60s\""), ("/timeout", "\"10s\"")],
+        fields: &[
+            Field::plain("name", "/displayName").patched(),
+            // An answer adds the project (hashicorp/terraform-provider-google#7734).
+            Field::code("host", "/monitoredResource/labels", |host| json!({ "host": host }), host),
+            Field::code("target", "/httpCheck", http_check, target).patched(),
+            Field::code("enabled", "/disabled", |on| json!(*on != true), |one| json!(one["disabled"] != true))
+                .patched(),
+        ],
+        in_place: &["name", "target", "enabled"],
+        // A change without the period is refused (GoogleCloudPlatform/magic-modules#1129).
+        update: Update::Whole(&[]),
+        marks: Marks::Labels("/userLabels", Labelling::Patch),
+        terraform: Terraform {
+            kind: "google_monitoring_uptime_check_config",
+            moved: &[("/disabled", "")],
+            outputs: &[ID, ("name", "uptime_check_id")],
+            ..TERRAFORM
+        },
+        ..Table::USUAL
+    };
+}
+
+fn host(document: &Value) -> Value {
+    document["monitoredResource"]["labels"]["host"].clone()
+}
+
+/// The request of a check.
+fn http_check(target: &Value) -> Value {
+    json!({
+        "useSsl": true,
+        "validateSsl": false,
+        "requestMethod": "GET",
+        "port": target["port"],
+        "path": target["path"],
+    })
+}
+
+/// The port and the path of a check; null if it sends another request, or accepts other answers than successes.
+fn target(document: &Value) -> Value {
+    let check = &document["httpCheck"];
+    let is_usual = check["useSsl"] == true
+        && check["validateSsl"] != true
+        && check["acceptedResponseStatusCodes"].is_null()
+        && matches!(check["requestMethod"].as_str(), None | Some("GET"));
+    if is_usual { json!({ "port": check["port"], "path": check["path"] }) } else { Value::Null }
+}
+
 /// A dashboard with a chart for each metric. Outputs: `id`, `name`.
 struct Dashboard;
 
@@ -200,6 +281,9 @@ struct Metric {
     aligner: String,
     /// The label whose values have a sum each, if time series are added.
     sum_by: Option<String>,
+    /// The label whose values have a count each, if time series that are false are counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    false_by: Option<String>,
     #[serde(flatten)]
     limit: Limit,
     /// The seconds of a value.
@@ -226,8 +310,9 @@ enum Limit {
 impl Metric {
     fn aggregation(&self) -> Value {
         let mut all = json!({ "alignmentPeriod": duration(self.period_seconds), "perSeriesAligner": self.aligner });
-        if let Some(label) = &self.sum_by {
-            all["crossSeriesReducer"] = json!(SUM);
+        let summed = self.sum_by.as_ref().map(|label| (SUM, label));
+        if let Some((reducer, label)) = summed.or(self.false_by.as_ref().map(|label| (COUNT_FALSE, label))) {
+            all["crossSeriesReducer"] = json!(reducer);
             all["groupByFields"] = json!([label]);
         }
         all
@@ -235,9 +320,11 @@ impl Metric {
 
     /// The metric in a document; `None` if it is aggregated otherwise.
     fn read(says: &Value, filter: &Value, aggregation: &Value, limit: Limit) -> Option<Self> {
-        let sum_by = match aggregation["crossSeriesReducer"].as_str() {
-            None | Some(NO_REDUCER) => None,
-            Some(SUM) => Some(aggregation["groupByFields"][0].as_str()?.to_owned()),
+        let label = || aggregation["groupByFields"][0].as_str().map(str::to_owned);
+        let (sum_by, false_by) = match aggregation["crossSeriesReducer"].as_str() {
+            None | Some(NO_REDUCER) => (None, None),
+            Some(SUM) => (Some(label()?), None),
+            Some(COUNT_FALSE) => (None, Some(label()?)),
             Some(_) => return None,
         };
         Some(Self {
@@ -245,6 +332,7 @@ impl Metric {
             filter: vec![filter.as_str()?.to_owned()],
             aligner: aggregation["perSeriesAligner"].as_str()?.to_owned(),
             sum_by,
+            false_by,
             limit,
             period_seconds: seconds(&aggregation["alignmentPeriod"])?,
         })
@@ -348,6 +436,40 @@ fn charts(document: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_uptime_check_is_read_as_it_is_written() {
+        let wanted = json!({ "port": 8443, "path": "/health" });
+        let mut document = json!({ "httpCheck": http_check(&wanted) });
+        assert_eq!(target(&document), wanted);
+        // What answers leave out.
+        for member in ["validateSsl", "requestMethod"] {
+            document["httpCheck"].as_object_mut().unwrap().retain(|name, _| name != member);
+        }
+        assert_eq!(target(&document), wanted);
+        for (member, value) in [
+            ("useSsl", json!(false)),
+            ("validateSsl", json!(true)),
+            ("requestMethod", json!("POST")),
+            ("acceptedResponseStatusCodes", json!([{ "statusClass": "STATUS_CLASS_ANY" }])),
+        ] {
+            let mut other = document.clone();
+            other["httpCheck"][member] = value;
+            assert!(target(&other).is_null(), "{member}");
+        }
+    }
+
+    #[test]
+    fn failing_locations_are_counted() {
+        let wanted = json!({
+            "says": "s", "filter": ["f"], "aligner": "ALIGN_NEXT_OLDER", "sum_by": null, "false_by": "resource.label.host",
+            "above": 1.0, "period_seconds": 1200, "lasting_seconds": 300,
+        });
+        let document = json!({ "conditions": conditions(&wanted) });
+        let aggregation = &document["conditions"][0]["conditionThreshold"]["aggregations"][0];
+        assert_eq!(aggregation["crossSeriesReducer"], "REDUCE_COUNT_FALSE");
+        assert_eq!(condition(&document), wanted);
+    }
 
     #[test]
     fn conditions_are_read_as_they_are_written() {

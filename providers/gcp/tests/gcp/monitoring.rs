@@ -15,6 +15,7 @@ use crate::{Bench, Made, mailbox, monitoring, record, run};
 const CREATE: &str = "monitoring.projects.notificationChannels.create";
 const PATCH: &str = "monitoring.projects.alertPolicies.patch";
 const CREATE_DASHBOARD: &str = "monitoring.projects.dashboards.create";
+const CREATE_UPTIME: &str = "monitoring.projects.uptimeCheckConfigs.create";
 
 fn all(world: &Cloud, collection: &str) -> Vec<Value> {
     let keys = world.keys().into_iter().filter(|key| key.contains(collection));
@@ -92,7 +93,7 @@ fn policies_are_about_what_the_environment_creates() {
         "database-lag",
         "database-replication",
     ];
-    assert_eq!(names(&all), [&["nodes-memory"][..], &of_database].concat());
+    assert_eq!(names(&all), [&["nodes-memory"][..], &of_database, &["service-uptime"]].concat());
     let condition = |part: &str| {
         let one = all.iter().find(|one| one.id.as_str() == format!("main/monitoring/alert-{part}")).unwrap();
         one.spec.get("condition").cloned().unwrap()
@@ -127,7 +128,18 @@ fn policies_are_about_what_the_environment_creates() {
     assert_eq!(condition("database-connections")["above"], json!(90.0));
 
     let external = of(|one| one.monitored.database.as_mut().unwrap().hosting = Some(Hosting::External)).unwrap();
-    assert_eq!(names(&external), ["nodes-memory"]);
+    assert_eq!(names(&external), ["nodes-memory", "service-uptime"]);
+    let unnamed = of(|one| one.monitored.service = None).unwrap();
+    assert_eq!(names(&unnamed), [&["nodes-memory"][..], &of_database].concat());
+    assert!(of_kind(&unnamed, "gcp.uptime-check").is_empty());
+    let check = of_kind(&all, "gcp.uptime-check")[0].spec.as_value();
+    assert_eq!(check["host"], "text.example.com");
+    assert_eq!(check["target"], json!({ "port": 8443, "path": "/health" }));
+    let uptime = condition("service-uptime");
+    let start = "metric.type=\"monitoring.googleapis.com/uptime_check/check_passed\" AND resource.type=\"uptime_url\" AND \
+                 metric.labels.check_id=\"";
+    assert_eq!(uptime["filter"], json!([start, { "$output": "main/monitoring/uptime#name" }, "\""]));
+    assert_eq!((&uptime["false_by"], &uptime["above"]), (&json!("resource.label.host"), &json!(1.0)));
     let existing = of(|one| one.monitored = textnlp_provider::component::Monitored::default()).unwrap();
     assert!(names(&existing).is_empty() && of_kind(&existing, "gcp.dashboard").is_empty());
 
@@ -149,7 +161,7 @@ fn policies_are_about_what_the_environment_creates() {
     let stack = of(|one| one.receivers = BTreeMap::new()).unwrap();
     assert_eq!(shown(&stack), shown(&all));
     let kinds: Vec<&str> = stack.iter().map(|one| one.kind.as_str()).collect();
-    assert_eq!(kinds, ["gcp.services", "gcp.dashboard"]);
+    assert_eq!(kinds, ["gcp.services", "gcp.uptime-check", "gcp.dashboard"]);
     assert!(of(|one| (one.stack, one.receivers) = (false, BTreeMap::new())).unwrap().is_empty());
 }
 
@@ -235,6 +247,41 @@ fn a_channel_waits_for_the_policy_that_uses_it() {
         bench.finish(&delete(3, &channel)).await;
         let world = bench.cloud.world();
         assert!(policies(&world).is_empty() && channels(&world).is_empty());
+    });
+}
+
+#[test]
+fn a_changed_uptime_check_is_drift_and_is_put_right() {
+    run(async {
+        let bench = bench();
+        let spec = json!({
+            "project": bench.cloud.project(), "name": "uptime", "host": "text.example.com", "enabled": true,
+            "target": { "port": 8443, "path": "/health" }, "tags": { "team": "text" },
+        });
+        let wanted = bench.wanted("main/monitoring/uptime", "gcp.uptime-check", &spec);
+        bench.cloud.faults().add(Rule::nth("monitoring", CREATE_UPTIME, 1, Disruption::LostReply));
+        let (wanted, recorded) = make(&bench, 1, wanted).await;
+        let found = all(&bench.cloud.world(), "/uptimeCheckConfigs/");
+        let [check] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!((&check["period"], &check["httpCheck"]["validateSsl"]), (&json!("60s"), &json!(false)));
+        assert!(check["name"].as_str().unwrap().ends_with(recorded.outputs["name"].as_str().unwrap()));
+        let key = format!("monitoring/{}", recorded.cloud_id);
+        bench.cloud.world().change(&key, "/httpCheck/path", json!("/other"));
+        bench.cloud.world().change(&key, "/httpCheck/acceptedResponseStatusCodes", json!([{ "statusValue": 500 }]));
+        bench.cloud.world().change(&key, "/disabled", json!(true));
+        let read = bench.provider.read(&wanted.kind, &recorded.cloud_id).await.unwrap();
+        let seen = match read {
+            Observed::Present(seen) => seen,
+            missing => panic!("{missing:?}"),
+        };
+        let changes = bench.provider.diff(&wanted, &recorded, &seen);
+        let fields: Vec<&str> = changes.iter().map(|change| change.field.as_str()).collect();
+        assert_eq!(fields, ["enabled", "target"]);
+        assert!(changes.iter().all(|change| change.effect == Effect::InPlace), "{changes:?}");
+        let object = bench.finish(&bench.operation(2, Verb::Update, &wanted, &wanted.spec, Some(&recorded))).await;
+        assert!(bench.provider.diff(&wanted, &recorded, &object).is_empty());
+        bench.finish(&bench.operation(3, Verb::Delete, &wanted, &wanted.spec, Some(&recorded))).await;
+        assert!(all(&bench.cloud.world(), "/uptimeCheckConfigs/").is_empty());
     });
 }
 
