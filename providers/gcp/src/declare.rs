@@ -353,7 +353,8 @@ mod tests {
                 "gcp.uptime-check",
                 at("uptimeCheckConfigs/1"),
                 json!({
-                    "name": "uptime", "host": "text.example.com", "target": { "port": 8443, "path": "/health" }, "enabled": true,
+                    "name": "uptime", "host": "text.example.com", "target": { "port": 8443, "path": "/health" }, "period": 60,
+                    "timeout": 10, "regions": [], "matchers": [], "enabled": true,
                 }),
             ),
             (

@@ -238,8 +238,14 @@ impl Shape {
         };
         let service = ResourceId::part(&site.name, &"gateway".parse().unwrap(), "service").unwrap();
         let balancer = Outputs::from([("address".to_owned(), "203.0.113.20".into())]);
+        let servers = ResourceId::part(&site.name, &"server".parse().unwrap(), "deployment").unwrap();
         // What other providers create.
-        let elsewhere = BTreeMap::from([secret("database-password"), secret(CACHE_PASSWORD), (service, balancer)]);
+        let elsewhere = BTreeMap::from([
+            secret("database-password"),
+            secret(CACHE_PASSWORD),
+            (service, balancer),
+            (servers, Outputs::new()),
+        ]);
         let mut all: Vec<Wanted> = Vec::new();
         for component in self.components(place) {
             all.extend(provider.lower(&component, &site).unwrap_or_else(|problems| panic!("{problems}")));

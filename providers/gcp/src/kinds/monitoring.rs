@@ -3,12 +3,15 @@
 //!
 //! Google gives all of them their names: they are found by their labels.
 
+use async_trait::async_trait;
+use reqwest::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use textnlp_provider::{Declare, Identity, Kind, Permission, Pricing, Verb};
+use textnlp_cloud::ObservedObject;
+use textnlp_provider::{Declare, Error, ErrorKind, Identity, Kind, Permission, Pricing, Result, Spec, Verb};
 
 use super::{create, delete, read};
-use crate::api::Api;
+use crate::api::{Api, Call};
 use crate::declare::{ID, Terraform};
 use crate::row::{Field, Labelling, Marks, Rest, RestKind, Table, Update};
 use crate::service::Service;
@@ -25,6 +28,9 @@ pub(crate) const DASHBOARD: &str = "gcp.dashboard";
 /// The comparisons of policies.
 const ABOVE: &str = "COMPARISON_GT";
 const BELOW: &str = "COMPARISON_LT";
+/// What an operator does about an uptime check that is not deleted.
+const IN_USE: &str =
+    "take the check out of the conditions of all alert policies, or delete these; then run the same command again";
 /// How time series become one, and how an answer may write that they do not.
 const SUM: &str = "REDUCE_SUM";
 const COUNT_FALSE: &str = "REDUCE_COUNT_FALSE";
@@ -177,10 +183,11 @@ impl RestKind for Policy {
     }
 }
 
-/// A request over HTTPS each minute from each of Google's locations. It accepts every certificate, which the deployment's own authority may
-/// have signed. Outputs: `id`, and `name`, by which the results are found.
+/// A request over HTTPS from each of Google's locations. It accepts every certificate, which the deployment's own authority may have signed.
+/// Outputs: `id`, and `name`, by which the results are found.
 struct UptimeCheck;
 
+#[async_trait]
 impl RestKind for UptimeCheck {
     const TABLE: &'static Table = &Table {
         service: Service::Monitoring,
@@ -188,16 +195,20 @@ impl RestKind for UptimeCheck {
         collection: "projects/{project}/uptimeCheckConfigs",
         items: "uptimeCheckConfigs",
         assigned: true,
-        constants: &[("/monitoredResource/type", "\"uptime_url\""), ("/period", "\"60s\""), ("/timeout", "\"10s\"")],
+        constants: &[("/monitoredResource/type", "\"uptime_url\"")],
         fields: &[
             Field::plain("name", "/displayName").patched(),
             // An answer adds the project (hashicorp/terraform-provider-google#7734).
             Field::code("host", "/monitoredResource/labels", |host| json!({ "host": host }), host),
             Field::code("target", "/httpCheck", http_check, target).patched(),
+            Field::code("period", "/period", lasting, |one| json!(seconds(&one["period"]))).patched(),
+            Field::code("timeout", "/timeout", lasting, |one| json!(seconds(&one["timeout"]))).patched(),
+            Field { absent: "[]", ..Field::plain("regions", "/selectedRegions").patched() },
+            Field { absent: "[]", ..Field::plain("matchers", "/contentMatchers").patched() },
             Field::code("enabled", "/disabled", |on| json!(*on != true), |one| json!(one["disabled"] != true))
                 .patched(),
         ],
-        in_place: &["name", "target", "enabled"],
+        in_place: &["name", "target", "period", "timeout", "regions", "matchers", "enabled"],
         // A change without the period is refused (GoogleCloudPlatform/magic-modules#1129).
         update: Update::Whole(&[]),
         marks: Marks::Labels("/userLabels", Labelling::Patch),
@@ -209,6 +220,20 @@ impl RestKind for UptimeCheck {
         },
         ..Table::USUAL
     };
+
+    /// While an alert policy uses the check, Google answers that the request is invalid, and not why
+    /// (hashicorp/terraform-provider-google#10176). The policy may be deleted or changed just before.
+    async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<String>> {
+        let sent = api.send(Call::new(Service::Monitoring, Method::DELETE, seen.id.clone())).await;
+        sent.map(|_| None).map_err(|error| {
+            if error.kind != ErrorKind::Invalid {
+                return error;
+            }
+            let said = error.source.as_ref().map(|source| format!(": {source}")).unwrap_or_default();
+            let error = error.because(format!("an alert policy may still use it{said}")).hint(IN_USE);
+            Error { kind: ErrorKind::Conflict, refused: false, ..error }
+        })
+    }
 }
 
 fn host(document: &Value) -> Value {
@@ -226,11 +251,18 @@ fn http_check(target: &Value) -> Value {
     })
 }
 
-/// The port and the path of a check; null if it sends another request, or accepts other answers than successes.
+/// A number of seconds in a document.
+fn lasting(seconds: &Value) -> Value {
+    json!(seconds.as_u64().map(duration))
+}
+
+/// The port and the path of a check; null if it sends another request, or accepts other answers than successes. Headers are not compared:
+/// Google may add some (GoogleCloudPlatform/magic-modules, `mmv1/products/monitoring/UptimeCheckConfig.yaml`).
 fn target(document: &Value) -> Value {
     let check = &document["httpCheck"];
     let is_usual = check["useSsl"] == true
         && check["validateSsl"] != true
+        && [&check["authInfo"], &check["serviceAgentAuthentication"], &check["body"]].into_iter().all(Value::is_null)
         && check["acceptedResponseStatusCodes"].is_null()
         && matches!(check["requestMethod"].as_str(), None | Some("GET"));
     if is_usual { json!({ "port": check["port"], "path": check["path"] }) } else { Value::Null }
@@ -452,6 +484,9 @@ mod tests {
             ("validateSsl", json!(true)),
             ("requestMethod", json!("POST")),
             ("acceptedResponseStatusCodes", json!([{ "statusClass": "STATUS_CLASS_ANY" }])),
+            ("authInfo", json!({ "username": "ada", "password": "******" })),
+            ("serviceAgentAuthentication", json!({ "type": "OIDC_TOKEN" })),
+            ("body", json!("Zm9v")),
         ] {
             let mut other = document.clone();
             other["httpCheck"][member] = value;

@@ -38,8 +38,12 @@ const MEAN: &str = "ALIGN_MEAN";
 const UPTIME_PERIOD: u64 = 1_200;
 const NEWEST: &str = "ALIGN_NEXT_OLDER";
 const CHECKED_HOST: &str = "resource.label.host";
-/// The part of the uptime check.
+/// The part of the uptime check, the seconds between its requests, and those in which each is answered.
 const UPTIME_PART: &str = "uptime";
+const UPTIME_EVERY: u64 = 60;
+const UPTIME_TIMEOUT: u64 = 10;
+/// What has to be there before a request is answered: the Service for clients, and the servers behind it.
+const ANSWERING: [(&str, &str); 2] = [("gateway", "service"), ("server", "deployment")];
 /// The resource of Cloud SQL in filters, and its label `PROJECT:NAME`.
 const SERVER: &str = "cloudsql_database";
 const DATABASE_ID: &str = "resource.labels.database_id";
@@ -261,15 +265,23 @@ impl Lowering<'_> {
         channels
     }
 
-    /// The check of the service from the internet.
+    /// The check of the service from the internet. It begins once the service answers: its policy would mail before.
     fn uptime(&mut self, service: &ServiceAddress) {
         let spec = json!({
             "name": names::of(self.site, UPTIME_PART, MOST_OF_TITLE),
             "host": plain(&service.host),
             "target": { "port": service.port, "path": HEALTH_PATH },
+            "period": UPTIME_EVERY,
+            "timeout": UPTIME_TIMEOUT,
+            "regions": [],
+            "matchers": [],
             "enabled": true,
         });
         self.part(UPTIME_PART, UPTIME, self.of_project(spec));
+        for (component, part) in ANSWERING {
+            let before = self.part_of(component, part);
+            self.after(before);
+        }
     }
 
     /// The rules about what this environment creates, each with its metric and limit.

@@ -393,11 +393,11 @@ fn record(wanted: &Wanted, spec: &Spec, object: &textnlp_provider::resource::Obj
 }
 
 /// What other providers of the site create.
-const MADE_ELSEWHERE: [&str; 2] = ["main/secrets/database-password", "main/gateway/service"];
+const MADE_ELSEWHERE: [&str; 3] = ["main/secrets/database-password", "main/gateway/service", "main/server/deployment"];
 
-/// The outputs of [`MADE_ELSEWHERE`]: the generated password of the database, and the Service for clients.
+/// The outputs of [`MADE_ELSEWHERE`]: the generated password of the database, and the Service for clients. Servers have none.
 fn secrets() -> BTreeMap<ResourceId, Outputs> {
-    let [password, service] = MADE_ELSEWHERE.map(|id| ResourceId::new(id).unwrap());
+    let [password, service, _] = MADE_ELSEWHERE.map(|id| ResourceId::new(id).unwrap());
     let secret = json!({ "$secret": "main/database-password", "version": "1" });
     BTreeMap::from([
         (password, Outputs::from([("secret".to_owned(), secret)])),

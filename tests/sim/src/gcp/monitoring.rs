@@ -16,6 +16,8 @@ const MOST_CONDITIONS: usize = 6;
 /// The seconds between the runs of an uptime check, of which the first is the usual one, and the most of its timeout.
 const PERIODS: [u64; 4] = [60, 300, 600, 900];
 const MOST_TIMEOUT: u64 = 60;
+/// The most uptime checks of a project.
+const MOST_CHECKS: usize = 100;
 
 pub(crate) const KINDS: &[Kind] = &[
     Kind {
@@ -111,12 +113,14 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Model,
     ),
     rule(
-        "a change of an uptime check without its period, or with another one, is 400",
+        "a change of an uptime check without a period is 400",
         Source::Report("GoogleCloudPlatform/magic-modules#1129"),
     ),
+    rule("the period of an uptime check changes in place", Source::Report("GoogleCloudPlatform/magic-modules#8266")),
+    rule("a project has at most 100 uptime checks: 429", Source::Report("2i2c-org/infrastructure#7054")),
     rule("a change of an uptime check without a mask replaces it", Source::Model),
     rule(
-        "an uptime check that an alert policy uses is not deleted: 400",
+        "an uptime check that an alert policy uses is not deleted: 400, which does not say why",
         Source::Report("hashicorp/terraform-provider-google#10176"),
     ),
 ];
@@ -226,6 +230,10 @@ fn create_uptime(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
     if !call.body["name"].is_null() {
         return Err(invalid("Cannot specify name in an UptimeCheckConfig sent to Create."));
     }
+    if collection(cloud, &format!("monitoring/{}", call.name)).len() >= MOST_CHECKS {
+        let message = "Error creating uptime check config: too many configs in project";
+        return Err(Problem::new("RESOURCE_EXHAUSTED", message));
+    }
     let title = call.body["displayName"].as_str().unwrap_or_default().to_lowercase();
     let title: String = title.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     let name = format!("{}/{title}-{}", call.name, cloud.random.hex(11));
@@ -234,8 +242,8 @@ fn create_uptime(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
 
 fn change_uptime(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
     let before = read(cloud, call)?;
-    if call.body["period"] != before["period"] {
-        return Err(invalid("The period of an UptimeCheckConfig is required and cannot be changed."));
+    if call.body["period"].is_null() {
+        return Err(invalid("Field \"uptime_check_config.period\" is required."));
     }
     let after = match call.parameter("updateMask").filter(|mask| !mask.is_empty()) {
         None => call.body.clone(),
@@ -284,9 +292,8 @@ fn delete_uptime(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
         filters.any(|filter| filter.contains(&own))
     };
     let policies = collection(cloud, &format!("monitoring/projects/{}/alertPolicies", call.project));
-    if let Some(user) = policies.iter().find(|key| cloud.get(key).is_some_and(uses)) {
-        let user = user.trim_start_matches("monitoring/");
-        return Err(invalid(format!("Cannot delete \"{}\": an alert policy uses it: \"{user}\"", call.name)));
+    if policies.iter().any(|key| cloud.get(key).is_some_and(uses)) {
+        return Err(invalid("Request contains an invalid argument."));
     }
     cloud.objects.remove(&call.key());
     Ok(json!({}))

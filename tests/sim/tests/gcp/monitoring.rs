@@ -70,9 +70,9 @@ fn a_channel_in_use_is_deleted_by_force_only() {
 }
 
 /// pulumi/pulumi-google-native#317, hashicorp/terraform-provider-google#7734, GoogleCloudPlatform/magic-modules#1129,
-/// hashicorp/terraform-provider-google#10176.
+/// GoogleCloudPlatform/magic-modules#8266, hashicorp/terraform-provider-google#10176.
 #[test]
-fn an_uptime_check_keeps_its_period_and_waits_for_its_policies() {
+fn an_uptime_check_is_changed_with_its_period_and_waits_for_its_policies() {
     let client = Client::quick();
     let check = |change: fn(&mut Value)| {
         let mut check = json!({
@@ -101,9 +101,12 @@ fn an_uptime_check_keeps_its_period_and_waits_for_its_policies() {
     let name = made["name"].as_str().unwrap();
     let path = format!("v3/{name}");
     let patch = |query: &str, body: Value| client.call("PATCH", "monitoring", &format!("{path}{query}"), body);
-    for change in [json!({ "httpCheck": { "port": 443 } }), json!({ "httpCheck": { "port": 443 }, "period": "300s" })] {
+    for change in [json!({ "httpCheck": { "port": 443 } }), json!({ "displayName": "Another one", "timeout": "5s" })] {
         assert_eq!(patch("?updateMask=httpCheck", change).status, 400);
     }
+    assert_eq!(patch("", check(|one| one["period"] = json!("90s"))).status, 400);
+    let rarer = patch("", check(|one| one["period"] = json!("300s"))).ok();
+    assert_eq!((&rarer["period"], &rarer["name"]), (&json!("300s"), &made["name"]));
     let masked = patch("?updateMask=httpCheck", json!({ "httpCheck": { "port": 443 }, "period": "60s" })).ok();
     assert_eq!((&masked["httpCheck"], &masked["userLabels"]), (&json!({ "port": 443 }), &made["userLabels"]));
     let replaced = patch("", check(|one| one["userLabels"] = json!({ "a": "c" }))).ok();
@@ -116,6 +119,23 @@ fn an_uptime_check_keeps_its_period_and_waits_for_its_policies() {
     client.call("DELETE", "monitoring", &format!("v3/{}", policy["name"].as_str().unwrap()), Value::Null).ok();
     client.call("DELETE", "monitoring", &path, Value::Null).ok();
     assert_eq!(client.get("monitoring", &path).status, 404);
+}
+
+/// 2i2c-org/infrastructure#7054.
+#[test]
+fn a_project_has_a_hundred_uptime_checks() {
+    let client = Client::quick();
+    let check = |number: usize| {
+        json!({
+            "displayName": format!("Check {number}"), "period": "60s", "timeout": "10s",
+            "monitoredResource": { "type": "uptime_url", "labels": { "host": "text.example.com" } },
+            "httpCheck": { "useSsl": true, "port": 8443, "path": "/health" },
+        })
+    };
+    for number in 0..100 {
+        client.post("monitoring", UPTIME, check(number)).ok();
+    }
+    assert_eq!(client.post("monitoring", UPTIME, check(100)).status, 429);
 }
 
 /// GoogleCloudPlatform/magic-modules#18515.
