@@ -16,6 +16,8 @@ const LIFECYCLE: &str = "Microsoft.Storage/storageAccounts/managementPolicies";
 const LIFECYCLE_MODEL: &str = "storage.v2024_01_01.models ManagementPolicy";
 /// The name of an account's lifecycle policy in paths, and the one in answers.
 const LIFECYCLE_NAMES: (&str, &str) = ("default", "DefaultManagementPolicy");
+/// The code of an invalid rule.
+const INVALID_RULE: &str = "InvalidManagementPolicyRule";
 /// The most rules of a policy, prefixes of a rule and characters of its name.
 const MOST_RULES: usize = 100;
 const MOST_PREFIXES: usize = 10;
@@ -238,6 +240,11 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Documentation("https://learn.microsoft.com/azure/storage/blobs/lifecycle-management-overview"),
     ),
     rule(
+        "an invalid rule of a lifecycle policy, such as one without filters, is 400 InvalidManagementPolicyRule",
+        Source::Report("Azure/bicep-registry-modules#6359"),
+    ),
+    rule("the name of a rule may have any characters", Source::Report("hashicorp/terraform-provider-azurerm#17973")),
+    rule(
         "accounts with copies in several zones have no archive tier",
         Source::Documentation("https://learn.microsoft.com/azure/storage/blobs/access-tiers-overview"),
     ),
@@ -414,22 +421,23 @@ fn accept_lifecycle(cloud: &mut Cloud, call: &Call, _: Option<&Value>, body: &mu
     for (place, rule) in rules.iter().enumerate() {
         let name = text(rule, "/name");
         let is_new = rules.iter().take(place).all(|other| text(other, "/name") != name);
-        if !is_new || name.is_empty() || name.len() > MOST_OF_RULE || !name.chars().all(|c| c.is_ascii_alphanumeric()) {
-            return Err(bad("BadRequest", format!("The name of the rule '{name}' is taken or invalid.")));
+        let invalid = |why: &str| bad(INVALID_RULE, format!("ManagementPolicy rule {name} is invalid. {why}"));
+        if !is_new || name.is_empty() || name.len() > MOST_OF_RULE {
+            return Err(invalid("Its name is taken, or has not 1 to 256 characters."));
         }
         let filters = &rule["definition"]["filters"];
         let count = |filter: &str| filters[filter].as_array().map_or(0, Vec::len);
         if count("blobTypes") == 0 || count("prefixMatch") > MOST_PREFIXES {
-            return Err(bad("BadRequest", format!("The filters of the rule '{name}' are invalid.")));
+            return Err(invalid("Invalid value for parameter : filter is required, with at most ten prefixes."));
         }
         let actions = rule["definition"]["actions"].as_object();
         let of_blobs = actions.into_iter().flat_map(|of| of.values()).filter_map(Value::as_object);
         let actions: Vec<&str> = of_blobs.flat_map(|of| of.keys()).map(String::as_str).collect();
         if actions.is_empty() {
-            return Err(bad("BadRequest", format!("The rule '{name}' has no action.")));
+            return Err(invalid("It has no action."));
         }
         if actions.contains(&"tierToArchive") && account.contains("ZRS") {
-            return Err(bad("BadRequest", format!("The account is {account}, which has no archive tier.")));
+            return Err(invalid(&format!("The account is {account}, which has no archive tier.")));
         }
     }
     let now = cloud.now().to_string();

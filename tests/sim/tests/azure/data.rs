@@ -127,7 +127,8 @@ fn blobs_are_replicated_by_a_policy_of_each_account() {
     blobs(&source, json!({ "isVersioningEnabled": false })).ok();
 }
 
-/// Azure/bicep-types-az#2494, lawrencegripper/azbrowse#98, hashicorp/terraform-provider-azurerm#18771, and
+/// Azure/bicep-types-az#2494, lawrencegripper/azbrowse#98, hashicorp/terraform-provider-azurerm#18771,
+/// Azure/bicep-registry-modules#6359, hashicorp/terraform-provider-azurerm#17973, and
 /// <https://learn.microsoft.com/azure/storage/blobs/lifecycle-management-overview>.
 #[test]
 fn an_account_has_one_lifecycle_policy_that_is_written_as_a_whole() {
@@ -150,16 +151,20 @@ fn an_account_has_one_lifecycle_policy_that_is_written_as_a_whole() {
     assert_eq!(other.code(), (404, "HttpResourceNotFound"));
     let mut prefixes = rule("one", cold.clone());
     prefixes["definition"]["filters"]["prefixMatch"] = (0..11).map(|number| format!("models/{number}")).collect();
+    let mut unfiltered = rule("one", cold.clone());
+    unfiltered["definition"].as_object_mut().unwrap().retain(|member, _| member != "filters");
+    assert_eq!(put(&path, json!([])).code(), (400, "BadRequest"));
     for refused in [
-        json!([]),
         json!([rule("one", cold.clone()), rule("one", cold.clone())]),
-        json!([rule("one-two", cold.clone())]),
+        json!([rule(&"a".repeat(257), cold.clone())]),
         json!([rule("one", json!({}))]),
         json!([rule("one", archive)]),
         json!([prefixes]),
+        json!([unfiltered]),
     ] {
-        assert_eq!(put(&path, refused).code(), (400, "BadRequest"));
+        assert_eq!(put(&path, refused).code(), (400, "InvalidManagementPolicyRule"));
     }
+    put(&path, json!([rule("one two-three", cold.clone())])).ok();
     let made = put(&path, json!([rule("one", cold.clone()), rule("two", cold.clone())])).ok();
     let days = &made["properties"]["policy"]["rules"][0]["definition"]["actions"]["baseBlob"]["tierToCold"];
     assert_eq!(made["name"], "DefaultManagementPolicy");
