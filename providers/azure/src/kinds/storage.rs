@@ -5,7 +5,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::ObservedObject;
 use textnlp_cloud::document::{last, set};
-use textnlp_provider::{DataClass, Declare, Identity, Kind, Outputs, Permission, Pricing, Result, Spec, Verb};
+use textnlp_provider::{
+    DataClass, Declare, Error, ErrorKind, Identity, Kind, Outputs, Permission, Pricing, Result, Spec, Verb,
+};
 
 use super::{create, delete, put, read};
 use crate::api::{Api, Call, Reply};
@@ -24,7 +26,7 @@ pub(crate) const NEW_POLICY: &str = "default";
 /// The outputs of a policy with its id and that of its rule.
 pub(crate) const POLICY_ID: &str = "policy";
 pub(crate) const RULE_ID: &str = "rule";
-/// The name of our rule in the lifecycle policy of an account: letters and digits.
+/// The name of our rule in the lifecycle policy of an account.
 const LIFECYCLE_RULE: &str = "textnlp";
 /// The days of a rule that moves blobs to the tier Cold.
 const COLD_DAYS: &str = "/definition/actions/baseBlob/tierToCold/daysAfterModificationGreaterThan";
@@ -310,6 +312,7 @@ impl RestKind for Lifecycle {
         fields: &[Field::seen("rule", lifecycle_rule)],
         in_place: &["rule"],
         marks: Marks::Part,
+        without: "the rules of other clients in the policy, which is written as a whole: add them to the declaration before you apply it",
         ..Table::USUAL
     };
 
@@ -324,20 +327,26 @@ impl RestKind for Lifecycle {
         document["properties"]["policy"] = json!({ "rules": [rule] });
     }
 
+    /// An account has no policy at first.
     async fn send(api: &Api, id: &str, document: Value) -> Result<Reply> {
-        let own = rules(&document).cloned().collect();
-        write_rules(api, id, own).await
+        let others = other_rules(api, id).await?.unwrap_or_default();
+        write_rules(api, id, others.into_iter().chain(rules(&document).cloned()).collect()).await
     }
 
     async fn put(api: &Api, id: &str, wanted: &Value, _field: &str) -> Result<Option<Pending>> {
-        Ok(write_rules(api, id, vec![lifecycle_document(wanted)]).await?.pending)
+        let Some(mut all) = other_rules(api, id).await? else {
+            return Err(Error::new(ErrorKind::Conflict, "change", "the lifecycle policy").because("no read shows it"));
+        };
+        all.push(lifecycle_document(wanted));
+        Ok(write_rules(api, id, all).await?.pending)
     }
 
     async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<Pending>> {
-        let others = other_rules(api, &seen.id).await?;
-        let reply = match others.is_empty() {
-            true => api.send(Call::new(Method::DELETE, &seen.id, VERSION)).await?,
-            false => write_rules(api, &seen.id, Vec::new()).await?,
+        let reply = match other_rules(api, &seen.id).await? {
+            // The next read decides.
+            None => return Ok(None),
+            Some(others) if others.is_empty() => api.send(Call::new(Method::DELETE, &seen.id, VERSION)).await?,
+            Some(others) => write_rules(api, &seen.id, others).await?,
         };
         Ok(reply.pending)
     }
@@ -352,20 +361,18 @@ fn is_own_rule(rule: &Value) -> bool {
     rule["name"] == LIFECYCLE_RULE
 }
 
-/// The rules of other clients. An answer without a policy is no proof that there is none, as for any object.
-async fn other_rules(api: &Api, id: &str) -> Result<Vec<Value>> {
+/// The rules of other clients; `None` if no read shows the policy, which is no proof that there is none.
+async fn other_rules(api: &Api, id: &str) -> Result<Option<Vec<Value>>> {
     for _ in 0..=SECOND_READS {
         if let Some(policy) = api.find(Call::get(id, VERSION)).await? {
-            return Ok(rules(&policy).filter(|rule| !is_own_rule(rule)).cloned().collect());
+            return Ok(Some(rules(&policy).filter(|rule| !is_own_rule(rule)).cloned().collect()));
         }
     }
-    Ok(Vec::new())
+    Ok(None)
 }
 
-/// Replaces our rule in the policy of an account.
-async fn write_rules(api: &Api, id: &str, own: Vec<Value>) -> Result<Reply> {
-    let mut all = other_rules(api, id).await?;
-    all.extend(own);
+/// Writes the policy of an account. It has no etag: another client may change it between the read and this.
+async fn write_rules(api: &Api, id: &str, all: Vec<Value>) -> Result<Reply> {
     let body = json!({ "properties": { "policy": { "rules": all } } });
     api.send(Call::new(Method::PUT, id, VERSION).body(body).saying("change", "the lifecycle policy")).await
 }
