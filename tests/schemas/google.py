@@ -19,8 +19,9 @@ import zipfile
 TYPES = """
 artifact_registry_repository compute_global_address compute_network compute_router compute_router_nat compute_subnetwork
 container_cluster container_node_pool dns_record_set kms_crypto_key kms_crypto_key_iam_member kms_key_ring
-monitoring_alert_policy monitoring_dashboard monitoring_notification_channel project_iam_member project_service redis_instance
-service_account service_networking_connection sql_database sql_database_instance sql_user storage_bucket storage_bucket_iam_member
+monitoring_alert_policy monitoring_dashboard monitoring_notification_channel monitoring_uptime_check_config project_iam_member
+project_service redis_instance service_account service_networking_connection sql_database sql_database_instance sql_user
+storage_bucket storage_bucket_iam_member
 """.split()
 # Only `google-beta` has these.
 BETA = ["google_project_service_identity"]

@@ -270,6 +270,7 @@ const VARIATIONS: &[Variation] = &[
     variation("azure", "`database.replica_region`", &["database.replica_region=northeurope"]),
     variation("azure", "`maintenance`", &["maintenance={ day: sunday, at: \"03:00\", hours: 4 }"]),
     variation("azure", "`storage.replicate_to`", &["storage.replicate_to=northeurope"]),
+    variation("azure", "`storage.archive_after`", &["storage.archive_after=90d"]),
     variation("azure", "models of its bucket", MODELS),
 ];
 

@@ -62,6 +62,8 @@ const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 /// The time that a gateway adds to the limit of what is behind it: the server ends a stream with an error event and the
 /// end mark, and a gateway with the same limit would cut it off before.
 const GATEWAY_GRACE_SECONDS: u64 = 5;
+/// The port of an ingress without one of its own.
+const HTTPS_PORT: u16 = 443;
 
 /// What a form has besides its file.
 const FORM_BYTES: u64 = 64 << 10;
@@ -326,6 +328,7 @@ fn of_site(e: &Environment, site: &SiteSettings, release: &Release, pushed: Opti
             database: (site.database().is_some() && there.database.is_none() && e.database.existing.is_none())
                 .then(|| database(e, site, release)),
             cache: managed_cache(e).filter(|_| site.serves()),
+            service: service_address(e, site),
         };
         let monitoring = monitoring(e, e.monitoring.stack, is_home, release);
         add(names::MONITORING, None, ComponentSpec::Monitoring(part::Monitoring { monitored, budget, ..monitoring }));
@@ -663,6 +666,28 @@ fn shared_secrets(e: &Environment) -> BTreeSet<String> {
 
 fn host<'a>(e: &'a Environment, site: &'a SiteSettings) -> &'a str {
     site.host.as_deref().unwrap_or(&e.server.api.host)
+}
+
+/// The public address of a site's service: its own one, and otherwise `traffic.domain`, which is not that of one site where there are
+/// several. `None` without a public name, and without TLS.
+fn service_address(e: &Environment, site: &SiteSettings) -> Option<part::ServiceAddress> {
+    let of_ingress = site.cluster.ingress.as_ref().map(|one| one.port.unwrap_or(HTTPS_PORT));
+    let port = of_ingress.or(site.port).unwrap_or(e.server.api.port);
+    let named = e.traffic.domain.clone().filter(|_| e.sites.len() == 1).map(|host| (host, port));
+    // It has precedence, as in a cluster: without its load balancer the Service is a `ClusterIP`, and nothing listens at the domain.
+    let own = site.cluster.address.as_ref().map(|_| site.cluster.host().zip(site.cluster.port()));
+    let (host, port) = own.unwrap_or(named)?;
+    let is_checked = is_public_name(&host) && site.serves() && e.tls.mode != TlsMode::Off;
+    is_checked.then_some(part::ServiceAddress { host, port })
+}
+
+/// Whether the internet may resolve a name. An IP address is no name, and only a private network knows that of a machine or of a service in
+/// a cluster.
+fn is_public_name(host: &str) -> bool {
+    const PRIVATE: [&str; 6] = [".internal", ".local", ".localhost", ".lan", ".svc", ".home.arpa"];
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    let is_private = host.contains(".svc.") || PRIVATE.iter().any(|end| host.ends_with(end));
+    host.contains('.') && host.parse::<std::net::IpAddr>().is_err() && !is_private
 }
 
 /// The names of the site's certificate: the configured ones and those that this machine always has.

@@ -73,6 +73,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
             Gpu(GpuSize::Xlarge),
             Optional(Setting::AddressRange),
             Optional(Setting::AlertReceivers),
+            Optional(Setting::ArchiveAfter),
             Optional(Setting::Autoscaling),
             Optional(Setting::Backup),
             Optional(Setting::BackupSize),
@@ -100,7 +101,6 @@ pub const CAPABILITIES: Capabilities = Capabilities {
         ],
         refused: &[
             ("account.existing_role", "a sign-in to Azure assumes no role: sign in as the identity itself"),
-            ("storage.archive_after", "lifecycle rules of storage accounts are not supported yet"),
             ("storage.existing_key", "existing keys are not supported for storage accounts yet"),
         ],
     }],

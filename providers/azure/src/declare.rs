@@ -249,6 +249,7 @@ mod tests {
         ("azure.storage", "change_feed", "a part: the settings of its blobs"),
         ("azure.replication-policy", "container", "it is not declared"),
         ("azure.replication-policy", "rule", "it is not declared"),
+        ("azure.lifecycle", "rule", "`complete` has it in the policy"),
         ("azure.assignment", "role", "`complete` sets the id of the role"),
         ("azure.peering", "connected", "only an answer has it"),
         ("azure.dns-record", "values", "`complete` sets the addresses or the target"),

@@ -838,6 +838,18 @@ pub struct Monitored {
     /// The cache, if a cloud runs it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<ManagedCache>,
+    /// The public address of the service, if it has a name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceAddress>,
+}
+
+/// The name and the port at which clients on the internet reach the service of a site over HTTPS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceAddress {
+    /// The DNS name.
+    pub host: String,
+    /// The port.
+    pub port: u16,
 }
 
 impl Monitored {

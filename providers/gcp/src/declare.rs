@@ -350,6 +350,14 @@ mod tests {
                 }),
             ),
             (
+                "gcp.uptime-check",
+                at("uptimeCheckConfigs/1"),
+                json!({
+                    "name": "uptime", "host": "text.example.com", "target": { "port": 8443, "path": "/health" }, "period": 60,
+                    "timeout": 10, "regions": [], "matchers": [], "enabled": true,
+                }),
+            ),
+            (
                 "gcp.dashboard",
                 at("dashboards/1"),
                 json!({
@@ -400,6 +408,7 @@ mod tests {
         ("gcp.node-pool", "markets", "`declared` sets the first one"),
         ("gcp.repository", "images", "the provider has no resource for images"),
         ("gcp.run-service", "serving", "services of Cloud Run are not exported"),
+        ("gcp.uptime-check", "enabled", "the provider has no attribute for it"),
     ];
 
     #[test]

@@ -1,6 +1,7 @@
 //! What an environment becomes: components, site by site.
 
 use textnlp_orchestrator::environment::model::Service;
+use textnlp_provider::cluster::{ClusterIngress, IngressKind};
 use textnlp_provider::settings::NodeSize;
 
 use super::*;
@@ -379,6 +380,96 @@ fn each_site_alerts_on_its_own_problems() {
         .collect();
     let expected = [("primary", true), ("secondary", false), ("tertiary", false), ("witness", false)];
     assert_eq!(told, expected.map(|(site, home)| (site.to_owned(), 1, home, false)));
+}
+
+#[test]
+fn the_service_is_watched_at_its_public_address() {
+    type Case = (&'static str, fn(&mut Environment), Option<(&'static str, u16)>);
+    const CASES: [Case; 10] = [
+        ("the domain", |_| {}, Some(("text.example.com", 8443))),
+        ("no domain", |e| e.traffic.domain = None, None),
+        ("no TLS", |e| e.tls.mode = TlsMode::Off, None),
+        ("a port of the site", |e| e.sites[0].port = Some(9443), Some(("text.example.com", 9443))),
+        (
+            "an ingress",
+            |e| {
+                e.sites[0].port = Some(9443);
+                e.sites[0].cluster.ingress = Some(ClusterIngress::default());
+            },
+            Some(("text.example.com", 443)),
+        ),
+        (
+            "a Gateway with another port",
+            |e| {
+                let (kind, port) = (IngressKind::Gateway, Some(8444));
+                e.sites[0].cluster.ingress = Some(ClusterIngress { kind, port, ..ClusterIngress::default() });
+            },
+            Some(("text.example.com", 8444)),
+        ),
+        (
+            "an address beside the domain",
+            |e| e.sites[0].cluster.address = Some("https://own.example.com:9443".to_owned()),
+            Some(("own.example.com", 9443)),
+        ),
+        (
+            "an address without a port",
+            |e| e.sites[0].cluster.address = Some("https://own.example.com/".to_owned()),
+            Some(("own.example.com", 443)),
+        ),
+        (
+            "an IP address beside the domain",
+            |e| e.sites[0].cluster.address = Some("https://203.0.113.7:8443".to_owned()),
+            None,
+        ),
+        (
+            "a port-forward beside the domain",
+            |e| e.sites[0].cluster.address = Some("https://localhost:8443".to_owned()),
+            None,
+        ),
+    ];
+    let watched = |environment: &Environment| -> Vec<Option<(String, u16)>> {
+        let release = Release::resolve(environment, &artifacts());
+        let parts = components(environment, &release).into_iter().flat_map(|(_, parts)| parts);
+        let services = parts.filter_map(|one| match one.part {
+            ComponentSpec::Monitoring(monitoring) => Some(monitoring.monitored.service),
+            _ => None,
+        });
+        services.map(|service| service.map(|at| (at.host, at.port))).collect()
+    };
+    let mut environment = built_in("staging");
+    environment.monitoring.stack = true;
+    environment.server.api.port = 8443;
+    environment.traffic.domain = Some("text.example.com".to_owned());
+    for (what, change, expected) in CASES {
+        let mut environment = environment.clone();
+        change(&mut environment);
+        assert_eq!(watched(&environment), [expected.map(|(host, port)| (host.to_owned(), port))], "{what}");
+    }
+    for private in [
+        "text",
+        "text.internal",
+        "text.local",
+        "TEXT.LAN.",
+        "text.home.arpa",
+        "textnlp-api.textnlp.svc",
+        "textnlp-api.textnlp.svc.cluster.example",
+        "203.0.113.7",
+    ] {
+        environment.traffic.domain = Some(private.to_owned());
+        assert_eq!(watched(&environment), [None::<(String, u16)>], "{private}");
+    }
+
+    // The domain is not that of one of several sites.
+    let sets = ["traffic.existing=Z1", "sites[2].cluster.address=https://192.0.2.7:8443"];
+    let overrides = Overrides { sets: sets.map(str::to_owned).into(), ..Overrides::default() };
+    let loaded = Library::built_in().load("multi-region-clouds", &overrides, &Catalogue::default()).unwrap();
+    let mut environment = loaded.environment;
+    environment.monitoring.stack = true;
+    let named = |host: &str| Some((host.to_owned(), 8443));
+    let expected = [named("aws.textnlp.example.com"), named("gcp.textnlp.example.com"), None];
+    assert_eq!(watched(&environment)[..3], expected);
+    environment.sites[0].cluster.address = None;
+    assert_eq!(watched(&environment)[0], None);
 }
 
 #[test]

@@ -269,7 +269,8 @@ fn a_notification_of_a_budget_that_goes_elsewhere_is_put_back() {
 fn monitored(replicas: u32) -> Monitored {
     let managed = ManagedPostgres { disk_bytes: 100 << 30, backup_seconds: 0, replica_region: None };
     let cache = crate::elasticache::redis(1_000_000_000, 1).managed;
-    Monitored { network: true, cluster: true, gpu: true, database: Some(database(managed, replicas, 100)), cache }
+    let database = Some(database(managed, replicas, 100));
+    Monitored { network: true, cluster: true, gpu: true, database, cache, service: None }
 }
 
 fn monitoring() -> Monitoring {

@@ -313,6 +313,7 @@ impl Shape {
                 gpu: self.gpu.is_some(),
                 database: self.database.then(|| self.postgres()),
                 cache: self.cache.and_then(|_| self.redis().managed),
+                service: None,
             },
             budget: self.budget.map(|most| Budget { monthly: most.into(), currency: "USD".to_owned(), warn_at: 0.8 }),
             ..Monitoring::default()

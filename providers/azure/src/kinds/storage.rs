@@ -1,16 +1,18 @@
-//! Storage accounts, containers of blobs, and their replication: <https://learn.microsoft.com/rest/api/storagerp/>.
+//! Storage accounts, containers of blobs, their replication and their lifecycle: <https://learn.microsoft.com/rest/api/storagerp/>.
 
 use async_trait::async_trait;
 use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::ObservedObject;
-use textnlp_cloud::document::last;
-use textnlp_provider::{DataClass, Declare, Identity, Kind, Outputs, Pricing, Result, Spec};
+use textnlp_cloud::document::{last, set};
+use textnlp_provider::{
+    DataClass, Declare, Error, ErrorKind, Identity, Kind, Outputs, Permission, Pricing, Result, Spec, Verb,
+};
 
 use super::{create, delete, put, read};
-use crate::api::{Api, Call};
+use crate::api::{Api, Call, Reply};
 use crate::operation::Pending;
-use crate::row::{Field, LOCATION, Marks, Part, Rest, RestKind, Table, Update, invalid};
+use crate::row::{Field, LOCATION, Marks, Part, Rest, RestKind, SECOND_READS, Table, Update, invalid};
 use crate::table::{Row, kind};
 
 const VERSION: &str = "2024-01-01";
@@ -24,6 +26,10 @@ pub(crate) const NEW_POLICY: &str = "default";
 /// The outputs of a policy with its id and that of its rule.
 pub(crate) const POLICY_ID: &str = "policy";
 pub(crate) const RULE_ID: &str = "rule";
+/// The name of our rule in the lifecycle policy of an account.
+const LIFECYCLE_RULE: &str = "textnlp";
+/// The days of a rule that moves blobs to the tier Cold.
+const COLD_DAYS: &str = "/definition/actions/baseBlob/tierToCold/daysAfterModificationGreaterThan";
 
 pub(crate) static ROWS: &[Row] = &[
     Row {
@@ -73,6 +79,25 @@ pub(crate) static ROWS: &[Row] = &[
         },
         service: "Microsoft.Storage",
         resource: &Rest::<Replication>::kind(),
+        refused: &[],
+    },
+    Row {
+        kind: Kind {
+            pricing: Pricing::Unknown("by use"),
+            permissions: &[
+                read("Microsoft.Storage/storageAccounts/managementPolicies/read"),
+                // A deletion keeps the rules of other clients by a write.
+                Permission::on(
+                    &[Verb::Create, Verb::Update, Verb::Delete],
+                    "Microsoft.Storage/storageAccounts/managementPolicies/write",
+                ),
+                delete("Microsoft.Storage/storageAccounts/managementPolicies/delete"),
+            ],
+            terraform: &[("azurerm_storage_management_policy", "id")],
+            ..kind("azure.lifecycle", "a lifecycle rule of a storage account", Identity::Part)
+        },
+        service: "Microsoft.Storage",
+        resource: &Rest::<Lifecycle>::kind(),
         refused: &[],
     },
 ];
@@ -268,5 +293,145 @@ impl RestKind for Replication {
         let policies = seen.id.rsplit_once('/').map_or(seen.id.as_str(), |(policies, _)| policies);
         let id = format!("{policies}/{policy}");
         Ok(api.send(Call::new(Method::DELETE, id, VERSION)).await?.pending)
+    }
+}
+
+/// A rule that moves the blobs of a container to the tier Cold, which is read at once. The tier Archive is not: and accounts with copies in
+/// several zones do not have it (<https://learn.microsoft.com/azure/storage/blobs/access-tiers-overview>). An account has one policy for
+/// all rules, which is written as a whole (<https://learn.microsoft.com/azure/storage/blobs/lifecycle-management-policy-configure>): rules
+/// of other clients stay. Outputs: `id`, `name`.
+struct Lifecycle;
+
+#[async_trait]
+impl RestKind for Lifecycle {
+    const TABLE: &'static Table = &Table {
+        arm: "Microsoft.Storage/storageAccounts/managementPolicies",
+        version: VERSION,
+        // Every other name is refused (Azure/bicep-types-az#2494).
+        path: "{account}/managementPolicies/default",
+        fields: &[Field::seen("rule", lifecycle_rule)],
+        in_place: &["rule"],
+        marks: Marks::Part,
+        without: "the rules of other clients in the policy, which is written as a whole: add them to the declaration before you apply it",
+        ..Table::USUAL
+    };
+
+    /// A policy without our rule is that of other clients.
+    async fn fetch(api: &Api, id: &str) -> Result<Option<Value>> {
+        let found = api.find(Call::get(id, VERSION)).await?;
+        Ok(found.filter(|policy| rules(policy).any(is_own_rule)))
+    }
+
+    fn complete(spec: &Spec, document: &mut Value) {
+        let rule = lifecycle_document(spec.get("rule").unwrap_or(&Value::Null));
+        document["properties"]["policy"] = json!({ "rules": [rule] });
+    }
+
+    /// An account has no policy at first.
+    async fn send(api: &Api, id: &str, document: Value) -> Result<Reply> {
+        let others = other_rules(api, id).await?.unwrap_or_default();
+        write_rules(api, id, others.into_iter().chain(rules(&document).cloned()).collect()).await
+    }
+
+    async fn put(api: &Api, id: &str, wanted: &Value, _field: &str) -> Result<Option<Pending>> {
+        let Some(mut all) = other_rules(api, id).await? else {
+            return Err(Error::new(ErrorKind::Conflict, "change", "the lifecycle policy").because("no read shows it"));
+        };
+        all.push(lifecycle_document(wanted));
+        Ok(write_rules(api, id, all).await?.pending)
+    }
+
+    async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<Pending>> {
+        let reply = match other_rules(api, &seen.id).await? {
+            // The next read decides.
+            None => return Ok(None),
+            Some(others) if others.is_empty() => api.send(Call::new(Method::DELETE, &seen.id, VERSION)).await?,
+            Some(others) => write_rules(api, &seen.id, others).await?,
+        };
+        Ok(reply.pending)
+    }
+}
+
+/// The rules of a lifecycle policy.
+fn rules(policy: &Value) -> impl Iterator<Item = &Value> {
+    policy["properties"]["policy"]["rules"].as_array().into_iter().flatten()
+}
+
+fn is_own_rule(rule: &Value) -> bool {
+    rule["name"] == LIFECYCLE_RULE
+}
+
+/// The rules of other clients; `None` if no read shows the policy, which is no proof that there is none.
+async fn other_rules(api: &Api, id: &str) -> Result<Option<Vec<Value>>> {
+    for _ in 0..=SECOND_READS {
+        if let Some(policy) = api.find(Call::get(id, VERSION)).await? {
+            return Ok(Some(rules(&policy).filter(|rule| !is_own_rule(rule)).cloned().collect()));
+        }
+    }
+    Ok(None)
+}
+
+/// Writes the policy of an account. It has no etag: another client may change it between the read and this.
+async fn write_rules(api: &Api, id: &str, all: Vec<Value>) -> Result<Reply> {
+    let body = json!({ "properties": { "policy": { "rules": all } } });
+    api.send(Call::new(Method::PUT, id, VERSION).body(body).saying("change", "the lifecycle policy")).await
+}
+
+/// A rule of a spec as a policy has it. The prefix ends with a slash, because containers may begin alike.
+fn lifecycle_document(rule: &Value) -> Value {
+    let container = rule["container"].as_str().unwrap_or_default();
+    let mut document = json!({
+        "name": LIFECYCLE_RULE,
+        "enabled": true,
+        "type": "Lifecycle",
+        "definition": {
+            "filters": { "blobTypes": ["blockBlob"], "prefixMatch": [format!("{container}/")] },
+            "actions": { "baseBlob": { "tierToCold": { "daysAfterModificationGreaterThan": null } } },
+        },
+    });
+    set(&mut document, COLD_DAYS, rule["cold_after_days"].clone());
+    document
+}
+
+/// Our rule in a policy as a spec has it; one that was changed to another form as it is, which no spec has.
+fn lifecycle_rule(policy: &Value) -> Value {
+    let Some(mut found) = rules(policy).find(|rule| is_own_rule(rule)).cloned() else { return Value::Null };
+    let prefix = found.pointer("/definition/filters/prefixMatch/0").and_then(Value::as_str);
+    let container = prefix.and_then(|prefix| prefix.strip_suffix('/')).map(str::to_owned);
+    // Days are answered as decimal numbers (hashicorp/terraform-provider-azurerm#18771).
+    let days = found.pointer(COLD_DAYS);
+    let days = days.and_then(|days| days.as_u64().or_else(|| days.as_f64()?.to_string().parse::<u64>().ok()));
+    if let Some(days) = days {
+        set(&mut found, COLD_DAYS, json!(days));
+    }
+    let rule = json!({ "container": container, "cold_after_days": days });
+    if found == lifecycle_document(&rule) { rule } else { found }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_of_another_form_is_no_rule_of_a_spec() {
+        let wanted = json!({ "container": "models", "cold_after_days": 90 });
+        let policy = |rules: Value| json!({ "properties": { "policy": { "rules": rules } } });
+        let mut rule = lifecycle_document(&wanted);
+        assert_eq!(rule["definition"]["filters"]["prefixMatch"], json!(["models/"]));
+        assert_eq!(lifecycle_rule(&policy(json!([{ "name": "other" }]))), Value::Null);
+        set(&mut rule, COLD_DAYS, json!(90.0));
+        assert_eq!(lifecycle_rule(&policy(json!([{ "name": "other" }, rule]))), wanted);
+        for (place, value) in [
+            ("/enabled", json!(false)),
+            ("/definition/filters/prefixMatch", json!(["models/", "texts/"])),
+            ("/definition/filters/prefixMatch", json!(["models"])),
+            (COLD_DAYS, json!(90.5)),
+            ("/definition/actions/baseBlob/delete", json!({ "daysAfterModificationGreaterThan": 365 })),
+        ] {
+            let mut other = rule.clone();
+            set(&mut other, place, value);
+            let read = lifecycle_rule(&policy(json!([other])));
+            assert_eq!(read["name"], LIFECYCLE_RULE, "{place}");
+        }
     }
 }

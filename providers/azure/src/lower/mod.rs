@@ -5,7 +5,8 @@
 //! | network | `SITE/network/group`: the resource group of the site, with everything else in it; `provider-N`: the registered resource
 //! providers; `vnet`, `address`, `nat`, `subnet` of the nodes, `database-subnet`. With an existing network `group` and `provider-N`, and
 //! `vnet`, `subnet` and, if it is named, `database-subnet` are existing too |
-//! | model store | `SITE/models/account`, `container`: the blobs of your models, or only `container` where it is an existing one; `reader-identity`, `reader-role` and `reader` for pods that read
+//! | model store | `SITE/models/account`, `container`: the blobs of your models, or only `container` where it is an existing one; `lifecycle`: the
+//! rule that moves them to a cheaper tier; `reader-identity`, `reader-role` and `reader` for pods that read
 //! them; where data is protected `vault` and `key` |
 //! | cluster | `SITE/cluster`: the control plane with its system pool; `identity`, `network-role`: what it may do; `key-role` where data is protected; `upgrades` and `node-upgrades`: its maintenance windows; `nodes`, of other machines than the usual ones `nodes-medium` and the like; `gpu-nodes` with GPUs. An existing cluster is read only |
 //! | registry | `SITE/registry/registry`, `repository` for an image that is pushed, and `pull`, if its address is one of Azure |
@@ -428,6 +429,33 @@ pub(crate) mod tests {
             let refused = lowered(region, existing).unwrap_err().to_string();
             assert!(refused.contains("main/models replicate_to"), "{refused}");
         }
+    }
+
+    #[test]
+    fn models_are_archived_by_a_rule_of_each_account() {
+        let lowered = |days: Option<u32>, existing: Option<&str>| {
+            let replica = existing
+                .is_none()
+                .then(|| ModelReplica { region: "northeurope".to_owned(), permission_boundary: None });
+            let store = ModelStore { replica, archive_after_days: days, ..ModelStore::of(Vec::new()) };
+            let existing = existing.map(|id| CloudId::new(id).unwrap());
+            lower(&Component { existing, ..component("models", ComponentSpec::ModelStore(store)) }, &site(false))
+        };
+        let rules = |days| {
+            let all = lowered(days, None).unwrap();
+            let all = all.into_iter().filter(|one| one.kind.as_str() == "azure.lifecycle");
+            all.map(|one| (one.id.to_string(), one.spec.as_value().clone())).collect::<BTreeMap<String, Value>>()
+        };
+        let expected = [("lifecycle", "account"), ("replica-lifecycle", "replica-account")].map(|(part, account)| {
+            let account = json!({ "$output": format!("main/models/{account}#id") });
+            let rule = json!({ "container": "models", "cold_after_days": 90 });
+            (format!("main/models/{part}"), json!({ "account": account, "rule": rule, "tags": {} }))
+        });
+        assert_eq!((rules(Some(90)), rules(None)), (BTreeMap::from(expected), BTreeMap::new()));
+        let container = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Storage/storageAccounts/a/blobServices/default/containers/c";
+        let refused = lowered(Some(90), Some(container)).unwrap_err().to_string();
+        assert!(refused.contains("main/models archive_after") && refused.contains("never changed"), "{refused}");
+        assert!(lowered(None, Some(container)).is_ok());
     }
 
     #[test]

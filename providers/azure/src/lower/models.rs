@@ -1,5 +1,5 @@
-//! The container of your own models, its copies in another region, the identity of the pods that read them, and the key that the secrets in
-//! the cluster of a protected site are encrypted with.
+//! The container of your own models, its lifecycle and its copies in another region, the identity of the pods that read them, and the key
+//! that the secrets in the cluster of a protected site are encrypted with.
 
 use serde_json::{Value, json};
 use textnlp_cloud::document::capture;
@@ -44,13 +44,12 @@ const TOKEN_SECONDS: u32 = 3_600;
 
 impl Lowering<'_> {
     pub(super) fn models(&mut self, store: &ModelStore) {
-        for (is_set, field, setting) in [
-            (store.key.is_some(), "existing_key", "storage.existing_key"),
-            (store.archive_after_days.is_some(), "archive_after", "storage.archive_after"),
-        ] {
-            if is_set {
-                self.problem(field, "it is not supported on Azure yet", format!("remove `{setting}`"));
-            }
+        if store.key.is_some() {
+            self.problem("existing_key", "it is not supported on Azure yet", "remove `storage.existing_key`");
+        }
+        if self.component.existing.is_some() && store.archive_after_days.is_some() {
+            let cause = "an existing container is never changed, and its lifecycle is a setting of its account";
+            self.problem("archive_after", cause, "remove it, and add a lifecycle rule to that account yourself");
         }
         let existing = self.component.existing.as_ref();
         let Some((account, name)) = models_container(self.site, existing.map(CloudId::as_str)) else {
@@ -60,8 +59,11 @@ impl Lowering<'_> {
         };
         if let Some(container) = self.container(&account, &name, store.replica.is_some()) {
             self.reader(store, (&account, &name), &container);
+            if let Some(account) = self.part_of(self.component.name.as_str(), ACCOUNT) {
+                self.lifecycle("lifecycle", &account, Some(container.clone()), store.archive_after_days);
+            }
             if let Some(replica) = &store.replica {
-                self.replica(&replica.region, &container);
+                self.replica(&replica.region, &container, store.archive_after_days);
             }
         }
         if self.site.protect_data {
@@ -84,8 +86,16 @@ impl Lowering<'_> {
         self.part(PART, "azure.container", json!({ "name": name, "account": output(&account, "id") }))
     }
 
+    /// The rule that moves the blobs of a container to a cheaper tier at an age.
+    fn lifecycle(&mut self, part: &str, account: &ResourceId, container: Option<ResourceId>, days: Option<u32>) {
+        let Some(days) = days.filter(|_| self.component.existing.is_none()) else { return };
+        let rule = json!({ "container": CONTAINER, "cold_after_days": days });
+        self.part(part, "azure.lifecycle", json!({ "account": output(account, "id"), "rule": rule }));
+        self.after(container);
+    }
+
     /// Copies of new blobs in another region, in an account and a group of their own there.
-    fn replica(&mut self, region: &str, container: &ResourceId) {
+    fn replica(&mut self, region: &str, container: &ResourceId, archive_after_days: Option<u32>) {
         if self.component.existing.is_some() {
             let cause = "an existing container is never changed, and its copies are a setting of its account";
             let fix = "remove it, and set up the object replication of that account yourself";
@@ -111,6 +121,7 @@ impl Lowering<'_> {
         self.after(group);
         let copies = json!({ "name": CONTAINER, "account": output(&replica, "id") });
         let copies = self.part("replica-container", "azure.container", copies);
+        self.lifecycle("replica-lifecycle", &replica, copies.clone(), archive_after_days);
         let mut spec = json!({
             "account": output(&replica, "id"),
             "policy": NEW_POLICY,

@@ -4,6 +4,7 @@
 mod billed;
 mod budgets;
 mod dns;
+mod lifecycle;
 mod monitoring;
 mod network;
 mod policy;
@@ -237,6 +238,7 @@ impl Bench {
         let container = if self.existing.is_some() { "weights" } else { "models" };
         let mut store = ModelStore::of(vec![Model::of("mine", &format!("az://{container}/mine/"))]);
         store.replica = self.remote.map(|region| ModelReplica { region: region.to_owned(), permission_boundary: None });
+        store.archive_after_days = self.existing.is_none().then_some(90);
         let url = "textnlpstaging.azurecr.io/text/nlp";
         let image = format!("{url}:1@sha256:{}", "0".repeat(64));
         let registry = Registry { url: url.to_owned(), image: Some(image) };
@@ -364,7 +366,8 @@ fn monitoring() -> Monitoring {
     ];
     let receivers = receivers.map(|(name, address)| (name.to_owned(), ReceiverAddress::Plain(address.to_owned())));
     let budget = Budget { monthly: 900.0, currency: "USD".to_owned(), warn_at: 0.8 };
-    let monitored = Monitored { network: true, cluster: true, gpu: true, database: Some(database()), cache: None };
+    let monitored =
+        Monitored { network: true, cluster: true, gpu: true, database: Some(database()), ..Monitored::default() };
     let receivers = BTreeMap::from(receivers);
     Monitoring { stack: true, budget: Some(budget), receivers, monitored, ..Monitoring::default() }
 }
@@ -600,6 +603,7 @@ fn changed(one: &Wanted) -> Spec {
         "azure.pool" => spec["scaling"]["max"] = json!(3),
         "azure.maintenance" => (spec["day"], spec["at"], spec["hours"]) = (json!("Monday"), json!("03:15"), json!(4)),
         "azure.storage" => spec["soft_delete_days"] = json!(30),
+        "azure.lifecycle" => spec["rule"]["cold_after_days"] = json!(30),
         "azure.action-group" => (spec["emails"], spec["enabled"]) = (json!(["team@example.com"]), json!(false)),
         "azure.metric-alert" => (spec["criterion"]["above"], spec["window"]) = (json!(50.0), json!("PT30M")),
         "azure.workbook" => spec["charts"][0]["above"] = json!(50.0),

@@ -70,7 +70,6 @@ impl Simulated for Played {
             site: site(&self.cloud, environment),
             repository,
             models,
-            archives: false,
             endpoint,
             // An operator makes a replica larger before its source.
             remote: None,

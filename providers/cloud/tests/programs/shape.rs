@@ -7,7 +7,7 @@ use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{
     Budget, CACHE_PASSWORD, Cache, Cluster, ComponentSpec, Database, Endpoint, GpuPool, MaintenanceWindow,
     ManagedCache, ManagedPostgres, Model, ModelStore, Monitored, Monitoring, Network, Postgres, Program,
-    ReceiverAddress, Registry, TrafficShare,
+    ReceiverAddress, Registry, ServiceAddress, TrafficShare,
 };
 use textnlp_provider::settings::{CacheKind, DatabaseKind, GpuSize, Hosting, Spot, Weekday};
 use textnlp_provider::units::TimeOfDay;
@@ -23,8 +23,6 @@ pub(crate) struct Place<'a> {
     pub(crate) repository: String,
     /// The address of its models.
     pub(crate) models: &'a str,
-    /// Whether models can be archived.
-    pub(crate) archives: bool,
     /// What clients reach, with a name in an existing zone.
     pub(crate) endpoint: Endpoint,
     /// The region of a replica of its database; `None` where its settings cannot change beside one.
@@ -240,8 +238,14 @@ impl Shape {
         };
         let service = ResourceId::part(&site.name, &"gateway".parse().unwrap(), "service").unwrap();
         let balancer = Outputs::from([("address".to_owned(), "203.0.113.20".into())]);
+        let servers = ResourceId::part(&site.name, &"server".parse().unwrap(), "deployment").unwrap();
         // What other providers create.
-        let elsewhere = BTreeMap::from([secret("database-password"), secret(CACHE_PASSWORD), (service, balancer)]);
+        let elsewhere = BTreeMap::from([
+            secret("database-password"),
+            secret(CACHE_PASSWORD),
+            (service, balancer),
+            (servers, Outputs::new()),
+        ]);
         let mut all: Vec<Wanted> = Vec::new();
         for component in self.components(place) {
             all.extend(provider.lower(&component, &site).unwrap_or_else(|problems| panic!("{problems}")));
@@ -262,7 +266,7 @@ impl Shape {
     }
 
     fn components(&self, place: &Place<'_>) -> Vec<Component> {
-        let Place { repository, models, archives, endpoint, .. } = place;
+        let Place { repository, models, endpoint, .. } = place;
         let base_domain = endpoint.domain.clone().filter(|_| self.names.1);
         let share = endpoint.domain.as_ref().filter(|_| place.shares && self.is_shared).map(|domain| TrafficShare {
             weight: self.weight,
@@ -276,7 +280,7 @@ impl Shape {
         let gpu =
             self.gpu.map(|(count, max, spot)| GpuPool { max: Some(max), spot, ..GpuPool::of(GpuSize::Small, count) });
         let store = ModelStore {
-            archive_after_days: self.archive_after_days.filter(|_| *archives),
+            archive_after_days: self.archive_after_days,
             ..ModelStore::of(vec![Model::of("mine", models)])
         };
         let cluster = Cluster {
@@ -314,6 +318,7 @@ impl Shape {
             ((*name).to_owned(), ReceiverAddress::Plain(address))
         };
         let budget = self.budget.filter(|_| place.has_budget);
+        let named = place.endpoint.domain.clone().filter(|_| self.cluster && self.names.0);
         let mut monitoring = Monitoring {
             stack: self.dashboard,
             receivers: self.mailboxes.iter().map(mailbox).collect(),
@@ -323,6 +328,7 @@ impl Shape {
                 gpu: self.cluster && self.gpu.is_some(),
                 database: self.database.then(|| self.postgres(place)),
                 cache: self.redis(),
+                service: named.map(|host| ServiceAddress { host, port: place.endpoint.port }),
             },
             budget: budget.map(|most| Budget { monthly: most.into(), currency: "USD".to_owned(), warn_at: 0.8 }),
             ..Monitoring::default()

@@ -1,14 +1,17 @@
-//! Alert policies of Cloud Monitoring, the channels that they notify, and dashboards:
+//! Alert policies of Cloud Monitoring, the channels that they notify, uptime checks, and dashboards:
 //! <https://cloud.google.com/monitoring/api/ref_v3/rest>, <https://cloud.google.com/monitoring/api/ref_dashboards/rest>.
 //!
 //! Google gives all of them their names: they are found by their labels.
 
+use async_trait::async_trait;
+use reqwest::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use textnlp_provider::{Declare, Identity, Kind, Permission, Pricing, Verb};
+use textnlp_cloud::ObservedObject;
+use textnlp_provider::{Declare, Error, ErrorKind, Identity, Kind, Permission, Pricing, Result, Spec, Verb};
 
 use super::{create, delete, read};
-use crate::api::Api;
+use crate::api::{Api, Call};
 use crate::declare::{ID, Terraform};
 use crate::row::{Field, Labelling, Marks, Rest, RestKind, Table, Update};
 use crate::service::Service;
@@ -18,13 +21,19 @@ use crate::table::{MINUTE, Row, kind};
 pub(crate) const CHANNEL: &str = "gcp.notification-channel";
 /// The kind of alert policies.
 pub(crate) const POLICY: &str = "gcp.alert-policy";
+/// The kind of uptime checks.
+pub(crate) const UPTIME: &str = "gcp.uptime-check";
 /// The kind of dashboards.
 pub(crate) const DASHBOARD: &str = "gcp.dashboard";
 /// The comparisons of policies.
 const ABOVE: &str = "COMPARISON_GT";
 const BELOW: &str = "COMPARISON_LT";
+/// What an operator does about an uptime check that is not deleted.
+const IN_USE: &str =
+    "take the check out of the conditions of all alert policies, or delete these; then run the same command again";
 /// How time series become one, and how an answer may write that they do not.
 const SUM: &str = "REDUCE_SUM";
+const COUNT_FALSE: &str = "REDUCE_COUNT_FALSE";
 const NO_REDUCER: &str = "REDUCE_NONE";
 /// The labels of the lines of limits in charts.
 const ALERT_ABOVE: &str = "alert above";
@@ -70,6 +79,25 @@ pub(crate) static ROWS: &[Row] = &[
         },
         service: "monitoring",
         resource: &Rest::<Policy>::kind(),
+        refused: &[],
+    },
+    Row {
+        kind: Kind {
+            deadline: MINUTE.saturating_mul(20),
+            // <https://cloud.google.com/stackdriver/pricing>: how many a project has without a charge counts all its checks.
+            pricing: Pricing::Unknown("by executions"),
+            permissions: &[
+                create("monitoring.uptimeCheckConfigs.create"),
+                read("monitoring.uptimeCheckConfigs.get"),
+                read("monitoring.uptimeCheckConfigs.list"),
+                Permission::on(&[Verb::Update], "monitoring.uptimeCheckConfigs.update"),
+                delete("monitoring.uptimeCheckConfigs.delete"),
+            ],
+            terraform: &[("google_monitoring_uptime_check_config", "id")],
+            ..kind(UPTIME, "an uptime check from the internet", Identity::Token)
+        },
+        service: "monitoring",
+        resource: &Rest::<UptimeCheck>::kind(),
         refused: &[],
     },
     Row {
@@ -155,6 +183,91 @@ impl RestKind for Policy {
     }
 }
 
+/// A request over HTTPS from each of Google's locations. It accepts every certificate, which the deployment's own authority may have signed.
+/// Outputs: `id`, and `name`, by which the results are found.
+struct UptimeCheck;
+
+#[async_trait]
+impl RestKind for UptimeCheck {
+    const TABLE: &'static Table = &Table {
+        service: Service::Monitoring,
+        path: "projects/{project}/uptimeCheckConfigs/{name}",
+        collection: "projects/{project}/uptimeCheckConfigs",
+        items: "uptimeCheckConfigs",
+        assigned: true,
+        constants: &[("/monitoredResource/type", "\"uptime_url\"")],
+        fields: &[
+            Field::plain("name", "/displayName").patched(),
+            // An answer adds the project (hashicorp/terraform-provider-google#7734).
+            Field::code("host", "/monitoredResource/labels", |host| json!({ "host": host }), host),
+            Field::code("target", "/httpCheck", http_check, target).patched(),
+            Field::code("period", "/period", lasting, |one| json!(seconds(&one["period"]))).patched(),
+            Field::code("timeout", "/timeout", lasting, |one| json!(seconds(&one["timeout"]))).patched(),
+            Field { absent: "[]", ..Field::plain("regions", "/selectedRegions").patched() },
+            Field { absent: "[]", ..Field::plain("matchers", "/contentMatchers").patched() },
+            Field::code("enabled", "/disabled", |on| json!(*on != true), |one| json!(one["disabled"] != true))
+                .patched(),
+        ],
+        in_place: &["name", "target", "period", "timeout", "regions", "matchers", "enabled"],
+        // A change without the period is refused (GoogleCloudPlatform/magic-modules#1129).
+        update: Update::Whole(&[]),
+        marks: Marks::Labels("/userLabels", Labelling::Patch),
+        terraform: Terraform {
+            kind: "google_monitoring_uptime_check_config",
+            moved: &[("/disabled", "")],
+            outputs: &[ID, ("name", "uptime_check_id")],
+            ..TERRAFORM
+        },
+        ..Table::USUAL
+    };
+
+    /// While an alert policy uses the check, Google answers that the request is invalid, and not why
+    /// (hashicorp/terraform-provider-google#10176). The policy may be deleted or changed just before.
+    async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<String>> {
+        let sent = api.send(Call::new(Service::Monitoring, Method::DELETE, seen.id.clone())).await;
+        sent.map(|_| None).map_err(|error| {
+            if error.kind != ErrorKind::Invalid {
+                return error;
+            }
+            let said = error.source.as_ref().map(|source| format!(": {source}")).unwrap_or_default();
+            let error = error.because(format!("an alert policy may still use it{said}")).hint(IN_USE);
+            Error { kind: ErrorKind::Conflict, refused: false, ..error }
+        })
+    }
+}
+
+fn host(document: &Value) -> Value {
+    document["monitoredResource"]["labels"]["host"].clone()
+}
+
+/// The request of a check.
+fn http_check(target: &Value) -> Value {
+    json!({
+        "useSsl": true,
+        "validateSsl": false,
+        "requestMethod": "GET",
+        "port": target["port"],
+        "path": target["path"],
+    })
+}
+
+/// A number of seconds in a document.
+fn lasting(seconds: &Value) -> Value {
+    json!(seconds.as_u64().map(duration))
+}
+
+/// The port and the path of a check; null if it sends another request, or accepts other answers than successes. Headers are not compared:
+/// Google may add some (GoogleCloudPlatform/magic-modules, `mmv1/products/monitoring/UptimeCheckConfig.yaml`).
+fn target(document: &Value) -> Value {
+    let check = &document["httpCheck"];
+    let is_usual = check["useSsl"] == true
+        && check["validateSsl"] != true
+        && [&check["authInfo"], &check["serviceAgentAuthentication"], &check["body"]].into_iter().all(Value::is_null)
+        && check["acceptedResponseStatusCodes"].is_null()
+        && matches!(check["requestMethod"].as_str(), None | Some("GET"));
+    if is_usual { json!({ "port": check["port"], "path": check["path"] }) } else { Value::Null }
+}
+
 /// A dashboard with a chart for each metric. Outputs: `id`, `name`.
 struct Dashboard;
 
@@ -200,6 +313,9 @@ struct Metric {
     aligner: String,
     /// The label whose values have a sum each, if time series are added.
     sum_by: Option<String>,
+    /// The label whose values have a count each, if time series that are false are counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    false_by: Option<String>,
     #[serde(flatten)]
     limit: Limit,
     /// The seconds of a value.
@@ -226,8 +342,9 @@ enum Limit {
 impl Metric {
     fn aggregation(&self) -> Value {
         let mut all = json!({ "alignmentPeriod": duration(self.period_seconds), "perSeriesAligner": self.aligner });
-        if let Some(label) = &self.sum_by {
-            all["crossSeriesReducer"] = json!(SUM);
+        let summed = self.sum_by.as_ref().map(|label| (SUM, label));
+        if let Some((reducer, label)) = summed.or(self.false_by.as_ref().map(|label| (COUNT_FALSE, label))) {
+            all["crossSeriesReducer"] = json!(reducer);
             all["groupByFields"] = json!([label]);
         }
         all
@@ -235,9 +352,11 @@ impl Metric {
 
     /// The metric in a document; `None` if it is aggregated otherwise.
     fn read(says: &Value, filter: &Value, aggregation: &Value, limit: Limit) -> Option<Self> {
-        let sum_by = match aggregation["crossSeriesReducer"].as_str() {
-            None | Some(NO_REDUCER) => None,
-            Some(SUM) => Some(aggregation["groupByFields"][0].as_str()?.to_owned()),
+        let label = || aggregation["groupByFields"][0].as_str().map(str::to_owned);
+        let (sum_by, false_by) = match aggregation["crossSeriesReducer"].as_str() {
+            None | Some(NO_REDUCER) => (None, None),
+            Some(SUM) => (Some(label()?), None),
+            Some(COUNT_FALSE) => (None, Some(label()?)),
             Some(_) => return None,
         };
         Some(Self {
@@ -245,6 +364,7 @@ impl Metric {
             filter: vec![filter.as_str()?.to_owned()],
             aligner: aggregation["perSeriesAligner"].as_str()?.to_owned(),
             sum_by,
+            false_by,
             limit,
             period_seconds: seconds(&aggregation["alignmentPeriod"])?,
         })
@@ -348,6 +468,43 @@ fn charts(document: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_uptime_check_is_read_as_it_is_written() {
+        let wanted = json!({ "port": 8443, "path": "/health" });
+        let mut document = json!({ "httpCheck": http_check(&wanted) });
+        assert_eq!(target(&document), wanted);
+        // What answers leave out.
+        for member in ["validateSsl", "requestMethod"] {
+            document["httpCheck"].as_object_mut().unwrap().retain(|name, _| name != member);
+        }
+        assert_eq!(target(&document), wanted);
+        for (member, value) in [
+            ("useSsl", json!(false)),
+            ("validateSsl", json!(true)),
+            ("requestMethod", json!("POST")),
+            ("acceptedResponseStatusCodes", json!([{ "statusClass": "STATUS_CLASS_ANY" }])),
+            ("authInfo", json!({ "username": "ada", "password": "******" })),
+            ("serviceAgentAuthentication", json!({ "type": "OIDC_TOKEN" })),
+            ("body", json!("Zm9v")),
+        ] {
+            let mut other = document.clone();
+            other["httpCheck"][member] = value;
+            assert!(target(&other).is_null(), "{member}");
+        }
+    }
+
+    #[test]
+    fn failing_locations_are_counted() {
+        let wanted = json!({
+            "says": "s", "filter": ["f"], "aligner": "ALIGN_NEXT_OLDER", "sum_by": null, "false_by": "resource.label.host",
+            "above": 1.0, "period_seconds": 1200, "lasting_seconds": 300,
+        });
+        let document = json!({ "conditions": conditions(&wanted) });
+        let aggregation = &document["conditions"][0]["conditionThreshold"]["aggregations"][0];
+        assert_eq!(aggregation["crossSeriesReducer"], "REDUCE_COUNT_FALSE");
+        assert_eq!(condition(&document), wanted);
+    }
 
     #[test]
     fn conditions_are_read_as_they_are_written() {

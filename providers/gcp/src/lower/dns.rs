@@ -19,7 +19,7 @@ const MOST: usize = 63;
 const TTL: u32 = 60;
 /// How Cloud DNS probes each site, and how many failures in a row count: a minute. From regions, that is the shortest interval
 /// (<https://cloud.google.com/compute/docs/reference/rest/v1/healthChecks>). A site without a ready pod accepts no connection.
-const HEALTH_PATH: &str = "/health";
+pub(super) const HEALTH_PATH: &str = "/health";
 const PROBE_SECONDS: u32 = 30;
 const PROBE_TIMEOUT_SECONDS: u32 = 5;
 const PROBES: u32 = 2;

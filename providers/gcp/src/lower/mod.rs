@@ -22,7 +22,7 @@
 //! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone; with several sites `health`, a
 //! health check, and `name`, the site's own name |
 //! | monitoring | `SITE/monitoring/services`: the enabled services; `mailbox-N`: a channel for each mailbox; `alert-NAME`: alert policies;
-//! `overview`, a dashboard, with a stack; `budget`: the cost budget, if there is one |
+//! `uptime`, a check of the service from the internet, if it has a name; `overview`, a dashboard, with a stack; `budget`: the cost budget, if there is one |
 
 mod cache;
 mod cluster;
@@ -48,13 +48,13 @@ use textnlp_provider::{
     Component, ComponentName, DataClass, KindName, Need, Ownership, Problem, Problems, ResourceId, Site, Spec, Wanted,
 };
 
-use crate::kinds::monitoring::{CHANNEL, DASHBOARD, POLICY};
+use crate::kinds::monitoring::{CHANNEL, DASHBOARD, POLICY, UPTIME};
 use crate::kinds::redis::REDIS;
 use crate::kinds::run::SERVICE;
 use crate::{labels, names, table};
 
 /// The kinds whose objects have labels, which the tags of the environment become.
-pub(crate) const LABELLED: [&str; 11] = [
+pub(crate) const LABELLED: [&str; 12] = [
     "gcp.gke-cluster",
     "gcp.node-pool",
     "gcp.bucket",
@@ -64,6 +64,7 @@ pub(crate) const LABELLED: [&str; 11] = [
     REDIS,
     CHANNEL,
     POLICY,
+    UPTIME,
     DASHBOARD,
     SERVICE,
 ];

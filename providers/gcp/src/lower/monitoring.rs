@@ -1,5 +1,6 @@
 //! What Google Cloud itself watches: a channel for each mailbox of the receivers, alert policies about what the environment creates, a
-//! dashboard of the same metrics, and the cost budget, which the billing account of the project has.
+//! check of the service from the internet, a dashboard of the same metrics, and the cost budget, which the billing account of the project
+//! has.
 //!
 //! Latency and errors of the service, its pods and their restarts are the rules of the cluster.
 
@@ -8,13 +9,15 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use textnlp_cloud::alerts::{WRITE_MAILBOX, mail_receivers, managed_postgres};
 use textnlp_cloud::budget::{Warning, warnings};
-use textnlp_provider::component::{Budget, Monitoring, Postgres};
+use textnlp_cloud::endpoint::plain;
+use textnlp_provider::component::{Budget, Monitoring, Postgres, ServiceAddress};
 use textnlp_provider::{ComponentName, ResourceId};
 
 use super::database::{REMOTE, tier};
+use super::dns::HEALTH_PATH;
 use super::{Lowering, output};
 use crate::kinds::budgets::{BUDGET, MOST_OF_BUDGET, MOST_OF_NAME};
-use crate::kinds::monitoring::{CHANNEL, DASHBOARD, POLICY};
+use crate::kinds::monitoring::{CHANNEL, DASHBOARD, POLICY, UPTIME};
 use crate::names;
 use crate::service::Service;
 use crate::table::CLUSTER_NAME;
@@ -30,9 +33,20 @@ const MOST_CHANNELS: usize = 16;
 /// The seconds of a value of the metrics, and how values within them become one.
 const PERIOD: u64 = 60;
 const MEAN: &str = "ALIGN_MEAN";
+/// The same of an uptime check, whose newest result in this time counts, and the label whose values have a count of locations each
+/// (<https://cloud.google.com/monitoring/alerts/policies-in-json#json-uptime>).
+const UPTIME_PERIOD: u64 = 1_200;
+const NEWEST: &str = "ALIGN_NEXT_OLDER";
+const CHECKED_HOST: &str = "resource.label.host";
+/// The part of the uptime check, the seconds between its requests, and those in which each is answered.
+const UPTIME_PART: &str = "uptime";
+const UPTIME_EVERY: u64 = 60;
+const UPTIME_TIMEOUT: u64 = 10;
+/// What has to be there before a request is answered: the Service for clients, and the servers behind it.
+const ANSWERING: [(&str, &str); 2] = [("gateway", "service"), ("server", "deployment")];
 /// The resource of Cloud SQL in filters, and its label `PROJECT:NAME`.
 const SERVER: &str = "cloudsql_database";
-const DATABASE_ID: &str = "database_id";
+const DATABASE_ID: &str = "resource.labels.database_id";
 
 /// What a policy is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +54,8 @@ enum Watched {
     Nodes,
     DatabaseServers,
     DatabaseReplicas,
+    /// The service, from the internet.
+    Service,
 }
 
 /// The threshold of a policy.
@@ -164,6 +180,19 @@ const RULES: &[Rule] = &[
         limit: Limit::Below(0.0),
         lasting_minutes: 10,
     },
+    Rule {
+        part: "service-uptime",
+        says: "The service does not answer on the internet",
+        shows: "Locations on the internet that the service does not answer",
+        watched: Watched::Service,
+        metric: "monitoring.googleapis.com/uptime_check/check_passed",
+        also: "",
+        aligner: NEWEST,
+        sum_by: None,
+        // One location may have a fault of its own.
+        limit: Limit::Fixed(1.0),
+        lasting_minutes: 5,
+    },
 ];
 
 impl Lowering<'_> {
@@ -182,6 +211,10 @@ impl Lowering<'_> {
             return;
         }
         let services = self.part("services", "gcp.services", self.of_project(json!({ "services": apis })));
+        if let Some(service) = monitoring.monitored.service.as_ref().filter(|_| has_alerts || has_dashboard) {
+            self.uptime(service);
+            self.after(services.clone());
+        }
         let channels = self.channels(emails, services.as_ref());
         if has_alerts {
             self.policies(&metrics, &channels, services.as_ref());
@@ -232,12 +265,31 @@ impl Lowering<'_> {
         channels
     }
 
+    /// The check of the service from the internet. It begins once the service answers: its policy would mail before.
+    fn uptime(&mut self, service: &ServiceAddress) {
+        let spec = json!({
+            "name": names::of(self.site, UPTIME_PART, MOST_OF_TITLE),
+            "host": plain(&service.host),
+            "target": { "port": service.port, "path": HEALTH_PATH },
+            "period": UPTIME_EVERY,
+            "timeout": UPTIME_TIMEOUT,
+            "regions": [],
+            "matchers": [],
+            "enabled": true,
+        });
+        self.part(UPTIME_PART, UPTIME, self.of_project(spec));
+        for (component, part) in ANSWERING {
+            let before = self.part_of(component, part);
+            self.after(before);
+        }
+    }
+
     /// The rules about what this environment creates, each with its metric and limit.
     fn metrics(&self, monitoring: &Monitoring) -> Vec<(&'static Rule, Value)> {
         let metric = |rule: &'static Rule| {
             let (filter, threshold) = (self.filter(rule, monitoring)?, rule.threshold(monitoring)?);
             let comparison = if matches!(rule.limit, Limit::Below(_)) { "below" } else { "above" };
-            let metric = json!({
+            let mut metric = json!({
                 "says": rule.says,
                 "filter": filter,
                 "aligner": rule.aligner,
@@ -245,6 +297,9 @@ impl Lowering<'_> {
                 (comparison): threshold,
                 "period_seconds": PERIOD,
             });
+            if rule.watched == Watched::Service {
+                (metric["false_by"], metric["period_seconds"]) = (json!(CHECKED_HOST), json!(UPTIME_PERIOD));
+            }
             Some((rule, metric))
         };
         RULES.iter().filter_map(metric).collect()
@@ -278,13 +333,18 @@ impl Lowering<'_> {
             Watched::Nodes => {
                 let cluster = ComponentName::new("cluster").ok().filter(|_| monitoring.monitored.cluster)?;
                 let name = output(&ResourceId::of(&self.site.name, &cluster), CLUSTER_NAME);
-                ("k8s_node", "cluster_name", String::new(), vec![name])
+                ("k8s_node", "resource.labels.cluster_name", String::new(), vec![name])
             }
             Watched::DatabaseServers => {
                 let first = postgres.map(|_| "server".to_owned());
                 (SERVER, DATABASE_ID, project, first.into_iter().chain(replicas).map(named).collect())
             }
             Watched::DatabaseReplicas => (SERVER, DATABASE_ID, project, replicas.map(named).collect()),
+            Watched::Service => {
+                monitoring.monitored.service.as_ref()?;
+                let check = self.output_of(self.component.name.as_str(), UPTIME_PART, "name");
+                ("uptime_url", "metric.labels.check_id", String::new(), vec![check])
+            }
         };
         let (open, close) = match names.len() {
             0 => return None,
@@ -292,9 +352,7 @@ impl Lowering<'_> {
             _ => ("=one_of(", ")"),
         };
         let Rule { metric, also, .. } = rule;
-        let start = format!(
-            "metric.type=\"{metric}\" AND resource.type=\"{resource}\"{also} AND resource.labels.{label}{open}"
-        );
+        let start = format!("metric.type=\"{metric}\" AND resource.type=\"{resource}\"{also} AND {label}{open}");
         let mut filter = Vec::new();
         for (place, name) in names.into_iter().enumerate() {
             let before = if place == 0 { start.as_str() } else { "\", " };

@@ -68,6 +68,9 @@ const BUDGET: Hint = Some(
 const REVISION: Hint = Some(
     "the log of the revision has the reason: `textnlp-deploy logs` prints the command that shows it; an older revision answers as before",
 );
+const CHECKS: Hint = Some(
+    "delete an uptime check of the project (`gcloud monitoring uptime list-configs`), or raise their quota: console, IAM & Admin > Quotas",
+);
 const LARGER: Hint =
     Some("set a larger `network.cidr` in another environment; if the network is an existing one, add a range to it");
 
@@ -145,6 +148,9 @@ const ROWS: &[Row<Service, Hint>] = &[
     row(Some(Service::Monitoring), "badRequest", "still being referenced", Conflict, None),
     row(Some(Service::Monitoring), "FAILED_PRECONDITION", "still being referenced", Conflict, None),
     row(Some(Service::Monitoring), "INVALID_ARGUMENT", "still being referenced", Conflict, None),
+    // 2i2c-org/infrastructure#7054: a 429 that is no rate.
+    row(Some(Service::Monitoring), "rateLimitExceeded", "too many configs", Quota, CHECKS),
+    row(Some(Service::Monitoring), "RESOURCE_EXHAUSTED", "too many configs", Quota, CHECKS),
     // hashicorp/terraform-provider-google#11102, GoogleCloudPlatform/cloud-foundation-fabric#3739: a metric without a value yet, in newer
     // and older words.
     row(Some(Service::Monitoring), "notFound", "Cannot find metric", Conflict, None),
@@ -298,6 +304,14 @@ mod tests {
                 Conflict,
             ),
             (Service::Container, &["RESOURCE_EXHAUSTED"], None, "", Quota),
+            (
+                Service::Monitoring,
+                &["rateLimitExceeded", "RESOURCE_EXHAUSTED"],
+                Some(429),
+                "Error creating uptime check config: too many configs in project",
+                Quota,
+            ),
+            (Service::Monitoring, &["rateLimitExceeded", "RESOURCE_EXHAUSTED"], Some(429), "Quota exceeded", THROTTLED),
             (
                 Service::Container,
                 &["forbidden"],

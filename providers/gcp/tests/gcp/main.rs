@@ -34,7 +34,7 @@ use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::component::{
     Budget, Cache, Cluster, ComponentSpec, ConnectionLimits, Database, Endpoint, GpuPool, MaintenanceWindow,
     ManagedCache, ManagedPostgres, Model, ModelReplica, ModelStore, Monitored, Monitoring, Network, Postgres, Program,
-    ReceiverAddress, Registry,
+    ReceiverAddress, Registry, ServiceAddress,
 };
 use textnlp_provider::conformance::{TestBed, well_formed};
 use textnlp_provider::settings::{CacheKind, DatabaseKind, GpuSize, Hosting, Runtime, Spot, Weekday};
@@ -332,7 +332,9 @@ fn endpoint(zone: Option<&str>, domain: &str) -> Endpoint {
 /// A cost budget in this currency, a mailbox that gets the alerts of a whole site, and dashboards.
 fn monitoring(currency: &str) -> Monitoring {
     let budget = Budget { monthly: 900.0, currency: currency.to_owned(), warn_at: 0.8 };
-    let monitored = Monitored { network: true, cluster: true, gpu: true, database: Some(database()), cache: None };
+    let service = Some(ServiceAddress { host: "text.example.com".to_owned(), port: 8443 });
+    let monitored =
+        Monitored { network: true, cluster: true, gpu: true, database: Some(database()), cache: None, service };
     let receivers = BTreeMap::from([("oncall".to_owned(), mailbox("oncall@example.com"))]);
     Monitoring { stack: true, budget: Some(budget), monitored, receivers, ..Monitoring::default() }
 }
@@ -391,11 +393,11 @@ fn record(wanted: &Wanted, spec: &Spec, object: &textnlp_provider::resource::Obj
 }
 
 /// What other providers of the site create.
-const MADE_ELSEWHERE: [&str; 2] = ["main/secrets/database-password", "main/gateway/service"];
+const MADE_ELSEWHERE: [&str; 3] = ["main/secrets/database-password", "main/gateway/service", "main/server/deployment"];
 
-/// The outputs of [`MADE_ELSEWHERE`]: the generated password of the database, and the Service for clients.
+/// The outputs of [`MADE_ELSEWHERE`]: the generated password of the database, and the Service for clients. Servers have none.
 fn secrets() -> BTreeMap<ResourceId, Outputs> {
-    let [password, service] = MADE_ELSEWHERE.map(|id| ResourceId::new(id).unwrap());
+    let [password, service, _] = MADE_ELSEWHERE.map(|id| ResourceId::new(id).unwrap());
     let secret = json!({ "$secret": "main/database-password", "version": "1" });
     BTreeMap::from([
         (password, Outputs::from([("secret".to_owned(), secret)])),
@@ -518,9 +520,9 @@ async fn road(bench: &Bench) {
         let (channels, policies) = (monitoring::channels(&world), monitoring::policies(&world));
         let [channel] = channels.as_slice() else { panic!("{channels:?}") };
         assert_eq!(channel["labels"], json!({ "email_address": "oncall@example.com" }));
-        assert_eq!(policies.len(), 5);
+        assert_eq!(policies.len(), 6);
         let is_sent = |policy: &&Value| policy["notificationChannels"] == json!([channel["name"]]);
-        assert_eq!(policies.iter().filter(is_sent).count(), 5, "{policies:?}");
+        assert_eq!(policies.iter().filter(is_sent).count(), 6, "{policies:?}");
         let budget = keys.iter().find(|key| key.starts_with("billingbudgets/")).and_then(|key| world.get(key)).unwrap();
         assert_eq!(budget["notificationsRule"]["monitoringNotificationChannels"], json!([channel["name"]]));
     }

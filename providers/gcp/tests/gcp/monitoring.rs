@@ -3,18 +3,23 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use textnlp_provider::component::{Component, ComponentSpec, Monitoring, ReceiverAddress};
+use textnlp_provider::component::{Component, ComponentSpec, Monitored, Monitoring, ReceiverAddress, ServiceAddress};
 use textnlp_provider::conformance::lowers_purely;
 use textnlp_provider::settings::Hosting;
-use textnlp_provider::{Effect, Observed, Provider, Verb, Wanted};
+use textnlp_provider::{Effect, ErrorKind, Observed, Progress, Provider, ResourceId, Verb, Wanted};
 use textnlp_sim::gcp::{Cloud, Options};
 use textnlp_sim::{Disruption, Fault, Rule};
 
-use crate::{Bench, Made, mailbox, monitoring, record, run};
+use crate::programs::engine::{Stack, UP};
+use crate::random::Played;
+use crate::story::Simulated;
+use crate::{Bench, Made, mailbox, monitoring, record, run, site};
 
 const CREATE: &str = "monitoring.projects.notificationChannels.create";
 const PATCH: &str = "monitoring.projects.alertPolicies.patch";
 const CREATE_DASHBOARD: &str = "monitoring.projects.dashboards.create";
+const CREATE_UPTIME: &str = "monitoring.projects.uptimeCheckConfigs.create";
+const CHECKS: &str = "/uptimeCheckConfigs/";
 
 fn all(world: &Cloud, collection: &str) -> Vec<Value> {
     let keys = world.keys().into_iter().filter(|key| key.contains(collection));
@@ -66,6 +71,15 @@ async fn channel_and_policy(bench: &Bench) -> (Made, Made) {
     (channel, policy)
 }
 
+/// An uptime check as `up` creates it.
+fn check(bench: &Bench) -> Wanted {
+    let spec = json!({
+        "project": bench.cloud.project(), "name": "uptime", "host": "text.example.com", "enabled": true, "tags": { "team": "text" },
+        "target": { "port": 8443, "path": "/health" }, "period": 60, "timeout": 10, "regions": [], "matchers": [],
+    });
+    bench.wanted("main/monitoring/uptime", "gcp.uptime-check", &spec)
+}
+
 #[test]
 fn policies_are_about_what_the_environment_creates() {
     let bench = bench();
@@ -92,7 +106,7 @@ fn policies_are_about_what_the_environment_creates() {
         "database-lag",
         "database-replication",
     ];
-    assert_eq!(names(&all), [&["nodes-memory"][..], &of_database].concat());
+    assert_eq!(names(&all), [&["nodes-memory"][..], &of_database, &["service-uptime"]].concat());
     let condition = |part: &str| {
         let one = all.iter().find(|one| one.id.as_str() == format!("main/monitoring/alert-{part}")).unwrap();
         one.spec.get("condition").cloned().unwrap()
@@ -127,7 +141,23 @@ fn policies_are_about_what_the_environment_creates() {
     assert_eq!(condition("database-connections")["above"], json!(90.0));
 
     let external = of(|one| one.monitored.database.as_mut().unwrap().hosting = Some(Hosting::External)).unwrap();
-    assert_eq!(names(&external), ["nodes-memory"]);
+    assert_eq!(names(&external), ["nodes-memory", "service-uptime"]);
+    let unnamed = of(|one| one.monitored.service = None).unwrap();
+    assert_eq!(names(&unnamed), [&["nodes-memory"][..], &of_database].concat());
+    assert!(of_kind(&unnamed, "gcp.uptime-check").is_empty());
+    let checked = of_kind(&all, "gcp.uptime-check")[0];
+    let check = checked.spec.as_value();
+    assert_eq!(check["host"], "text.example.com");
+    assert_eq!(check["target"], json!({ "port": 8443, "path": "/health" }));
+    // It begins after what answers it, and so does its policy.
+    for before in ["main/gateway/service", "main/server/deployment"] {
+        assert!(checked.needs.iter().any(|need| need.on.as_str() == before), "{before}: {:?}", checked.needs);
+    }
+    let uptime = condition("service-uptime");
+    let start = "metric.type=\"monitoring.googleapis.com/uptime_check/check_passed\" AND resource.type=\"uptime_url\" AND \
+                 metric.labels.check_id=\"";
+    assert_eq!(uptime["filter"], json!([start, { "$output": "main/monitoring/uptime#name" }, "\""]));
+    assert_eq!((&uptime["false_by"], &uptime["above"]), (&json!("resource.label.host"), &json!(1.0)));
     let existing = of(|one| one.monitored = textnlp_provider::component::Monitored::default()).unwrap();
     assert!(names(&existing).is_empty() && of_kind(&existing, "gcp.dashboard").is_empty());
 
@@ -149,7 +179,7 @@ fn policies_are_about_what_the_environment_creates() {
     let stack = of(|one| one.receivers = BTreeMap::new()).unwrap();
     assert_eq!(shown(&stack), shown(&all));
     let kinds: Vec<&str> = stack.iter().map(|one| one.kind.as_str()).collect();
-    assert_eq!(kinds, ["gcp.services", "gcp.dashboard"]);
+    assert_eq!(kinds, ["gcp.services", "gcp.uptime-check", "gcp.dashboard"]);
     assert!(of(|one| (one.stack, one.receivers) = (false, BTreeMap::new())).unwrap().is_empty());
 }
 
@@ -235,6 +265,127 @@ fn a_channel_waits_for_the_policy_that_uses_it() {
         bench.finish(&delete(3, &channel)).await;
         let world = bench.cloud.world();
         assert!(policies(&world).is_empty() && channels(&world).is_empty());
+    });
+}
+
+/// hashicorp/terraform-provider-google#10176: the answer does not say that a policy uses the check.
+#[test]
+fn an_uptime_check_waits_for_the_policy_that_uses_it() {
+    run(async {
+        let bench = bench();
+        let check = make(&bench, 1, check(&bench)).await;
+        let start = "metric.type=\"monitoring.googleapis.com/uptime_check/check_passed\" AND resource.type=\"uptime_url\" AND \
+                     metric.labels.check_id=\"";
+        let spec = json!({
+            "project": bench.cloud.project(), "name": "uptime", "enabled": true, "channels": [], "tags": {},
+            "condition": {
+                "says": "No answer", "filter": [start, check.1.outputs["name"], "\""], "aligner": "ALIGN_NEXT_OLDER",
+                "sum_by": null, "false_by": "resource.label.host", "above": 1.0, "period_seconds": 1200, "lasting_seconds": 300,
+            },
+        });
+        let policy = bench.wanted("main/monitoring/alert-service-uptime", "gcp.alert-policy", &spec);
+        let policy = make(&bench, 2, policy).await;
+        let delete =
+            |number: u64, made: &Made| bench.operation(number, Verb::Delete, &made.0, &made.0.spec, Some(&made.1));
+        let mut waiting = bench.provider.begin(&delete(3, &check)).await;
+        for _ in 0..3 {
+            let Ok(Progress::Pending { handle, says, .. }) = &waiting else { panic!("{waiting:?}") };
+            assert!(says.contains("an alert policy may still use it"), "{says}");
+            waiting = bench.provider.advance(&delete(3, &check), handle).await;
+        }
+        // What stays is told with a way out, and may be tried again.
+        let error = loop {
+            match waiting {
+                Ok(Progress::Pending { handle, .. }) => {
+                    waiting = bench.provider.advance(&delete(3, &check), &handle).await;
+                }
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind, ErrorKind::Conflict);
+        assert!(error.hint.as_ref().is_some_and(|hint| hint.contains("out of the conditions")), "{error:?}");
+        assert_eq!(all(&bench.cloud.world(), CHECKS).len(), 1);
+        bench.finish(&delete(4, &policy)).await;
+        bench.finish(&delete(3, &check)).await;
+        let world = bench.cloud.world();
+        assert!(policies(&world).is_empty() && all(&world, CHECKS).is_empty());
+    });
+}
+
+#[test]
+fn another_host_replaces_an_uptime_check_once_its_policy_uses_the_new_one() {
+    let cloud = Played::with(Options::zero_latency(), None);
+    let process = cloud.process();
+    let stack = Stack::new(&process, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0021);
+    let of = |host: &str| -> Vec<Wanted> {
+        let service = Some(ServiceAddress { host: host.to_owned(), port: 8443 });
+        let monitored = Monitored { service, ..Monitored::default() };
+        let part = ComponentSpec::Monitoring(Monitoring { budget: None, monitored, ..monitoring("USD") });
+        let component = Component { name: "monitoring".parse().unwrap(), existing: None, part };
+        let lowered = process.provider.lower(&component, &site(&cloud.cloud, "staging"));
+        let mut wanted = lowered.unwrap_or_else(|problems| panic!("{problems}"));
+        let ids: Vec<ResourceId> = wanted.iter().map(|one| one.id.clone()).collect();
+        for one in &mut wanted {
+            one.needs.retain(|need| ids.contains(&need.on));
+        }
+        wanted
+    };
+    let mut names = Vec::new();
+    for host in ["text.example.com", "own.example.com"] {
+        stack.reach(UP, &of(host));
+        let world = cloud.cloud.world();
+        let (checks, policies) = (all(&world, CHECKS), policies(&world));
+        let ([check], [policy]) = (checks.as_slice(), policies.as_slice()) else { panic!("{checks:?} {policies:?}") };
+        assert_eq!(check["monitoredResource"]["labels"]["host"], host);
+        let name = check["name"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+        let filter = policy["conditions"][0]["conditionThreshold"]["filter"].as_str().unwrap();
+        assert!(filter.contains(&name), "{filter}: {name}");
+        names.push(name);
+    }
+    assert_ne!(names[0], names[1]);
+    assert_eq!(cloud.cloud.take_violations(), Vec::<String>::new());
+}
+
+#[test]
+fn a_changed_uptime_check_is_drift_and_is_put_right() {
+    run(async {
+        let bench = bench();
+        bench.cloud.faults().add(Rule::nth("monitoring", CREATE_UPTIME, 1, Disruption::LostReply));
+        let (wanted, recorded) = make(&bench, 1, check(&bench)).await;
+        let found = all(&bench.cloud.world(), CHECKS);
+        let [check] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!((&check["period"], &check["httpCheck"]["validateSsl"]), (&json!("60s"), &json!(false)));
+        assert!(check["name"].as_str().unwrap().ends_with(recorded.outputs["name"].as_str().unwrap()));
+        let key = format!("monitoring/{}", recorded.cloud_id);
+        for (place, value) in [
+            ("/httpCheck/path", json!("/other")),
+            ("/httpCheck/acceptedResponseStatusCodes", json!([{ "statusValue": 500 }])),
+            ("/httpCheck/authInfo", json!({ "username": "ada", "password": "******" })),
+            ("/period", json!("900s")),
+            ("/timeout", json!("1s")),
+            ("/selectedRegions", json!(["USA"])),
+            ("/contentMatchers", json!([{ "content": "ready", "matcher": "CONTAINS_STRING" }])),
+            ("/disabled", json!(true)),
+        ] {
+            bench.cloud.world().change(&key, place, value);
+        }
+        let read = bench.provider.read(&wanted.kind, &recorded.cloud_id).await.unwrap();
+        let seen = match read {
+            Observed::Present(seen) => seen,
+            missing => panic!("{missing:?}"),
+        };
+        let changes = bench.provider.diff(&wanted, &recorded, &seen);
+        let mut fields: Vec<&str> = changes.iter().map(|change| change.field.as_str()).collect();
+        fields.sort_unstable();
+        assert_eq!(fields, ["enabled", "matchers", "period", "regions", "target", "timeout"]);
+        assert!(changes.iter().all(|change| change.effect == Effect::InPlace), "{changes:?}");
+        let object = bench.finish(&bench.operation(2, Verb::Update, &wanted, &wanted.spec, Some(&recorded))).await;
+        assert!(bench.provider.diff(&wanted, &recorded, &object).is_empty());
+        assert!(bench.cloud.world().get(&key).unwrap()["httpCheck"]["authInfo"].is_null());
+        bench.finish(&bench.operation(3, Verb::Delete, &wanted, &wanted.spec, Some(&recorded))).await;
+        assert!(all(&bench.cloud.world(), CHECKS).is_empty());
+        assert_eq!(bench.cloud.take_violations(), Vec::<String>::new());
     });
 }
 

@@ -81,6 +81,7 @@ pub(super) fn changed(one: &Wanted) -> Spec {
         "gcp.bucket" => spec["soft_delete_days"] = json!(0),
         "gcp.alert-policy" => (spec["condition"]["above"], spec["enabled"]) = (json!(0.5), json!(false)),
         "gcp.dashboard" => spec["charts"][0]["above"] = json!(0.5),
+        "gcp.uptime-check" => (spec["target"]["port"], spec["enabled"]) = (json!(443), json!(false)),
         "gcp.notification-channel" => spec["email"] = json!("team@example.com"),
         "gcp.budget" => spec["limit"] = json!(950.5),
         "gcp.dns-record" => spec["ttl"] = json!(30),

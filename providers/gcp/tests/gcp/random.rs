@@ -79,7 +79,6 @@ impl Simulated for Played {
             site: site(&self.cloud, environment),
             repository,
             models: &models,
-            archives: true,
             endpoint,
             remote: Some(REMOTE),
             has_budget: true,

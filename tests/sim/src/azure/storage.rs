@@ -1,4 +1,4 @@
-//! Storage accounts with their containers and the replication between them, and registries of images.
+//! Storage accounts with their containers, their lifecycle policies and the replication between them, and registries of images.
 
 use serde_json::{Value, json};
 
@@ -12,6 +12,16 @@ const POLICY: &str = "Microsoft.Storage/storageAccounts/objectReplicationPolicie
 const POLICY_MODEL: &str = "storage.v2024_01_01.models ObjectReplicationPolicy";
 /// The name under which a destination gets a new policy.
 const NEW_POLICY: &str = "default";
+const LIFECYCLE: &str = "Microsoft.Storage/storageAccounts/managementPolicies";
+const LIFECYCLE_MODEL: &str = "storage.v2024_01_01.models ManagementPolicy";
+/// The name of an account's lifecycle policy in paths, and the one in answers.
+const LIFECYCLE_NAMES: (&str, &str) = ("default", "DefaultManagementPolicy");
+/// The code of an invalid rule.
+const INVALID_RULE: &str = "InvalidManagementPolicyRule";
+/// The most rules of a policy, prefixes of a rule and characters of its name.
+const MOST_RULES: usize = 100;
+const MOST_PREFIXES: usize = 10;
+const MOST_OF_RULE: usize = 256;
 const REGISTRY: &str = "Microsoft.ContainerRegistry/registries";
 
 pub(crate) const KINDS: &[Kind] = &[
@@ -76,6 +86,17 @@ pub(crate) const KINDS: &[Kind] = &[
         ..KIND
     },
     Kind {
+        kind: LIFECYCLE,
+        version: "2024-01-01",
+        models: [LIFECYCLE_MODEL, "", LIFECYCLE_MODEL, ""],
+        accepted: 200,
+        has_state: false,
+        tags: 0,
+        accept: accept_lifecycle,
+        show: show_lifecycle,
+        ..KIND
+    },
+    Kind {
         kind: "Microsoft.Storage/storageAccounts/blobServices/containers",
         version: "2024-01-01",
         models: [
@@ -136,6 +157,14 @@ pub(crate) const SPECIALS: &[Special] = &[
         handler: write_policy,
     },
     Special {
+        method: "GET",
+        path: "Microsoft.Storage/storageAccounts/managementPolicies[]",
+        version: "2024-01-01",
+        request: "",
+        answer: "",
+        handler: |_, call| Err(no_such_address(call)),
+    },
+    Special {
         method: "POST",
         path: "Microsoft.Storage/checkNameAvailability",
         version: "2024-01-01",
@@ -189,6 +218,40 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         ),
     ),
     rule("an account with a replication policy keeps its versions", Source::Report("MicrosoftDocs/azure-docs#123502")),
+    rule(
+        "an account has one lifecycle policy, called default: another name is 404 HttpResourceNotFound",
+        Source::Report("Azure/bicep-types-az#2494"),
+    ),
+    rule("lifecycle policies of an account are not listed", Source::Report("lawrencegripper/azbrowse#98")),
+    rule(
+        "the days of a lifecycle rule are answered as decimal numbers",
+        Source::Report("hashicorp/terraform-provider-azurerm#18771"),
+    ),
+    rule(
+        "a lifecycle policy is answered with the name DefaultManagementPolicy",
+        Source::Documentation("https://learn.microsoft.com/rest/api/storagerp/management-policies/get"),
+    ),
+    rule(
+        "a lifecycle policy is written as a whole",
+        Source::Documentation("https://learn.microsoft.com/azure/storage/blobs/lifecycle-management-policy-configure"),
+    ),
+    rule(
+        "a lifecycle policy has 1 to 100 rules with names of their own, and each has an action and at most ten prefixes",
+        Source::Documentation("https://learn.microsoft.com/azure/storage/blobs/lifecycle-management-overview"),
+    ),
+    rule(
+        "an invalid rule of a lifecycle policy, such as one without filters, is 400 InvalidManagementPolicyRule",
+        Source::Report("Azure/bicep-registry-modules#6359"),
+    ),
+    rule("the name of a rule may have any characters", Source::Report("hashicorp/terraform-provider-azurerm#17973")),
+    rule(
+        "accounts with copies in several zones have no archive tier",
+        Source::Documentation("https://learn.microsoft.com/azure/storage/blobs/access-tiers-overview"),
+    ),
+    rule(
+        "a lifecycle policy takes effect within a day, and moves blobs",
+        Source::LeftOut("lifecycle-management-overview of the documentation: no plan reads the tier of a blob"),
+    ),
     rule(
         "policies of accounts without replication across tenants have whole ids",
         Source::Documentation(
@@ -339,6 +402,61 @@ fn write_policy(cloud: &mut Cloud, call: &Call) -> Result<Answer, Problem> {
         object.lag = (now, now);
     }
     Ok(answer)
+}
+
+/// An address that the service does not have.
+fn no_such_address(call: &Call) -> Problem {
+    Problem::new(404, "HttpResourceNotFound", format!("The request url {} is not found.", call.path))
+}
+
+fn accept_lifecycle(cloud: &mut Cloud, call: &Call, _: Option<&Value>, body: &mut Value) -> Result<(), Problem> {
+    if call.name() != LIFECYCLE_NAMES.0 {
+        return Err(no_such_address(call));
+    }
+    let account = cloud.objects.get(&parent(&call.key)).map_or("", |one| text(&one.body, "/sku/name"));
+    let rules = body["properties"]["policy"]["rules"].as_array().cloned().unwrap_or_default();
+    if rules.is_empty() || rules.len() > MOST_RULES {
+        return Err(bad("BadRequest", format!("A policy has 1 to {MOST_RULES} rules, and this one {}.", rules.len())));
+    }
+    for (place, rule) in rules.iter().enumerate() {
+        let name = text(rule, "/name");
+        let is_new = rules.iter().take(place).all(|other| text(other, "/name") != name);
+        let invalid = |why: &str| bad(INVALID_RULE, format!("ManagementPolicy rule {name} is invalid. {why}"));
+        if !is_new || name.is_empty() || name.len() > MOST_OF_RULE {
+            return Err(invalid("Its name is taken, or has not 1 to 256 characters."));
+        }
+        let filters = &rule["definition"]["filters"];
+        let count = |filter: &str| filters[filter].as_array().map_or(0, Vec::len);
+        if count("blobTypes") == 0 || count("prefixMatch") > MOST_PREFIXES {
+            return Err(invalid("Invalid value for parameter : filter is required, with at most ten prefixes."));
+        }
+        let actions = rule["definition"]["actions"].as_object();
+        let of_blobs = actions.into_iter().flat_map(|of| of.values()).filter_map(Value::as_object);
+        let actions: Vec<&str> = of_blobs.flat_map(|of| of.keys()).map(String::as_str).collect();
+        if actions.is_empty() {
+            return Err(invalid("It has no action."));
+        }
+        if actions.contains(&"tierToArchive") && account.contains("ZRS") {
+            return Err(invalid(&format!("The account is {account}, which has no archive tier.")));
+        }
+    }
+    let now = cloud.now().to_string();
+    put(body, "/properties/lastModifiedTime", now.into());
+    Ok(())
+}
+
+fn show_lifecycle(_: &Cloud, _: &str, body: &mut Value) {
+    body["name"] = LIFECYCLE_NAMES.1.into();
+    let rules = body["properties"]["policy"]["rules"].as_array_mut();
+    for rule in rules.into_iter().flatten() {
+        let kinds = rule["definition"]["actions"].as_object_mut().into_iter().flat_map(|of| of.values_mut());
+        let conditions = kinds.filter_map(Value::as_object_mut).flat_map(|of| of.values_mut());
+        for days in conditions.filter_map(Value::as_object_mut).flat_map(|of| of.values_mut()) {
+            if let Some(number) = days.as_f64() {
+                *days = number.into();
+            }
+        }
+    }
 }
 
 fn accept_policy(cloud: &mut Cloud, call: &Call, _: Option<&Value>, body: &mut Value) -> Result<(), Problem> {

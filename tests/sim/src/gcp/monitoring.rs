@@ -1,4 +1,5 @@
-//! Cloud Monitoring: alert policies, the channels that they notify, and dashboards. No metric has values: no incident is ever opened.
+//! Cloud Monitoring: alert policies, the channels that they notify, uptime checks, and dashboards. No metric has values: no incident is ever
+//! opened.
 
 use serde_json::{Value, json};
 
@@ -12,6 +13,11 @@ use crate::{Behaviour, Source};
 const LAYOUTS: [&str; 4] = ["mosaicLayout", "gridLayout", "rowLayout", "columnLayout"];
 /// The most conditions of a policy.
 const MOST_CONDITIONS: usize = 6;
+/// The seconds between the runs of an uptime check, of which the first is the usual one, and the most of its timeout.
+const PERIODS: [u64; 4] = [60, 300, 600, 900];
+const MOST_TIMEOUT: u64 = 60;
+/// The most uptime checks of a project.
+const MOST_CHECKS: usize = 100;
 
 pub(crate) const KINDS: &[Kind] = &[
     Kind {
@@ -35,6 +41,14 @@ pub(crate) const KINDS: &[Kind] = &[
         ..KIND
     },
     Kind {
+        methods: "monitoring.projects.uptimeCheckConfigs",
+        verbs: &["get", "list"],
+        collection: ("monitoring", "uptimeCheckConfigs"),
+        items: "uptimeCheckConfigs",
+        labels: "userLabels",
+        ..KIND
+    },
+    Kind {
         methods: "monitoring.projects.dashboards",
         verbs: &["get", "list", "delete"],
         collection: ("monitoring", "dashboards"),
@@ -49,6 +63,9 @@ pub(crate) const HANDLERS: &[(&str, Handler)] = &[
     ("monitoring.projects.dashboards.patch", replace_dashboard),
     ("monitoring.projects.notificationChannels.create", create_channel),
     ("monitoring.projects.notificationChannels.delete", delete_channel),
+    ("monitoring.projects.uptimeCheckConfigs.create", create_uptime),
+    ("monitoring.projects.uptimeCheckConfigs.patch", change_uptime),
+    ("monitoring.projects.uptimeCheckConfigs.delete", delete_uptime),
 ];
 
 pub(crate) const LEDGER: &[Behaviour] = &[
@@ -83,6 +100,29 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         ),
     ),
     rule("a threshold of a chart has neither a color nor a direction", Source::Model),
+    rule(
+        "the service gives an uptime check its name, and refuses one in the request",
+        Source::Report("pulumi/pulumi-google-native#317"),
+    ),
+    rule(
+        "an uptime check of a host is answered with the label project_id",
+        Source::Report("hashicorp/terraform-provider-google#7734"),
+    ),
+    rule(
+        "an uptime check has a name, a timeout of at most a minute, and a period of 1, 5, 10 or 15 minutes",
+        Source::Model,
+    ),
+    rule(
+        "a change of an uptime check without a period is 400",
+        Source::Report("GoogleCloudPlatform/magic-modules#1129"),
+    ),
+    rule("the period of an uptime check changes in place", Source::Report("GoogleCloudPlatform/magic-modules#8266")),
+    rule("a project has at most 100 uptime checks: 429", Source::Report("2i2c-org/infrastructure#7054")),
+    rule("a change of an uptime check without a mask replaces it", Source::Model),
+    rule(
+        "an uptime check that an alert policy uses is not deleted: 400, which does not say why",
+        Source::Report("hashicorp/terraform-provider-google#10176"),
+    ),
 ];
 
 const fn rule(what: &'static str, source: Source) -> Behaviour {
@@ -181,6 +221,79 @@ fn delete_channel(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> 
         if let Some(names) = policy.and_then(|policy| policy.body["notificationChannels"].as_array_mut()) {
             names.retain(|name| *name != call.name.as_str());
         }
+    }
+    cloud.objects.remove(&call.key());
+    Ok(json!({}))
+}
+
+fn create_uptime(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
+    if !call.body["name"].is_null() {
+        return Err(invalid("Cannot specify name in an UptimeCheckConfig sent to Create."));
+    }
+    if collection(cloud, &format!("monitoring/{}", call.name)).len() >= MOST_CHECKS {
+        let message = "Error creating uptime check config: too many configs in project";
+        return Err(Problem::new("RESOURCE_EXHAUSTED", message));
+    }
+    let title = call.body["displayName"].as_str().unwrap_or_default().to_lowercase();
+    let title: String = title.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    let name = format!("{}/{title}-{}", call.name, cloud.random.hex(11));
+    keep_uptime(cloud, call, &name, call.body.clone())
+}
+
+fn change_uptime(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
+    let before = read(cloud, call)?;
+    if call.body["period"].is_null() {
+        return Err(invalid("Field \"uptime_check_config.period\" is required."));
+    }
+    let after = match call.parameter("updateMask").filter(|mask| !mask.is_empty()) {
+        None => call.body.clone(),
+        Some(mask) => {
+            let mut after = before;
+            for member in mask.split(',').filter_map(|path| path.split('.').next()) {
+                after[member] = call.body[member].clone();
+            }
+            after
+        }
+    };
+    keep_uptime(cloud, call, &call.name, after)
+}
+
+/// Keeps an uptime check in the form in which answers have it.
+fn keep_uptime(cloud: &mut Cloud, call: &Call<'_>, name: &str, mut body: Value) -> Result<Value, Problem> {
+    errors::check_labels(&body["userLabels"])?;
+    if body["displayName"].as_str().is_none_or(str::is_empty) {
+        return Err(invalid("Field \"uptime_check_config.display_name\" is required."));
+    }
+    if !(1..=MOST_TIMEOUT).contains(&seconds(&body["timeout"])) {
+        return Err(invalid("Field \"uptime_check_config.timeout\" must be between 1 and 60 seconds."));
+    }
+    if body["period"].is_null() {
+        body["period"] = format!("{}s", PERIODS[0]).into();
+    }
+    if !PERIODS.contains(&seconds(&body["period"])) {
+        return Err(invalid("Field \"uptime_check_config.period\" had an invalid value."));
+    }
+    let resource = &mut body["monitoredResource"];
+    if resource["type"] == "uptime_url" && resource["labels"]["host"].as_str().is_none_or(str::is_empty) {
+        return Err(invalid("Field \"uptime_check_config.monitored_resource.labels['host']\" is required."));
+    }
+    resource["labels"]["project_id"] = call.project.as_str().into();
+    body["name"] = name.into();
+    cloud.put(&format!("monitoring/{name}"), body.clone());
+    Ok(body)
+}
+
+fn delete_uptime(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
+    read(cloud, call)?;
+    let own = format!("check_id=\"{}\"", call.name.rsplit('/').next().unwrap_or_default());
+    let uses = |policy: &Value| {
+        let conditions = policy["conditions"].as_array().into_iter().flatten();
+        let mut filters = conditions.filter_map(|one| one["conditionThreshold"]["filter"].as_str());
+        filters.any(|filter| filter.contains(&own))
+    };
+    let policies = collection(cloud, &format!("monitoring/projects/{}/alertPolicies", call.project));
+    if policies.iter().any(|key| cloud.get(key).is_some_and(uses)) {
+        return Err(invalid("Request contains an invalid argument."));
     }
     cloud.objects.remove(&call.key());
     Ok(json!({}))

@@ -252,6 +252,19 @@ retried(lambda: storage.object_replication_policies.create_or_update(GROUP, "tex
 policy = settled(lambda: storage.object_replication_policies.get(GROUP, "textnlpcopies", policy.name))
 assert policy.rules[0].filters.prefix_match == ["texts/"], policy
 
+# A lifecycle rule of an account.
+cold = {"base_blob": {"tier_to_cold": {"days_after_modification_greater_than": 90}}}
+rule = {"name": "textnlp", "enabled": True, "type": "Lifecycle",
+        "definition": {"filters": {"blob_types": ["blockBlob"], "prefix_match": ["models/"]}, "actions": cold}}
+lifecycle = (GROUP, "textnlpmodels", "default")
+retried(lambda: storage.management_policies.create_or_update(*lifecycle, {"policy": {"rules": [rule]}}))
+found = settled(lambda: storage.management_policies.get(*lifecycle)).policy.rules[0]
+assert found.definition.actions.base_blob.tier_to_cold.days_after_modification_greater_than == 90, found
+cold["base_blob"]["tier_to_cold"]["days_after_modification_greater_than"] = 30
+retried(lambda: storage.management_policies.create_or_update(*lifecycle, {"policy": {"rules": [rule]}}))
+found = settled(lambda: storage.management_policies.get(*lifecycle)).policy.rules[0]
+assert found.definition.actions.base_blob.tier_to_cold.days_after_modification_greater_than == 30, found
+
 # The database.
 server = {"location": REGION, "sku": {"name": "Standard_D2ds_v5", "tier": "GeneralPurpose"}, "version": "16",
           "administrator_login": "textnlp", "administrator_login_password": "hunter2", "create_mode": "Create",
@@ -416,6 +429,8 @@ missing(lambda: clusters.managed_clusters.get(GROUP, "c"))
 retried(lambda: databases.servers.begin_delete(GROUP, "textnlp-db"))
 missing(lambda: databases.servers.get(GROUP, "textnlp-db"))
 retried(lambda: registries.registries.begin_delete(GROUP, "textnlpimages"))
+storage.management_policies.delete(*lifecycle)
+missing(lambda: storage.management_policies.get(*lifecycle))
 for name in ("textnlpmodels", "textnlpcopies"):
     storage.object_replication_policies.delete(GROUP, name, policy.name)
     missing(lambda: storage.object_replication_policies.get(GROUP, name, policy.name))

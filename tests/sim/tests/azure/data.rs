@@ -127,6 +127,57 @@ fn blobs_are_replicated_by_a_policy_of_each_account() {
     blobs(&source, json!({ "isVersioningEnabled": false })).ok();
 }
 
+/// Azure/bicep-types-az#2494, lawrencegripper/azbrowse#98, hashicorp/terraform-provider-azurerm#18771,
+/// Azure/bicep-registry-modules#6359, hashicorp/terraform-provider-azurerm#17973, and
+/// <https://learn.microsoft.com/azure/storage/blobs/lifecycle-management-overview>.
+#[test]
+fn an_account_has_one_lifecycle_policy_that_is_written_as_a_whole() {
+    let client = Client::quick();
+    let policies = format!("{ACCOUNT}/managementPolicies");
+    let path = format!("{policies}/default");
+    let rule = |name: &str, actions: Value| {
+        json!({ "name": name, "enabled": true, "type": "Lifecycle", "definition": {
+            "filters": { "blobTypes": ["blockBlob"], "prefixMatch": ["models/"] }, "actions": { "baseBlob": actions } } })
+    };
+    let cold = json!({ "tierToCold": { "daysAfterModificationGreaterThan": 90 } });
+    let archive = json!({ "tierToArchive": { "daysAfterModificationGreaterThan": 180 } });
+    let put = |path: &str, rules: Value| client.put(path, json!({ "properties": { "policy": { "rules": rules } } }));
+    assert_eq!(put(&path, json!([rule("one", cold.clone())])).status, 404, "there is no account");
+    let mut zoned = account();
+    zoned["sku"]["name"] = json!("Standard_ZRS");
+    client.make(ACCOUNT, zoned);
+    assert_eq!(client.get(&path).status, 404);
+    let other = put(&format!("{policies}/archive"), json!([rule("one", cold.clone())]));
+    assert_eq!(other.code(), (404, "HttpResourceNotFound"));
+    let mut prefixes = rule("one", cold.clone());
+    prefixes["definition"]["filters"]["prefixMatch"] = (0..11).map(|number| format!("models/{number}")).collect();
+    let mut unfiltered = rule("one", cold.clone());
+    unfiltered["definition"].as_object_mut().unwrap().retain(|member, _| member != "filters");
+    assert_eq!(put(&path, json!([])).code(), (400, "BadRequest"));
+    for refused in [
+        json!([rule("one", cold.clone()), rule("one", cold.clone())]),
+        json!([rule(&"a".repeat(257), cold.clone())]),
+        json!([rule("one", json!({}))]),
+        json!([rule("one", archive)]),
+        json!([prefixes]),
+        json!([unfiltered]),
+    ] {
+        assert_eq!(put(&path, refused).code(), (400, "InvalidManagementPolicyRule"));
+    }
+    put(&path, json!([rule("one two-three", cold.clone())])).ok();
+    let made = put(&path, json!([rule("one", cold.clone()), rule("two", cold.clone())])).ok();
+    let days = &made["properties"]["policy"]["rules"][0]["definition"]["actions"]["baseBlob"]["tierToCold"];
+    assert_eq!(made["name"], "DefaultManagementPolicy");
+    assert_eq!(days.to_string(), r#"{"daysAfterModificationGreaterThan":90.0}"#);
+    put(&path, json!([rule("two", cold)])).ok();
+    let read = client.get(&path).ok();
+    assert_eq!(read["properties"]["policy"]["rules"].as_array().map(Vec::len), Some(1));
+    assert_eq!(client.get(&policies).status, 404);
+    client.delete(&path).ok();
+    assert_eq!((client.get(&path).status, client.delete(&path).status), (404, 204));
+    assert_eq!(client.cloud.violations(), Vec::<String>::new());
+}
+
 /// crossplane-contrib/provider-azure#300, hashicorp/terraform-provider-azurerm#24549, Azure/azure-rest-api-specs#20866,
 /// hashicorp/terraform-provider-azurerm#28298, hashicorp/terraform-provider-azurerm#21306, hashicorp/terraform-provider-azurerm#5443, and
 /// the password.

@@ -137,6 +137,19 @@ monitoring.alertPolicies().delete(name=policy["name"]).execute()
 monitoring.notificationChannels().delete(name=channel["name"]).execute()
 missing(monitoring.notificationChannels().get(name=channel["name"]))
 
+# An uptime check.
+checks = monitoring.uptimeCheckConfigs()
+check = {"displayName": "u", "period": "60s", "timeout": "10s", "httpCheck": {"useSsl": True, "port": 8443, "path": "/health"},
+         "monitoredResource": {"type": "uptime_url", "labels": {"host": "text.example.com"}}}
+check = checks.create(parent=f"projects/{PROJECT}", body=check).execute()
+changed = checks.patch(
+    name=check["name"], updateMask="httpCheck", body={"httpCheck": {"useSsl": True, "port": 443}, "period": "60s"}).execute()
+assert changed["httpCheck"]["port"] == 443 and changed["monitoredResource"] == check["monitoredResource"], changed
+assert checks.get(name=check["name"]).execute() == changed
+assert checks.list(parent=f"projects/{PROJECT}").execute()["uptimeCheckConfigs"] == [changed]
+checks.delete(name=check["name"]).execute()
+missing(checks.get(name=check["name"]))
+
 # A dashboard.
 chart = {"dataSets": [{"timeSeriesQuery": {"timeSeriesFilter": {"filter": threshold["filter"]}}}], "thresholds": [{"value": 0.9}]}
 tile = {"width": 6, "height": 4, "widget": {"title": "t", "xyChart": chart}}

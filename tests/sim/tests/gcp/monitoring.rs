@@ -1,4 +1,4 @@
-//! Cloud Monitoring: what policies, channels and dashboards are refused for.
+//! Cloud Monitoring: what policies, channels, uptime checks and dashboards are refused for.
 
 use serde_json::{Value, json};
 
@@ -6,6 +6,7 @@ use crate::Client;
 
 const CHANNELS: &str = "v3/projects/PROJECT/notificationChannels";
 const POLICIES: &str = "v3/projects/PROJECT/alertPolicies";
+const UPTIME: &str = "v3/projects/PROJECT/uptimeCheckConfigs";
 const DASHBOARDS: &str = "v1/projects/PROJECT/dashboards";
 
 fn channel(client: &Client) -> String {
@@ -66,6 +67,75 @@ fn a_channel_in_use_is_deleted_by_force_only() {
     client.call("DELETE", "monitoring", &format!("{path}?force=true"), Value::Null).ok();
     let left = client.get("monitoring", &format!("v3/{}", made["name"].as_str().unwrap())).ok();
     assert_eq!(left["notificationChannels"], json!([]));
+}
+
+/// pulumi/pulumi-google-native#317, hashicorp/terraform-provider-google#7734, GoogleCloudPlatform/magic-modules#1129,
+/// GoogleCloudPlatform/magic-modules#8266, hashicorp/terraform-provider-google#10176.
+#[test]
+fn an_uptime_check_is_changed_with_its_period_and_waits_for_its_policies() {
+    let client = Client::quick();
+    let check = |change: fn(&mut Value)| {
+        let mut check = json!({
+            "displayName": "The service", "period": "60s", "timeout": "10s", "userLabels": { "a": "b" },
+            "monitoredResource": { "type": "uptime_url", "labels": { "host": "text.example.com" } },
+            "httpCheck": { "useSsl": true, "port": 8443, "path": "/health" },
+        });
+        change(&mut check);
+        check
+    };
+    let wrong: [fn(&mut Value); 5] = [
+        |one| one["name"] = json!("projects/p/uptimeCheckConfigs/mine"),
+        |one| one["displayName"] = json!(""),
+        |one| one["timeout"] = json!("61s"),
+        |one| one["period"] = json!("90s"),
+        |one| one["monitoredResource"]["labels"] = json!({}),
+    ];
+    for change in wrong {
+        let body = check(change);
+        assert_eq!(client.post("monitoring", UPTIME, body.clone()).status, 400, "{body}");
+    }
+    let made = client.post("monitoring", UPTIME, check(|_| {})).ok();
+    let (host, project) =
+        (&made["monitoredResource"]["labels"]["host"], &made["monitoredResource"]["labels"]["project_id"]);
+    assert!(*host == "text.example.com" && project.is_string(), "{made}");
+    let name = made["name"].as_str().unwrap();
+    let path = format!("v3/{name}");
+    let patch = |query: &str, body: Value| client.call("PATCH", "monitoring", &format!("{path}{query}"), body);
+    for change in [json!({ "httpCheck": { "port": 443 } }), json!({ "displayName": "Another one", "timeout": "5s" })] {
+        assert_eq!(patch("?updateMask=httpCheck", change).status, 400);
+    }
+    assert_eq!(patch("", check(|one| one["period"] = json!("90s"))).status, 400);
+    let rarer = patch("", check(|one| one["period"] = json!("300s"))).ok();
+    assert_eq!((&rarer["period"], &rarer["name"]), (&json!("300s"), &made["name"]));
+    let masked = patch("?updateMask=httpCheck", json!({ "httpCheck": { "port": 443 }, "period": "60s" })).ok();
+    assert_eq!((&masked["httpCheck"], &masked["userLabels"]), (&json!({ "port": 443 }), &made["userLabels"]));
+    let replaced = patch("", check(|one| one["userLabels"] = json!({ "a": "c" }))).ok();
+    assert_eq!((&replaced["userLabels"], &replaced["name"]), (&json!({ "a": "c" }), &made["name"]));
+
+    let id = name.rsplit('/').next().unwrap();
+    let filter = format!("resource.type=\"uptime_url\" AND metric.labels.check_id=\"{id}\"");
+    let policy = client.post("monitoring", POLICIES, policy(&filter, "60s", &channel(&client))).ok();
+    assert_eq!(client.call("DELETE", "monitoring", &path, Value::Null).status, 400);
+    client.call("DELETE", "monitoring", &format!("v3/{}", policy["name"].as_str().unwrap()), Value::Null).ok();
+    client.call("DELETE", "monitoring", &path, Value::Null).ok();
+    assert_eq!(client.get("monitoring", &path).status, 404);
+}
+
+/// 2i2c-org/infrastructure#7054.
+#[test]
+fn a_project_has_a_hundred_uptime_checks() {
+    let client = Client::quick();
+    let check = |number: usize| {
+        json!({
+            "displayName": format!("Check {number}"), "period": "60s", "timeout": "10s",
+            "monitoredResource": { "type": "uptime_url", "labels": { "host": "text.example.com" } },
+            "httpCheck": { "useSsl": true, "port": 8443, "path": "/health" },
+        })
+    };
+    for number in 0..100 {
+        client.post("monitoring", UPTIME, check(number)).ok();
+    }
+    assert_eq!(client.post("monitoring", UPTIME, check(100)).status, 429);
 }
 
 /// GoogleCloudPlatform/magic-modules#18515.
