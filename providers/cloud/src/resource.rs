@@ -97,9 +97,14 @@ pub trait Resource<C: Cloud>: Send + Sync + 'static {
         false
     }
 
-    /// The alternative after the one that an object without capacity was created as; see [`Make::alternative`].
-    fn alternative(_wanted: &Self::Spec, _seen: &Self::Spec) -> Option<usize> {
-        None
+    /// The names of the alternatives in a spec, best first, each with its market as its first word; see [`Make::alternative`].
+    fn alternatives(_wanted: &Spec) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// The alternatives that an object was created as, by their index: more than one where the cloud does not tell them apart.
+    fn tried(_wanted: &Self::Spec, _seen: &Self::Spec) -> Vec<usize> {
+        Vec::new()
     }
 
     /// Fails a database over to its standby, which is there: one call. The id of the change, which [`change`](Self::change) reads, where
@@ -136,7 +141,7 @@ pub struct Make<'a> {
     pub token: &'a str,
     /// Its tags.
     pub tags: Tags,
-    /// Which of the alternatives in the spec is created: the first one, unless the cloud had no capacity for those before it.
+    /// Which of the alternatives in the spec is created, by its index: the first one, unless the cloud had no capacity for it.
     pub alternative: usize,
 }
 
@@ -267,10 +272,12 @@ pub trait AnyResource<C: Cloud>: Send + Sync {
     fn is_hidden(&self, _field: &str) -> bool {
         false
     }
-    fn alternative(&self, wanted: &Spec, seen: &Spec) -> Option<usize>;
-    /// The alternative after one whose create call is refused.
-    fn next_alternative(&self, _wanted: &Spec, _place: usize) -> Option<usize> {
-        None
+    fn alternatives(&self, wanted: &Spec) -> Vec<String>;
+    fn tried(&self, wanted: &Spec, seen: &Spec) -> Vec<usize>;
+    /// Which of these alternatives is created, by reads only: the first one that the cloud offers, and after it those that are the same
+    /// to the cloud.
+    async fn choose(&self, _api: &C, _wanted: &Spec, rest: &[usize]) -> Result<Vec<usize>> {
+        Ok(rest.first().copied().into_iter().collect())
     }
     async fn delete(&self, api: &C, seen: &ObservedObject<Spec>, op: &Operation) -> Result<Option<String>>;
     fn declare(&self, _api: Option<&C>, _request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
@@ -364,8 +371,13 @@ impl<C: Cloud, R: Resource<C>> AnyResource<C> for Of<R> {
         same(wanted, seen) || wanted.zip(seen).is_some_and(|(wanted, seen)| R::fits(field, wanted, seen))
     }
 
-    fn alternative(&self, wanted: &Spec, seen: &Spec) -> Option<usize> {
-        R::alternative(&wanted.typed().ok()?, &seen.typed().ok()?)
+    fn alternatives(&self, wanted: &Spec) -> Vec<String> {
+        R::alternatives(wanted)
+    }
+
+    fn tried(&self, wanted: &Spec, seen: &Spec) -> Vec<usize> {
+        let (Ok(wanted), Ok(seen)) = (wanted.typed(), seen.typed()) else { return Vec::new() };
+        R::tried(&wanted, &seen)
     }
 
     fn declare(&self, api: Option<&C>, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {

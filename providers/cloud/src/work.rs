@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use textnlp_provider::capacity::market;
 use textnlp_provider::{
     Error, ErrorKind, Foreign, Handle, Identity, Object, Operation, Ownership, Progress, Recorded, Result, Spec, Verb,
     ZONES, Zones,
@@ -58,6 +59,23 @@ struct Stand {
     /// The alternative that is created once the object that the cloud had no capacity for is deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     alternative: Option<usize>,
+    /// The alternatives for which the cloud had no capacity or quota, by their index.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    tried: Vec<usize>,
+    /// See [`Handle::lacked`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lacked: Option<String>,
+    /// Why the cloud refused to create the last alternative.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refusal: Option<Refusal>,
+}
+
+/// An answer that a create has no capacity.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Refusal {
+    code: Option<String>,
+    why: String,
+    hint: Option<String>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
@@ -110,15 +128,25 @@ impl<'a, C: Cloud> Work<'a, C> {
 
     /// Continues it, in this process or in another one.
     pub async fn advance(&self, handle: &Handle) -> Result<Progress> {
-        let stand = serde_json::from_value(handle.0.clone())
+        let stand: Stand = serde_json::from_value(handle.0.clone())
             .map_err(|source| Error::new(ErrorKind::Invalid, "resume", self.op.resource.to_string()).because(source))?;
-        self.step(stand).await
+        let tried = match (&stand.alternative, stand.tried.as_slice()) {
+            // Earlier versions tried one after the other.
+            (Some(next), []) => (0..*next).collect(),
+            (_, tried) => tried.to_vec(),
+        };
+        self.step(Stand { tried, lacked: None, ..stand }).await
     }
 
     async fn step(&self, mut stand: Stand) -> Result<Progress> {
         // It stays, and nothing has to be known of it.
         if self.op.verb == Verb::Delete && self.row.resource.is_retained() {
             return self.gone();
+        }
+        if let Some(Refusal { code, why, hint }) = stand.refusal.take() {
+            let error = Error::new(ErrorKind::Capacity, "create", self.op.resource.to_string());
+            let error = error.because(why).signed_in_as(self.api.signed_in());
+            return Ok(Progress::Failed { left: None, error: Error { code, hint, ..error } });
         }
         if stand.id.is_empty() {
             stand.polls += 1;
@@ -127,7 +155,7 @@ impl<'a, C: Cloud> Work<'a, C> {
                 Err(error) => return self.conflict(stand, error),
             };
             return match made {
-                Some(made) => self.apply(Stand::of(&made.id), Some(made)).await,
+                Some(made) => self.apply(Stand { tried: stand.tried, ..Stand::of(&made.id) }, Some(made)).await,
                 None if stand.conflicts == 0 && stand.polls <= LOST_POLLS => {
                     self.wait(stand, "it is unknown whether it was created")
                 }
@@ -167,11 +195,23 @@ impl<'a, C: Cloud> Work<'a, C> {
         self.create_new(Stand::of("")).await
     }
 
-    /// Makes the create call for the alternative of a stand without an id.
+    /// Makes the create call for the first alternative that is left, with a stand without an id.
     async fn create_new(&self, stand: Stand) -> Result<Progress> {
-        let place = stand.alternative.unwrap_or(0);
+        let rest = self.rest(&stand.tried);
+        let chosen = match self.row.resource.choose(&self.api, &self.op.spec, &rest).await {
+            Ok(chosen) => chosen,
+            // Those that are left do not exist. The next run begins with all of them.
+            Err(error) if error.kind == ErrorKind::Capacity && !stand.tried.is_empty() => {
+                return Ok(Progress::Failed { left: None, error });
+            }
+            Err(error) => return self.conflict(stand, Error { refused: true, ..error }),
+        };
+        let place = chosen.first().copied().unwrap_or_default();
         match self.row.resource.begin(&self.api, self.op, place).await {
-            Ok((id, update)) => self.pending(Stand { update, ..Stand::of(&id) }, "being created", Duration::ZERO),
+            Ok((id, update)) => {
+                let stand = Stand { update, tried: stand.tried, ..Stand::of(&id) };
+                self.pending(stand, "being created", Duration::ZERO)
+            }
             // The reply of this call or of one before it was lost, and lists show a new object late. What still is not listed after a
             // wait is another one.
             Err(error)
@@ -179,26 +219,48 @@ impl<'a, C: Cloud> Work<'a, C> {
                     && (error.kind == ErrorKind::Unavailable || error.kind == ErrorKind::Exists && stand.sent == 0) =>
             {
                 let sent = stand.sent + u32::from(error.kind == ErrorKind::Exists);
-                let stand = Stand { alternative: stand.alternative, sent, ..Stand::of("") };
-                self.wait(stand, &textnlp_provider::error_chain(&error))
+                let Stand { alternative, tried, .. } = stand;
+                self.wait(Stand { alternative, tried, sent, ..Stand::of("") }, &textnlp_provider::error_chain(&error))
             }
-            Err(error) => match self.next(place, &error) {
-                Some(next) => self.try_next(next, &error),
-                None => self.conflict(stand, error),
-            },
+            Err(error) if error.refused && lacks(&error.kind) => self.try_next(stand, &chosen, error),
+            Err(error) => self.conflict(stand, error),
         }
     }
 
-    /// The alternative after one whose create call is refused for want of capacity or quota.
-    fn next(&self, place: usize, error: &Error) -> Option<usize> {
-        let lacks = error.refused && matches!(error.kind, ErrorKind::Capacity | ErrorKind::Quota);
-        self.row.resource.next_alternative(&self.op.spec, place).filter(|_| lacks)
+    /// Creates the next alternative at the next poll: the refused call did nothing. Of the last one the lack of capacity is recorded
+    /// before the operation ends.
+    fn try_next(&self, stand: Stand, chosen: &[usize], error: Error) -> Result<Progress> {
+        let why = textnlp_provider::error_chain(&error);
+        let (tried, lacked) = (all(&stand.tried, chosen), self.lacked(chosen, &error.kind));
+        match self.rest(&tried).first() {
+            Some(next) => {
+                let stand = Stand { alternative: Some(*next), tried, lacked, conflicts: 1, ..Stand::of("") };
+                self.pending(stand, &format!("trying another alternative: {why}"), self.poll)
+            }
+            None if lacked.is_some() => {
+                let cause =
+                    error.source.as_deref().map_or_else(|| why.clone(), |source| textnlp_provider::error_chain(source));
+                let refusal = Some(Refusal { code: error.code, why: cause, hint: error.hint });
+                self.pending(Stand { tried, lacked, refusal, ..Stand::of("") }, &none_is_left(&why), Duration::ZERO)
+            }
+            None => self.conflict(stand, error),
+        }
     }
 
-    /// Creates the next alternative at the next poll. The refused call did nothing.
-    fn try_next(&self, next: usize, error: &Error) -> Result<Progress> {
-        let says = format!("trying another alternative: {}", textnlp_provider::error_chain(error));
-        self.pending(Stand { alternative: Some(next), conflicts: 1, ..Stand::of("") }, &says, self.poll)
+    /// The alternatives that were not tried, in the order in which they are.
+    fn rest(&self, tried: &[usize]) -> Vec<usize> {
+        let all = self.row.resource.alternatives(&self.op.spec);
+        let order = textnlp_provider::capacity::order(&all, &self.op.lacking);
+        order.into_iter().filter(|place| !tried.contains(place)).collect()
+    }
+
+    /// What is remembered of alternatives without capacity: their name, or their market if the cloud does not tell them apart. Nothing
+    /// where there is no other order.
+    fn lacked(&self, these: &[usize], kind: &ErrorKind) -> Option<String> {
+        let all = self.row.resource.alternatives(&self.op.spec);
+        let name = all.get(*these.first()?)?;
+        let is_kept = *kind == ErrorKind::Capacity && these.len() < all.len();
+        is_kept.then(|| if these.len() > 1 { market(name).to_owned() } else { name.clone() })
     }
 
     /// Waits for a conflict that lasts; any other error is the caller's.
@@ -272,11 +334,14 @@ impl<'a, C: Cloud> Work<'a, C> {
     async fn apply(&self, mut stand: Stand, seen: Option<ObservedObject<Spec>>) -> Result<Progress> {
         stand.polls += 1;
         if let Some(next) = stand.alternative {
-            let is_old =
-                |seen: &ObservedObject<Spec>| self.row.resource.alternative(&self.op.spec, &seen.spec) == Some(next);
+            let is_old = |seen: &ObservedObject<Spec>| {
+                let these = self.row.resource.tried(&self.op.spec, &seen.spec);
+                !these.is_empty() && these.iter().all(|place| stand.tried.contains(place))
+            };
             match &seen {
                 None => {
-                    return self.create_new(Stand { alternative: Some(next), ..Stand::of("") }).await;
+                    let tried = stand.tried;
+                    return self.create_new(Stand { alternative: Some(next), tried, ..Stand::of("") }).await;
                 }
                 Some(old) if old.state == State::Deleting => {
                     return self.wait(stand, "the one without capacity is being deleted");
@@ -316,10 +381,21 @@ impl<'a, C: Cloud> Work<'a, C> {
         match &seen.state {
             State::Failed { code, why } => {
                 let (kind, hint) = C::classify(self.row.service, code, why);
-                let lacks = matches!(kind, ErrorKind::Capacity | ErrorKind::Quota) && self.op.verb == Verb::Create;
-                let next = self.row.resource.alternative(&self.op.spec, &seen.spec).filter(|_| lacks);
-                if let Some(next) = next {
-                    return self.delete_failed(stand, &seen, next).await;
+                if self.op.verb == Verb::Create && lacks(&kind) {
+                    let these = self.row.resource.tried(&self.op.spec, &seen.spec);
+                    let is_new = these.iter().any(|place| !stand.tried.contains(place));
+                    let lacked = self.lacked(&these, &kind).filter(|_| is_new);
+                    let tried = all(&stand.tried, &these);
+                    match self.rest(&tried).first().filter(|_| !these.is_empty()) {
+                        Some(next) => {
+                            return self.delete_failed(Stand { tried, lacked, ..stand }, &seen, *next).await;
+                        }
+                        None if lacked.is_some() => {
+                            let says = none_is_left(why);
+                            return self.pending(Stand { tried, lacked, ..stand }, &says, Duration::ZERO);
+                        }
+                        None => {}
+                    }
                 }
                 let mut error = Error::new(kind, self.op.verb.to_string(), self.op.resource.to_string());
                 error.code = (!code.is_empty()).then(|| code.clone());
@@ -456,15 +532,12 @@ impl<'a, C: Cloud> Work<'a, C> {
 
     /// Removes what the cloud had no capacity for, so that the next alternative can be created.
     async fn delete_failed(&self, stand: Stand, seen: &ObservedObject<Spec>, next: usize) -> Result<Progress> {
+        let stand = Stand { alternative: Some(next), ..stand };
         if let Err(error) = self.row.resource.delete(&self.api, seen, self.op).await {
             return self.conflict(stand, error);
         }
         let why = if let State::Failed { why, .. } = &seen.state { why.as_str() } else { "no capacity" };
-        self.pending(
-            Stand { alternative: Some(next), update: None, ..stand },
-            &format!("trying another alternative: {why}"),
-            self.poll,
-        )
+        self.pending(Stand { update: None, ..stand }, &format!("trying another alternative: {why}"), self.poll)
     }
 
     /// A failed create leaves an object that the next plan replaces; a failed update leaves the object as it was.
@@ -620,8 +693,26 @@ impl Stand {
             update: None,
             is_sent: false,
             alternative: None,
+            tried: Vec::new(),
+            lacked: None,
+            refusal: None,
         }
     }
+}
+
+/// Whether another alternative may have what this one lacks.
+fn lacks(kind: &ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Capacity | ErrorKind::Quota)
+}
+
+fn none_is_left(why: &str) -> String {
+    format!("no other alternative is left: {why}")
+}
+
+/// Both together, each once.
+fn all(tried: &[usize], these: &[usize]) -> Vec<usize> {
+    let new = these.iter().filter(|place| !tried.contains(place));
+    tried.iter().chain(new).copied().collect()
 }
 
 #[cfg(test)]
@@ -636,7 +727,10 @@ mod tests {
         let change = json!(["tags", "sha256:0"]);
         let whole = json!({ "id": "vpc-1", "polls": 3, "change": change, "sent": 2, "update": "update-1", "is_sent": true, "alternative": 1 });
         let refused = json!({ "id": "", "polls": 1, "conflicts": 1, "alternative": 2 });
-        for handle in [json!({ "id": "", "polls": 0 }), whole, refused] {
+        let tried = json!({ "id": "", "polls": 0, "conflicts": 1, "alternative": 0, "tried": [1], "lacked": "spot b" });
+        let last = json!({ "id": "", "polls": 0, "tried": [1, 0], "lacked": "spot a",
+            "refusal": { "code": "SkuNotAvailable", "why": "no machines", "hint": null } });
+        for handle in [json!({ "id": "", "polls": 0 }), whole, refused, tried, last] {
             let stand: Stand = serde_json::from_value(handle.clone()).unwrap();
             assert_eq!(serde_json::to_value(&stand).unwrap(), handle);
         }

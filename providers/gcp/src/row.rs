@@ -324,14 +324,19 @@ pub(crate) trait RestKind: Send + Sync + 'static {
         false
     }
 
-    /// The alternative after the one that an object was created as.
-    fn alternative(_wanted: &Spec, _seen: &Spec) -> Option<usize> {
-        None
+    /// The names of the alternatives in a spec, best first.
+    fn alternatives(_wanted: &Spec) -> Vec<String> {
+        Vec::new()
     }
 
-    /// The alternative after one whose create call is refused.
-    fn next_alternative(_wanted: &Spec, _place: usize) -> Option<usize> {
-        None
+    /// The alternatives that an object was created as.
+    fn tried(_wanted: &Spec, _seen: &Spec) -> Vec<usize> {
+        Vec::new()
+    }
+
+    /// Which of these alternatives is created, and those that are the same to it, by reads only.
+    async fn choose(_api: &Api, _wanted: &Spec, rest: &[usize]) -> Result<Vec<usize>> {
+        Ok(rest.first().copied().into_iter().collect())
     }
 
     /// Completes the document of a declaration, whose spec is as observed, with what no table says.
@@ -780,12 +785,16 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
         K::TABLE.field(field).is_some_and(|row| matches!(row.form, Form::Secret))
     }
 
-    fn alternative(&self, wanted: &Spec, seen: &Spec) -> Option<usize> {
-        K::alternative(wanted, seen)
+    fn alternatives(&self, wanted: &Spec) -> Vec<String> {
+        K::alternatives(wanted)
     }
 
-    fn next_alternative(&self, wanted: &Spec, place: usize) -> Option<usize> {
-        K::next_alternative(wanted, place)
+    fn tried(&self, wanted: &Spec, seen: &Spec) -> Vec<usize> {
+        K::tried(wanted, seen)
+    }
+
+    async fn choose(&self, api: &Api, wanted: &Spec, rest: &[usize]) -> Result<Vec<usize>> {
+        K::choose(api, wanted, rest).await
     }
 
     async fn delete(&self, api: &Api, seen: &ObservedObject<Spec>, op: &Operation) -> Result<Option<String>> {

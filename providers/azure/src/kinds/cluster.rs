@@ -436,40 +436,47 @@ impl RestKind for Pool {
         }
     }
 
-    fn alternative(wanted: &Spec, seen: &Spec) -> Option<usize> {
-        let all = alternatives(wanted);
-        let first = |field: &str| seen.get(field)?.as_array()?.first()?.as_str();
-        let (market, zone) = (first("markets")?, first("zones"));
-        let is_seen =
-            |one: &Alternative<'_>| one.market == market && (zone.is_none() || one.zone.is_none() || one.zone == zone);
-        let next = all.iter().rposition(is_seen)? + 1;
-        (next < all.len()).then_some(next)
+    fn alternatives(wanted: &Spec) -> Vec<String> {
+        alternatives(wanted).iter().map(Alternative::name).collect()
     }
 
-    fn next_alternative(wanted: &Spec, place: usize) -> Option<usize> {
-        Some(place + 1).filter(|next| *next < alternatives(wanted).len())
+    /// Of a pool without a zone, those of all zones.
+    fn tried(wanted: &Spec, seen: &Spec) -> Vec<usize> {
+        let first = |field: &str| seen.get(field)?.as_array()?.first()?.as_str();
+        let (market, zone) = (first("markets"), first("zones"));
+        let is_seen = |one: &Alternative<'_>| {
+            Some(one.market) == market && (zone.is_none() || one.zone.is_none() || one.zone == zone)
+        };
+        let all = alternatives(wanted).into_iter().enumerate();
+        all.filter(|(_, one)| is_seen(one)).map(|(place, _)| place).collect()
+    }
+
+    async fn choose(api: &Api, spec: &Spec, rest: &[usize]) -> Result<Vec<usize>> {
+        let zones = offered_zones(api, spec).await?;
+        let all = alternatives(spec);
+        let rest: Vec<(usize, &Alternative<'_>)> =
+            rest.iter().filter_map(|place| Some((*place, all.get(*place)?))).collect();
+        let is_offered = |one: &Alternative<'_>| {
+            one.zone.is_none_or(|zone| zones.is_empty() || zones.iter().any(|name| name == zone))
+        };
+        let Some((first, chosen)) = rest.iter().find(|(_, one)| is_offered(one)) else {
+            let error = without_capacity(format!("no zone is left that has {}", machine(spec)));
+            return Err(error.hint("choose another `gpu.size` or region"));
+        };
+        // The zones of a size that is not tied to zones are the same.
+        let is_same =
+            |place: usize, one: &Alternative<'_>| place != *first && zones.is_empty() && one.market == chosen.market;
+        let same = rest.iter().filter(|(place, one)| is_same(*place, one)).map(|(place, _)| *place);
+        Ok(std::iter::once(*first).chain(same).collect())
     }
 
     async fn prepare(api: &Api, spec: &Spec, document: &mut Value, alternative: usize) -> Result<()> {
-        let machine = spec.get("machine").and_then(Value::as_str).unwrap_or_default();
-        let region = textnlp_cloud::Cloud::region(api);
-        let offer = api.session.compute.offers(region, &[machine]).await.ok().and_then(|mut all| all.remove(machine));
-        let refused = |why: String| Error::new(ErrorKind::Capacity, "create", "a node pool").because(why);
-        // A list that does not have the size, or does not come, says nothing: AKS decides (skypilot-org/skypilot#10119).
-        let offer = offer.unwrap_or_default();
-        if let Some(why) = offer.refused {
-            return Err(refused(format!("{region} does not offer {machine} to this subscription: {why}")));
-        }
-        let is_offered = |one: &Alternative<'_>| {
-            one.zone.is_none_or(|zone| offer.zones.is_empty() || offer.zones.iter().any(|name| name == zone))
-        };
-        let Some(chosen) = alternatives(spec).into_iter().skip(alternative).find(is_offered) else {
-            let error = refused(format!("no zone is left that has {machine}"));
-            return Err(error.hint("choose another `gpu.size` or region"));
+        let Some(chosen) = alternatives(spec).into_iter().nth(alternative) else {
+            return Err(without_capacity("no market of machines is left".to_owned()));
         };
         // A size that is not tied to zones fails with them (Azure/AKS#1444).
-        let zone = chosen.zone.filter(|_| !offer.zones.is_empty());
-        buy(document, &Alternative { zone, ..chosen });
+        let is_tied = !offered_zones(api, spec).await?.is_empty();
+        buy(document, &Alternative { zone: chosen.zone.filter(|_| is_tied), ..chosen });
         Ok(())
     }
 
@@ -598,6 +605,32 @@ struct Alternative<'a> {
     zone: Option<&'a str>,
 }
 
+impl Alternative<'_> {
+    fn name(&self) -> String {
+        self.zone.map_or_else(|| self.market.to_owned(), |zone| format!("{} {zone}", self.market))
+    }
+}
+
+fn machine(spec: &Spec) -> &str {
+    spec.get("machine").and_then(Value::as_str).unwrap_or_default()
+}
+
+fn without_capacity(why: String) -> Error {
+    Error::new(ErrorKind::Capacity, "create", "a node pool").because(why)
+}
+
+/// The zones of the region that have the machines of a pool; none where their size is not tied to zones.
+async fn offered_zones(api: &Api, spec: &Spec) -> Result<Vec<String>> {
+    let (region, machine) = (textnlp_cloud::Cloud::region(api), machine(spec));
+    let offer = api.session.compute.offers(region, &[machine]).await.ok().and_then(|mut all| all.remove(machine));
+    // A list that does not have the size, or does not come, says nothing: AKS decides (skypilot-org/skypilot#10119).
+    let offer = offer.unwrap_or_default();
+    match offer.refused {
+        Some(why) => Err(without_capacity(format!("{region} does not offer {machine} to this subscription: {why}"))),
+        None => Ok(offer.zones),
+    }
+}
+
 /// The alternatives of a pool, best first: each market in each zone.
 fn alternatives(spec: &Spec) -> Vec<Alternative<'_>> {
     let list = |field: &str| -> Vec<&str> {
@@ -644,11 +677,12 @@ mod tests {
     fn alternatives_are_markets_in_zones() {
         let wanted = Spec::of(&json!({ "zones": ["1", "2"], "markets": [SPOT, ON_DEMAND] }));
         let seen = |market: &str, zones: Value| Spec::of(&json!({ "zones": zones, "markets": [market] }));
-        let next = |market, zones| Pool::alternative(&wanted, &seen(market, zones));
-        assert_eq!(next(SPOT, json!(["1"])), Some(1));
-        assert_eq!(next(SPOT, json!(["2"])), Some(2));
-        assert_eq!(next(SPOT, json!([])), Some(2));
-        assert_eq!(next(ON_DEMAND, json!(["2"])), None);
+        let tried = |market, zones| Pool::tried(&wanted, &seen(market, zones));
+        assert_eq!(tried(SPOT, json!(["1"])), [0]);
+        assert_eq!(tried(SPOT, json!(["2"])), [1]);
+        assert_eq!(tried(ON_DEMAND, json!([])), [2, 3]);
+        assert!(tried(ON_DEMAND, json!(["3"])).is_empty());
+        assert_eq!(Pool::alternatives(&wanted), ["spot 1", "spot 2", "on-demand 1", "on-demand 2"]);
         assert!(
             Pool::fits("zones", &json!(["1", "2"]), &json!(["2"])) && Pool::fits("zones", &json!(["1"]), &json!([]))
         );

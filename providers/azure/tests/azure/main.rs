@@ -3,6 +3,8 @@
 
 mod billed;
 mod budgets;
+#[path = "../../../cloud/tests/programs/capacity.rs"]
+mod capacity;
 mod dns;
 mod monitoring;
 mod network;
@@ -46,7 +48,10 @@ use textnlp_provider::{
     Ownership, Progress, Provider, Recorded, ResourceId, Result, Scope, Secret, SecretName, SecretRef, SecretStore,
     SecretVersion, Site, Spec, Sweep, Token, Verb, Wanted, error_chain,
 };
+use textnlp_sim::Market;
 use textnlp_sim::azure::{AzureCloud, Options};
+
+use capacity::{bought, lacking};
 
 const REGION: &str = "westeurope";
 /// The region of a replica of the database, and of copies of models.
@@ -299,6 +304,7 @@ impl Bench {
             recorded: recorded.cloned(),
             changes: Vec::new(),
             bounds: DeleteBounds::default(),
+            lacking: Vec::new(),
             is_repeated: false,
         }
     }
@@ -860,6 +866,63 @@ fn a_pool_with_gpus_is_created_in_a_zone() {
     let bench = Bench::new(Options::zero_latency(), false);
     bench.cloud.world().stock_out(REGION, "Standard_NC4as_T4_v3");
     run(whole_life(bench, "1"));
+}
+
+/// The zones of a pool are tried in the order of what earlier runs found, and all of them. Those of a size without zones are one.
+#[test]
+fn what_lacked_capacity_is_tried_last() {
+    const WITHOUT_ZONES: &str = "Standard_ND96isr_H100_v5";
+    const FAMILY: &str = "standardNDSH100v5Family";
+    run(async {
+        let bench = Bench::new(Options::zero_latency().registered(), false);
+        for quota in [FAMILY, "cores", "lowPriorityCores"] {
+            bench.cloud.world().quotas.insert((REGION.to_owned(), quota.to_owned()), 2_000);
+        }
+        let all = bench.all();
+        let place = all.iter().position(|one| one.id.as_str() == "main/cluster/gpu-nodes").unwrap();
+        let mut outputs = secrets();
+        for (one, recorded) in create(&bench, &all[..place]).await {
+            outputs.insert(one.id.clone(), recorded.outputs);
+        }
+        let spec = all[place].spec.resolve(|id| outputs.get(id)).unwrap();
+        let machine = spec.get("machine").and_then(Value::as_str).unwrap().to_owned();
+        let mut number = 900;
+        for (names, empty, lacked, zone) in
+            [(vec!["spot 1"], vec![], vec![], "2"), (vec!["spot 1"], vec!["2", "3"], vec!["spot 2", "spot 3"], "1")]
+        {
+            for zone in empty {
+                bench.cloud.world().capacity.set(&format!("{REGION}-{zone}"), &machine, Market::Spot, 0);
+            }
+            let lacking = lacking(&names, true);
+            let op = Operation { lacking, ..bench.operation(number, Verb::Create, &all[place], &spec, None) };
+            let (found, object) = bought(&bench.provider, &op).await;
+            let object = object.unwrap();
+            assert_eq!(found, lacked);
+            assert_eq!(object.spec.get("zones"), Some(&json!([zone])));
+            assert_eq!(object.spec.get("markets"), Some(&json!(["spot"])));
+            let recorded = record(&all[place], &spec, &object);
+            bench.finish(&bench.operation(number + 1, Verb::Delete, &all[place], &spec, Some(&recorded))).await;
+            number += 2;
+        }
+        bench.cloud.world().stock_out(REGION, WITHOUT_ZONES);
+        let mut without_zones = spec.as_value().clone();
+        without_zones["machine"] = json!(WITHOUT_ZONES);
+        let without_zones = Spec::of(&without_zones);
+        for (names, lacked) in [(vec![], ["spot", "on-demand"]), (vec!["spot"], ["on-demand", "spot"])] {
+            let lacking = lacking(&names, true);
+            let op = bench.operation(number, Verb::Create, &all[place], &without_zones, None);
+            let (found, object) = bought(&bench.provider, &Operation { lacking, ..op }).await;
+            assert_eq!(found, lacked);
+            assert!(object.is_none());
+            number += 1;
+        }
+        // The call is accepted, and what it began fails.
+        bench.cloud.world().conduct.late_capacity = true;
+        let op = bench.operation(number, Verb::Create, &all[place], &without_zones, None);
+        let (found, object) = bought(&bench.provider, &op).await;
+        assert_eq!(found, ["spot", "on-demand"]);
+        assert!(object.is_none());
+    });
 }
 
 /// A site without GPUs, and the resources of its network and its cluster.

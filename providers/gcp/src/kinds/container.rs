@@ -512,35 +512,31 @@ impl RestKind for NodePool {
         }
     }
 
-    fn alternative(wanted: &Spec, seen: &Spec) -> Option<usize> {
-        let all = alternatives(wanted);
-        let first = |field: &str| seen.get(field)?.as_array()?.first()?.as_str();
-        let (market, zone) = (first("markets")?, first("zones")?);
-        let is_seen = |one: &Alternative<'_>| one.market == market && one.zone.is_none_or(|name| name == zone);
-        let next = all.iter().position(is_seen)? + 1;
-        (next < all.len()).then_some(next)
+    fn alternatives(wanted: &Spec) -> Vec<String> {
+        alternatives(wanted).iter().map(Alternative::name).collect()
     }
 
-    fn next_alternative(wanted: &Spec, place: usize) -> Option<usize> {
-        Some(place + 1).filter(|next| *next < alternatives(wanted).len())
+    fn tried(wanted: &Spec, seen: &Spec) -> Vec<usize> {
+        let first = |field: &str| seen.get(field)?.as_array()?.first()?.as_str();
+        let Some((market, zone)) = first("markets").zip(first("zones")) else { return Vec::new() };
+        let is_seen = |one: &Alternative<'_>| one.market == market && one.zone.is_none_or(|name| name == zone);
+        alternatives(wanted).iter().position(is_seen).into_iter().collect()
+    }
+
+    async fn choose(api: &Api, spec: &Spec, rest: &[usize]) -> Result<Vec<usize>> {
+        let accelerator = spec.get("accelerator").and_then(|one| one["type"].as_str());
+        let all = alternatives(spec);
+        for place in rest {
+            let Some(one) = all.get(*place) else { continue };
+            if is_offered(api, one.zone, machine(spec), accelerator).await? {
+                return Ok(vec![*place]);
+            }
+        }
+        Err(none_left(spec))
     }
 
     async fn prepare(api: &Api, spec: &Spec, document: &mut Value, alternative: usize) -> Result<()> {
-        let machine = spec.get("machine").and_then(Value::as_str).unwrap_or_default();
-        let accelerator = spec.get("accelerator").and_then(|one| one["type"].as_str());
-        let mut chosen = None;
-        for one in alternatives(spec).into_iter().skip(alternative) {
-            if is_offered(api, one.zone, machine, accelerator).await? {
-                chosen = Some(one);
-                break;
-            }
-        }
-        let Some(chosen) = chosen else {
-            let error = Error::new(ErrorKind::Capacity, "create", "a node pool");
-            return Err(error
-                .because(format!("no zone is left that has {machine}"))
-                .hint("choose another `gpu.size` or region"));
-        };
+        let Some(chosen) = alternatives(spec).into_iter().nth(alternative) else { return Err(none_left(spec)) };
         let least = spec.get("nodes").and_then(Value::as_u64).unwrap_or(1);
         // The count is that of each zone.
         let mut each = least;
@@ -617,6 +613,21 @@ struct Alternative<'a> {
     market: &'a str,
     /// `None` for all zones of the cluster.
     zone: Option<&'a str>,
+}
+
+impl Alternative<'_> {
+    fn name(&self) -> String {
+        self.zone.map_or_else(|| self.market.to_owned(), |zone| format!("{} {zone}", self.market))
+    }
+}
+
+fn machine(spec: &Spec) -> &str {
+    spec.get("machine").and_then(Value::as_str).unwrap_or_default()
+}
+
+fn none_left(spec: &Spec) -> Error {
+    let error = Error::new(ErrorKind::Capacity, "create", "a node pool");
+    error.because(format!("no zone is left that has {}", machine(spec))).hint("choose another `gpu.size` or region")
 }
 
 /// The alternatives of a pool, best first: each market in each zone.
@@ -786,9 +797,12 @@ mod tests {
     fn alternatives_are_markets_in_zones() {
         let wanted = Spec::of(&json!({ "zones": ["r-a", "r-b"], "markets": [SPOT, ON_DEMAND] }));
         let seen = |market: &str, zone: &str| Spec::of(&json!({ "zones": [zone], "markets": [market] }));
-        let next = |market, zone| NodePool::alternative(&wanted, &seen(market, zone));
-        assert_eq!([next(SPOT, "r-a"), next(SPOT, "r-b"), next(ON_DEMAND, "r-a")], [Some(1), Some(2), Some(3)]);
-        assert_eq!(next(ON_DEMAND, "r-b"), None);
+        let tried = |market, zone| NodePool::tried(&wanted, &seen(market, zone));
+        assert_eq!([tried(SPOT, "r-a"), tried(SPOT, "r-b"), tried(ON_DEMAND, "r-b")], [[0], [1], [3]]);
+        assert!(tried(ON_DEMAND, "r-c").is_empty());
+        assert_eq!(NodePool::alternatives(&wanted), ["spot r-a", "spot r-b", "on-demand r-a", "on-demand r-b"]);
+        let anywhere = Spec::of(&json!({ "zones": [], "markets": [ON_DEMAND] }));
+        assert_eq!(NodePool::alternatives(&anywhere), [ON_DEMAND]);
         assert!(NodePool::fits("zones", &json!(["r-a", "r-b"]), &json!(["r-b"])));
         assert!(!NodePool::fits("zones", &json!(["r-a"]), &json!(["r-b"])));
         assert!(NodePool::fits("zones", &json!([]), &json!(["r-b"])));

@@ -3,6 +3,8 @@
 
 mod billed;
 mod budgets;
+#[path = "../../../cloud/tests/programs/capacity.rs"]
+mod capacity;
 mod dns;
 mod monitoring;
 mod network;
@@ -43,7 +45,10 @@ use textnlp_provider::{
     Ownership, Progress, Provider, Recorded, ResourceId, Result, Scope, Secret, SecretName, SecretRef, SecretStore,
     SecretVersion, Site, Spec, Sweep, Token, Verb, Wanted, error_chain,
 };
+use textnlp_sim::Market;
 use textnlp_sim::gcp::{GoogleCloud, Options};
+
+use capacity::{bought, lacking};
 
 const REGION: &str = "europe-west1";
 /// The region of a replica of the database.
@@ -261,6 +266,7 @@ impl Bench {
             recorded: recorded.cloned(),
             changes: Vec::new(),
             bounds: DeleteBounds::default(),
+            lacking: Vec::new(),
             is_repeated: false,
         }
     }
@@ -645,6 +651,61 @@ async fn replication_is_turned_on_again(bench: &Bench, records: &mut [Made]) {
 
 fn run(test: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+}
+
+/// The zones of a pool are tried in the order of what earlier runs found, and all of them.
+#[test]
+fn what_lacked_capacity_is_tried_last() {
+    run(async {
+        let bench = Bench::new(Options::zero_latency().enabled(), false);
+        let all = bench.all();
+        let place = all.iter().position(|one| one.id.as_str() == "main/cluster/gpu-nodes").unwrap();
+        let mut outputs = secrets();
+        for (one, recorded) in create(&bench, &all[..place]).await {
+            outputs.insert(one.id.clone(), recorded.outputs);
+        }
+        let spec = all[place].spec.resolve(|id| outputs.get(id)).unwrap();
+        let machine = spec.get("machine").and_then(Value::as_str).unwrap().to_owned();
+        let stock = |market: Market, zones: &[&str], count: u64| {
+            for zone in zones {
+                bench.cloud.world().capacity.set(&format!("{REGION}-{zone}"), &machine, market, count);
+            }
+        };
+        let names = |market: &str, zones: &[&str]| -> Vec<String> {
+            zones.iter().map(|zone| format!("{market} {REGION}-{zone}")).collect()
+        };
+        let spot = names("spot", &["b", "c", "d"]);
+        let spot: Vec<&str> = spot.iter().map(String::as_str).collect();
+        let (first, all_zones) = (&spot[..1], ["b", "c", "d"]);
+        let cases = [
+            // A zone: the others of its market, then itself, then the other market.
+            (lacking(first, true), vec![], vec![], ("spot", "c")),
+            (lacking(first, true), vec!["c", "d"], names("spot", &["c", "d"]), ("spot", "b")),
+            // A market: an hour long.
+            (lacking(&spot, true), vec![], vec![], ("on-demand", "b")),
+            (lacking(&spot, false), vec![], vec![], ("spot", "b")),
+        ];
+        for (number, (lacking, empty, lacked, (market, zone))) in (900..).zip(cases) {
+            stock(Market::Spot, &all_zones, 9);
+            stock(Market::Spot, &empty, 0);
+            let op = Operation { lacking, ..bench.operation(number, Verb::Create, &all[place], &spec, None) };
+            let (found, object) = bought(&bench.provider, &op).await;
+            let object = object.unwrap();
+            assert_eq!(found, lacked);
+            assert_eq!(object.spec.get("markets"), Some(&json!([market])));
+            assert_eq!(object.spec.get("zones"), Some(&json!([format!("{REGION}-{zone}")])));
+            let recorded = record(&all[place], &spec, &object);
+            bench.finish(&bench.operation(number + 50, Verb::Delete, &all[place], &spec, Some(&recorded))).await;
+        }
+        for market in [Market::Spot, Market::OnDemand] {
+            stock(market, &all_zones, 0);
+        }
+        let lacking = lacking(&[spot[2], spot[0]], true);
+        let op = Operation { lacking, ..bench.operation(999, Verb::Create, &all[place], &spec, None) };
+        let (found, object) = bought(&bench.provider, &op).await;
+        assert_eq!(found, [names("spot", &["c", "d", "b"]), names("on-demand", &all_zones)].concat());
+        assert!(object.is_none());
+    });
 }
 
 #[test]

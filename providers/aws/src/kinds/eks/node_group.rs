@@ -276,9 +276,13 @@ impl Resource<Api> for NodeGroup {
         }
     }
 
-    fn alternative(wanted: &Spec, seen: &Spec) -> Option<usize> {
-        let used = wanted.capacity.iter().position(|name| seen.capacity.first() == Some(name))?;
-        (used + 1 < wanted.capacity.len()).then_some(used + 1)
+    fn alternatives(wanted: &textnlp_provider::Spec) -> Vec<String> {
+        let all = wanted.get("capacity").and_then(Value::as_array).into_iter().flatten();
+        all.filter_map(Value::as_str).map(str::to_owned).collect()
+    }
+
+    fn tried(wanted: &Spec, seen: &Spec) -> Vec<usize> {
+        wanted.capacity.iter().position(|name| seen.capacity.first() == Some(name)).into_iter().collect()
     }
 
     async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
