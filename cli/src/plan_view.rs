@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 use textnlp_orchestrator::plan::{
-    Blocked, Branch, Call, Cost, Facts, Node, Note, Plan, Purpose, ServiceCost, Step, TAKEN_DOWN, amount, permissions,
-    unknown_reason,
+    Blocked, Branch, Call, Cost, Facts, Node, Note, Plan, Purpose, Reordered, ServiceCost, Step, TAKEN_DOWN, amount,
+    permissions, unknown_reason,
 };
 use textnlp_provider::units::counted;
 use textnlp_provider::{Charge, CostLine, Effect, FieldChange, Problem};
@@ -55,6 +55,16 @@ pub fn text(plan: &Plan, scope: &Scope) -> String {
     }
     let _ = write!(out, "{}", sum(plan));
     out
+}
+
+/// The creates that begin with another alternative, because others lacked capacity lately.
+pub fn orders(reordered: &[Reordered]) -> String {
+    let mut text = String::new();
+    for Reordered { resource, first, lacked } in reordered {
+        let lacked: Vec<String> = lacked.iter().map(|one| format!("{} at {:.0}", one.name, one.at)).collect();
+        let _ = write!(text, "\n  creating {resource} tries {first} first; no capacity: {}", lacked.join(", "));
+    }
+    text
 }
 
 /// The width of a column with these values.
@@ -326,6 +336,7 @@ fn cut(text: &str, skipped: usize) -> String {
 #[cfg(test)]
 mod tests {
     use textnlp_orchestrator::plan::Summary;
+    use textnlp_orchestrator::state::Shortage;
     use textnlp_provider::ResourceId;
     use textnlp_service::RerunFlags;
 
@@ -368,6 +379,16 @@ mod tests {
         assert!(text(&plan, &scope).contains(says), "{}", text(&plan, &scope));
         let document = &blocked_document(&plan, &scope)[0];
         assert!(document["resource"] == "main/db" && document["because"].as_str().unwrap().ends_with(says));
+    }
+
+    #[test]
+    fn creates_in_another_order_name_what_lacked_capacity() {
+        let lacked = vec![Shortage { name: "SPOT".to_owned(), at: "2026-11-30T14:05:00Z".parse().unwrap() }];
+        let resource = "main/cluster/gpu-nodes".parse().unwrap();
+        let says =
+            "\n  creating main/cluster/gpu-nodes tries ON_DEMAND first; no capacity: SPOT at 2026-11-30T14:05:00Z";
+        assert_eq!(orders(&[Reordered { resource, first: "ON_DEMAND".to_owned(), lacked }]), says);
+        assert_eq!(orders(&[]), "");
     }
 
     #[test]

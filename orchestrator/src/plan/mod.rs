@@ -14,6 +14,7 @@ mod gated;
 mod graph;
 mod impact;
 mod permissions;
+mod reordered;
 mod saved;
 mod unwanted;
 
@@ -34,6 +35,7 @@ pub(crate) use decide::{branch_of, refreshed, sorted_needs};
 pub use facts::{Facts, SiteFacts};
 pub use impact::{Deletion, Estimate, Impact, ImpactKind, estimate, impact, swept};
 pub use permissions::{Permission, Policy, permissions, policies};
+pub use reordered::{Reordered, reordered};
 pub use saved::{MOST_BYTES, Saved, SavedPlanError};
 
 /// The version of the format.
