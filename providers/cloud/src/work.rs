@@ -130,12 +130,7 @@ impl<'a, C: Cloud> Work<'a, C> {
     pub async fn advance(&self, handle: &Handle) -> Result<Progress> {
         let stand: Stand = serde_json::from_value(handle.0.clone())
             .map_err(|source| Error::new(ErrorKind::Invalid, "resume", self.op.resource.to_string()).because(source))?;
-        let tried = match (&stand.alternative, stand.tried.as_slice()) {
-            // Earlier versions tried one after the other.
-            (Some(next), []) => (0..*next).collect(),
-            (_, tried) => tried.to_vec(),
-        };
-        self.step(Stand { tried, lacked: None, ..stand }).await
+        self.step(stand.resumed()).await
     }
 
     async fn step(&self, mut stand: Stand) -> Result<Progress> {
@@ -238,8 +233,10 @@ impl<'a, C: Cloud> Work<'a, C> {
                 self.pending(stand, &format!("trying another alternative: {why}"), self.poll)
             }
             None if lacked.is_some() => {
-                let cause =
-                    error.source.as_deref().map_or_else(|| why.clone(), |source| textnlp_provider::error_chain(source));
+                let cause = match error.source.as_deref() {
+                    Some(source) => textnlp_provider::error_chain(source),
+                    None => why.clone(),
+                };
                 let refusal = Some(Refusal { code: error.code, why: cause, hint: error.hint });
                 self.pending(Stand { tried, lacked, refusal, ..Stand::of("") }, &none_is_left(&why), Duration::ZERO)
             }
@@ -698,6 +695,15 @@ impl Stand {
             refusal: None,
         }
     }
+
+    /// The one of a handle. Earlier versions tried one alternative after the other, and kept only the next one.
+    fn resumed(self) -> Self {
+        let tried = match (self.alternative, self.tried.as_slice()) {
+            (Some(next), []) => (0..next).collect(),
+            (_, tried) => tried.to_vec(),
+        };
+        Self { tried, lacked: None, ..self }
+    }
 }
 
 /// Whether another alternative may have what this one lacks.
@@ -734,5 +740,15 @@ mod tests {
             let stand: Stand = serde_json::from_value(handle.clone()).unwrap();
             assert_eq!(serde_json::to_value(&stand).unwrap(), handle);
         }
+    }
+
+    #[test]
+    fn the_next_alternative_of_earlier_versions_follows_those_that_were_tried() {
+        let resumed = |handle| serde_json::from_value::<Stand>(handle).unwrap().resumed();
+        let earlier = resumed(json!({ "id": "", "polls": 1, "conflicts": 1, "alternative": 2 }));
+        assert_eq!((earlier.alternative, earlier.tried), (Some(2), vec![0, 1]));
+        let later = resumed(json!({ "id": "", "polls": 0, "alternative": 0, "tried": [2, 1], "lacked": "spot" }));
+        assert_eq!((later.tried, later.lacked), (vec![2, 1], None), "it is reported once");
+        assert_eq!(resumed(json!({ "id": "a", "polls": 0 })).tried, Vec::<usize>::new());
     }
 }
