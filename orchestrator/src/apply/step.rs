@@ -65,8 +65,8 @@ pub(super) enum Write {
 
 /// The longest text in the journal, in characters. The run's report has the whole text.
 const TEXT: usize = 400;
-/// The longest name of an alternative in the journal; those of providers are shorter.
-const NAME: usize = 100;
+/// The longest name of an alternative in the journal; those of providers are shorter: on AWS they have all instance types of a group.
+const NAME: usize = 300;
 
 impl Write {
     pub(super) fn put(self, writer: &mut JournalWriter<'_>) {

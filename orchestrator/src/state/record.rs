@@ -568,7 +568,7 @@ mod tests {
                 created_by: Token::parse(&"ab".repeat(16)),
             },
             Entry::Pending { op, handle: body(), says: text.clone(), lacked: None },
-            Entry::Pending { op, handle: body(), says: text.clone(), lacked: Some(cut(&"\"".repeat(1000), 100)) },
+            Entry::Pending { op, handle: body(), says: text.clone(), lacked: Some(cut(&"\"".repeat(1000), 300)) },
             Entry::Ended { op, end: End::Made { recorded: body() } },
             Entry::Ended { op, end: End::Gone },
             Entry::Ended { op, end: End::Failed { left: Some(body()), because: text.clone(), refused: false } },

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use textnlp_cloud::document::{capture, fill, get, last, set};
 use textnlp_cloud::names::{hash, suffixed, unsuffixed};
 use textnlp_cloud::tags::{self, Tags};
-use textnlp_cloud::{AnyResource, Filter, ObservedObject, REGION, State, TAGS, same};
+use textnlp_cloud::{AnyResource, Candidate, Filter, ObservedObject, REGION, State, TAGS, same};
 use textnlp_provider::{
     CloudId, Declaration, Declare, Error, ErrorKind, Foreign, Lineage, Operation, Outputs, Placeholder, PlannedObject,
     Result, Spec, Wanted, Zones,
@@ -242,7 +242,7 @@ pub(crate) trait RestKind: Send + Sync + 'static {
         false
     }
 
-    /// The names of the alternatives in a spec, best first.
+    /// The names of the alternatives in a spec, best first: their market, zone and machines.
     fn alternatives(_wanted: &Spec) -> Vec<String> {
         Vec::new()
     }
@@ -252,9 +252,9 @@ pub(crate) trait RestKind: Send + Sync + 'static {
         Vec::new()
     }
 
-    /// Which of these alternatives is created, and those that are the same to it, by reads only.
-    async fn choose(_api: &Api, _wanted: &Spec, rest: &[usize]) -> Result<Vec<usize>> {
-        Ok(rest.first().copied().into_iter().collect())
+    /// Those of these alternatives that are offered, in the same order, by reads only.
+    async fn choose(_api: &Api, _wanted: &Spec, rest: &[usize]) -> Result<Vec<Candidate>> {
+        Ok(rest.iter().copied().map(Candidate::of).collect())
     }
 
     /// Completes the document of an object with what follows from its spec.
@@ -271,7 +271,7 @@ pub(crate) trait RestKind: Send + Sync + 'static {
     }
 
     /// Completes the document of a new object, by reads only.
-    async fn prepare(_api: &Api, _spec: &Spec, _document: &mut Value, _alternative: usize) -> Result<()> {
+    async fn prepare(_api: &Api, _spec: &Spec, _document: &mut Value, _chosen: &Candidate) -> Result<()> {
         Ok(())
     }
 
@@ -424,7 +424,7 @@ impl<K: RestKind> Rest<K> {
         document
     }
 
-    async fn document(api: &Api, op: &Operation, alternative: usize) -> Result<Value> {
+    async fn document(api: &Api, op: &Operation, chosen: &Candidate) -> Result<Value> {
         let tags = tags::of_new::<Api>(op, &tags::in_spec(&op.spec));
         let mut document = Self::body(&op.spec, &tags);
         for field in K::TABLE.secrets() {
@@ -434,7 +434,7 @@ impl<K: RestKind> Rest<K> {
                 set(&mut document, field.member, value);
             }
         }
-        K::prepare(api, &op.spec, &mut document, alternative).await?;
+        K::prepare(api, &op.spec, &mut document, chosen).await?;
         Ok(document)
     }
 
@@ -574,12 +574,12 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
         if K::TABLE.suffixed { None } else { K::id(wanted) }
     }
 
-    async fn begin(&self, api: &Api, op: &Operation, alternative: usize) -> Result<(String, Option<String>)> {
+    async fn begin(&self, api: &Api, op: &Operation, chosen: &Candidate) -> Result<(String, Option<String>)> {
         let id = K::id(&op.spec).map(|id| if K::TABLE.suffixed { suffixed(&id, op.token.as_str()) } else { id });
         let Some(id) = id else {
             return Err(invalid("create", op.resource.as_str(), "its spec lacks a part of its path"));
         };
-        let document = Self::document(api, op, alternative).await.map_err(not_yet)?;
+        let document = Self::document(api, op, chosen).await.map_err(not_yet)?;
         match K::send(api, &id, document).await.map_err(not_yet) {
             Ok(reply) => Ok((id, address(reply.pending))),
             Err(error) if error.kind == ErrorKind::Exists => Self::taken(api, &id, op, error).await,
@@ -639,7 +639,7 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
         K::tried(wanted, seen)
     }
 
-    async fn choose(&self, api: &Api, wanted: &Spec, rest: &[usize]) -> Result<Vec<usize>> {
+    async fn choose(&self, api: &Api, wanted: &Spec, rest: &[usize]) -> Result<Vec<Candidate>> {
         K::choose(api, wanted, rest).await
     }
 

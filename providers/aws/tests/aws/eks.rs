@@ -309,14 +309,18 @@ fn spot_machines_that_cannot_be_had_are_replaced_by_others() {
 
 #[test]
 fn the_market_that_lacked_capacity_is_tried_last() {
-    let spot = |is_recent| lacking(&["SPOT"], is_recent);
+    const SPOT: &str = "SPOT g4dn.xlarge";
+    const ON_DEMAND: &str = "ON_DEMAND g4dn.xlarge";
+    let spot = |is_recent| lacking(&[SPOT], is_recent);
     for (lacking, left, lacked, got) in [
         (spot(true), [10, 10], vec![], Some("ON_DEMAND")),
-        (spot(true), [10, 0], vec!["ON_DEMAND"], Some("SPOT")),
-        (spot(true), [0, 0], vec!["ON_DEMAND", "SPOT"], None),
+        (spot(true), [10, 0], vec![ON_DEMAND], Some("SPOT")),
+        (spot(true), [0, 0], vec![ON_DEMAND, SPOT], None),
         (spot(false), [10, 10], vec![], Some("SPOT")),
-        (spot(false), [0, 10], vec!["SPOT"], Some("ON_DEMAND")),
-        (vec![], [0, 0], vec!["SPOT", "ON_DEMAND"], None),
+        (spot(false), [0, 10], vec![SPOT], Some("ON_DEMAND")),
+        (vec![], [0, 0], vec![SPOT, ON_DEMAND], None),
+        // Spot was not tried with these machines.
+        (lacking(&["SPOT g6.xlarge", "SPOT g4dn.xlarge,g6.xlarge"], true), [10, 10], vec![], Some("SPOT")),
     ] {
         let bench = Bench::new();
         for (market, left) in [Market::Spot, Market::OnDemand].into_iter().zip(left) {

@@ -2,13 +2,22 @@
 
 use std::time::Duration;
 
-use textnlp_provider::{ErrorKind, Lacking, Object, Operation, Progress, Provider, error_chain};
+use textnlp_provider::{ErrorKind, Handle, Lacking, Object, Operation, Progress, Provider, error_chain};
 
 /// Far more steps than such a create takes.
 const STEPS: usize = 4_000;
 
 /// Runs a create to its end: what was found to lack capacity on the way, in this order, and the object, if there is one then.
 pub(crate) async fn bought(provider: &dyn Provider, op: &Operation) -> (Vec<String>, Option<Object>) {
+    bought_over(provider, op, |handle| handle).await
+}
+
+/// The same with a journal that changes the handles.
+pub(crate) async fn bought_over(
+    provider: &dyn Provider,
+    op: &Operation,
+    journal: impl Fn(Handle) -> Handle,
+) -> (Vec<String>, Option<Object>) {
     let (mut lacked, mut handle) = (Vec::new(), None);
     for _ in 0..STEPS {
         let answer = match &handle {
@@ -23,7 +32,7 @@ pub(crate) async fn bought(provider: &dyn Provider, op: &Operation) -> (Vec<Stri
             }
             Ok(Progress::Pending { handle: next, .. }) => {
                 lacked.extend(next.lacked().map(str::to_owned));
-                handle = Some(next);
+                handle = Some(journal(next));
             }
             Err(error) if error.kind.may_pass() => {}
             Err(error) => panic!("{}", error_chain(&error)),

@@ -1,10 +1,12 @@
 //! Clusters and node pools of GKE: <https://cloud.google.com/kubernetes-engine/docs/reference/rest/v1/projects.locations.clusters>.
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use reqwest::Method;
 use serde_json::{Value, json};
-use textnlp_cloud::State;
 use textnlp_cloud::document::{get, last, set};
+use textnlp_cloud::{Candidate, State};
 use textnlp_provider::{CloudId, Declare, Error, ErrorKind, Foreign, Identity, Kind, Outputs, Pricing, Result, Spec};
 
 use super::{create, delete, put, read};
@@ -513,7 +515,7 @@ impl RestKind for NodePool {
     }
 
     fn alternatives(wanted: &Spec) -> Vec<String> {
-        alternatives(wanted).iter().map(Alternative::name).collect()
+        alternatives(wanted).iter().map(|one| one.name(machine(wanted))).collect()
     }
 
     fn tried(wanted: &Spec, seen: &Spec) -> Vec<usize> {
@@ -523,16 +525,26 @@ impl RestKind for NodePool {
         alternatives(wanted).iter().position(is_seen).into_iter().collect()
     }
 
-    async fn choose(api: &Api, spec: &Spec, rest: &[usize]) -> Result<Vec<usize>> {
+    async fn choose(api: &Api, spec: &Spec, rest: &[usize]) -> Result<Vec<Candidate>> {
         let accelerator = spec.get("accelerator").and_then(|one| one["type"].as_str());
         let all = alternatives(spec);
+        // The markets of a zone have the same machines: each zone is read once.
+        let mut zones: BTreeMap<&str, bool> = BTreeMap::new();
+        let mut candidates = Vec::new();
         for place in rest {
             let Some(one) = all.get(*place) else { continue };
-            if is_offered(api, one.zone, machine(spec), accelerator).await? {
-                return Ok(vec![*place]);
-            }
+            let is_offered = match one.zone.map(|zone| (zone, zones.get(zone).copied())) {
+                None => true,
+                Some((_, Some(known))) => known,
+                Some((zone, None)) => {
+                    let is_offered = is_offered(api, zone, machine(spec), accelerator).await?;
+                    zones.insert(zone, is_offered);
+                    is_offered
+                }
+            };
+            candidates.extend(is_offered.then(|| Candidate::of(*place)));
         }
-        Err(none_left(spec))
+        if candidates.is_empty() { Err(none_left(spec)) } else { Ok(candidates) }
     }
 
     async fn prepare(api: &Api, spec: &Spec, document: &mut Value, alternative: usize) -> Result<()> {
@@ -616,8 +628,11 @@ struct Alternative<'a> {
 }
 
 impl Alternative<'_> {
-    fn name(&self) -> String {
-        self.zone.map_or_else(|| self.market.to_owned(), |zone| format!("{} {zone}", self.market))
+    fn name(&self, machine: &str) -> String {
+        match self.zone {
+            Some(zone) => format!("{} {zone} {machine}", self.market),
+            None => format!("{} {machine}", self.market),
+        }
     }
 }
 
@@ -653,8 +668,7 @@ async fn zones_of(api: &Api, spec: &Spec) -> Result<Vec<Value>> {
 }
 
 /// Whether a zone has the machine and its accelerator at all.
-async fn is_offered(api: &Api, zone: Option<&str>, machine: &str, accelerator: Option<&str>) -> Result<bool> {
-    let Some(zone) = zone else { return Ok(true) };
+async fn is_offered(api: &Api, zone: &str, machine: &str, accelerator: Option<&str>) -> Result<bool> {
     let path = |kind: &str, name: &str| format!("projects/{}/zones/{zone}/{kind}/{name}", api.project());
     let mut paths = vec![path("machineTypes", machine)];
     paths.extend(accelerator.map(|name| path("acceleratorTypes", name)));
@@ -795,14 +809,15 @@ mod tests {
 
     #[test]
     fn alternatives_are_markets_in_zones() {
-        let wanted = Spec::of(&json!({ "zones": ["r-a", "r-b"], "markets": [SPOT, ON_DEMAND] }));
+        let wanted = Spec::of(&json!({ "zones": ["r-a", "r-b"], "markets": [SPOT, ON_DEMAND], "machine": "n1" }));
         let seen = |market: &str, zone: &str| Spec::of(&json!({ "zones": [zone], "markets": [market] }));
         let tried = |market, zone| NodePool::tried(&wanted, &seen(market, zone));
         assert_eq!([tried(SPOT, "r-a"), tried(SPOT, "r-b"), tried(ON_DEMAND, "r-b")], [[0], [1], [3]]);
         assert!(tried(ON_DEMAND, "r-c").is_empty());
-        assert_eq!(NodePool::alternatives(&wanted), ["spot r-a", "spot r-b", "on-demand r-a", "on-demand r-b"]);
-        let anywhere = Spec::of(&json!({ "zones": [], "markets": [ON_DEMAND] }));
-        assert_eq!(NodePool::alternatives(&anywhere), [ON_DEMAND]);
+        let names = ["spot r-a n1", "spot r-b n1", "on-demand r-a n1", "on-demand r-b n1"];
+        assert_eq!(NodePool::alternatives(&wanted), names);
+        let anywhere = Spec::of(&json!({ "zones": [], "markets": [ON_DEMAND], "machine": "e2" }));
+        assert_eq!(NodePool::alternatives(&anywhere), ["on-demand e2"]);
         assert!(NodePool::fits("zones", &json!(["r-a", "r-b"]), &json!(["r-b"])));
         assert!(!NodePool::fits("zones", &json!(["r-a"]), &json!(["r-b"])));
         assert!(NodePool::fits("zones", &json!([]), &json!(["r-b"])));

@@ -276,9 +276,13 @@ impl Resource<Api> for NodeGroup {
         }
     }
 
+    /// AWS chooses among the instance types itself: another list of them is another alternative.
     fn alternatives(wanted: &textnlp_provider::Spec) -> Vec<String> {
-        let all = wanted.get("capacity").and_then(Value::as_array).into_iter().flatten();
-        all.filter_map(Value::as_str).map(str::to_owned).collect()
+        let list = |field: &str| -> Vec<&str> {
+            wanted.get(field).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect()
+        };
+        let machines = list("instance_types").join(",");
+        list("capacity").into_iter().map(|market| format!("{market} {machines}")).collect()
     }
 
     fn tried(wanted: &Spec, seen: &Spec) -> Vec<usize> {
