@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 use textnlp_orchestrator::plan::{
-    Blocked, Branch, Call, Cost, Facts, Node, Note, Plan, Purpose, Reordered, ServiceCost, Step, TAKEN_DOWN, amount,
-    permissions, unknown_reason,
+    Blocked, Branch, Call, Cost, Facts, Node, Note, Plan, Purpose, ResourceShortage, ServiceCost, Step, TAKEN_DOWN,
+    amount, permissions, unknown_reason,
 };
 use textnlp_provider::units::counted;
 use textnlp_provider::{Charge, CostLine, Effect, FieldChange, Problem};
@@ -57,12 +57,13 @@ pub fn text(plan: &Plan, scope: &Scope) -> String {
     out
 }
 
-/// The creates that begin with another alternative, because others lacked capacity lately.
-pub fn orders(reordered: &[Reordered]) -> String {
+/// What lacked capacity lately for resources that may be created: which alternative they begin with depends on it.
+pub fn shortages(all: &[ResourceShortage]) -> String {
     let mut text = String::new();
-    for Reordered { resource, first, lacked } in reordered {
-        let lacked: Vec<String> = lacked.iter().map(|one| format!("{} at {:.0}", one.name, one.at)).collect();
-        let _ = write!(text, "\n  creating {resource} tries {first} first; no capacity: {}", lacked.join(", "));
+    for lacked in all.chunk_by(|one, next| one.resource == next.resource) {
+        let names = lacked.iter().map(|one| format!("{} at {:.0}", one.shortage.name, one.shortage.at));
+        let names: Vec<String> = names.collect();
+        let _ = write!(text, "\n  no capacity lately for {}: {}", lacked[0].resource, names.join(", "));
     }
     text
 }
@@ -382,13 +383,24 @@ mod tests {
     }
 
     #[test]
-    fn creates_in_another_order_name_what_lacked_capacity() {
-        let lacked = vec![Shortage { name: "SPOT".to_owned(), at: "2026-11-30T14:05:00Z".parse().unwrap() }];
-        let resource = "main/cluster/gpu-nodes".parse().unwrap();
-        let says =
-            "\n  creating main/cluster/gpu-nodes tries ON_DEMAND first; no capacity: SPOT at 2026-11-30T14:05:00Z";
-        assert_eq!(orders(&[Reordered { resource, first: "ON_DEMAND".to_owned(), lacked }]), says);
-        assert_eq!(orders(&[]), "");
+    fn what_lacked_capacity_is_one_line_for_each_resource() {
+        let lacked = |resource: &str, name: &str, time: &str| {
+            let shortage = Shortage { name: name.to_owned(), at: format!("2026-11-30T{time}:00Z").parse().unwrap() };
+            ResourceShortage { resource: resource.parse().unwrap(), shortage }
+        };
+        let (pool, other) = ("main/cluster/gpu-nodes", "second/cluster/gpu-nodes");
+        let all = [
+            lacked(pool, "spot eu-b n1", "14:05"),
+            lacked(pool, "spot n1", "14:06"),
+            lacked(other, "SPOT g5.xlarge", "13:00"),
+        ];
+        let says = "\n  no capacity lately for main/cluster/gpu-nodes: spot eu-b n1 at 2026-11-30T14:05:00Z, spot n1 at \
+                    2026-11-30T14:06:00Z\n  no capacity lately for second/cluster/gpu-nodes: SPOT g5.xlarge at \
+                    2026-11-30T13:00:00Z";
+        assert_eq!(shortages(&all), says);
+        assert_eq!(shortages(&[]), "");
+        let json = json!({ "resource": pool, "name": "spot eu-b n1", "at": "2026-11-30T14:05:00Z" });
+        assert_eq!(serde_json::to_value(&all[0]).unwrap(), json);
     }
 
     #[test]

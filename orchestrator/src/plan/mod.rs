@@ -14,8 +14,8 @@ mod gated;
 mod graph;
 mod impact;
 mod permissions;
-mod reordered;
 mod saved;
+mod shortages;
 mod unwanted;
 
 use std::collections::BTreeMap;
@@ -35,8 +35,8 @@ pub(crate) use decide::{branch_of, refreshed, sorted_needs};
 pub use facts::{Facts, SiteFacts};
 pub use impact::{Deletion, Estimate, Impact, ImpactKind, estimate, impact, swept};
 pub use permissions::{Permission, Policy, permissions, policies};
-pub use reordered::{Reordered, reordered};
 pub use saved::{MOST_BYTES, Saved, SavedPlanError};
+pub use shortages::{ResourceShortage, shortages};
 
 /// The version of the format.
 pub const FORMAT: u32 = 1;

@@ -100,10 +100,6 @@ impl Provider for Combined {
         self.of(&wanted.kind).diff(wanted, recorded, seen)
     }
 
-    fn alternatives(&self, wanted: &Wanted) -> Vec<String> {
-        self.of(&wanted.kind).alternatives(wanted)
-    }
-
     fn interruption(&self, wanted: &Wanted, changes: &[FieldChange], among: &[Wanted]) -> Option<Problem> {
         self.of(&wanted.kind).interruption(wanted, changes, among)
     }

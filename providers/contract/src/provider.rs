@@ -91,13 +91,6 @@ pub trait Provider: Send + Sync {
     /// one came from the same reference and that resource is unchanged, which the engine has resolved before it asks.
     fn diff(&self, wanted: &Wanted, recorded: &Recorded, seen: &Object) -> Vec<FieldChange>;
 
-    /// The names of the alternatives that a create of a resource tries, best first, such as the zones of a pool in each market; see
-    /// [`order`](crate::capacity::order). Pure. Empty where there is no choice.
-    fn alternatives(&self, wanted: &Wanted) -> Vec<String> {
-        let _ = wanted;
-        Vec::new()
-    }
-
     /// A warning about a change in place that interrupts the requests of clients, with what avoids it. Pure. `among`: the
     /// wanted resources of the site. `None` where others serve meanwhile, or where no client is served.
     fn interruption(&self, wanted: &Wanted, changes: &[FieldChange], among: &[Wanted]) -> Option<Problem> {

@@ -370,11 +370,6 @@ impl Provider for Through {
         provider.diff(wanted, recorded, seen)
     }
 
-    fn alternatives(&self, wanted: &Wanted) -> Vec<String> {
-        let provider = if self.is_inner(&wanted.kind) { &self.inner } else { &self.outer };
-        provider.alternatives(wanted)
-    }
-
     fn interruption(&self, wanted: &Wanted, changes: &[FieldChange], among: &[Wanted]) -> Option<Problem> {
         let provider = if self.is_inner(&wanted.kind) { &self.inner } else { &self.outer };
         provider.interruption(wanted, changes, among)

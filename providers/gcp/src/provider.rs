@@ -120,10 +120,6 @@ impl Provider for Gcp {
         textnlp_cloud::diff(row, wanted, recorded, seen).into_iter().chain(moved).collect()
     }
 
-    fn alternatives(&self, wanted: &Wanted) -> Vec<String> {
-        table::row(&wanted.kind).map(|row| row.resource.alternatives(&wanted.spec)).unwrap_or_default()
-    }
-
     fn costs(&self, kind: &KindName, spec: &Spec) -> Vec<CostLine> {
         costs::costs(kind, spec, region_of(spec).unwrap_or(&self.access.region)).unwrap_or_else(|| {
             let known = self.kinds().iter().find(|known| known.name == kind.as_str());

@@ -251,12 +251,6 @@ impl Provider for MemoryCloud {
         changes
     }
 
-    /// Those that its spec names.
-    fn alternatives(&self, wanted: &Wanted) -> Vec<String> {
-        let all = wanted.spec.get("alternatives").and_then(serde_json::Value::as_array).into_iter().flatten();
-        all.filter_map(serde_json::Value::as_str).map(str::to_owned).collect()
-    }
-
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
         let world = self.world();
         let mut counts: BTreeMap<&KindName, usize> = BTreeMap::new();
