@@ -770,6 +770,28 @@ fn a_market_lacks_capacity_in_the_zones_that_have_the_machines() {
     });
 }
 
+/// A zone that a quota closed may have machines.
+#[test]
+fn a_market_of_which_a_quota_closed_a_zone_is_not_recorded() {
+    run(async {
+        let pool = GpuNodes::of(GpuSize::Small).await;
+        pool.stock(Market::Spot, &["b", "d"], 0);
+        let limit = |limit: f64| {
+            let quota = (REGION.to_owned(), "PREEMPTIBLE_NVIDIA_T4_GPUS".to_owned());
+            pool.bench.cloud.world().quotas.insert(quota, limit);
+        };
+        // Only while the second zone is tried.
+        let journal = |handle: Handle| {
+            let tried = handle.0["tried"].as_array().map_or(0, Vec::len);
+            limit(if tried == 1 { 0.0 } else { 4.0 });
+            handle
+        };
+        let (found, object) = bought_over(&pool.bench.provider, &pool.operation(900, Vec::new()), journal).await;
+        assert_eq!(found, pool.names("spot", &["b", "d"]));
+        pool.remove(901, object, "on-demand", "b").await;
+    });
+}
+
 /// Its handles do not have what was tried.
 #[test]
 fn an_operation_of_an_earlier_version_tries_each_zone_once() {
