@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 use textnlp_orchestrator::plan::{
-    Blocked, Branch, Call, Cost, Facts, Node, Note, Plan, Purpose, ServiceCost, Step, TAKEN_DOWN, amount, permissions,
-    unknown_reason,
+    Blocked, Branch, Call, Cost, Facts, Node, Note, Plan, Purpose, ResourceShortage, ServiceCost, Step, TAKEN_DOWN,
+    amount, permissions, unknown_reason,
 };
 use textnlp_provider::units::counted;
 use textnlp_provider::{Charge, CostLine, Effect, FieldChange, Problem};
@@ -55,6 +55,17 @@ pub fn text(plan: &Plan, scope: &Scope) -> String {
     }
     let _ = write!(out, "{}", sum(plan));
     out
+}
+
+/// What lacked capacity lately for resources that may be created: which alternative they begin with depends on it.
+pub fn shortages(all: &[ResourceShortage]) -> String {
+    let mut text = String::new();
+    for lacked in all.chunk_by(|one, next| one.resource == next.resource) {
+        let names = lacked.iter().map(|one| format!("{} at {:.0}", one.shortage.name, one.shortage.at));
+        let names: Vec<String> = names.collect();
+        let _ = write!(text, "\n  no capacity lately for {}: {}", lacked[0].resource, names.join(", "));
+    }
+    text
 }
 
 /// The width of a column with these values.
@@ -326,6 +337,7 @@ fn cut(text: &str, skipped: usize) -> String {
 #[cfg(test)]
 mod tests {
     use textnlp_orchestrator::plan::Summary;
+    use textnlp_orchestrator::state::Shortage;
     use textnlp_provider::ResourceId;
     use textnlp_service::RerunFlags;
 
@@ -368,6 +380,27 @@ mod tests {
         assert!(text(&plan, &scope).contains(says), "{}", text(&plan, &scope));
         let document = &blocked_document(&plan, &scope)[0];
         assert!(document["resource"] == "main/db" && document["because"].as_str().unwrap().ends_with(says));
+    }
+
+    #[test]
+    fn what_lacked_capacity_is_one_line_for_each_resource() {
+        let lacked = |resource: &str, name: &str, time: &str| {
+            let shortage = Shortage { name: name.to_owned(), at: format!("2026-11-30T{time}:00Z").parse().unwrap() };
+            ResourceShortage { resource: resource.parse().unwrap(), shortage }
+        };
+        let (pool, other) = ("main/cluster/gpu-nodes", "second/cluster/gpu-nodes");
+        let all = [
+            lacked(pool, "spot eu-b n1", "14:05"),
+            lacked(pool, "spot n1", "14:06"),
+            lacked(other, "SPOT g5.xlarge", "13:00"),
+        ];
+        let says = "\n  no capacity lately for main/cluster/gpu-nodes: spot eu-b n1 at 2026-11-30T14:05:00Z, spot n1 at \
+                    2026-11-30T14:06:00Z\n  no capacity lately for second/cluster/gpu-nodes: SPOT g5.xlarge at \
+                    2026-11-30T13:00:00Z";
+        assert_eq!(shortages(&all), says);
+        assert_eq!(shortages(&[]), "");
+        let json = json!({ "resource": pool, "name": "spot eu-b n1", "at": "2026-11-30T14:05:00Z" });
+        assert_eq!(serde_json::to_value(&all[0]).unwrap(), json);
     }
 
     #[test]

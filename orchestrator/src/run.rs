@@ -533,6 +533,7 @@ fn unobserved(state: &State, name: &SiteName, site: &RunSite) -> Result<SiteFact
         open: state.open(name)?,
         unresolved: state.unresolved(name),
         took: state.took(name),
+        shortages: state.shortages(name),
     })
 }
 

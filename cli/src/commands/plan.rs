@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use textnlp_files::Replace;
 use textnlp_orchestrator::plan::{
     Call, Cost, Deletion, Estimate, Facts, Impact, ImpactKind, Node, Plan as Steps, Policy, Purpose, Saved, estimate,
-    impact, policies, swept,
+    impact, policies, shortages, swept,
 };
 use textnlp_orchestrator::run::{RunOptions, plan_with_refresh, plan_without_refresh};
 use textnlp_provider::{KindName, Problem};
@@ -67,6 +67,7 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     unreadable_models(plan, &facts, &deployment.chosen.scope).await?;
     let reaches = impact(plan, &facts);
     let (estimate, swept) = (estimate(plan, &facts), swept(plan, &facts));
+    let shortages = shortages(plan, &facts);
     let cost = Cost::after(plan, &facts, &environment.budget);
     let found: Vec<Problem> = match purpose {
         Purpose::Up => cost.against(&environment.budget).into_iter().chain(cost.outdated(facts.now)).collect(),
@@ -98,6 +99,7 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
         let _ = write!(text, "\nPhase {}: {why}; `up` needs a promoted release, or --from-scratch", environment.phase);
     }
     if plan.has_changes() {
+        text.push_str(&plan_view::shortages(&shortages));
         text.push_str(&goes_along(&swept));
         text.push_str(&feels(&reaches, &estimate));
         if !policies.is_empty() {
@@ -149,6 +151,7 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     document["reaches"] = json!(reaches);
     document["estimate"] = json!(estimate);
     document["swept"] = json!(swept);
+    document["shortages"] = json!(shortages);
     let success = Success::new(text, document);
     Ok(if args.exit_code && plan.has_changes() { success.exit(Exit::ChangesPlanned) } else { success })
 }

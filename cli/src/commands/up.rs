@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use textnlp_orchestrator::apply::Gates;
-use textnlp_orchestrator::plan::{Cost, Facts, Node, Plan, PlanRefusal, Purpose};
+use textnlp_orchestrator::plan::{Cost, Facts, Node, Plan, PlanRefusal, Purpose, shortages};
 use textnlp_orchestrator::run::{Run, RunError, RunOptions, RunOutcome, run_phases, run_saved_plan};
 use textnlp_orchestrator::state::Entry;
 use textnlp_service::backup::{backup_status, key, settings};
@@ -176,7 +176,8 @@ pub async fn go(
     }
     let mut agree = |plan: &Plan, facts: &Facts| {
         let cost = Cost::after(plan, facts, &loaded.environment.budget);
-        progress.line(plan_view::text(plan, scope) + &plan_view::costs(&cost, plan.purpose));
+        let lacked = plan_view::shortages(&shortages(plan, facts));
+        progress.line(plan_view::text(plan, scope) + &lacked + &plan_view::costs(&cost, plan.purpose));
         let agreed = yes || progress.paused(|| console.confirm("Make these changes?"));
         if agreed {
             remember(plan.purpose);

@@ -85,8 +85,9 @@ mod tests {
         let approved = |second, fence| {
             record(second, fence, Entry::Approved { purpose: Purpose::Up, plan: body(), tracked: true })
         };
-        let pending =
-            |second, fence| record(second, fence, Entry::Pending { op, handle: body(), says: "starts".to_owned() });
+        let pending = |second, fence| {
+            record(second, fence, Entry::Pending { op, handle: body(), says: "starts".to_owned(), lacked: None })
+        };
         let ended = |second, fence| record(second, fence, Entry::Ended { op, end: End::Gone });
         let records = [
             approved(0, 1),

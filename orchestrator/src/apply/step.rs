@@ -65,6 +65,8 @@ pub(super) enum Write {
 
 /// The longest text in the journal, in characters. The run's report has the whole text.
 const TEXT: usize = 400;
+/// The longest name of an alternative in the journal; those of providers are shorter: on AWS they have all instance types of a group.
+const NAME: usize = 300;
 
 impl Write {
     pub(super) fn put(self, writer: &mut JournalWriter<'_>) {
@@ -90,7 +92,8 @@ impl Write {
             Write::Returned { resource, old, recorded } => Entry::Returned { resource, old, recorded: body(&recorded) },
             Write::Forgot { resource, because } => Entry::Forgot { resource, because: short(&because) },
             Write::Pending { op, handle, says } => {
-                Entry::Pending { op, handle: writer.body(&handle), says: short(&says) }
+                let lacked = handle.lacked().map(|name| cut(name, NAME));
+                Entry::Pending { op, handle: writer.body(&handle), says: short(&says), lacked }
             }
             Write::Begun(intent) => {
                 let Operation { id, verb, resource, kind, .. } = intent.operation.clone();
@@ -298,6 +301,7 @@ pub(super) fn intent(
         recorded,
         changes,
         bounds,
+        lacking: if verb == Verb::Create { state.lacking(&step.site, &step.resource) } else { Vec::new() },
         is_repeated: false,
     };
     if verb == Verb::Create {

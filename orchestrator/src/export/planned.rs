@@ -246,6 +246,7 @@ mod tests {
             open: BTreeMap::new(),
             unresolved: BTreeMap::new(),
             took: crate::state::Durations::default(),
+            shortages: crate::state::Shortages::default(),
         };
         Facts {
             environment: EnvironmentName::new("staging").unwrap(),

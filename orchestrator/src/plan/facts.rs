@@ -13,7 +13,7 @@ use textnlp_provider::{
 };
 
 use super::Purpose;
-use crate::state::{Durations, OpenOperation, RecordedObjects, UnresolvedCreate};
+use crate::state::{Durations, OpenOperation, RecordedObjects, Shortages, UnresolvedCreate};
 
 /// The input of a plan.
 #[derive(Clone)]
@@ -55,6 +55,8 @@ pub struct SiteFacts {
     pub unresolved: BTreeMap<ResourceId, Vec<UnresolvedCreate>>,
     /// Past durations of operations: for estimates, never for the plan.
     pub took: Durations,
+    /// What lacked capacity lately: for the order of alternatives, never for the plan.
+    pub shortages: Shortages,
 }
 
 impl Facts {

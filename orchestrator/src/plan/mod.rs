@@ -15,6 +15,7 @@ mod graph;
 mod impact;
 mod permissions;
 mod saved;
+mod shortages;
 mod unwanted;
 
 use std::collections::BTreeMap;
@@ -35,6 +36,7 @@ pub use facts::{Facts, SiteFacts};
 pub use impact::{Deletion, Estimate, Impact, ImpactKind, estimate, impact, swept};
 pub use permissions::{Permission, Policy, permissions, policies};
 pub use saved::{MOST_BYTES, Saved, SavedPlanError};
+pub use shortages::{ResourceShortage, shortages};
 
 /// The version of the format.
 pub const FORMAT: u32 = 1;

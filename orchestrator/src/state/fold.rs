@@ -12,6 +12,7 @@ use textnlp_provider::{
 use super::durations::Durations;
 use super::lineage::SiteLocation;
 use super::record::{BodyRef, End, Entry, FORMAT, Record, Target};
+use super::shortages::Shortages;
 use crate::gate::{EnteredPhase, RecordedExemption};
 use crate::import::IMPORT;
 use crate::plan::Purpose;
@@ -138,6 +139,9 @@ pub(super) struct Fold {
     /// Creates that ended without a recorded object and may have made one, oldest first.
     #[serde(default)]
     pub(super) unresolved: BTreeMap<ResourceId, Vec<UnresolvedCreate>>,
+    /// What lacked capacity lately.
+    #[serde(default)]
+    pub(super) shortages: Shortages,
 }
 
 /// A create that ended without a recorded object and may have made one.
@@ -262,12 +266,15 @@ impl Fold {
                 let open = OpenRef { verb, resource, kind, fence, target, intent, handle, says, begun, created_by };
                 self.open.insert(*op, open);
             }
-            Entry::Pending { op, handle, says } => {
+            Entry::Pending { op, handle, says, lacked } => {
                 let Some(open) = self.open.get_mut(op) else {
                     return contradiction(format!("operation {op} waits and is not open"));
                 };
                 open.handle = Some(handle.clone());
                 open.says = Some(says.clone());
+                if let Some(name) = lacked {
+                    self.shortages.learn(&open.resource, name, record.at);
+                }
             }
             Entry::Ended { op, end } => {
                 let Some(open) = self.open.remove(op) else {
@@ -397,5 +404,25 @@ impl Fold {
     pub(super) fn needed(&self) -> impl Iterator<Item = &BodyRef> {
         let slots = self.slots.values().flat_map(|slots| slots.current.iter().chain(&slots.old));
         slots.chain(self.open.values().flat_map(|open| std::iter::once(&open.intent).chain(&open.handle)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn journals_and_snapshots_of_earlier_versions_name_no_shortage() {
+        let handle = json!({ "sha256": "ab", "at": 0, "len": 1 });
+        let earlier = json!({ "entry": "pending", "op": 1, "handle": handle, "says": "it waits" });
+        let entry: Entry = serde_json::from_value(earlier.clone()).unwrap();
+        assert!(matches!(entry, Entry::Pending { lacked: None, .. }));
+        assert_eq!(serde_json::to_value(&entry).unwrap(), earlier);
+        let mut fold = serde_json::to_value(Fold::default()).unwrap();
+        assert!(fold.as_object_mut().unwrap().remove("shortages").is_some());
+        let fold: Fold = serde_json::from_value(fold).unwrap();
+        assert_eq!(fold.shortages, Shortages::default());
     }
 }

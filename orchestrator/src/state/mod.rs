@@ -18,6 +18,7 @@ mod memory;
 mod objects;
 mod past;
 mod record;
+mod shortages;
 mod snapshot;
 mod store;
 mod transfer;
@@ -29,7 +30,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use textnlp_provider::{CloudId, EnvironmentName, Handle, Lineage, OperationId, Recorded, ResourceId, SiteName, Token};
+use textnlp_provider::{
+    CloudId, EnvironmentName, Handle, Lacking, Lineage, OperationId, Recorded, ResourceId, SiteName, Token,
+};
 
 use crate::clock::Clock;
 use crate::gate::{EnteredPhase, RecordedExemption};
@@ -45,6 +48,7 @@ pub use memory::MemoryStore;
 pub use objects::{Objects, Timing};
 pub use past::{Changed, PointInTime, RecordDifference, differences};
 pub use record::{BodyRef, Damage, End, Entry, FORMAT, Head, LINE_LIMIT, Record, Target, Torn};
+pub use shortages::{Shortage, Shortages};
 pub use store::{Batch, Holder, Lease, Lock, Store};
 pub use transfer::{moved_away, transfer};
 
@@ -255,6 +259,11 @@ impl State {
         self.journals.get(site).map(|journal| journal.fold.took.clone()).unwrap_or_default()
     }
 
+    /// What lacked capacity at a site lately.
+    pub fn shortages(&self, site: &SiteName) -> Shortages {
+        self.journals.get(site).map(|journal| journal.fold.shortages.clone()).unwrap_or_default()
+    }
+
     /// The runs that did not do everything that was approved.
     pub fn unfinished(&self) -> impl Iterator<Item = (&SiteName, &UnfinishedRun)> {
         self.journals.iter().filter_map(|(site, journal)| Some((site, journal.fold.run.as_ref()?)))
@@ -443,6 +452,12 @@ impl Locked {
     /// The number of the next operation of a site.
     pub(crate) fn next_operation(&self, site: &SiteName) -> u64 {
         self.state.journals.get(site).map_or(1, |journal| journal.fold.next + 1)
+    }
+
+    /// What lacks capacity now, for an operation that creates a resource.
+    pub(crate) fn lacking(&self, site: &SiteName, resource: &ResourceId) -> Vec<Lacking> {
+        let journal = self.state.journals.get(site);
+        journal.map(|journal| journal.fold.shortages.lacking(resource, self.clock.now())).unwrap_or_default()
     }
 
     /// Writes the records that the closure adds, in one append. Durable on return.

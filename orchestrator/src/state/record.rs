@@ -143,6 +143,9 @@ pub enum Entry {
         handle: BodyRef,
         /// What it waits for.
         says: String,
+        /// The alternative, or its market, that was found to lack capacity. Earlier versions wrote no such member.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lacked: Option<String>,
     },
     /// An operation ended.
     Ended {
@@ -564,7 +567,8 @@ mod tests {
                 intent: body(),
                 created_by: Token::parse(&"ab".repeat(16)),
             },
-            Entry::Pending { op, handle: body(), says: text.clone() },
+            Entry::Pending { op, handle: body(), says: text.clone(), lacked: None },
+            Entry::Pending { op, handle: body(), says: text.clone(), lacked: Some(cut(&"\"".repeat(1000), 300)) },
             Entry::Ended { op, end: End::Made { recorded: body() } },
             Entry::Ended { op, end: End::Gone },
             Entry::Ended { op, end: End::Failed { left: Some(body()), because: text.clone(), refused: false } },

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use textnlp_cloud::document::{capture, fill, get, last, set};
 use textnlp_cloud::names::{hash, suffixed, unsuffixed};
 use textnlp_cloud::tags::{self, Tags};
-use textnlp_cloud::{AnyResource, Filter, ObservedObject, REGION, State, TAGS, same};
+use textnlp_cloud::{AnyResource, Candidate, Filter, ObservedObject, REGION, State, TAGS, same};
 use textnlp_provider::{
     CloudId, Declaration, Declare, Error, ErrorKind, Foreign, Lineage, Operation, Outputs, Placeholder, PlannedObject,
     Result, Spec, Wanted, Zones,
@@ -242,14 +242,19 @@ pub(crate) trait RestKind: Send + Sync + 'static {
         false
     }
 
-    /// The alternative after the one that an object was created as.
-    fn alternative(_wanted: &Spec, _seen: &Spec) -> Option<usize> {
-        None
+    /// The names of the alternatives in a spec, best first: their market, zone and machines.
+    fn alternatives(_wanted: &Spec) -> Vec<String> {
+        Vec::new()
     }
 
-    /// The alternative after one whose create call is refused.
-    fn next_alternative(_wanted: &Spec, _place: usize) -> Option<usize> {
-        None
+    /// The alternatives that an object was created as.
+    fn tried(_wanted: &Spec, _seen: &Spec) -> Vec<usize> {
+        Vec::new()
+    }
+
+    /// Those of these alternatives that are offered, in the same order, by reads only.
+    async fn choose(_api: &Api, _wanted: &Spec, rest: &[usize]) -> Result<Vec<Candidate>> {
+        Ok(rest.iter().copied().map(Candidate::of).collect())
     }
 
     /// Completes the document of an object with what follows from its spec.
@@ -266,7 +271,7 @@ pub(crate) trait RestKind: Send + Sync + 'static {
     }
 
     /// Completes the document of a new object, by reads only.
-    async fn prepare(_api: &Api, _spec: &Spec, _document: &mut Value, _alternative: usize) -> Result<()> {
+    async fn prepare(_api: &Api, _spec: &Spec, _document: &mut Value, _chosen: &Candidate) -> Result<()> {
         Ok(())
     }
 
@@ -419,7 +424,7 @@ impl<K: RestKind> Rest<K> {
         document
     }
 
-    async fn document(api: &Api, op: &Operation, alternative: usize) -> Result<Value> {
+    async fn document(api: &Api, op: &Operation, chosen: &Candidate) -> Result<Value> {
         let tags = tags::of_new::<Api>(op, &tags::in_spec(&op.spec));
         let mut document = Self::body(&op.spec, &tags);
         for field in K::TABLE.secrets() {
@@ -429,7 +434,7 @@ impl<K: RestKind> Rest<K> {
                 set(&mut document, field.member, value);
             }
         }
-        K::prepare(api, &op.spec, &mut document, alternative).await?;
+        K::prepare(api, &op.spec, &mut document, chosen).await?;
         Ok(document)
     }
 
@@ -569,12 +574,12 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
         if K::TABLE.suffixed { None } else { K::id(wanted) }
     }
 
-    async fn begin(&self, api: &Api, op: &Operation, alternative: usize) -> Result<(String, Option<String>)> {
+    async fn begin(&self, api: &Api, op: &Operation, chosen: &Candidate) -> Result<(String, Option<String>)> {
         let id = K::id(&op.spec).map(|id| if K::TABLE.suffixed { suffixed(&id, op.token.as_str()) } else { id });
         let Some(id) = id else {
             return Err(invalid("create", op.resource.as_str(), "its spec lacks a part of its path"));
         };
-        let document = Self::document(api, op, alternative).await.map_err(not_yet)?;
+        let document = Self::document(api, op, chosen).await.map_err(not_yet)?;
         match K::send(api, &id, document).await.map_err(not_yet) {
             Ok(reply) => Ok((id, address(reply.pending))),
             Err(error) if error.kind == ErrorKind::Exists => Self::taken(api, &id, op, error).await,
@@ -626,12 +631,16 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
         K::TABLE.field(field).is_some_and(|row| matches!(row.form, Form::Secret))
     }
 
-    fn alternative(&self, wanted: &Spec, seen: &Spec) -> Option<usize> {
-        K::alternative(wanted, seen)
+    fn alternatives(&self, wanted: &Spec) -> Vec<String> {
+        K::alternatives(wanted)
     }
 
-    fn next_alternative(&self, wanted: &Spec, place: usize) -> Option<usize> {
-        K::next_alternative(wanted, place)
+    fn tried(&self, wanted: &Spec, seen: &Spec) -> Vec<usize> {
+        K::tried(wanted, seen)
+    }
+
+    async fn choose(&self, api: &Api, wanted: &Spec, rest: &[usize]) -> Result<Vec<Candidate>> {
+        K::choose(api, wanted, rest).await
     }
 
     async fn delete(&self, api: &Api, seen: &ObservedObject<Spec>, _op: &Operation) -> Result<Option<String>> {

@@ -49,7 +49,7 @@ pub use observe::{observe, read};
 pub use prices::{UsePrice, by_use, prices};
 pub use range::Range;
 pub use records::{Records, ZoneProvider};
-pub use resource::{AnyResource, Filter, Make, ObservedObject, Of, Resource, State, TAGS, same};
+pub use resource::{AnyResource, Candidate, Filter, Make, ObservedObject, Of, Resource, State, TAGS, same};
 pub use secrets::{GeneratesSecrets, NoSecrets, WithGenerated, secret};
 pub use table::{COVERAGE, MINUTE, Row, coverage, kind, kinds, markdown, row, rows};
 pub use work::Work;

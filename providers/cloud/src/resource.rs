@@ -97,9 +97,15 @@ pub trait Resource<C: Cloud>: Send + Sync + 'static {
         false
     }
 
-    /// The alternative after the one that an object without capacity was created as; see [`Make::alternative`].
-    fn alternative(_wanted: &Self::Spec, _seen: &Self::Spec) -> Option<usize> {
-        None
+    /// The names of the alternatives in a spec, best first; see [`Make::alternative`]. The first word is the market, the last one the
+    /// machines, and a zone is between them: `spot us-central1-a n1-standard-4`. Other machines may have capacity where these do not.
+    fn alternatives(_wanted: &Spec) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// The alternatives that an object was created as, by their index: more than one where the cloud does not tell them apart.
+    fn tried(_wanted: &Self::Spec, _seen: &Self::Spec) -> Vec<usize> {
+        Vec::new()
     }
 
     /// Fails a database over to its standby, which is there: one call. The id of the change, which [`change`](Self::change) reads, where
@@ -136,8 +142,29 @@ pub struct Make<'a> {
     pub token: &'a str,
     /// Its tags.
     pub tags: Tags,
-    /// Which of the alternatives in the spec is created: the first one, unless the cloud had no capacity for those before it.
+    /// Which of the alternatives in the spec is created, by its index: the first one, unless the cloud had no capacity for it.
     pub alternative: usize,
+}
+
+/// An alternative that the cloud offers, or several that it does not tell apart.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Candidate {
+    /// Their indexes, in the order in which they would be tried.
+    pub places: Vec<usize>,
+    /// Whether it is created without the zone in its name.
+    pub without_zone: bool,
+}
+
+impl Candidate {
+    /// That of one alternative.
+    pub fn of(place: usize) -> Self {
+        Self { places: vec![place], without_zone: false }
+    }
+
+    /// The alternative that is created: see [`Make::alternative`].
+    pub fn first(&self) -> usize {
+        self.places.first().copied().unwrap_or_default()
+    }
 }
 
 /// Which objects [`Resource::list`] returns.
@@ -256,7 +283,7 @@ pub trait AnyResource<C: Cloud>: Send + Sync {
     fn is_made_by_cloud(&self, _id: &str) -> bool {
         false
     }
-    async fn begin(&self, api: &C, op: &Operation, alternative: usize) -> Result<(String, Option<String>)>;
+    async fn begin(&self, api: &C, op: &Operation, chosen: &Candidate) -> Result<(String, Option<String>)>;
     async fn start(&self, api: &C, seen: &ObservedObject<Spec>, op: &Operation, field: &str) -> Result<Option<String>>;
     async fn change(&self, api: &C, id: &str, change: &str) -> Result<State>;
     async fn fail_over(&self, _api: &C, seen: &ObservedObject<Spec>, _op: &Operation) -> Result<Option<String>> {
@@ -267,10 +294,11 @@ pub trait AnyResource<C: Cloud>: Send + Sync {
     fn is_hidden(&self, _field: &str) -> bool {
         false
     }
-    fn alternative(&self, wanted: &Spec, seen: &Spec) -> Option<usize>;
-    /// The alternative after one whose create call is refused.
-    fn next_alternative(&self, _wanted: &Spec, _place: usize) -> Option<usize> {
-        None
+    fn alternatives(&self, wanted: &Spec) -> Vec<String>;
+    fn tried(&self, wanted: &Spec, seen: &Spec) -> Vec<usize>;
+    /// Those of these alternatives that the cloud offers, in the same order, by reads only. The first one is created.
+    async fn choose(&self, _api: &C, _wanted: &Spec, rest: &[usize]) -> Result<Vec<Candidate>> {
+        Ok(rest.iter().copied().map(Candidate::of).collect())
     }
     async fn delete(&self, api: &C, seen: &ObservedObject<Spec>, op: &Operation) -> Result<Option<String>>;
     fn declare(&self, _api: Option<&C>, _request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
@@ -337,9 +365,9 @@ impl<C: Cloud, R: Resource<C>> AnyResource<C> for Of<R> {
         R::is_made_by_cloud(id)
     }
 
-    async fn begin(&self, api: &C, op: &Operation, alternative: usize) -> Result<(String, Option<String>)> {
-        let make =
-            Make { token: op.token.as_str(), tags: tags::of_new::<C>(op, &tags::in_spec(&op.spec)), alternative };
+    async fn begin(&self, api: &C, op: &Operation, chosen: &Candidate) -> Result<(String, Option<String>)> {
+        let (token, tags) = (op.token.as_str(), tags::of_new::<C>(op, &tags::in_spec(&op.spec)));
+        let make = Make { token, tags, alternative: chosen.first() };
         R::begin(api, &make, &typed(&op.spec, op)?).await
     }
 
@@ -364,8 +392,13 @@ impl<C: Cloud, R: Resource<C>> AnyResource<C> for Of<R> {
         same(wanted, seen) || wanted.zip(seen).is_some_and(|(wanted, seen)| R::fits(field, wanted, seen))
     }
 
-    fn alternative(&self, wanted: &Spec, seen: &Spec) -> Option<usize> {
-        R::alternative(&wanted.typed().ok()?, &seen.typed().ok()?)
+    fn alternatives(&self, wanted: &Spec) -> Vec<String> {
+        R::alternatives(wanted)
+    }
+
+    fn tried(&self, wanted: &Spec, seen: &Spec) -> Vec<usize> {
+        let (Ok(wanted), Ok(seen)) = (wanted.typed(), seen.typed()) else { return Vec::new() };
+        R::tried(&wanted, &seen)
     }
 
     fn declare(&self, api: Option<&C>, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use textnlp_provider::{
     Error, ErrorKind, Foreign, Handle, Identity, Object, Operation, Ownership, Progress, Recorded, Result, Spec, Verb,
-    ZONES, Zones,
+    ZONES, Zones, capacity,
 };
 
 use crate::cloud::Cloud;
@@ -55,9 +55,23 @@ struct Stand {
     /// Whether the value that answers never show was sent.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     is_sent: bool,
-    /// The alternative that is created once the object that the cloud had no capacity for is deleted.
+    /// Set from the failure of an alternative until the create call of another one, after the object that failed is deleted. Its value
+    /// is one that was left then: earlier versions create it next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     alternative: Option<usize>,
+    /// The alternatives that are not created any more, by their index: for want of capacity or quota, or because the cloud does not
+    /// offer them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    tried: Vec<usize>,
+    /// Those of them that may have had capacity: they failed for a quota, or in an earlier version.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    quota: Vec<usize>,
+    /// See [`Handle::lacked`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lacked: Option<String>,
+    /// The code and the reason with which the cloud refused the last alternative for want of capacity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refusal: Option<(String, String)>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
@@ -110,15 +124,19 @@ impl<'a, C: Cloud> Work<'a, C> {
 
     /// Continues it, in this process or in another one.
     pub async fn advance(&self, handle: &Handle) -> Result<Progress> {
-        let stand = serde_json::from_value(handle.0.clone())
+        let stand: Stand = serde_json::from_value(handle.0.clone())
             .map_err(|source| Error::new(ErrorKind::Invalid, "resume", self.op.resource.to_string()).because(source))?;
-        self.step(stand).await
+        self.step(stand.resumed()).await
     }
 
     async fn step(&self, mut stand: Stand) -> Result<Progress> {
         // It stays, and nothing has to be known of it.
         if self.op.verb == Verb::Delete && self.row.resource.is_retained() {
             return self.gone();
+        }
+        if let Some((code, why)) = stand.refusal.take() {
+            let error = self.classified("create", self.op.resource.to_string(), &code, why);
+            return Ok(Progress::Failed { left: None, error: Error { kind: ErrorKind::Capacity, ..error } });
         }
         if stand.id.is_empty() {
             stand.polls += 1;
@@ -127,7 +145,7 @@ impl<'a, C: Cloud> Work<'a, C> {
                 Err(error) => return self.conflict(stand, error),
             };
             return match made {
-                Some(made) => self.apply(Stand::of(&made.id), Some(made)).await,
+                Some(made) => self.apply(stand.renewed(&made.id), Some(made)).await,
                 None if stand.conflicts == 0 && stand.polls <= LOST_POLLS => {
                     self.wait(stand, "it is unknown whether it was created")
                 }
@@ -167,11 +185,23 @@ impl<'a, C: Cloud> Work<'a, C> {
         self.create_new(Stand::of("")).await
     }
 
-    /// Makes the create call for the alternative of a stand without an id.
+    /// Makes the create call for the first alternative that is left, with a stand without an id.
     async fn create_new(&self, stand: Stand) -> Result<Progress> {
-        let place = stand.alternative.unwrap_or(0);
-        match self.row.resource.begin(&self.api, self.op, place).await {
-            Ok((id, update)) => self.pending(Stand { update, ..Stand::of(&id) }, "being created", Duration::ZERO),
+        let rest = self.rest(&stand.tried);
+        let candidates = match self.row.resource.choose(&self.api, &self.op.spec, &rest).await {
+            Ok(candidates) => candidates,
+            // Those that are left are not offered any more. The next run begins with all of them.
+            Err(error) if error.kind == ErrorKind::Capacity && !stand.tried.is_empty() => {
+                return Ok(Progress::Failed { left: None, error });
+            }
+            Err(error) => return self.conflict(stand, Error { refused: true, ..error }),
+        };
+        let is_offered = |place: &usize| candidates.iter().any(|one| one.places.contains(place));
+        let missing: Vec<usize> = rest.into_iter().filter(|place| !is_offered(place)).collect();
+        let stand = Stand { tried: all(&stand.tried, &missing), ..stand };
+        let chosen = candidates.into_iter().next().unwrap_or_default();
+        match self.row.resource.begin(&self.api, self.op, &chosen).await {
+            Ok((id, update)) => self.pending(Stand { update, ..stand.renewed(&id) }, "being created", Duration::ZERO),
             // The reply of this call or of one before it was lost, and lists show a new object late. What still is not listed after a
             // wait is another one.
             Err(error)
@@ -179,26 +209,66 @@ impl<'a, C: Cloud> Work<'a, C> {
                     && (error.kind == ErrorKind::Unavailable || error.kind == ErrorKind::Exists && stand.sent == 0) =>
             {
                 let sent = stand.sent + u32::from(error.kind == ErrorKind::Exists);
-                let stand = Stand { alternative: stand.alternative, sent, ..Stand::of("") };
+                let stand = Stand { alternative: stand.alternative, sent, ..stand.renewed("") };
                 self.wait(stand, &textnlp_provider::error_chain(&error))
             }
-            Err(error) => match self.next(place, &error) {
-                Some(next) => self.try_next(next, &error),
-                None => self.conflict(stand, error),
-            },
+            Err(error) if error.refused && lacks(&error.kind) => self.try_next(stand, &chosen.places, error),
+            Err(error) => self.conflict(stand, error),
         }
     }
 
-    /// The alternative after one whose create call is refused for want of capacity or quota.
-    fn next(&self, place: usize, error: &Error) -> Option<usize> {
-        let lacks = error.refused && matches!(error.kind, ErrorKind::Capacity | ErrorKind::Quota);
-        self.row.resource.next_alternative(&self.op.spec, place).filter(|_| lacks)
+    /// Creates the next alternative at the next poll: the refused call did nothing. Of the last one the lack of capacity is recorded
+    /// before the operation ends.
+    fn try_next(&self, stand: Stand, chosen: &[usize], error: Error) -> Result<Progress> {
+        let why = textnlp_provider::error_chain(&error);
+        let stand = stand.without(chosen, &error.kind);
+        let lacked = self.lacked(&stand, chosen, &error.kind);
+        match self.rest(&stand.tried).first() {
+            Some(next) => {
+                let stand = Stand { alternative: Some(*next), lacked, conflicts: 1, ..stand.renewed("") };
+                self.pending(stand, &format!("trying another alternative: {why}"), self.poll)
+            }
+            None if lacked.is_some() => {
+                let cause = match error.source.as_deref() {
+                    Some(source) => textnlp_provider::error_chain(source),
+                    None => why.clone(),
+                };
+                let refusal = Some((error.code.unwrap_or_default(), cause));
+                self.pending(Stand { lacked, refusal, ..stand.renewed("") }, &none_is_left(&why), Duration::ZERO)
+            }
+            None => self.conflict(stand, error),
+        }
     }
 
-    /// Creates the next alternative at the next poll. The refused call did nothing.
-    fn try_next(&self, next: usize, error: &Error) -> Result<Progress> {
-        let says = format!("trying another alternative: {}", textnlp_provider::error_chain(error));
-        self.pending(Stand { alternative: Some(next), conflicts: 1, ..Stand::of("") }, &says, self.poll)
+    /// The alternatives that were not tried, in the order in which they are.
+    fn rest(&self, tried: &[usize]) -> Vec<usize> {
+        let all = self.row.resource.alternatives(&self.op.spec);
+        let order = capacity::order(&all, &self.op.lacking);
+        order.into_iter().filter(|place| !tried.contains(place)).collect()
+    }
+
+    /// The stand of an object without capacity, if it is of a handle of an earlier version, which does not have what was tried before.
+    fn before(&self, stand: Stand, these: &[usize]) -> Stand {
+        if !stand.tried.is_empty() {
+            return stand;
+        }
+        let earlier = self.rest(&[]).into_iter().take_while(|place| !these.contains(place));
+        stand.without(&earlier.collect::<Vec<_>>(), &ErrorKind::Quota)
+    }
+
+    /// What is remembered of alternatives that lack capacity, with a stand that has them as tried: their name, or their market once none
+    /// in it is left, although some may not be offered. Nothing where there is no other order.
+    fn lacked(&self, stand: &Stand, these: &[usize], kind: &ErrorKind) -> Option<String> {
+        let all = self.row.resource.alternatives(&self.op.spec);
+        let name = all.get(*these.first()?)?;
+        if *kind != ErrorKind::Capacity || these.len() == all.len() {
+            return None;
+        }
+        let market = capacity::market(name);
+        let is_in = |place: &usize| all.get(*place).is_some_and(|one| capacity::market(one) == market);
+        let is_only = (0..all.len()).all(|place| is_in(&place));
+        let is_left = self.rest(&stand.tried).iter().chain(&stand.quota).any(is_in);
+        Some(if is_only || is_left { name.clone() } else { market })
     }
 
     /// Waits for a conflict that lasts; any other error is the caller's.
@@ -272,12 +342,12 @@ impl<'a, C: Cloud> Work<'a, C> {
     async fn apply(&self, mut stand: Stand, seen: Option<ObservedObject<Spec>>) -> Result<Progress> {
         stand.polls += 1;
         if let Some(next) = stand.alternative {
-            let is_old =
-                |seen: &ObservedObject<Spec>| self.row.resource.alternative(&self.op.spec, &seen.spec) == Some(next);
+            let is_old = |seen: &ObservedObject<Spec>| {
+                let these = self.row.resource.tried(&self.op.spec, &seen.spec);
+                !these.is_empty() && these.iter().all(|place| stand.tried.contains(place))
+            };
             match &seen {
-                None => {
-                    return self.create_new(Stand { alternative: Some(next), ..Stand::of("") }).await;
-                }
+                None => return self.create_new(Stand { alternative: Some(next), ..stand.renewed("") }).await,
                 Some(old) if old.state == State::Deleting => {
                     return self.wait(stand, "the one without capacity is being deleted");
                 }
@@ -316,10 +386,19 @@ impl<'a, C: Cloud> Work<'a, C> {
         match &seen.state {
             State::Failed { code, why } => {
                 let (kind, hint) = C::classify(self.row.service, code, why);
-                let lacks = matches!(kind, ErrorKind::Capacity | ErrorKind::Quota) && self.op.verb == Verb::Create;
-                let next = self.row.resource.alternative(&self.op.spec, &seen.spec).filter(|_| lacks);
-                if let Some(next) = next {
-                    return self.delete_failed(stand, &seen, next).await;
+                let these = self.row.resource.tried(&self.op.spec, &seen.spec);
+                if self.op.verb == Verb::Create && lacks(&kind) && !these.is_empty() {
+                    let is_new = these.iter().any(|place| !stand.tried.contains(place));
+                    let stand = self.before(stand, &these).without(&these, &kind);
+                    let lacked = self.lacked(&stand, &these, &kind).filter(|_| is_new);
+                    match self.rest(&stand.tried).first() {
+                        Some(next) => return self.delete_failed(Stand { lacked, ..stand }, &seen, *next).await,
+                        None if lacked.is_some() => {
+                            let says = none_is_left(why);
+                            return self.pending(Stand { lacked, ..stand }, &says, Duration::ZERO);
+                        }
+                        None => {}
+                    }
                 }
                 let mut error = Error::new(kind, self.op.verb.to_string(), self.op.resource.to_string());
                 error.code = (!code.is_empty()).then(|| code.clone());
@@ -456,15 +535,12 @@ impl<'a, C: Cloud> Work<'a, C> {
 
     /// Removes what the cloud had no capacity for, so that the next alternative can be created.
     async fn delete_failed(&self, stand: Stand, seen: &ObservedObject<Spec>, next: usize) -> Result<Progress> {
+        let stand = Stand { alternative: Some(next), ..stand };
         if let Err(error) = self.row.resource.delete(&self.api, seen, self.op).await {
             return self.conflict(stand, error);
         }
         let why = if let State::Failed { why, .. } = &seen.state { why.as_str() } else { "no capacity" };
-        self.pending(
-            Stand { alternative: Some(next), update: None, ..stand },
-            &format!("trying another alternative: {why}"),
-            self.poll,
-        )
+        self.pending(Stand { update: None, ..stand }, &format!("trying another alternative: {why}"), self.poll)
     }
 
     /// A failed create leaves an object that the next plan replaces; a failed update leaves the object as it was.
@@ -620,8 +696,47 @@ impl Stand {
             update: None,
             is_sent: false,
             alternative: None,
+            tried: Vec::new(),
+            quota: Vec::new(),
+            lacked: None,
+            refusal: None,
         }
     }
+
+    /// That of another object, with the same alternatives left.
+    fn renewed(&self, id: &str) -> Self {
+        Self { tried: self.tried.clone(), quota: self.quota.clone(), ..Self::of(id) }
+    }
+
+    /// The one of a handle. Earlier versions tried one alternative after the other, and kept only the next one.
+    fn resumed(self) -> Self {
+        let stand = Self { lacked: None, ..self };
+        match stand.alternative {
+            Some(next) if stand.tried.is_empty() => stand.without(&(0..next).collect::<Vec<_>>(), &ErrorKind::Quota),
+            _ => stand,
+        }
+    }
+
+    /// Without these alternatives, which failed like this.
+    fn without(self, these: &[usize], kind: &ErrorKind) -> Self {
+        let quota = if *kind == ErrorKind::Capacity { self.quota } else { all(&self.quota, these) };
+        Self { tried: all(&self.tried, these), quota, ..self }
+    }
+}
+
+/// Whether another alternative may have what this one lacks.
+fn lacks(kind: &ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Capacity | ErrorKind::Quota)
+}
+
+fn none_is_left(why: &str) -> String {
+    format!("no other alternative is left: {why}")
+}
+
+/// Both together, each once.
+fn all(tried: &[usize], these: &[usize]) -> Vec<usize> {
+    let new = these.iter().filter(|place| !tried.contains(place));
+    tried.iter().chain(new).copied().collect()
 }
 
 #[cfg(test)]
@@ -636,9 +751,22 @@ mod tests {
         let change = json!(["tags", "sha256:0"]);
         let whole = json!({ "id": "vpc-1", "polls": 3, "change": change, "sent": 2, "update": "update-1", "is_sent": true, "alternative": 1 });
         let refused = json!({ "id": "", "polls": 1, "conflicts": 1, "alternative": 2 });
-        for handle in [json!({ "id": "", "polls": 0 }), whole, refused] {
+        let tried = json!({ "id": "", "polls": 0, "conflicts": 1, "alternative": 0, "tried": [1], "lacked": "spot b" });
+        let last = json!({ "id": "", "polls": 0, "tried": [1, 0], "quota": [1], "lacked": "spot a",
+            "refusal": ["SkuNotAvailable", "no machines"] });
+        for handle in [json!({ "id": "", "polls": 0 }), whole, refused, tried, last] {
             let stand: Stand = serde_json::from_value(handle.clone()).unwrap();
             assert_eq!(serde_json::to_value(&stand).unwrap(), handle);
         }
+    }
+
+    #[test]
+    fn the_next_alternative_of_earlier_versions_follows_those_that_were_tried() {
+        let resumed = |handle| serde_json::from_value::<Stand>(handle).unwrap().resumed();
+        let earlier = resumed(json!({ "id": "", "polls": 1, "conflicts": 1, "alternative": 2 }));
+        assert_eq!((earlier.alternative, earlier.tried, earlier.quota), (Some(2), vec![0, 1], vec![0, 1]));
+        let later = resumed(json!({ "id": "", "polls": 0, "alternative": 0, "tried": [2, 1], "lacked": "spot" }));
+        assert_eq!((later.tried, later.quota, later.lacked), (vec![2, 1], vec![], None), "it is reported once");
+        assert_eq!(resumed(json!({ "id": "a", "polls": 0 })).tried, Vec::<usize>::new());
     }
 }

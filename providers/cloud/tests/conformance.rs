@@ -289,6 +289,7 @@ async fn create_disk(provider: &InMemory) -> Result<Progress> {
         recorded: None,
         changes: Vec::new(),
         bounds: DeleteBounds::default(),
+        lacking: Vec::new(),
         is_repeated: false,
     };
     let mut answer = provider.begin(&op).await?;

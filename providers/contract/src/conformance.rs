@@ -303,6 +303,7 @@ impl<'a> TestBed<'a> {
             recorded: recorded.cloned(),
             changes: Vec::new(),
             bounds: crate::DeleteBounds::default(),
+            lacking: Vec::new(),
             is_repeated: false,
         }
     }

@@ -1,8 +1,8 @@
 //! The contract of providers: the types that plan, apply and the providers share.
 //!
 //! Read in this order: [`provider`] (the trait for resources), [`resource`] (what is wanted, recorded and observed), [`operation`]
-//! (one mutating call with its token), [`component`] (the cloud-neutral parts of a service), [`operations`] (a site that runs),
-//! [`capabilities`] (which settings a provider supports), [`declare`] (objects in the
+//! (one mutating call with its token), [`capacity`] (which of several alternatives is tried first), [`component`] (the cloud-neutral
+//! parts of a service), [`operations`] (a site that runs), [`capabilities`] (which settings a provider supports), [`declare`] (objects in the
 //! terms of other tools), [`delivery`] (exports that a GitOps controller applies), [`exposition`] (metrics as servers export them),
 //! [`dashboard`] (the panels of Grafana that show them), [`cost`] and
 //! [`permission`] (what a plan prints of both), [`bill`] (what was charged), [`cluster`] (the settings of sites in clusters). [`memory`] is a provider that
@@ -23,6 +23,7 @@ pub mod resource;
 pub mod alert;
 pub mod bill;
 pub mod capabilities;
+pub mod capacity;
 pub mod cluster;
 pub mod combined;
 pub mod connect;
@@ -44,6 +45,7 @@ pub mod units;
 
 pub use bill::{Bill, BillLine, Billed, BilledAmount, BilledRequest, BillingExport};
 pub use capabilities::{Capabilities, Capability, Form, RuntimeSupport, SiteRecords};
+pub use capacity::Lacking;
 pub use combined::{Combined, SecondPart};
 pub use component::{Component, Site};
 pub use cost::{Charge, CostLine, HOURS_PER_MONTH, Price, PriceUnit, Pricing, SPOT_AT_MOST, priced_regions};

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::capacity::Lacking;
 use crate::error::Error;
 use crate::name::{CloudId, EnvironmentName, KindName, Lineage, ResourceId, SiteName};
 use crate::resource::{FieldChange, Object, Recorded, Ref};
@@ -115,6 +116,10 @@ pub struct Operation {
     /// For a delete: its bounds.
     #[serde(default, skip_serializing_if = "DeleteBounds::is_default")]
     pub bounds: DeleteBounds,
+    /// For a create: the alternatives that lacked capacity lately, oldest failure first. They are tried last, see
+    /// [`order`](crate::capacity::order), also by a run that resumes it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lacking: Vec<Lacking>,
     /// Whether its first call may have been made before, without an answer: the caller knows, and it is not stored.
     #[serde(skip)]
     pub is_repeated: bool,
@@ -142,6 +147,14 @@ impl DeleteBounds {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Handle(pub Value);
+
+impl Handle {
+    /// The alternative that was found to lack capacity since the handle before, or its market: a member that all handles reserve. A
+    /// provider leaves it out of the next handle.
+    pub fn lacked(&self) -> Option<&str> {
+        self.0.get("lacked")?.as_str()
+    }
+}
 
 /// The result of a provider's verb: at most one mutating call further.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use textnlp_cloud::document::{self, capture, fill, get, last, set};
 use textnlp_cloud::names::{hash, suffixed, unsuffixed};
 use textnlp_cloud::tags::{self, ENVIRONMENT, LINEAGE, Tags};
-use textnlp_cloud::{AnyResource, Filter, ObservedObject, REGION, State, TAGS, same};
+use textnlp_cloud::{AnyResource, Candidate, Filter, ObservedObject, REGION, State, TAGS, same};
 use textnlp_provider::{
     CloudId, Declaration, Declare, Error, ErrorKind, Foreign, Lineage, Operation, Outputs, Placeholder, PlannedObject,
     Result, Spec, Verb, Wanted, Zones,
@@ -324,14 +324,19 @@ pub(crate) trait RestKind: Send + Sync + 'static {
         false
     }
 
-    /// The alternative after the one that an object was created as.
-    fn alternative(_wanted: &Spec, _seen: &Spec) -> Option<usize> {
-        None
+    /// The names of the alternatives in a spec, best first: their market, zone and machines.
+    fn alternatives(_wanted: &Spec) -> Vec<String> {
+        Vec::new()
     }
 
-    /// The alternative after one whose create call is refused.
-    fn next_alternative(_wanted: &Spec, _place: usize) -> Option<usize> {
-        None
+    /// The alternatives that an object was created as.
+    fn tried(_wanted: &Spec, _seen: &Spec) -> Vec<usize> {
+        Vec::new()
+    }
+
+    /// Those of these alternatives that are offered, in the same order, by reads only.
+    async fn choose(_api: &Api, _wanted: &Spec, rest: &[usize]) -> Result<Vec<Candidate>> {
+        Ok(rest.iter().copied().map(Candidate::of).collect())
     }
 
     /// Completes the document of a declaration, whose spec is as observed, with what no table says.
@@ -707,7 +712,7 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
         fill(table.path, |name| wanted.get(name)?.as_str().map(str::to_owned))
     }
 
-    async fn begin(&self, api: &Api, op: &Operation, alternative: usize) -> Result<(String, Option<String>)> {
+    async fn begin(&self, api: &Api, op: &Operation, chosen: &Candidate) -> Result<(String, Option<String>)> {
         let table = K::TABLE;
         let value = |name: &str| op.spec.get(name)?.as_str().map(str::to_owned);
         let mut name = value("name").unwrap_or_default();
@@ -720,7 +725,7 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
             return Err(invalid("create", op.resource.as_str(), "its spec lacks a part of its path"));
         };
         let tags = tags::of_new::<Api>(op, &tags::in_spec(&op.spec));
-        let document = Self::document(api, op, &tags, alternative).await?;
+        let document = Self::document(api, op, &tags, chosen.first()).await?;
         if table.assigned {
             let call = Call::post(table.service, collection.clone(), document).saying("create", name);
             let answer = api.send(call).await?;
@@ -780,12 +785,16 @@ impl<K: RestKind> AnyResource<Api> for Rest<K> {
         K::TABLE.field(field).is_some_and(|row| matches!(row.form, Form::Secret))
     }
 
-    fn alternative(&self, wanted: &Spec, seen: &Spec) -> Option<usize> {
-        K::alternative(wanted, seen)
+    fn alternatives(&self, wanted: &Spec) -> Vec<String> {
+        K::alternatives(wanted)
     }
 
-    fn next_alternative(&self, wanted: &Spec, place: usize) -> Option<usize> {
-        K::next_alternative(wanted, place)
+    fn tried(&self, wanted: &Spec, seen: &Spec) -> Vec<usize> {
+        K::tried(wanted, seen)
+    }
+
+    async fn choose(&self, api: &Api, wanted: &Spec, rest: &[usize]) -> Result<Vec<Candidate>> {
+        K::choose(api, wanted, rest).await
     }
 
     async fn delete(&self, api: &Api, seen: &ObservedObject<Spec>, op: &Operation) -> Result<Option<String>> {

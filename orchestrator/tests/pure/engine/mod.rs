@@ -2,6 +2,7 @@
 //!
 //! Time is virtual and everything is deterministic, so a failing case fails again.
 
+mod capacity;
 mod cost;
 mod crash;
 mod degraded;

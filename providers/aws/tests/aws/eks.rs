@@ -22,6 +22,7 @@ use textnlp_sim::aws::logs::{LogGroup, Logs};
 use textnlp_sim::aws::{ec2, elb};
 use textnlp_sim::{Credential, Disruption, Market, Options, Rule, Simulator, Timing};
 
+use crate::capacity::{bought, lacking};
 use crate::engine::{Account, Stack, UP, component, site_of};
 use crate::iam::{role, with};
 use crate::network::{finish, operation, seen};
@@ -303,6 +304,54 @@ fn spot_machines_that_cannot_be_had_are_replaced_by_others() {
         assert_eq!(object.spec.get("capacity"), Some(&json!(["ON_DEMAND"])));
         assert!(bench.provider.diff(&group, &recorded, &object).is_empty());
         bed.unmake(&group, &recorded).await
+    });
+}
+
+#[test]
+fn the_market_that_lacked_capacity_is_tried_last() {
+    const SPOT: &str = "SPOT g4dn.xlarge";
+    const ON_DEMAND: &str = "ON_DEMAND g4dn.xlarge";
+    let spot = |is_recent| lacking(&[SPOT], is_recent);
+    for (lacking, left, lacked, got) in [
+        (spot(true), [10, 10], vec![], Some("ON_DEMAND")),
+        (spot(true), [10, 0], vec![ON_DEMAND], Some("SPOT")),
+        (spot(true), [0, 0], vec![ON_DEMAND, SPOT], None),
+        (spot(false), [10, 10], vec![], Some("SPOT")),
+        (spot(false), [0, 10], vec![SPOT], Some("ON_DEMAND")),
+        (vec![], [0, 0], vec![SPOT, ON_DEMAND], None),
+        // Spot was not tried with these machines.
+        (lacking(&["SPOT g6.xlarge", "SPOT g4dn.xlarge,g6.xlarge"], true), [10, 10], vec![], Some("SPOT")),
+    ] {
+        let bench = Bench::new();
+        for (market, left) in [Market::Spot, Market::OnDemand].into_iter().zip(left) {
+            for zone in ["a", "b", "c"] {
+                bench.simulator.world().capacity.set(&format!("{REGION}{zone}"), "g4dn.xlarge", market, left);
+            }
+        }
+        run(async {
+            let (.., group) = with_nodes(&bench.bed()).await?;
+            let group = with(&group, json!({ "capacity": ["SPOT", "ON_DEMAND"] }));
+            let op = Operation { lacking, ..operation(Verb::Create, &group, None, 90) };
+            let (found, object) = bought(&bench.provider, &op).await;
+            assert_eq!(found, lacked);
+            assert_eq!(object.and_then(|one| one.spec.get("capacity").cloned()), got.map(|name| json!([name])));
+            assert_eq!(bench.calls("CreateNodegroup"), lacked.len() + usize::from(got.is_some()));
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn a_quota_is_no_lack_of_capacity() {
+    let bench = Bench::new();
+    bench.simulator.world().quotas.set(&Bench::scope(), "L-3819A6DF", 4.0);
+    run(async {
+        let (.., group) = with_nodes(&bench.bed()).await?;
+        let group = with(&group, json!({ "capacity": ["SPOT", "ON_DEMAND"] }));
+        let (found, object) = bought(&bench.provider, &operation(Verb::Create, &group, None, 90)).await;
+        assert!(found.is_empty(), "{found:?}");
+        assert_eq!(object.unwrap().spec.get("capacity"), Some(&json!(["ON_DEMAND"])));
+        Ok(())
     });
 }
 

@@ -4,6 +4,8 @@
 mod acm;
 mod authorize;
 mod billed;
+#[path = "../../../cloud/tests/programs/capacity.rs"]
+mod capacity;
 #[path = "../../../../tests/src/checkov.rs"]
 mod checkov;
 mod ecr;

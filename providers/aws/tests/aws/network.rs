@@ -73,6 +73,7 @@ pub(crate) fn operation(verb: Verb, wanted: &Wanted, recorded: Option<&Recorded>
         recorded: recorded.cloned(),
         changes: Vec::new(),
         bounds: DeleteBounds::default(),
+        lacking: Vec::new(),
         is_repeated: false,
     }
 }

@@ -10,7 +10,7 @@ use jiff::tz::TimeZone;
 use reqwest::Method;
 use serde_json::{Map, Value, json};
 use textnlp_cloud::tags::{LINEAGE, Tags};
-use textnlp_cloud::{ObservedObject, same};
+use textnlp_cloud::{Candidate, ObservedObject, same};
 use textnlp_provider::{Error, ErrorKind, Identity, Kind, Result, Spec};
 
 use super::monitoring::lower;
@@ -85,7 +85,7 @@ impl RestKind for Budget {
 
     /// It starts with the current month: an earlier one is refused, and so is a later change of it
     /// (hashicorp/terraform-provider-azurerm#12121, Azure/CanadaPubSecALZ#317).
-    async fn prepare(_api: &Api, _spec: &Spec, document: &mut Value, _alternative: usize) -> Result<()> {
+    async fn prepare(_api: &Api, _spec: &Spec, document: &mut Value, _chosen: &Candidate) -> Result<()> {
         let today = Timestamp::now().to_zoned(TimeZone::UTC);
         let start = format!("{:04}-{:02}-01T00:00:00Z", today.year(), today.month());
         document["properties"]["timePeriod"] = json!({ "startDate": start });

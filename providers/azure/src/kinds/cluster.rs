@@ -9,9 +9,9 @@ use async_trait::async_trait;
 use base64::Engine;
 use reqwest::Method;
 use serde_json::{Value, json};
-use textnlp_cloud::State;
 use textnlp_cloud::document::{get, set};
 use textnlp_cloud::tags::LINEAGE;
+use textnlp_cloud::{Candidate, State};
 use textnlp_provider::{Declare, Error, ErrorKind, Foreign, Identity, Kind, Outputs, Pricing, Recorded, Result, Spec};
 
 use super::identity::{CLUSTER_ADMIN, grant, is_granted};
@@ -436,40 +436,36 @@ impl RestKind for Pool {
         }
     }
 
-    fn alternative(wanted: &Spec, seen: &Spec) -> Option<usize> {
-        let all = alternatives(wanted);
+    fn alternatives(wanted: &Spec) -> Vec<String> {
+        alternatives(wanted).iter().map(|one| one.name(machine(wanted))).collect()
+    }
+
+    /// Of a pool without a zone, those of all zones.
+    fn tried(wanted: &Spec, seen: &Spec) -> Vec<usize> {
         let first = |field: &str| seen.get(field)?.as_array()?.first()?.as_str();
-        let (market, zone) = (first("markets")?, first("zones"));
-        let is_seen =
-            |one: &Alternative<'_>| one.market == market && (zone.is_none() || one.zone.is_none() || one.zone == zone);
-        let next = all.iter().rposition(is_seen)? + 1;
-        (next < all.len()).then_some(next)
-    }
-
-    fn next_alternative(wanted: &Spec, place: usize) -> Option<usize> {
-        Some(place + 1).filter(|next| *next < alternatives(wanted).len())
-    }
-
-    async fn prepare(api: &Api, spec: &Spec, document: &mut Value, alternative: usize) -> Result<()> {
-        let machine = spec.get("machine").and_then(Value::as_str).unwrap_or_default();
-        let region = textnlp_cloud::Cloud::region(api);
-        let offer = api.session.compute.offers(region, &[machine]).await.ok().and_then(|mut all| all.remove(machine));
-        let refused = |why: String| Error::new(ErrorKind::Capacity, "create", "a node pool").because(why);
-        // A list that does not have the size, or does not come, says nothing: AKS decides (skypilot-org/skypilot#10119).
-        let offer = offer.unwrap_or_default();
-        if let Some(why) = offer.refused {
-            return Err(refused(format!("{region} does not offer {machine} to this subscription: {why}")));
-        }
-        let is_offered = |one: &Alternative<'_>| {
-            one.zone.is_none_or(|zone| offer.zones.is_empty() || offer.zones.iter().any(|name| name == zone))
+        let (market, zone) = (first("markets"), first("zones"));
+        let is_seen = |one: &Alternative<'_>| {
+            Some(one.market) == market && (zone.is_none() || one.zone.is_none() || one.zone == zone)
         };
-        let Some(chosen) = alternatives(spec).into_iter().skip(alternative).find(is_offered) else {
-            let error = refused(format!("no zone is left that has {machine}"));
+        let all = alternatives(wanted).into_iter().enumerate();
+        all.filter(|(_, one)| is_seen(one)).map(|(place, _)| place).collect()
+    }
+
+    async fn choose(api: &Api, spec: &Spec, rest: &[usize]) -> Result<Vec<Candidate>> {
+        let zones = offered_zones(api, spec).await?;
+        let candidates = candidates(&alternatives(spec), rest, zones.as_deref());
+        if candidates.is_empty() {
+            let error = without_capacity(format!("no zone is left that has {}", machine(spec)));
             return Err(error.hint("choose another `gpu.size` or region"));
+        }
+        Ok(candidates)
+    }
+
+    async fn prepare(_api: &Api, spec: &Spec, document: &mut Value, chosen: &Candidate) -> Result<()> {
+        let Some(one) = alternatives(spec).into_iter().nth(chosen.first()) else {
+            return Err(without_capacity("no market of machines is left".to_owned()));
         };
-        // A size that is not tied to zones fails with them (Azure/AKS#1444).
-        let zone = chosen.zone.filter(|_| !offer.zones.is_empty());
-        buy(document, &Alternative { zone, ..chosen });
+        buy(document, &Alternative { zone: one.zone.filter(|_| !chosen.without_zone), ..one });
         Ok(())
     }
 
@@ -598,6 +594,61 @@ struct Alternative<'a> {
     zone: Option<&'a str>,
 }
 
+impl Alternative<'_> {
+    fn name(&self, machine: &str) -> String {
+        match self.zone {
+            Some(zone) => format!("{} {zone} {machine}", self.market),
+            None => format!("{} {machine}", self.market),
+        }
+    }
+}
+
+fn machine(spec: &Spec) -> &str {
+    spec.get("machine").and_then(Value::as_str).unwrap_or_default()
+}
+
+fn without_capacity(why: String) -> Error {
+    Error::new(ErrorKind::Capacity, "create", "a node pool").because(why)
+}
+
+/// The zones of the region that have the machines of a pool; none where their size is not tied to zones. `None`: the list does not
+/// come, or does not have the size.
+async fn offered_zones(api: &Api, spec: &Spec) -> Result<Option<Vec<String>>> {
+    let (region, machine) = (textnlp_cloud::Cloud::region(api), machine(spec));
+    let mut offers = match api.session.compute.offers(region, &[machine]).await {
+        Ok(offers) => offers,
+        Err(error) if error.kind.may_pass() => return Err(error),
+        Err(_) => return Ok(None),
+    };
+    let Some(offer) = offers.remove(machine) else { return Ok(None) };
+    match offer.refused {
+        Some(why) => Err(without_capacity(format!("{region} does not offer {machine} to this subscription: {why}"))),
+        None => Ok(Some(offer.zones)),
+    }
+}
+
+/// Those of these alternatives that are offered, given the zones of [`offered_zones`].
+fn candidates(all: &[Alternative<'_>], rest: &[usize], zones: Option<&[String]>) -> Vec<Candidate> {
+    let mut found: Vec<Candidate> = Vec::new();
+    for (place, one) in rest.iter().filter_map(|place| Some((*place, all.get(*place)?))) {
+        match zones {
+            // A size that is not tied to zones fails with them (Azure/AKS#1444): those of a market are the same.
+            Some([]) => match found.iter_mut().find(|other| all[other.first()].market == one.market) {
+                Some(same) => same.places.push(place),
+                None => found.push(Candidate { without_zone: true, ..Candidate::of(place) }),
+            },
+            Some(zones) => {
+                if one.zone.is_none_or(|zone| zones.iter().any(|name| name == zone)) {
+                    found.push(Candidate::of(place));
+                }
+            }
+            // Nothing is known of the size: AKS decides where it is (skypilot-org/skypilot#10119).
+            None => found.push(Candidate { without_zone: true, ..Candidate::of(place) }),
+        }
+    }
+    found
+}
+
 /// The alternatives of a pool, best first: each market in each zone.
 fn alternatives(spec: &Spec) -> Vec<Alternative<'_>> {
     let list = |field: &str| -> Vec<&str> {
@@ -642,17 +693,38 @@ mod tests {
 
     #[test]
     fn alternatives_are_markets_in_zones() {
-        let wanted = Spec::of(&json!({ "zones": ["1", "2"], "markets": [SPOT, ON_DEMAND] }));
+        let wanted = Spec::of(&json!({ "zones": ["1", "2"], "markets": [SPOT, ON_DEMAND], "machine": "NC4" }));
         let seen = |market: &str, zones: Value| Spec::of(&json!({ "zones": zones, "markets": [market] }));
-        let next = |market, zones| Pool::alternative(&wanted, &seen(market, zones));
-        assert_eq!(next(SPOT, json!(["1"])), Some(1));
-        assert_eq!(next(SPOT, json!(["2"])), Some(2));
-        assert_eq!(next(SPOT, json!([])), Some(2));
-        assert_eq!(next(ON_DEMAND, json!(["2"])), None);
+        let tried = |market, zones| Pool::tried(&wanted, &seen(market, zones));
+        assert_eq!(tried(SPOT, json!(["1"])), [0]);
+        assert_eq!(tried(SPOT, json!(["2"])), [1]);
+        assert_eq!(tried(ON_DEMAND, json!([])), [2, 3]);
+        assert!(tried(ON_DEMAND, json!(["3"])).is_empty());
+        assert_eq!(Pool::alternatives(&wanted), ["spot 1 NC4", "spot 2 NC4", "on-demand 1 NC4", "on-demand 2 NC4"]);
         assert!(
             Pool::fits("zones", &json!(["1", "2"]), &json!(["2"])) && Pool::fits("zones", &json!(["1"]), &json!([]))
         );
         assert!(!Pool::fits("zones", &json!(["1"]), &json!(["2"])));
+    }
+
+    #[test]
+    fn only_zones_that_azure_lists_are_tried() {
+        let wanted = Spec::of(&json!({ "zones": ["1", "2", "3"], "markets": [SPOT, ON_DEMAND], "machine": "NC4" }));
+        let all = alternatives(&wanted);
+        let chosen = |rest: &[usize], zones: Option<&[&str]>| -> Vec<(Vec<usize>, bool)> {
+            let zones: Option<Vec<String>> = zones.map(|all| all.iter().map(|zone| (*zone).to_owned()).collect());
+            let found = candidates(&all, rest, zones.as_deref());
+            found.into_iter().map(|one| (one.places, one.without_zone)).collect()
+        };
+        assert_eq!(chosen(&[5, 2, 0, 1], Some(&["2", "3"])), [(vec![5], false), (vec![2], false), (vec![1], false)]);
+        assert!(chosen(&[0], Some(&["2"])).is_empty());
+        // Not tied to zones: one for each market.
+        assert_eq!(chosen(&[4, 3, 5, 0, 1, 2], Some(&[])), [(vec![4, 3, 5], true), (vec![0, 1, 2], true)]);
+        // Unknown: none is left out, and none is the same as another.
+        assert_eq!(chosen(&[1, 0], None), [(vec![1], true), (vec![0], true)]);
+        let anywhere = Spec::of(&json!({ "zones": [], "markets": [ON_DEMAND], "machine": "D4" }));
+        assert_eq!(candidates(&alternatives(&anywhere), &[0], Some(&["1".to_owned()])), [Candidate::of(0)]);
+        assert_eq!(Pool::alternatives(&anywhere), ["on-demand D4"]);
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use reqwest::Method;
 use serde_json::{Value, json};
-use textnlp_cloud::State;
 use textnlp_cloud::document::last;
+use textnlp_cloud::{Candidate, State};
 use textnlp_provider::{DataClass, Identity, Kind, Outputs, Pricing, ReplicaFields, Result, Spec, Verified, Zones};
 
 use super::{create, delete, put, read};
@@ -158,7 +158,7 @@ impl RestKind for Server {
 
     /// A creation does not set the window, which follows as a change
     /// (<https://github.com/hashicorp/terraform-provider-azurerm/blob/main/internal/services/postgres/postgresql_flexible_server_resource.go>).
-    async fn prepare(_api: &Api, _spec: &Spec, document: &mut Value, _alternative: usize) -> Result<()> {
+    async fn prepare(_api: &Api, _spec: &Spec, document: &mut Value, _chosen: &Candidate) -> Result<()> {
         if let Some(properties) = document["properties"].as_object_mut() {
             properties.shift_remove("maintenanceWindow");
         }

@@ -6,6 +6,7 @@
 
 use async_trait::async_trait;
 use serde_json::Value;
+use textnlp_cloud::Candidate;
 use textnlp_provider::{DataClass, Declare, Identity, Kind, Pricing, Result, Spec};
 
 use super::{create, delete, put, read};
@@ -67,7 +68,7 @@ impl RestKind for Vault {
         ..Table::USUAL
     };
 
-    async fn prepare(api: &Api, _spec: &Spec, document: &mut Value, _alternative: usize) -> Result<()> {
+    async fn prepare(api: &Api, _spec: &Spec, document: &mut Value, _chosen: &Candidate) -> Result<()> {
         document["properties"]["tenantId"] = api.session.identity.tenant.as_str().into();
         Ok(())
     }

@@ -3,6 +3,8 @@
 
 mod billed;
 mod budgets;
+#[path = "../../../cloud/tests/programs/capacity.rs"]
+mod capacity;
 mod dns;
 mod lifecycle;
 mod monitoring;
@@ -48,6 +50,9 @@ use textnlp_provider::{
     SecretVersion, Site, Spec, Sweep, Token, Verb, Wanted, error_chain,
 };
 use textnlp_sim::azure::{AzureCloud, Options};
+use textnlp_sim::{Disruption, Market, Rule};
+
+use capacity::{bought, lacking};
 
 const REGION: &str = "westeurope";
 /// The region of a replica of the database, and of copies of models.
@@ -301,6 +306,7 @@ impl Bench {
             recorded: recorded.cloned(),
             changes: Vec::new(),
             bounds: DeleteBounds::default(),
+            lacking: Vec::new(),
             is_repeated: false,
         }
     }
@@ -864,6 +870,116 @@ fn a_pool_with_gpus_is_created_in_a_zone() {
     let bench = Bench::new(Options::zero_latency(), false);
     bench.cloud.world().stock_out(REGION, "Standard_NC4as_T4_v3");
     run(whole_life(bench, "1"));
+}
+
+/// Calls as the actions of roles name them: lists of sizes, and writes of node pools.
+const SKUS: &str = "Microsoft.Compute/skus/read";
+const POOLS: &str = "Microsoft.ContainerService/managedClusters/agentPools/write";
+
+fn calls(bench: &Bench, action: &str) -> usize {
+    bench.cloud.requests().iter().filter(|one| one.operation.eq_ignore_ascii_case(action)).count()
+}
+
+/// The zones of a pool are tried in the order of what earlier runs found, and all of them. Those of a size without zones are one.
+#[test]
+fn what_lacked_capacity_is_tried_last() {
+    const WITHOUT_ZONES: &str = "Standard_ND96isr_H100_v5";
+    const FAMILY: &str = "standardNDSH100v5Family";
+    run(async {
+        let bench = Bench::new(Options::zero_latency().registered(), false);
+        for quota in [FAMILY, "cores", "lowPriorityCores"] {
+            bench.cloud.world().quotas.insert((REGION.to_owned(), quota.to_owned()), 2_000);
+        }
+        let all = bench.all();
+        let place = all.iter().position(|one| one.id.as_str() == "main/cluster/gpu-nodes").unwrap();
+        let mut outputs = secrets();
+        for (one, recorded) in create(&bench, &all[..place]).await {
+            outputs.insert(one.id.clone(), recorded.outputs);
+        }
+        let spec = all[place].spec.resolve(|id| outputs.get(id)).unwrap();
+        let machine = spec.get("machine").and_then(Value::as_str).unwrap().to_owned();
+        let mut number = 900;
+        let named = |names: &[&str], machine: &str| -> Vec<String> {
+            names.iter().map(|name| format!("{name} {machine}")).collect()
+        };
+        let first = named(&["spot 1"], &machine);
+        let before = calls(&bench, SKUS);
+        bench.provider.preflight(&all[place..=place]).await.unwrap();
+        let pages = calls(&bench, SKUS) - before;
+        for (empty, lacked, zone) in
+            [(vec![], vec![], "2"), (vec!["2", "3"], named(&["spot 2", "spot 3"], &machine), "1")]
+        {
+            for zone in empty {
+                bench.cloud.world().capacity.set(&format!("{REGION}-{zone}"), &machine, Market::Spot, 0);
+            }
+            let lacking = lacking(&[first[0].as_str()], true);
+            let op = Operation { lacking, ..bench.operation(number, Verb::Create, &all[place], &spec, None) };
+            let before = (calls(&bench, SKUS), calls(&bench, POOLS));
+            let (found, object) = bought(&bench.provider, &op).await;
+            let (reads, creates) = (calls(&bench, SKUS) - before.0, calls(&bench, POOLS) - before.1);
+            assert_eq!(reads, pages * creates, "the sizes are listed once for each create call");
+            let object = object.unwrap();
+            assert_eq!(found, lacked);
+            assert_eq!(object.spec.get("zones"), Some(&json!([zone])));
+            assert_eq!(object.spec.get("markets"), Some(&json!(["spot"])));
+            let recorded = record(&all[place], &spec, &object);
+            bench.finish(&bench.operation(number + 1, Verb::Delete, &all[place], &spec, Some(&recorded))).await;
+            number += 2;
+        }
+        bench.cloud.world().stock_out(REGION, WITHOUT_ZONES);
+        let mut without_zones = spec.as_value().clone();
+        without_zones["machine"] = json!(WITHOUT_ZONES);
+        let without_zones = Spec::of(&without_zones);
+        let [spot, on_demand] = ["spot", "on-demand"].map(|market| format!("{market} {WITHOUT_ZONES}"));
+        for (names, lacked) in [(vec![], [&spot, &on_demand]), (vec![spot.as_str()], [&on_demand, &spot])] {
+            let lacking = lacking(&names, true);
+            let op = bench.operation(number, Verb::Create, &all[place], &without_zones, None);
+            let (found, object) = bought(&bench.provider, &Operation { lacking, ..op }).await;
+            assert_eq!(found.iter().collect::<Vec<_>>(), lacked);
+            assert!(object.is_none());
+            number += 1;
+        }
+        // The call is accepted, and what it began fails.
+        bench.cloud.world().conduct.late_capacity = true;
+        let op = bench.operation(number, Verb::Create, &all[place], &without_zones, None);
+        let (found, object) = bought(&bench.provider, &op).await;
+        assert_eq!(found, [spot, on_demand]);
+        assert!(object.is_none());
+    });
+}
+
+/// Without the list of sizes no zone is said to lack them.
+#[test]
+fn a_list_of_sizes_that_does_not_come_says_nothing() {
+    run(async {
+        let bench = Bench::new(Options::zero_latency().registered(), false);
+        let all = bench.all();
+        let place = all.iter().position(|one| one.id.as_str() == "main/cluster/gpu-nodes").unwrap();
+        let mut outputs = secrets();
+        for (one, recorded) in create(&bench, &all[..place]).await {
+            outputs.insert(one.id.clone(), recorded.outputs);
+        }
+        let spec = all[place].spec.resolve(|id| outputs.get(id)).unwrap();
+        // A failure that may pass: nothing is created before the next read.
+        let before = calls(&bench, POOLS);
+        bench.cloud.faults().add(Rule::nth("Microsoft.Compute", SKUS, 1, Disruption::Unavailable));
+        let op = bench.operation(900, Verb::Create, &all[place], &spec, None);
+        let error = bench.provider.begin(&op).await.unwrap_err();
+        assert!(error.refused && error.kind == ErrorKind::Unavailable, "{}", error_chain(&error));
+        assert_eq!(calls(&bench, POOLS), before);
+        let (found, object) = bought(&bench.provider, &op).await;
+        let object = object.unwrap();
+        assert!(found.is_empty() && object.spec.get("zones") == Some(&json!(["1"])), "{found:?}");
+        let recorded = record(&all[place], &spec, &object);
+        bench.finish(&bench.operation(901, Verb::Delete, &all[place], &spec, Some(&recorded))).await;
+
+        // One that does not pass: AKS chooses the place.
+        bench.cloud.world().denied.insert(SKUS.to_owned());
+        let op = bench.operation(902, Verb::Create, &all[place], &spec, None);
+        let (found, object) = bought(&bench.provider, &op).await;
+        assert!(found.is_empty(), "{found:?}");
+        assert_eq!(object.unwrap().spec.get("zones"), Some(&json!([])));
+    });
 }
 
 /// A site without GPUs, and the resources of its network and its cluster.

@@ -84,6 +84,8 @@ pub enum FaultEffect {
     FailLeaving,
     /// It fails permanently; nothing is left.
     Fail(ErrorKind),
+    /// It waits, if its kind is slow, after this alternative was found to lack capacity.
+    LacksCapacity(&'static str),
 }
 
 /// A change of an object by another party.

@@ -331,6 +331,13 @@ impl World {
                 (false, Ok(Progress::Failed { left: None, error }))
             }
             Some(FaultEffect::FailLeaving) if op.verb == Verb::Create => self.fail_leaving(op, act),
+            Some(FaultEffect::LacksCapacity(name)) => {
+                let (mutated, mut answer) = act(self);
+                if let Ok(Progress::Pending { handle, .. }) = &mut answer {
+                    handle.0["lacked"] = json!(name);
+                }
+                (mutated, answer)
+            }
             Some(FaultEffect::LostReply) => {
                 let (mutated, answer) = act(self);
                 (mutated, answer.and(Err(lost(op, "the answer was lost"))))

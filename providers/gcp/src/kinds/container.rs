@@ -1,10 +1,12 @@
 //! Clusters and node pools of GKE: <https://cloud.google.com/kubernetes-engine/docs/reference/rest/v1/projects.locations.clusters>.
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use reqwest::Method;
 use serde_json::{Value, json};
-use textnlp_cloud::State;
 use textnlp_cloud::document::{get, last, set};
+use textnlp_cloud::{Candidate, State};
 use textnlp_provider::{CloudId, Declare, Error, ErrorKind, Foreign, Identity, Kind, Outputs, Pricing, Result, Spec};
 
 use super::{create, delete, put, read};
@@ -512,35 +514,41 @@ impl RestKind for NodePool {
         }
     }
 
-    fn alternative(wanted: &Spec, seen: &Spec) -> Option<usize> {
-        let all = alternatives(wanted);
-        let first = |field: &str| seen.get(field)?.as_array()?.first()?.as_str();
-        let (market, zone) = (first("markets")?, first("zones")?);
-        let is_seen = |one: &Alternative<'_>| one.market == market && one.zone.is_none_or(|name| name == zone);
-        let next = all.iter().position(is_seen)? + 1;
-        (next < all.len()).then_some(next)
+    fn alternatives(wanted: &Spec) -> Vec<String> {
+        alternatives(wanted).iter().map(|one| one.name(machine(wanted))).collect()
     }
 
-    fn next_alternative(wanted: &Spec, place: usize) -> Option<usize> {
-        Some(place + 1).filter(|next| *next < alternatives(wanted).len())
+    fn tried(wanted: &Spec, seen: &Spec) -> Vec<usize> {
+        let first = |field: &str| seen.get(field)?.as_array()?.first()?.as_str();
+        let Some((market, zone)) = first("markets").zip(first("zones")) else { return Vec::new() };
+        let is_seen = |one: &Alternative<'_>| one.market == market && one.zone.is_none_or(|name| name == zone);
+        alternatives(wanted).iter().position(is_seen).into_iter().collect()
+    }
+
+    async fn choose(api: &Api, spec: &Spec, rest: &[usize]) -> Result<Vec<Candidate>> {
+        let accelerator = spec.get("accelerator").and_then(|one| one["type"].as_str());
+        let all = alternatives(spec);
+        // The markets of a zone have the same machines: each zone is read once.
+        let mut zones: BTreeMap<&str, bool> = BTreeMap::new();
+        let mut candidates = Vec::new();
+        for place in rest {
+            let Some(one) = all.get(*place) else { continue };
+            let is_offered = match one.zone.map(|zone| (zone, zones.get(zone).copied())) {
+                None => true,
+                Some((_, Some(known))) => known,
+                Some((zone, None)) => {
+                    let is_offered = is_offered(api, zone, machine(spec), accelerator).await?;
+                    zones.insert(zone, is_offered);
+                    is_offered
+                }
+            };
+            candidates.extend(is_offered.then(|| Candidate::of(*place)));
+        }
+        if candidates.is_empty() { Err(none_left(spec)) } else { Ok(candidates) }
     }
 
     async fn prepare(api: &Api, spec: &Spec, document: &mut Value, alternative: usize) -> Result<()> {
-        let machine = spec.get("machine").and_then(Value::as_str).unwrap_or_default();
-        let accelerator = spec.get("accelerator").and_then(|one| one["type"].as_str());
-        let mut chosen = None;
-        for one in alternatives(spec).into_iter().skip(alternative) {
-            if is_offered(api, one.zone, machine, accelerator).await? {
-                chosen = Some(one);
-                break;
-            }
-        }
-        let Some(chosen) = chosen else {
-            let error = Error::new(ErrorKind::Capacity, "create", "a node pool");
-            return Err(error
-                .because(format!("no zone is left that has {machine}"))
-                .hint("choose another `gpu.size` or region"));
-        };
+        let Some(chosen) = alternatives(spec).into_iter().nth(alternative) else { return Err(none_left(spec)) };
         let least = spec.get("nodes").and_then(Value::as_u64).unwrap_or(1);
         // The count is that of each zone.
         let mut each = least;
@@ -619,6 +627,24 @@ struct Alternative<'a> {
     zone: Option<&'a str>,
 }
 
+impl Alternative<'_> {
+    fn name(&self, machine: &str) -> String {
+        match self.zone {
+            Some(zone) => format!("{} {zone} {machine}", self.market),
+            None => format!("{} {machine}", self.market),
+        }
+    }
+}
+
+fn machine(spec: &Spec) -> &str {
+    spec.get("machine").and_then(Value::as_str).unwrap_or_default()
+}
+
+fn none_left(spec: &Spec) -> Error {
+    let error = Error::new(ErrorKind::Capacity, "create", "a node pool");
+    error.because(format!("no zone is left that has {}", machine(spec))).hint("choose another `gpu.size` or region")
+}
+
 /// The alternatives of a pool, best first: each market in each zone.
 fn alternatives(spec: &Spec) -> Vec<Alternative<'_>> {
     let list = |field: &str| -> Vec<&str> {
@@ -642,8 +668,7 @@ async fn zones_of(api: &Api, spec: &Spec) -> Result<Vec<Value>> {
 }
 
 /// Whether a zone has the machine and its accelerator at all.
-async fn is_offered(api: &Api, zone: Option<&str>, machine: &str, accelerator: Option<&str>) -> Result<bool> {
-    let Some(zone) = zone else { return Ok(true) };
+async fn is_offered(api: &Api, zone: &str, machine: &str, accelerator: Option<&str>) -> Result<bool> {
     let path = |kind: &str, name: &str| format!("projects/{}/zones/{zone}/{kind}/{name}", api.project());
     let mut paths = vec![path("machineTypes", machine)];
     paths.extend(accelerator.map(|name| path("acceleratorTypes", name)));
@@ -784,11 +809,15 @@ mod tests {
 
     #[test]
     fn alternatives_are_markets_in_zones() {
-        let wanted = Spec::of(&json!({ "zones": ["r-a", "r-b"], "markets": [SPOT, ON_DEMAND] }));
+        let wanted = Spec::of(&json!({ "zones": ["r-a", "r-b"], "markets": [SPOT, ON_DEMAND], "machine": "n1" }));
         let seen = |market: &str, zone: &str| Spec::of(&json!({ "zones": [zone], "markets": [market] }));
-        let next = |market, zone| NodePool::alternative(&wanted, &seen(market, zone));
-        assert_eq!([next(SPOT, "r-a"), next(SPOT, "r-b"), next(ON_DEMAND, "r-a")], [Some(1), Some(2), Some(3)]);
-        assert_eq!(next(ON_DEMAND, "r-b"), None);
+        let tried = |market, zone| NodePool::tried(&wanted, &seen(market, zone));
+        assert_eq!([tried(SPOT, "r-a"), tried(SPOT, "r-b"), tried(ON_DEMAND, "r-b")], [[0], [1], [3]]);
+        assert!(tried(ON_DEMAND, "r-c").is_empty());
+        let names = ["spot r-a n1", "spot r-b n1", "on-demand r-a n1", "on-demand r-b n1"];
+        assert_eq!(NodePool::alternatives(&wanted), names);
+        let anywhere = Spec::of(&json!({ "zones": [], "markets": [ON_DEMAND], "machine": "e2" }));
+        assert_eq!(NodePool::alternatives(&anywhere), ["on-demand e2"]);
         assert!(NodePool::fits("zones", &json!(["r-a", "r-b"]), &json!(["r-b"])));
         assert!(!NodePool::fits("zones", &json!(["r-a"]), &json!(["r-b"])));
         assert!(NodePool::fits("zones", &json!([]), &json!(["r-b"])));

@@ -3,6 +3,8 @@
 
 mod billed;
 mod budgets;
+#[path = "../../../cloud/tests/programs/capacity.rs"]
+mod capacity;
 mod dns;
 mod monitoring;
 mod network;
@@ -39,11 +41,14 @@ use textnlp_provider::component::{
 use textnlp_provider::conformance::{TestBed, well_formed};
 use textnlp_provider::settings::{CacheKind, DatabaseKind, GpuSize, Hosting, Runtime, Spot, Weekday};
 use textnlp_provider::{
-    CloudId, Component, DeleteBounds, Effect, Error, ErrorKind, Lineage, Observed, Operation, OperationId, Outputs,
-    Ownership, Progress, Provider, Recorded, ResourceId, Result, Scope, Secret, SecretName, SecretRef, SecretStore,
-    SecretVersion, Site, Spec, Sweep, Token, Verb, Wanted, error_chain,
+    CloudId, Component, DeleteBounds, Effect, Error, ErrorKind, Handle, Lacking, Lineage, Object, Observed, Operation,
+    OperationId, Outputs, Ownership, Progress, Provider, Recorded, ResourceId, Result, Scope, Secret, SecretName,
+    SecretRef, SecretStore, SecretVersion, Site, Spec, Sweep, Token, Verb, Wanted, error_chain,
 };
+use textnlp_sim::Market;
 use textnlp_sim::gcp::{GoogleCloud, Options};
+
+use capacity::{bought, bought_over, lacking};
 
 const REGION: &str = "europe-west1";
 /// The region of a replica of the database.
@@ -261,6 +266,7 @@ impl Bench {
             recorded: recorded.cloned(),
             changes: Vec::new(),
             bounds: DeleteBounds::default(),
+            lacking: Vec::new(),
             is_repeated: false,
         }
     }
@@ -647,6 +653,164 @@ async fn replication_is_turned_on_again(bench: &Bench, records: &mut [Made]) {
 
 fn run(test: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+}
+
+/// The GPU pool of a site whose other resources are there.
+struct GpuNodes {
+    bench: Bench,
+    wanted: Wanted,
+    spec: Spec,
+    machine: String,
+}
+
+impl GpuNodes {
+    async fn of(size: GpuSize) -> Self {
+        let bench = Bench::new(Options::zero_latency().enabled(), false);
+        let bench = Bench { gpu: Some(GpuPool { spot: Spot::Prefer, ..GpuPool::of(size, 1) }), ..bench };
+        let mut all = bench.all();
+        let place = all.iter().position(|one| one.id.as_str() == "main/cluster/gpu-nodes").unwrap();
+        let mut outputs = secrets();
+        for (one, recorded) in create(&bench, &all[..place]).await {
+            outputs.insert(one.id.clone(), recorded.outputs);
+        }
+        let wanted = all.swap_remove(place);
+        let spec = wanted.spec.resolve(|id| outputs.get(id)).unwrap();
+        let machine = spec.get("machine").and_then(Value::as_str).unwrap().to_owned();
+        Self { bench, wanted, spec, machine }
+    }
+
+    /// Leaves so many machines in these zones.
+    fn stock(&self, market: Market, zones: &[&str], count: u64) {
+        for zone in zones {
+            self.bench.cloud.world().capacity.set(&format!("{REGION}-{zone}"), &self.machine, market, count);
+        }
+    }
+
+    /// The names of a market in these zones.
+    fn names(&self, market: &str, zones: &[&str]) -> Vec<String> {
+        zones.iter().map(|zone| format!("{market} {REGION}-{zone} {}", self.machine)).collect()
+    }
+
+    /// The name of a whole market.
+    fn market(&self, market: &str) -> String {
+        format!("{market} {}", self.machine)
+    }
+
+    fn operation(&self, number: u64, lacking: Vec<Lacking>) -> Operation {
+        let op = self.bench.operation(number, Verb::Create, &self.wanted, &self.spec, None);
+        Operation { lacking, ..op }
+    }
+
+    /// Removes what was bought, if it is this.
+    async fn remove(&self, number: u64, object: Option<Object>, market: &str, zone: &str) {
+        let object = object.unwrap();
+        assert_eq!(object.spec.get("markets"), Some(&json!([market])));
+        assert_eq!(object.spec.get("zones"), Some(&json!([format!("{REGION}-{zone}")])));
+        let recorded = record(&self.wanted, &self.spec, &object);
+        let op = self.bench.operation(number, Verb::Delete, &self.wanted, &self.spec, Some(&recorded));
+        self.bench.finish(&op).await;
+    }
+}
+
+fn strs(names: &[String]) -> Vec<&str> {
+    names.iter().map(String::as_str).collect()
+}
+
+/// The zones of a pool are tried in the order of what earlier runs found, and all of them.
+#[test]
+fn what_lacked_capacity_is_tried_last() {
+    run(async {
+        let pool = GpuNodes::of(GpuSize::Small).await;
+        let all_zones = ["b", "c", "d"];
+        let spot = pool.names("spot", &all_zones);
+        let spot = strs(&spot);
+        let first = &spot[..1];
+        let cases = [
+            // A zone: the others of its market, then itself, then the other market.
+            (lacking(first, true), vec![], vec![], ("spot", "c")),
+            (lacking(first, true), vec!["c", "d"], pool.names("spot", &["c", "d"]), ("spot", "b")),
+            // A market: an hour long.
+            (lacking(&spot, true), vec![], vec![], ("on-demand", "b")),
+            (lacking(&spot, false), vec![], vec![], ("spot", "b")),
+        ];
+        for (number, (lacking, empty, lacked, (market, zone))) in (900..).zip(cases) {
+            pool.stock(Market::Spot, &all_zones, 9);
+            pool.stock(Market::Spot, &empty, 0);
+            let (found, object) = bought(&pool.bench.provider, &pool.operation(number, lacking)).await;
+            assert_eq!(found, lacked);
+            pool.remove(number + 50, object, market, zone).await;
+        }
+        for market in [Market::Spot, Market::OnDemand] {
+            pool.stock(market, &all_zones, 0);
+        }
+        let lacking = lacking(&[spot[2], spot[0]], true);
+        let (found, object) = bought(&pool.bench.provider, &pool.operation(999, lacking)).await;
+        let (spot, on_demand) = (pool.names("spot", &["c", "d"]), pool.names("on-demand", &["b", "c"]));
+        let (all_spot, all_on_demand) = (vec![pool.market("spot")], vec![pool.market("on-demand")]);
+        assert_eq!(found, [spot, all_spot, on_demand, all_on_demand].concat());
+        assert!(object.is_none());
+    });
+}
+
+/// A zone that does not have the machines does not keep its market from being one without capacity.
+#[test]
+fn a_market_lacks_capacity_in_the_zones_that_have_the_machines() {
+    run(async {
+        let pool = GpuNodes::of(GpuSize::Large).await;
+        pool.stock(Market::Spot, &["b", "c"], 0);
+        let (found, object) = bought(&pool.bench.provider, &pool.operation(900, Vec::new())).await;
+        assert_eq!(found, [pool.names("spot", &["b"]), vec![pool.market("spot")]].concat());
+        pool.remove(901, object, "on-demand", "b").await;
+
+        pool.stock(Market::Spot, &["b", "c"], 9);
+        for (number, is_recent, market) in [(902, true, "on-demand"), (904, false, "spot")] {
+            let op = pool.operation(number, lacking(&strs(&found), is_recent));
+            let (again, object) = bought(&pool.bench.provider, &op).await;
+            assert!(again.is_empty(), "{again:?}");
+            pool.remove(number + 1, object, market, "b").await;
+        }
+    });
+}
+
+/// A zone that a quota closed may have machines.
+#[test]
+fn a_market_of_which_a_quota_closed_a_zone_is_not_recorded() {
+    run(async {
+        let pool = GpuNodes::of(GpuSize::Small).await;
+        pool.stock(Market::Spot, &["b", "d"], 0);
+        let limit = |limit: f64| {
+            let quota = (REGION.to_owned(), "PREEMPTIBLE_NVIDIA_T4_GPUS".to_owned());
+            pool.bench.cloud.world().quotas.insert(quota, limit);
+        };
+        // Only while the second zone is tried.
+        let journal = |handle: Handle| {
+            let tried = handle.0["tried"].as_array().map_or(0, Vec::len);
+            limit(if tried == 1 { 0.0 } else { 4.0 });
+            handle
+        };
+        let (found, object) = bought_over(&pool.bench.provider, &pool.operation(900, Vec::new()), journal).await;
+        assert_eq!(found, pool.names("spot", &["b", "d"]));
+        pool.remove(901, object, "on-demand", "b").await;
+    });
+}
+
+/// Its handles do not have what was tried.
+#[test]
+fn an_operation_of_an_earlier_version_tries_each_zone_once() {
+    run(async {
+        let pool = GpuNodes::of(GpuSize::Small).await;
+        pool.stock(Market::Spot, &["b", "c", "d"], 0);
+        let earlier = |mut handle: Handle| {
+            for member in ["tried", "quota", "lacked"] {
+                handle.0.as_object_mut().unwrap().remove(member);
+            }
+            handle
+        };
+        let (found, object) = bought_over(&pool.bench.provider, &pool.operation(900, Vec::new()), earlier).await;
+        // It is unknown why the zones before failed, so the market is not recorded.
+        assert_eq!(found, pool.names("spot", &["b", "c", "d"]));
+        pool.remove(901, object, "on-demand", "b").await;
+    });
 }
 
 #[test]

@@ -127,6 +127,7 @@ pub fn operation(world: &World, number: u64, verb: Verb, wanted: &Wanted, record
         recorded: recorded.cloned(),
         changes: Vec::new(),
         bounds: Default::default(),
+        lacking: Vec::new(),
         is_repeated: false,
     }
 }

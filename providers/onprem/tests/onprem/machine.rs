@@ -347,6 +347,7 @@ impl Machine {
             recorded: self.recorded.get(&wanted.id).cloned(),
             changes,
             bounds: DeleteBounds::default(),
+            lacking: Vec::new(),
             is_repeated: false,
         }
     }

@@ -276,9 +276,17 @@ impl Resource<Api> for NodeGroup {
         }
     }
 
-    fn alternative(wanted: &Spec, seen: &Spec) -> Option<usize> {
-        let used = wanted.capacity.iter().position(|name| seen.capacity.first() == Some(name))?;
-        (used + 1 < wanted.capacity.len()).then_some(used + 1)
+    /// AWS chooses among the instance types itself: another list of them is another alternative.
+    fn alternatives(wanted: &textnlp_provider::Spec) -> Vec<String> {
+        let list = |field: &str| -> Vec<&str> {
+            wanted.get(field).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect()
+        };
+        let machines = list("instance_types").join(",");
+        list("capacity").into_iter().map(|market| format!("{market} {machines}")).collect()
+    }
+
+    fn tried(wanted: &Spec, seen: &Spec) -> Vec<usize> {
+        wanted.capacity.iter().position(|name| seen.capacity.first() == Some(name)).into_iter().collect()
     }
 
     async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
