@@ -374,6 +374,23 @@ pub const UP_KEYS: &[&str] = &[
     "seconds",
 ];
 
+/// What a drill came to, for whoever reads the log of a test.
+#[allow(clippy::print_stderr)]
+pub fn print_drill(report: &Value) {
+    let found = &report["figures"];
+    eprintln!(
+        "{} of {}: service {} ms, writes {} ms, lost {}, unaccounted {}, failed {}, {} s in all",
+        report["fault"],
+        report["site"],
+        found["service_rto_ms"],
+        found["control_rto_ms"],
+        report["lost"],
+        report["unaccounted"],
+        report["requests_failed"],
+        report["seconds"],
+    );
+}
+
 /// The counts of a plan: create, update, replace, delete, unchanged.
 pub fn counts(document: &Value) -> [i64; 5] {
     ["create", "update", "replace", "delete", "unchanged"].map(|word| {

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 use textnlp_cluster::Cluster;
 use textnlp_tests::ports::Ports;
-use textnlp_tests::{Said, Sandbox, counts, eventually, said};
+use textnlp_tests::{Said, Sandbox, counts, eventually, print_drill, said};
 
 use super::operator::{PROGRAM, pinned, postgres, program_for_pods};
 
@@ -190,18 +190,7 @@ fn lost_cluster_is_failed_over_and_fails_back() {
 /// What a drill promises, and what it came to for whoever reads the log.
 #[track_caller]
 fn shows(report: &Value) {
-    let found = &report["figures"];
-    eprintln!(
-        "{} of {}: service {} ms, writes {} ms, lost {}, unaccounted {}, failed {}, {} s in all",
-        report["fault"],
-        report["site"],
-        found["service_rto_ms"],
-        found["control_rto_ms"],
-        report["lost"],
-        report["unaccounted"],
-        report["requests_failed"],
-        report["seconds"],
-    );
+    print_drill(report);
     assert_eq!((&report["lost"], &report["leftovers"]), (&json!(0), &json!([])), "{report:#}");
     assert_eq!(report["missed"], json!([]), "{report:#}");
     // R14: whoever leads works with a database that is not in recovery.

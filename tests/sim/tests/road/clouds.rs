@@ -13,7 +13,7 @@ use textnlp_sim::azure::AzureCloud;
 use textnlp_sim::gcp::GoogleCloud;
 use textnlp_sim::{Scope, Simulator};
 use textnlp_tests::ports::Ports;
-use textnlp_tests::{Said, Sandbox, counts, eventually, said};
+use textnlp_tests::{Said, Sandbox, counts, eventually, print_drill, said};
 
 use crate::follower::Follower;
 use crate::hosts::{self, Hosts};
@@ -377,16 +377,7 @@ fn drill(clouds: &Clouds, follower: &Follower<'_>, fault: &str) {
     let command = follower.printed("textnlp-deploy dr drill --file world.yaml --fault kill").replace("kill", fault);
     let report = follower.run(&format!("{command} -o json")).expect(0).json();
     let found = &report["figures"];
-    eprintln!(
-        "{fault} of {}: service {} ms, writes {} ms, lost {}, unaccounted {}, failed {}, {} s in all",
-        report["site"],
-        found["service_rto_ms"],
-        found["control_rto_ms"],
-        report["lost"],
-        report["unaccounted"],
-        report["requests_failed"],
-        report["seconds"],
-    );
+    print_drill(&report);
     assert_eq!((&report["site"], &report["lost"], &report["missed"]), (&json!("primary"), &json!(0), &json!([])));
     assert_eq!((&found["database"], &report["leftovers"]), (&json!("primary"), &json!([])), "{report:#}");
     clouds.until_leads("primary");
