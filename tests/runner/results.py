@@ -1,7 +1,7 @@
 """Results: a test program that passed on this machine with the same inputs is not run again, and is printed as CACHED.
 
 The inputs are its executable, the programs of this workspace that it may start, the files of the repository that it may read, the
-packages of the machine, its processor and kernel, the seed, its line in the plan, and whether it runs without the network. A program
+packages of the machine, its processor and kernel, the seed if it reads one, its line in the plan, and whether it has the network. It
 may read every file but Rust sources, documentation and the files of CI; its line in the plan says `reads=` where it reads those. `bash
 tests/run --trace` runs the programs under strace and fails for what one reads without saying so. A work tree with changes that are not
 committed uses and records nothing, and every run repeats those that have not run for the longest time: at least a twentieth of what is
@@ -26,6 +26,10 @@ CACHE = Path.home() / ".cache/textnlp-deploy/results"
 REPEATED = 0.05
 # Records that nobody asked for any more are removed after this time.
 KEPT_SECONDS = 30 * 86400
+
+# The seeds of random tests: inputs of those programs that read them, which have their names in them. So what passed in a run with new
+# seeds and draws nothing is not run again by the next run with the usual ones.
+SEEDS = ("TEXTNLP_TESTS_SEED", "PROPTEST_RNG_SEED")
 
 # What a program does not read unless its line in the plan says so. The first kind that fits is that of the file.
 KINDS = {
@@ -71,7 +75,8 @@ def key(row, argv, env, programs):
     """The digest of the inputs of a test program. `programs` are those of this workspace: it may start those that it names."""
     executable, data = content(argv[0])
     started = sorted(f"{Path(path).name} {content(path)[0]}" for path in programs if Path(path).name.encode() in data)
-    settings = {name: value for name, value in os.environ.items() if name.startswith(("TEXTNLP_", "PROPTEST_"))}
+    settings = {name: value for name, value in os.environ.items()
+                if name.startswith(("TEXTNLP_", "PROPTEST_")) and (name not in SEEDS or name.encode() in data)}
     # Its place in the order is no input. What passed with the network may fail without it.
     is_cut_off = bool(row.network) and network.default().works
     plan = [row.package, row.target, row.threads, row.only, row.skip, row.reads, is_cut_off]

@@ -360,7 +360,7 @@ class Cached(RunnerTest):
         self.assertTrue(due(lambda job: job.argv.append("--skip")))
         self.assertTrue(due(lambda job: job.env.update(A="1")))
         self.assertTrue(due(lambda job: setattr(job.row, "reads", ("docs",))))
-        with mock.patch.dict(results.os.environ, {"TEXTNLP_TESTS_SEED": "7"}):
+        with mock.patch.dict(results.os.environ, {"TEXTNLP_OTHER": "7"}):
             self.assertTrue(due())
         with mock.patch.object(results, "machine", lambda: "another kernel"):
             self.assertTrue(due())
@@ -372,6 +372,23 @@ class Cached(RunnerTest):
         results.files.cache_clear()
         self.program("tool", "exit 1")
         self.assertTrue(due())
+
+    def test_another_seed_runs_again_what_reads_it(self):
+        def due(seed):
+            with mock.patch.dict(results.os.environ, {"TEXTNLP_TESTS_SEED": seed, "PROPTEST_RNG_SEED": seed}):
+                jobs = [self.program_of_tests("oldest", PASSES), self.program_of_tests("random", PASSES + "\n# TEXTNLP_TESTS_SEED"),
+                        self.program_of_tests("drawn", PASSES + "\n# PROPTEST_RNG_SEED"), self.program_of_tests("fixed", PASSES)]
+                known, _ = self.split(jobs)
+                ran = [job.name for job in jobs if job.name not in known.cached and job.name not in known.repeated]
+                for when, job in enumerate(jobs):
+                    job.wall = 1.0
+                    with mock.patch.object(results.time, "time", lambda when=when: 1000.0 + when):
+                        known.record(job)
+                return ran
+
+        self.assertEqual(4, len(due("7")))
+        self.assertEqual([], due("7"))
+        self.assertEqual(["package::random", "package::drawn"], due("8"))
 
     def test_changes_that_are_not_committed_use_and_record_nothing(self):
         jobs = self.recorded("a", "b")
