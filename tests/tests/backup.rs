@@ -206,6 +206,11 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     }
     let replace = [&restore[..], &["--replace", "development"]].concat();
     refused(elsewhere(&sandbox, &replace), 4, "running");
+    // A supervisor that was killed leaves its programs behind, which use the state too.
+    let supervisor = sandbox.processes().into_iter().find(|(_, line)| line.contains(" supervise")).unwrap();
+    sandbox.kill(supervisor.0);
+    let left = refused(elsewhere(&sandbox, &replace), 4, "running")["error"].to_string();
+    assert!(left.contains("run without their supervisor") && left.contains("down"), "{left}");
     elsewhere(&sandbox, &["down", "--env", "development", "--yes"]).expect(0);
     let replaced = elsewhere(&sandbox, &replace).expect(0).json();
     assert_eq!(replaced["audit_ends"], Value::Null, "{replaced:#}");

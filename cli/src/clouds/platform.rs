@@ -123,11 +123,8 @@ impl Platform for Linked {
         Ok(textnlp_onprem::VerifiedProgram::at(program)?.into_command())
     }
 
-    async fn processes(&self, folder: &Utf8Path, site: &SiteName) -> Vec<u32> {
-        match clouds::supervise::status(&folder.join("sites").join(site.as_str())).await {
-            Ok(Some(status)) => status.units.iter().filter_map(|unit| unit.pid).chain([status.pid]).collect(),
-            Ok(None) | Err(_) => Vec::new(),
-        }
+    fn processes(&self, folder: &Utf8Path, site: &SiteName) -> Vec<u32> {
+        clouds::supervise::processes(&folder.join("sites").join(site.as_str()))
     }
 
     async fn supervisor(&self, folder: &Utf8Path, site: &SiteName) -> anyhow::Result<Option<Supervisor>> {

@@ -178,8 +178,9 @@ pub trait Platform: Send + Sync {
     /// started.
     fn site_program(&self, program: &Utf8Path) -> std::io::Result<(std::process::Command, std::fs::File)>;
 
-    /// The process ids of a site's service that run on this machine.
-    async fn processes(&self, folder: &Utf8Path, site: &SiteName) -> Vec<u32>;
+    /// The process ids of a site's supervisor and programs on this machine, also of those that a supervisor left behind. One of
+    /// another pid namespace is 0.
+    fn processes(&self, folder: &Utf8Path, site: &SiteName) -> Vec<u32>;
 
     /// The supervisor of a site on this machine, if it runs.
     async fn supervisor(&self, folder: &Utf8Path, site: &SiteName) -> anyhow::Result<Option<Supervisor>>;

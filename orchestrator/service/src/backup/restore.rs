@@ -356,13 +356,31 @@ async fn may_replace(request: &Request<'_>, manifest: &Manifest, target: &Utf8Pa
         ),
     };
     for site in sites_in(target) {
+        let mut hint = stop.clone();
         let running = match platform.supervisor(target, &site).await {
-            Ok(None) => continue,
+            Ok(None) => {
+                let left = platform.processes(target, &site);
+                if left.is_empty() {
+                    continue;
+                }
+                // Those of another pid namespace have no number here.
+                let pids: Vec<String> = left.iter().filter(|pid| **pid > 0).map(ToString::to_string).collect();
+                if content.is_err() {
+                    // No supervisor reads the file that ends an environment.
+                    hint = match pids.is_empty() {
+                        true => "`down` cannot read this state: stop its programs".to_owned(),
+                        false => {
+                            format!("`down` cannot read this state. To stop its programs: kill {}", pids.join(" "))
+                        }
+                    };
+                }
+                format!("{} of its programs run without their supervisor: {}", left.len(), pids.join(", "))
+            }
             Ok(Some(_)) => "it is running".to_owned(),
             Err(error) => format!("its supervisor does not answer: {error:#}"),
         };
         let error = anyhow::anyhow!("site `{site}` uses the state that would be replaced, and {running}");
-        obstacles.push(Failure::refused("running", error).hint(stop.clone()));
+        obstacles.push(Failure::refused("running", error).hint(hint));
     }
     Ok(obstacles)
 }

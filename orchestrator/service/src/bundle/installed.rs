@@ -57,7 +57,7 @@ pub(crate) async fn checks(library: &Library, deployment: &Deployment, audit: &A
     let mut checks: Vec<Check> = both.into();
     let mut pids = Vec::new();
     for site in deployment.sites.keys() {
-        pids.extend(scope.platform.processes(&scope.folder, site).await);
+        pids.extend(scope.platform.processes(&scope.folder, site));
     }
     checks.push(elsewhere(&pids));
     checks

@@ -200,7 +200,7 @@ async fn take_away(platform: &dyn Platform, runner: &dyn CloneRunner, root: &Utf
     }
     for site in state.join("sites").read_dir_utf8().into_iter().flatten().flatten() {
         let Ok(site) = SiteName::new(site.file_name()) else { continue };
-        let running = platform.processes(&state, &site).await;
+        let running = platform.processes(&state, &site);
         if !running.is_empty() {
             left.push(format!("processes of the clone's site {site}: {running:?}"));
         }

@@ -320,7 +320,7 @@ async fn ports(report: &mut Checks, deployment: &Deployment, running: &RunningEn
             }
             continue;
         }
-        let pids = scope.platform.processes(&scope.folder, name).await;
+        let pids = scope.platform.processes(&scope.folder, name);
         match listeners(&pids) {
             Err(why) => report.unknown(NAME, why, scope.command("status")),
             Ok(open) => {

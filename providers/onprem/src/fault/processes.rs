@@ -10,7 +10,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use textnlp_keys::SiteFolder;
 
 use crate::lock;
-use crate::supervise::{Running, is_unit_name, unit_names};
+use crate::supervise::{Running, names_with_locks};
 
 /// A child needs milliseconds between its lock and its pid file.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -154,14 +154,8 @@ impl<'a> Processes<'a> {
         Ok(found)
     }
 
-    /// Every unit name that may have a process: of a unit file, or of a lock whose unit file is gone.
     fn names(&self) -> BTreeSet<String> {
-        let mut names: BTreeSet<String> = unit_names(self.folder).unwrap_or_default().into_iter().collect();
-        let locks = std::fs::read_dir(self.folder.join("run")).into_iter().flatten().flatten();
-        names.extend(locks.filter_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            name.strip_suffix(".lock").filter(|name| is_unit_name(name)).map(str::to_owned)
-        }));
+        let mut names = names_with_locks(self.folder);
         names.remove("supervisor");
         names
     }

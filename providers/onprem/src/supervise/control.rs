@@ -9,6 +9,7 @@ use textnlp_keys::SiteFolder;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
+use super::unit::names_with_locks;
 use crate::lock;
 
 /// A status of hundreds of units stays below this.
@@ -134,6 +135,14 @@ pub struct CertificateStatus {
 /// The status of a site's supervisor; `None` when none runs.
 pub async fn status(folder: &Utf8Path) -> std::io::Result<Option<Status>> {
     request(folder, &ControlRequest::Status).await
+}
+
+/// The processes that hold a lock of a site: its supervisor and its programs, also those that a supervisor left behind.
+/// One of another pid namespace is 0.
+pub fn processes(folder: &Utf8Path) -> Vec<u32> {
+    let folder = SiteFolder::at(folder);
+    let names = names_with_locks(&folder).into_iter();
+    names.filter_map(|name| lock::holder(&folder.lock(&name)).ok().flatten()).collect()
 }
 
 /// Sends a request to a site's supervisor; `None` when none runs.

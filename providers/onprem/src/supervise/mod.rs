@@ -39,14 +39,16 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 pub(crate) use child::Running;
-pub use control::{CertificateStatus, ControlRequest, PhaseName, Rejected, Status, UnitStatus, request, status};
+pub use control::{
+    CertificateStatus, ControlRequest, PhaseName, Rejected, Status, UnitStatus, processes, request, status,
+};
 pub(crate) use environment::clean_environment;
 pub use error::Error;
 pub(crate) use probe::exchange;
 pub use public::renew_certificate;
 pub(crate) use start::begin_detached;
 pub use unit::{KeepsSockets, Ready, State, Unit};
-pub(crate) use unit::{is_name as is_unit_name, names as unit_names};
+pub(crate) use unit::{is_name as is_unit_name, names_with_locks};
 
 use crate::fault::Faults;
 use crate::lock;

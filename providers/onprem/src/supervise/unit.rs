@@ -1,6 +1,6 @@
 //! Unit files: the programs that the supervisor keeps running. They are validated before use.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 
@@ -154,6 +154,17 @@ pub(crate) fn names(folder: &SiteFolder) -> std::io::Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
+}
+
+/// Every name that may have a process: of a unit file, or of a lock whose unit file is gone, such as the supervisor's.
+pub(crate) fn names_with_locks(folder: &SiteFolder) -> BTreeSet<String> {
+    let mut all: BTreeSet<String> = names(folder).unwrap_or_default().into_iter().collect();
+    let locks = std::fs::read_dir(folder.join("run")).into_iter().flatten().flatten();
+    all.extend(locks.filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        name.strip_suffix(".lock").filter(|name| is_name(name)).map(str::to_owned)
+    }));
+    all
 }
 
 /// Lower-case letters, digits and hyphens: safe as a file name.
