@@ -37,6 +37,11 @@ fn answers(sandbox: &Sandbox, key: &str) -> u16 {
     http::ask(sandbox.port, "POST", "/v1/generate", &[("Authorization", &bearer)], body.as_bytes()).unwrap().status
 }
 
+fn kill_supervisor(sandbox: &Sandbox) {
+    let supervisor = sandbox.processes().into_iter().find(|(_, line)| line.contains(" supervise")).unwrap();
+    sandbox.kill(supervisor.0);
+}
+
 /// The record of a backup, as that of one of two days ago: `backup prune --keep` removes none of the last day.
 fn aged(record: &[u8]) -> String {
     let date = std::process::Command::new("date").args(["-u", "-d", "2 days ago", "+%Y-%m-%dT%H:%M:%SZ"]).output();
@@ -207,10 +212,9 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     let replace = [&restore[..], &["--replace", "development"]].concat();
     refused(elsewhere(&sandbox, &replace), 4, "running");
     // A supervisor that was killed leaves its programs behind, which use the state too.
-    let supervisor = sandbox.processes().into_iter().find(|(_, line)| line.contains(" supervise")).unwrap();
-    sandbox.kill(supervisor.0);
+    kill_supervisor(&sandbox);
     let left = refused(elsewhere(&sandbox, &replace), 4, "running")["error"].to_string();
-    assert!(left.contains("run without their supervisor") && left.contains("down"), "{left}");
+    assert!(left.contains("run without their supervisor") && left.contains("down --env development"), "{left}");
     elsewhere(&sandbox, &["down", "--env", "development", "--yes"]).expect(0);
     let replaced = elsewhere(&sandbox, &replace).expect(0).json();
     assert_eq!(replaced["audit_ends"], Value::Null, "{replaced:#}");
@@ -264,7 +268,18 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     assert!(!audited["commands"].to_string().contains("key revoke"), "it was recorded after the backup: {audited:#}");
     elsewhere(&sandbox, &up).expect(0);
     assert_eq!(answers(&sandbox, &first), 200);
-    elsewhere(&sandbox, &["down", "--file", whole, "--yes"]).expect(0);
+    // Nothing reads that time where the supervisor was killed.
+    kill_supervisor(&sandbox);
+    let mut damaged = journal(&other.join("development"));
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 4;
+    std::fs::write(other.join("development/journal/here/log"), &damaged).unwrap();
+    let left = refused(elsewhere(&sandbox, &replace), 4, "running");
+    let (_, kill) = left["error"]["hint"].as_str().unwrap().split_once("its programs: ").unwrap();
+    assert!(kill.starts_with("kill "), "{kill}");
+    assert!(std::process::Command::new("sh").args(["-c", kill]).status().unwrap().success(), "{kill}");
+    eventually("the end of the programs without a supervisor", || sandbox.processes().is_empty().then_some(()));
+    elsewhere(&sandbox, &replace).expect(0);
 }
 
 #[test]

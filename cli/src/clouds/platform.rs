@@ -123,7 +123,7 @@ impl Platform for Linked {
         Ok(textnlp_onprem::VerifiedProgram::at(program)?.into_command())
     }
 
-    fn processes(&self, folder: &Utf8Path, site: &SiteName) -> Vec<u32> {
+    fn processes(&self, folder: &Utf8Path, site: &SiteName) -> std::io::Result<Vec<u32>> {
         clouds::supervise::processes(&folder.join("sites").join(site.as_str()))
     }
 

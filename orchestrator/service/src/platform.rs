@@ -180,7 +180,7 @@ pub trait Platform: Send + Sync {
 
     /// The process ids of a site's supervisor and programs on this machine, also of those that a supervisor left behind. One of
     /// another pid namespace is 0.
-    fn processes(&self, folder: &Utf8Path, site: &SiteName) -> Vec<u32>;
+    fn processes(&self, folder: &Utf8Path, site: &SiteName) -> std::io::Result<Vec<u32>>;
 
     /// The supervisor of a site on this machine, if it runs.
     async fn supervisor(&self, folder: &Utf8Path, site: &SiteName) -> anyhow::Result<Option<Supervisor>>;

@@ -7,22 +7,18 @@ use textnlp_orchestrator::gate::Check;
 use textnlp_orchestrator::gate::phases::ELSEWHERE;
 
 /// Outgoing connections of these processes to other machines.
-pub(crate) fn elsewhere(pids: &[u32]) -> Check {
-    if pids.is_empty() {
-        return Check::unmeasured(ELSEWHERE, 0, "connections", "no process of the service was found");
-    }
+pub(crate) fn elsewhere(pids: std::io::Result<Vec<u32>>) -> Check {
+    let unmeasured = |why: String| Check::unmeasured(ELSEWHERE, 0, "connections", why);
+    let pids = match pids {
+        Ok(pids) if pids.is_empty() => return unmeasured("no process of the service was found".to_owned()),
+        Ok(pids) => pids,
+        Err(error) => return unmeasured(format!("find the processes of the service: {error}")),
+    };
     let mut found = BTreeSet::new();
-    for pid in pids {
+    for pid in &pids {
         let inodes = match sockets(*pid) {
             Ok(inodes) => inodes,
-            Err(error) => {
-                return Check::unmeasured(
-                    ELSEWHERE,
-                    0,
-                    "connections",
-                    format!("read the connections of process {pid}: {error}"),
-                );
-            }
+            Err(error) => return unmeasured(format!("read the connections of process {pid}: {error}")),
         };
         let rows: Vec<Row> = ["tcp", "tcp6", "udp", "udp6"]
             .iter()

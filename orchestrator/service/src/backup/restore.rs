@@ -358,24 +358,25 @@ async fn may_replace(request: &Request<'_>, manifest: &Manifest, target: &Utf8Pa
     for site in sites_in(target) {
         let mut hint = stop.clone();
         let running = match platform.supervisor(target, &site).await {
-            Ok(None) => {
-                let left = platform.processes(target, &site);
-                if left.is_empty() {
-                    continue;
-                }
-                // Those of another pid namespace have no number here.
-                let pids: Vec<String> = left.iter().filter(|pid| **pid > 0).map(ToString::to_string).collect();
-                if content.is_err() {
-                    // No supervisor reads the file that ends an environment.
-                    hint = match pids.is_empty() {
-                        true => "`down` cannot read this state: stop its programs".to_owned(),
-                        false => {
-                            format!("`down` cannot read this state. To stop its programs: kill {}", pids.join(" "))
-                        }
+            Ok(None) => match platform.processes(target, &site) {
+                Ok(left) if left.is_empty() => continue,
+                Ok(left) => {
+                    // Those of another pid namespace have no number here.
+                    let (here, elsewhere): (Vec<u32>, Vec<u32>) = left.into_iter().partition(|pid| *pid > 0);
+                    let here: Vec<String> = here.iter().map(ToString::to_string).collect();
+                    if content.is_err() {
+                        // No supervisor reads the file that ends an environment.
+                        let kill = if here.is_empty() { String::new() } else { format!(": kill {}", here.join(" ")) };
+                        hint = format!("`down` cannot read this state: stop its programs{kill}");
+                    }
+                    let elsewhere = match elsewhere.len() {
+                        0 => String::new(),
+                        count => format!(", and {count} in other containers"),
                     };
+                    format!("its programs run without their supervisor: processes {}{elsewhere}", here.join(", "))
                 }
-                format!("{} of its programs run without their supervisor: {}", left.len(), pids.join(", "))
-            }
+                Err(error) => format!("whether its programs run is unknown: {error}"),
+            },
             Ok(Some(_)) => "it is running".to_owned(),
             Err(error) => format!("its supervisor does not answer: {error:#}"),
         };

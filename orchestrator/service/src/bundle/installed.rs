@@ -55,11 +55,9 @@ pub(crate) async fn checks(library: &Library, deployment: &Deployment, audit: &A
     let refresh = scope.last("gate --advisories DIR");
     let both = tokio::task::block_in_place(|| [content(&root), vulnerable(&root, audit, &refresh)]);
     let mut checks: Vec<Check> = both.into();
-    let mut pids = Vec::new();
-    for site in deployment.sites.keys() {
-        pids.extend(scope.platform.processes(&scope.folder, site));
-    }
-    checks.push(elsewhere(&pids));
+    let pids = deployment.sites.keys().map(|site| scope.platform.processes(&scope.folder, site));
+    let pids: std::io::Result<Vec<Vec<u32>>> = pids.collect();
+    checks.push(elsewhere(pids.map(|pids| pids.concat())));
     checks
 }
 

@@ -200,9 +200,10 @@ async fn take_away(platform: &dyn Platform, runner: &dyn CloneRunner, root: &Utf
     }
     for site in state.join("sites").read_dir_utf8().into_iter().flatten().flatten() {
         let Ok(site) = SiteName::new(site.file_name()) else { continue };
-        let running = platform.processes(&state, &site);
-        if !running.is_empty() {
-            left.push(format!("processes of the clone's site {site}: {running:?}"));
+        match platform.processes(&state, &site) {
+            Ok(running) if running.is_empty() => {}
+            Ok(running) => left.push(format!("processes of the clone's site {site}: {running:?}")),
+            Err(error) => left.push(format!("find the processes of the clone's site {site}: {error}")),
         }
     }
     if left.is_empty()

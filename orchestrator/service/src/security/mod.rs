@@ -321,7 +321,8 @@ async fn ports(report: &mut Checks, deployment: &Deployment, running: &RunningEn
             continue;
         }
         let pids = scope.platform.processes(&scope.folder, name);
-        match listeners(&pids) {
+        let pids = pids.map_err(|error| format!("find the processes of the service: {error}"));
+        match pids.and_then(|pids| listeners(&pids)) {
             Err(why) => report.unknown(NAME, why, scope.command("status")),
             Ok(open) => {
                 let (expected, others) = reachable(&open, &clients);

@@ -121,7 +121,7 @@ impl<'a> Processes<'a> {
     /// no signal.
     fn signal_units(&self, signal: Signal) -> Result<(), String> {
         let mut strange = Vec::new();
-        for name in self.names() {
+        for name in self.names()? {
             let Some(pid) = self.holder(&name)? else { continue };
             let verify = || {
                 self.holder(&name).ok().flatten() == Some(pid) && Running::of_holder(self.folder, &name, pid).is_some()
@@ -146,7 +146,7 @@ impl<'a> Processes<'a> {
     /// The programs that hold a lock.
     fn holders(&self) -> Result<Vec<String>, String> {
         let mut found = Vec::new();
-        for name in self.names() {
+        for name in self.names()? {
             if self.holder(&name)?.is_some() {
                 found.push(name);
             }
@@ -154,10 +154,10 @@ impl<'a> Processes<'a> {
         Ok(found)
     }
 
-    fn names(&self) -> BTreeSet<String> {
-        let mut names = names_with_locks(self.folder);
+    fn names(&self) -> Result<BTreeSet<String>, String> {
+        let mut names = names_with_locks(self.folder).map_err(|e| format!("list the programs of the site: {e}"))?;
         names.remove("supervisor");
-        names
+        Ok(names)
     }
 }
 

@@ -139,10 +139,13 @@ pub async fn status(folder: &Utf8Path) -> std::io::Result<Option<Status>> {
 
 /// The processes that hold a lock of a site: its supervisor and its programs, also those that a supervisor left behind.
 /// One of another pid namespace is 0.
-pub fn processes(folder: &Utf8Path) -> Vec<u32> {
+pub fn processes(folder: &Utf8Path) -> std::io::Result<Vec<u32>> {
     let folder = SiteFolder::at(folder);
-    let names = names_with_locks(&folder).into_iter();
-    names.filter_map(|name| lock::holder(&folder.lock(&name)).ok().flatten()).collect()
+    let mut found = Vec::new();
+    for name in names_with_locks(&folder)? {
+        found.extend(lock::holder(&folder.lock(&name))?);
+    }
+    Ok(found)
 }
 
 /// Sends a request to a site's supervisor; `None` when none runs.

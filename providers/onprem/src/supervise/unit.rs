@@ -157,14 +157,22 @@ pub(crate) fn names(folder: &SiteFolder) -> std::io::Result<Vec<String>> {
 }
 
 /// Every name that may have a process: of a unit file, or of a lock whose unit file is gone, such as the supervisor's.
-pub(crate) fn names_with_locks(folder: &SiteFolder) -> BTreeSet<String> {
-    let mut all: BTreeSet<String> = names(folder).unwrap_or_default().into_iter().collect();
-    let locks = std::fs::read_dir(folder.join("run")).into_iter().flatten().flatten();
-    all.extend(locks.filter_map(|entry| {
-        let name = entry.file_name().into_string().ok()?;
-        name.strip_suffix(".lock").filter(|name| is_name(name)).map(str::to_owned)
-    }));
-    all
+pub(crate) fn names_with_locks(folder: &SiteFolder) -> std::io::Result<BTreeSet<String>> {
+    let mut all: BTreeSet<String> = or_none(names(folder))?.into_iter().collect();
+    for entry in or_none(std::fs::read_dir(folder.join("run")).and_then(Iterator::collect::<std::io::Result<Vec<_>>>))?
+    {
+        let name = entry.file_name().into_string().unwrap_or_default();
+        all.extend(name.strip_suffix(".lock").filter(|name| is_name(name)).map(str::to_owned));
+    }
+    Ok(all)
+}
+
+/// What a folder has; nothing if it does not exist.
+fn or_none<T>(read: std::io::Result<Vec<T>>) -> std::io::Result<Vec<T>> {
+    match read {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        read => read,
+    }
 }
 
 /// Lower-case letters, digits and hyphens: safe as a file name.
