@@ -223,6 +223,13 @@ fn protected_data_survives_down_until_its_name_is_typed() {
     let status = sandbox.run(&[&kept[..], &["-o", "json"]].concat()).expect(0).json();
     assert_eq!((&status["ready"], &status["down"]), (&Value::Bool(false), &Value::Bool(true)), "{status:#}");
     assert!(sandbox.run(&kept).expect(0).out.starts_with("development: down; its data is kept"));
+    // A disk that is not mounted: the next `up` would create an empty database.
+    let (data, aside) = (sandbox.site("development").join("data"), sandbox.folder().join("aside"));
+    std::fs::rename(&data, &aside).unwrap();
+    let lost = sandbox.run(&kept).expect(1).out;
+    assert!(lost.starts_with("development: down; data that was kept is gone"), "{lost}");
+    assert!(lost.contains("backup list") && !lost.contains("To deploy it again"), "{lost}");
+    std::fs::rename(&aside, &data).unwrap();
 
     // What was kept is used again.
     run(&["up", "--no-gate"]).expect(0);

@@ -38,7 +38,10 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
         let text = format!("{name} is not deployed. To deploy it: {}", deployment.chosen.scope.last_up());
         return Ok(Success::new(text, serde_json::to_value(&status)?));
     }
+    // Of what `down` keeps, which is data.
+    let is_lost = status.down && status.resources.iter().any(|one| one.standing == ResourceHealth::Gone);
     let mut text = match &status {
+        Status { down: true, .. } if is_lost => format!("{name}: down; data that was kept is gone\n"),
         Status { down: true, .. } => format!("{name}: down; its data is kept\n"),
         Status { ready: true, .. } => format!("{name}: ready\n"),
         _ => format!("{name}: not ready\n"),
@@ -114,6 +117,10 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
     }
     match to_finish(&status.unfinished, &deployment.chosen.scope, holder.as_ref()) {
         Some(command) => text.push_str(&format!("\nTo complete it: {command}")),
+        None if is_lost => {
+            let list = deployment.chosen.scope.command("backup list");
+            let _ = write!(text, "\nIf its disk is not mounted, mount it; to restore the data: {list}");
+        }
         None if status.down => {
             let _ = write!(text, "\nTo deploy it again: {}", deployment.chosen.scope.last_up());
         }

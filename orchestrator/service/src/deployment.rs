@@ -142,8 +142,23 @@ impl Deployment {
 
     /// Reads what exists at the providers.
     pub async fn facts(&self, state: &State) -> Result<Facts, Failure> {
+        self.check_providers(state)?;
         let facts = run::read(&self.run(&DiscardEvents), state, RunOptions::UP).await;
         facts.map_err(|error| run_failed(error, Purpose::Up, &self.chosen.scope))
+    }
+
+    /// Another provider knows none of the kinds that a site's records have.
+    fn check_providers(&self, state: &State) -> Result<(), Failure> {
+        for (site, now) in &self.sites {
+            if let Some(recorded) = state.places().get(site)
+                && recorded.provider != now.place.provider
+                && !state.is_empty(site)
+            {
+                let (recorded, wanted) = (Box::new(recorded.clone()), Box::new(now.place.clone()));
+                return Err(self.failed(StateError::OtherPlace { site: site.clone(), recorded, wanted }));
+            }
+        }
+        Ok(())
     }
 
     /// What would keep its sites from running. Sites on the same machine report the same problems, which are listed once.

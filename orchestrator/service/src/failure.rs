@@ -173,11 +173,17 @@ pub fn state_failed(error: StateError, again: &RerunFlags, environment: &Environ
                 again.command("status", environment)
             ),
         ),
-        StateError::OtherPlace { .. } => (
-            Exit::Refused,
-            "other_deployment",
-            "restore the earlier `sites`, or use a separate state for the new location with --state-dir DIR".to_owned(),
-        ),
+        StateError::OtherPlace { recorded, wanted, .. } => {
+            let flag = if recorded.provider == wanted.provider {
+                String::new()
+            } else {
+                format!("repeat `--provider {}` of the earlier `up`, or ", recorded.provider)
+            };
+            let hint = format!(
+                "{flag}restore the earlier `sites`, or use a separate state for the new location with --state-dir DIR"
+            );
+            (Exit::Refused, "other_deployment", hint)
+        }
         StateError::OtherLineage { .. } | StateError::OtherEnvironment { .. } => (
             Exit::Refused,
             "other_deployment",

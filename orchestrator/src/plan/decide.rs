@@ -333,9 +333,11 @@ impl<'a> DecisionBuilder<'_, 'a> {
                 Some(other) => format!("`{}` belongs to deployment {other}", object.cloud_id),
                 None => format!("`{}` already exists and was not created by this deployment", object.cloud_id),
             };
-            let problem =
-                Problem::new(wanted.id.as_str(), cause, "rename the component, or set the object as `existing:`");
-            decided.what = Decision::Refused { problem };
+            let lost = object.lineage.map_or_else(String::new, |other| {
+                format!("if the state of this environment was lost: `textnlp-deploy state import --lineage {other}`; else ")
+            });
+            let fix = format!("{lost}rename the component, or set the object as `existing:`");
+            decided.what = Decision::Refused { problem: Problem::new(wanted.id.as_str(), cause, fix) };
             return;
         }
         if let (None, [], [object, others @ ..]) = (seen, strays.as_slice(), unproven.as_slice()) {

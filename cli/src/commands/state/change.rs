@@ -14,6 +14,7 @@ use textnlp_service::{Scope, origin};
 use super::{agreed, no_such, resource_id};
 use crate::commands::prelude::*;
 use crate::deployment::{self, operator, state_failed};
+use crate::rerun_flags::quoted;
 use crate::state_args::{Move, Repair};
 use crate::stores::{self, LOCAL, StateLocation};
 
@@ -303,7 +304,10 @@ pub async fn remove(session: &Session, resources: &[String], console: Console) -
             ResourceHealth::Unknown(why) => {
                 format!("the provider does not report whether its object exists ({why}); if it does, it is kept")
             }
-            _ => "its object exists and is kept; the next `up` finds it by its lineage".to_owned(),
+            _ => {
+                let again = format!("state import {resource}={}", quoted(known.cloud_id.as_str()));
+                format!("its object exists and is kept; to record it again: {}", deployment.chosen.scope.command(&again))
+            }
         };
         let _ = writeln!(text, "  - {resource} (`{}`): {stays}", known.cloud_id);
         for inside in open.filter(|operation| operation.via.as_ref().is_some_and(|host| host.0 == *resource)) {
