@@ -368,9 +368,10 @@ impl Report {
         Ok(html)
     }
 
-    /// Reads the report of a drill.
+    /// Reads the report of a drill, if it is as this environment signed it.
     pub fn read(state: &Utf8Path, id: &str) -> Result<Self, ReportError> {
         let path = folder(state, id)?.join("report.json");
+        verify_own(state, &path)?;
         read(&path)
     }
 }
@@ -386,7 +387,8 @@ pub fn folder(state: &Utf8Path, id: &str) -> Result<Utf8PathBuf, ReportError> {
     }
 }
 
-/// Every report of an environment, oldest first, and messages about unreadable ones. Unfinished drills have no report.
+/// Every report of an environment, oldest first, and messages about those that are unreadable or not as they were signed. Unfinished
+/// drills have no report.
 pub fn history(state: &Utf8Path) -> (Vec<Report>, Vec<String>) {
     let entries = state.join("dr/drills").read_dir_utf8().into_iter().flatten().flatten();
     let mut ids: Vec<String> = entries.map(|entry| entry.file_name().to_owned()).collect();
@@ -397,7 +399,7 @@ pub fn history(state: &Utf8Path) -> (Vec<Report>, Vec<String>) {
         match Report::read(state, id) {
             Ok(report) => reports.push(report),
             Err(ReportError::NoSuch(_)) => {}
-            Err(error) => unread.push(textnlp_provider::error_chain(&error)),
+            Err(error) => unread.push(format!("{id}: {}", textnlp_provider::error_chain(&error))),
         }
     }
     reports.sort_by_key(|report| report.began);

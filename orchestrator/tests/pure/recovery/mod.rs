@@ -131,6 +131,11 @@ async fn drill_replaces_a_killed_primary_restores_it_and_cleans_up() {
     assert!(report::verify(&page, &public).unwrap_err().to_string().contains("does not fit"));
     let (reports, unread) = report::history(&world.state);
     assert_eq!((reports, unread), (vec![report], vec![]));
+    let file = folder.join("report.json");
+    let signed = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, signed.replacen('{', "{ ", 1)).unwrap();
+    let (reports, unread) = report::history(&world.state);
+    assert!(reports.is_empty() && unread.len() == 1, "it is not as it was signed: {unread:?}");
     if let Ok(copy) = std::env::var("DRILL_REPORT") {
         std::fs::write(copy, html).unwrap();
     }
