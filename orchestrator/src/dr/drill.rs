@@ -140,6 +140,12 @@ struct RunningDrill<'a> {
     database: Option<DatabaseRole>,
 }
 
+/// Reverts and finishes unfinished drills, without another fault. Returns their ids.
+pub async fn finish(stage: &DrillInputs<'_>, by: &str) -> Result<Vec<String>, DrillError> {
+    let mut journal = Journal::open(stage.state, by, stage.flags)?;
+    finish_old(stage, &mut journal).await
+}
+
 /// Runs a drill. Reverts and finishes an unfinished earlier drill first. Does not write the report.
 pub async fn run(stage: &DrillInputs<'_>, order: &DrillOptions) -> Result<(Report, Utf8PathBuf), DrillError> {
     let mut journal = Journal::open(stage.state, &order.facts.by, stage.flags)?;
@@ -151,7 +157,7 @@ pub async fn run(stage: &DrillInputs<'_>, order: &DrillOptions) -> Result<(Repor
     let broken = |phase: &'static str| move |why: std::io::Error| DrillError::Broken { phase, why: why.to_string() };
     std::fs::create_dir_all(&folder).map_err(broken("preflight"))?;
     let ledger = Arc::new(Ledger::begin(&folder.join("ledger.jsonl")).map_err(broken("preflight"))?);
-    let undo = Some(format!("{} reverts what is left, then starts again", journal.command("dr drill")));
+    let undo = Some(format!("{} reverts what is left", journal.command("dr drill --finish")));
     let data = json!({ "fault": fault, "home": stage.control_clients.home, "epoch": epoch });
     journal.begin(Action::Drill, &id, WHOLE, undo, data)?;
     let mut running =

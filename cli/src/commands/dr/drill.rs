@@ -33,6 +33,16 @@ pub async fn drill(session: &Session, args: &Drill, console: Console) -> Result<
         progress: &progress,
         stop: signals::stop_steps(console),
     };
+    if args.finish {
+        let (drills, clones) = drill::finish(&sites, &request).await?;
+        progress.finish();
+        let text = match (drills.as_slice(), clones.as_slice()) {
+            ([], []) => "No drill is unfinished".to_owned(),
+            ([], _) => "The clones of killed drills are removed".to_owned(),
+            _ => format!("Finished: {}", drills.join(", ")),
+        };
+        return Ok(Success::new(text, json!({ "finished": drills, "clones_removed": clones })));
+    }
     let (report, page) = drill::drill(&sites, &request).await?;
     progress.finish();
     let mut document = report.to_json();

@@ -172,7 +172,11 @@ pub(super) fn left(parent: &Utf8Path) -> Vec<Utf8PathBuf> {
 }
 
 /// Removes the clones of killed drills.
-async fn remove_left(parent: &Utf8Path, platform: &dyn Platform, runner: &dyn CloneRunner) -> Result<(), Failure> {
+pub(super) async fn remove_left(
+    parent: &Utf8Path,
+    platform: &dyn Platform,
+    runner: &dyn CloneRunner,
+) -> Result<(), Failure> {
     for root in left(parent) {
         let names = root.read_dir_utf8().into_iter().flatten().flatten();
         let states = names.filter(|entry| entry.path().join(platform.expiry_file()).is_file());

@@ -75,6 +75,18 @@ pub async fn drill(sites: &Sites, request: &Request<'_>) -> Result<(Report, Utf8
     Ok((report, page))
 }
 
+/// Reverts and finishes drills that were interrupted, and removes their clones. Returns the ids of the drills, and the folders
+/// of the clones.
+pub async fn finish(sites: &Sites, request: &Request<'_>) -> Result<(Vec<String>, Vec<Utf8PathBuf>), Failure> {
+    let scope = sites.scope();
+    let service = running::running(scope).await?;
+    let by = &request.operator.by;
+    let finished = with_inputs(sites, &service, request, async |inputs| drill::finish(inputs, by).await).await?;
+    let clones = clone::left(scope.states());
+    clone::remove_left(scope.states(), scope.platform, request.clones).await?;
+    Ok((finished, clones))
+}
+
 /// Runs the drill on the environment or its clone. Returns the report and the path of its ledger.
 async fn measured(
     sites: &Sites,
@@ -82,6 +94,16 @@ async fn measured(
     options: &DrillOptions,
     request: &Request<'_>,
 ) -> Result<(Report, Utf8PathBuf), Failure> {
+    with_inputs(sites, service, request, async |inputs| drill::run(inputs, options).await).await
+}
+
+/// Runs something with what drills need of an environment.
+async fn with_inputs<T>(
+    sites: &Sites,
+    service: &RunningEnvironment,
+    request: &Request<'_>,
+    run: impl AsyncFnOnce(&DrillInputs<'_>) -> Result<T, DrillError>,
+) -> Result<T, Failure> {
     let (scope, environment) = (sites.scope(), sites.environment());
     let trust = scope.platform.trust(service.ca_file.as_deref(), Some(environment))?;
     let front = Arc::new(HttpWire::new(&service.address, &trust)?);
@@ -103,7 +125,7 @@ async fn measured(
         stop: request.stop.clone(),
         tell: &tell,
     };
-    drill::run(&inputs, options).await.map_err(|error| failed(error, sites))
+    run(&inputs).await.map_err(|error| failed(error, sites))
 }
 
 /// Runs the drill on a temporary clone. The report and the ledger are stored with the environment.

@@ -44,21 +44,20 @@ pub async fn status(sites: &Sites) -> SitesStatus {
     let unfinished = failover::left_open(&scope.folder).unwrap_or_default();
     for left in &unfinished {
         let word = |field: &str| left[field].as_str().unwrap_or_default();
-        let next = if word("action") == "drill" { "dr drill" } else { "dr failover" };
-        warnings.push(format!(
-            "{} {} of {} was not finished; the next `{next}` finishes it",
-            word("action"),
-            word("id"),
-            word("at")
-        ));
+        let next = match word("action") {
+            "drill" => format!("to finish it: {}", scope.command("dr drill --finish")),
+            _ => "the next `dr failover` finishes it".to_owned(),
+        };
+        let (action, id, at) = (word("action"), word("id"), word("at"));
+        warnings.push(format!("{action} {id} of {at} was not finished; {next}"));
     }
     // Other environments may have states beside this one. Only the clones of this environment are reported.
     let clones_left: Vec<_> =
         clone::left(scope.states()).into_iter().filter(|root| root.join(scope.name.as_str()).exists()).collect();
     for root in &clones_left {
         warnings.push(format!(
-            "a killed drill left its clone in {root}; its processes exit on their own, and the next {} removes the clone",
-            scope.command("dr drill")
+            "a killed drill left its clone in {root}; its processes exit on their own; to remove it: {}",
+            scope.command("dr drill --finish")
         ));
     }
     SitesStatus { control_status, lines, warnings, unfinished, clones_left }

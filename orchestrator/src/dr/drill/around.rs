@@ -21,13 +21,14 @@ pub(super) struct InitialState {
     pub(super) units: BTreeMap<String, Vec<String>>,
 }
 
-/// Reverts and finishes earlier drills: their faults, their keys and the failback.
-pub(super) async fn finish_old(stage: &DrillInputs<'_>, journal: &mut Journal) -> Result<(), DrillError> {
+/// Reverts and finishes earlier drills: their faults, their keys and the failback. Returns their ids.
+pub(super) async fn finish_old(stage: &DrillInputs<'_>, journal: &mut Journal) -> Result<Vec<String>, DrillError> {
     let old: Vec<(String, Value)> = unfinished(journal.records())
         .into_iter()
         .filter(|record| record.action == Action::Drill)
         .map(|record| (record.id.clone(), record.data.clone()))
         .collect();
+    let mut finished = Vec::new();
     for (id, data) in old {
         (stage.tell)("finish", &format!("drill {id} did not finish: its fault is reverted first"));
         let fails = |why: String| DrillError::Broken { phase: "finish an earlier drill", why };
@@ -50,8 +51,9 @@ pub(super) async fn finish_old(stage: &DrillInputs<'_>, journal: &mut Journal) -
         clear_keys(stage, &id).await.map_err(fails)?;
         revoke(stage, journal, &id).await.map_err(fails)?;
         journal.end(Action::Drill, &id, WHOLE, json!({ "aborted": true }))?;
+        finished.push(id);
     }
-    Ok(())
+    Ok(finished)
 }
 
 /// Checks every precondition and reports all problems at once. Builds the fault but does not inject it.

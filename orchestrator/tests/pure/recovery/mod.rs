@@ -52,6 +52,21 @@ async fn drill_until(
     drill_with(world, order, stop.clone(), &tell).await
 }
 
+async fn finish(world: &World) -> Vec<String> {
+    let control_clients = world.control_clients();
+    let stage = DrillInputs {
+        state: &world.state,
+        flags: " --env multi",
+        control_clients: &control_clients,
+        front: Arc::new(world.clone()),
+        keys: world,
+        faults: world,
+        stop: CancellationToken::new(),
+        tell: &|_, _| {},
+    };
+    drill::finish(&stage, "anna").await.unwrap()
+}
+
 async fn drill_with(
     world: &World,
     order: &DrillOptions,
@@ -257,6 +272,26 @@ async fn drill_without_failover_misses_its_targets_and_ends() {
     );
     assert_eq!((report.rto_s(), report.figures.failback.as_str()), (None, "not needed"));
     nothing_is_left(&world);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_drill_is_finished_without_another_one() {
+    let world = World::new();
+    let killed = CancellationToken::new();
+    let at = killed.clone();
+    let tell = move |phase: &str, _: &str| {
+        if phase == "shift" {
+            at.cancel();
+        }
+    };
+    tokio::select! {
+        ended = drill_with(&world, &order(FaultKind::Kill), CancellationToken::new(), &tell) => panic!("{ended:?}"),
+        () = killed.cancelled() => {}
+    }
+    assert!(world.set(|inner| !inner.faults.is_empty()), "nobody reverted its fault");
+    assert_eq!(finish(&world).await.len(), 1);
+    nothing_is_left(&world);
+    assert_eq!(finish(&world).await, [] as [String; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
