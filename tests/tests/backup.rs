@@ -268,6 +268,10 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     assert!(!audited["commands"].to_string().contains("key revoke"), "it was recorded after the backup: {audited:#}");
     elsewhere(&sandbox, &up).expect(0);
     assert_eq!(answers(&sandbox, &first), 200);
+    // A later backup with another key can be read after the earlier one is restored.
+    elsewhere(&sandbox, &["secret", "rotate", "backup", "--yes", "--file", whole]).expect(0);
+    let later = elsewhere(&sandbox, &["backup", "create", "--file", whole]).expect(0).json();
+    let later = later["file"].as_str().unwrap();
     // Nothing reads that time where the supervisor was killed.
     kill_supervisor(&sandbox);
     let mut damaged = journal(&other.join("development"));
@@ -279,7 +283,11 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     assert!(kill.starts_with("kill "), "{kill}");
     assert!(std::process::Command::new("sh").args(["-c", kill]).status().unwrap().success(), "{kill}");
     eventually("the end of the programs without a supervisor", || sandbox.processes().is_empty().then_some(()));
-    elsewhere(&sandbox, &replace).expect(0);
+    let replaced = elsewhere(&sandbox, &replace).expect(0).json();
+    assert_eq!(replaced["backup_keys_taken_over"], 1, "{replaced:#}");
+    let secrets = replaced["valid_again"]["secrets"].to_string();
+    assert!(!secrets.contains("backup"), "the newest key encrypts: {secrets}");
+    elsewhere(&sandbox, &["backup", "verify", later, "--light", "--file", whole]).expect(0);
 }
 
 #[test]

@@ -571,11 +571,12 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         operator: operator(session),
         words: words(session, args),
     };
-    let restoring::Restored { manifest, state: target, moved, replaced, audit_ends, valid_again, is_verified } =
-        progress.done(restoring::restore(&request, &opener, &progress).await).map_err(|failure| {
-            let is_without_key = failure.code == "sealed" && here == root && matches!(*opener, Decryptor::Nothing);
-            if is_without_key { with_states(failure, &root) } else { failure }
-        })?;
+    let restored = progress.done(restoring::restore(&request, &opener, &progress).await).map_err(|failure| {
+        let is_without_key = failure.code == "sealed" && here == root && matches!(*opener, Decryptor::Nothing);
+        if is_without_key { with_states(failure, &root) } else { failure }
+    })?;
+    let restoring::Restored { manifest, state: target, moved, replaced, audit_ends, backup_keys, .. } = restored;
+    let (valid_again, is_verified) = (restored.valid_again, restored.is_verified);
     drop(fetched);
     let name = &manifest.environment;
     if !is_verified {
@@ -615,6 +616,14 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
                 "the audit log may lack what was recorded after the backup; all of it is in {replaced}: {why}"
             ));
         }
+        match &backup_keys {
+            Ok(0) => {}
+            Ok(count) => lines.push(format!(
+                "  backup keys of the earlier state: {count}; they decrypt later backups, and the newest encrypts"
+            )),
+            Err(why) => console
+                .warn(format!("later backups may need a backup key of the earlier state; keep {replaced}: {why}")),
+        }
     }
     for (model, known) in manifest.models.iter().filter(|(_, model)| model.folder.is_none()) {
         lines.push(format!("  {}", model_text(model, &known.source)));
@@ -638,7 +647,7 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         "environment": name, "lineage": manifest.lineage, "made": manifest.at, "at": at, "file": file, "state": target, "replaced": replaced,
         "signer": manifest.signer, "signer_verified": is_verified,
         "databases": manifest.databases, "environment_file": whole.is_file().then_some(&whole), "next": next,
-        "audit_ends": audit_ends, "valid_again": {
+        "audit_ends": audit_ends, "backup_keys_taken_over": backup_keys.as_ref().ok(), "valid_again": {
             "keys": withdrawn(&valid_again.keys), "secrets": withdrawn(&valid_again.secrets), "unknown": valid_again.unknown,
         },
     });

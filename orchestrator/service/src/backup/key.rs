@@ -72,6 +72,31 @@ pub async fn rotate(platform: &dyn Platform, folder: &Utf8Path) -> Result<Key, F
     }
 }
 
+/// Takes over the keys of a replaced state that the restored one lacks, because nothing else decrypts later backups. The newest of
+/// them encrypts from now on, as before. Returns how many there were.
+pub(super) async fn take_over(
+    platform: &dyn Platform,
+    restored: &Utf8Path,
+    replaced: &Utf8Path,
+) -> Result<usize, Failure> {
+    let recipient = |key: &Key| key.recipient().to_string();
+    let known: Vec<String> = all(platform, restored).await?.iter().map(recipient).collect();
+    let mut next = versions(platform, restored).await?.last().map_or(1, |newest| newest.saturating_add(1));
+    let mut taken = 0;
+    for version in versions(platform, replaced).await? {
+        let Some(key) = read(platform, replaced, version).await? else { continue };
+        if known.contains(&recipient(&key)) {
+            continue;
+        }
+        let reference = reference(next);
+        let stored = platform.secrets(restored).put(&reference.name, &reference.version, &key.secret()).await;
+        stored.map_err(|error| not_stored(Some(error), &restored.join(platform.secrets_folder())))?;
+        next = next.saturating_add(1);
+        taken += 1;
+    }
+    Ok(taken)
+}
+
 /// The key. Creates it if there is none.
 pub async fn ensure(platform: &dyn Platform, folder: &Utf8Path) -> Result<Key, Failure> {
     /// Attempts. Concurrent first backups both create a key, and the store keeps one of them.

@@ -65,6 +65,8 @@ pub struct Restored {
     pub replaced: Option<Utf8PathBuf>,
     /// Why the audit log ends at the backup: what was recorded later could not be taken over from the previous state.
     pub audit_ends: Option<String>,
+    /// How many backup keys were taken over from the previous state, which made later backups, or why they could not be.
+    pub backup_keys: Result<usize, String>,
     /// What the previous state had revoked or rotated after the backup.
     pub valid_again: ValidAgain,
     /// Whether the signature is of a key that was required.
@@ -107,10 +109,14 @@ pub async fn restore(
             valid_again.keep(&known);
         }
     }
-    let (replaced, audit_ends) = put_in_place(request, &manifest, &mut staged, &target).await?;
+    let Previous { kept: replaced, audit_ends, backup_keys } =
+        put_in_place(request, &manifest, &mut staged, &target).await?;
+    if backup_keys.as_ref().is_ok_and(|count| *count > 0) {
+        valid_again.secrets.retain(|secret| secret.id != "backup");
+    }
     origin::record(&target)?;
     let is_verified = matches!(required, Some(RequiredSigner::Key(_)));
-    Ok(Restored { manifest, state: target, moved, replaced, audit_ends, valid_again, is_verified })
+    Ok(Restored { manifest, state: target, moved, replaced, audit_ends, backup_keys, valid_again, is_verified })
 }
 
 /// The API keys of the restored databases. `None`: they cannot be read, such as a dump that a PostgreSQL has to load first.
@@ -386,14 +392,23 @@ async fn may_replace(request: &Request<'_>, manifest: &Manifest, target: &Utf8Pa
     Ok(obstacles)
 }
 
-/// Moves the restored state into its place in one step. Returns the folder where the previous state is kept, and why the
-/// restored audit log lacks what that one has, if so.
+/// What became of the state that was there before.
+struct Previous {
+    /// The folder where it is kept.
+    kept: Option<Utf8PathBuf>,
+    /// Why the restored audit log lacks what its one has, if so.
+    audit_ends: Option<String>,
+    /// See [`Restored::backup_keys`].
+    backup_keys: Result<usize, String>,
+}
+
+/// Moves the restored state into its place in one step.
 async fn put_in_place(
     request: &Request<'_>,
     manifest: &Manifest,
     staged: &mut tempfile::TempDir,
     target: &Utf8Path,
-) -> Result<(Option<Utf8PathBuf>, Option<String>), Failure> {
+) -> Result<Previous, Failure> {
     let restored = Utf8PathBuf::try_from(staged.path().join(STATE)).context("temporary folders have UTF-8 names")?;
     if is_bare(target)? {
         // The rename replaces an empty folder. Records of commands that failed are kept beside it.
@@ -406,7 +421,7 @@ async fn put_in_place(
         }
         std::fs::rename(&restored, target).with_context(|| format!("move the restored state to {target}"))?;
         flush(target)?;
-        return Ok((kept, None));
+        return Ok(Previous { kept, audit_ends: None, backup_keys: Ok(0) });
     }
     let name = &manifest.environment;
     // The lock prevents new runs on the previous state. Another run may have started since the first check, so it is
@@ -423,9 +438,11 @@ async fn put_in_place(
         Ok(_) => continue_audit(&restored, target).await.err(),
         Err(damage) => Some(format!("the earlier state is damaged: {damage}")),
     };
+    let keys = super::key::take_over(request.platform, &restored, target).await;
     exchange(staged, target, &kept)?;
     flush(target)?;
-    Ok((Some(kept), audit_ends))
+    let backup_keys = keys.map_err(|failure| format!("{:#}", failure.error));
+    Ok(Previous { kept: Some(kept), audit_ends, backup_keys })
 }
 
 /// Writes the record of the lock again if it is damaged: no lock is granted without it, and it only counts the locks.
