@@ -28,7 +28,7 @@ const PROGRAM: &str = "textnlp-deploy";
 /// The setting with the contacts, whose absence only commands that prepare a deployment print.
 const CONTACTS: &str = "prerequisites.people";
 /// The folder of an installed site that has its environments.
-const ENVIRONMENTS: &str = "environments";
+pub const ENVIRONMENTS: &str = "environments";
 
 /// Whether the `PATH` leads to this program first.
 fn is_on_path(program: &Utf8Path) -> bool {

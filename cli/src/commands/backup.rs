@@ -29,7 +29,7 @@ use crate::backup_args::{Archive, Backup, Create, Decrypt, Encrypt, Opening, Pas
 use crate::clouds::Linked;
 use crate::deployment::{acting, operator};
 use crate::rerun_flags::quoted;
-use crate::session::states;
+use crate::session::{ENVIRONMENTS, states};
 use crate::stores;
 
 /// Runs the subcommand.
@@ -625,16 +625,22 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
                 .warn(format!("later backups may need a backup key of the earlier state; keep {replaced}: {why}")),
         }
     }
-    for (model, known) in manifest.models.iter().filter(|(_, model)| model.folder.is_none()) {
-        lines.push(format!("  {}", model_text(model, &known.source)));
-    }
-    let whole = backup::settings::provisioned_file(&target);
-    let which = match whole.is_file() {
-        true => format!("--file {} --state-dir {}", quoted(whole.as_str()), quoted(root.as_str())),
-        false => format!("--env {name} --state-dir {}", quoted(root.as_str())),
+    // An installed site has the environment and the models of its bundle; those that came along have paths of the old machine.
+    let is_installed =
+        session.own_site().is_some_and(|site| site.join(ENVIRONMENTS).join(format!("{name}.yaml")).is_file());
+    let fetched = manifest.models.iter().filter(|(_, model)| model.folder.is_none() && !is_installed);
+    lines.extend(fetched.map(|(model, known)| format!("  {}", model_text(model, &known.source))));
+    let whole = Some(backup::settings::provisioned_file(&target)).filter(|whole| whole.is_file() && !is_installed);
+    let which = match &whole {
+        Some(whole) => format!("--file {} --state-dir {}", quoted(whole.as_str()), quoted(root.as_str())),
+        None => format!("--env {name} --state-dir {}", quoted(root.as_str())),
     };
-    let next = format!("textnlp-deploy up {which}");
-    let again = |withdrawn: &Withdrawn| format!("textnlp-deploy {} {which}", withdrawn.command);
+    let command = |verb: &str| match is_installed {
+        true => session.again().named(verb, name),
+        false => format!("textnlp-deploy {verb} {which}"),
+    };
+    let next = command("up");
+    let again = |withdrawn: &Withdrawn| command(&withdrawn.command);
     lines.extend(valid_again_lines(&valid_again, again));
     if let Some(why) = &valid_again.unknown {
         console.warn(format!("more keys and secrets may be valid again than are known: {why}"));
@@ -646,7 +652,7 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
     let mut document = json!({
         "environment": name, "lineage": manifest.lineage, "made": manifest.at, "at": at, "file": file, "state": target, "replaced": replaced,
         "signer": manifest.signer, "signer_verified": is_verified,
-        "databases": manifest.databases, "environment_file": whole.is_file().then_some(&whole), "next": next,
+        "databases": manifest.databases, "environment_file": whole, "next": next,
         "audit_ends": audit_ends, "backup_keys_taken_over": backup_keys.as_ref().ok(), "valid_again": {
             "keys": withdrawn(&valid_again.keys), "secrets": withdrawn(&valid_again.secrets), "unknown": valid_again.unknown,
         },
@@ -658,12 +664,11 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
     }
     console.say(lines.join("\n"));
     let mut global = session.global.clone();
-    global.state_dir = Some(root);
-    if whole.is_file() {
-        (global.env, global.file) = (None, Some(whole));
-    } else {
-        (global.env, global.file) = (Some(name.to_string()), None);
+    if !is_installed {
+        global.state_dir = Some(root);
     }
+    global.env = whole.is_none().then(|| name.to_string());
+    global.file = whole;
     let session = Session::new(global)?;
     // A restore also works in a phase whose gate needs more than this run.
     let phase = session.load(session.quiet())?.loaded.environment.phase;

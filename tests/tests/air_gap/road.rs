@@ -73,11 +73,22 @@ fn bundle_is_created_verified_installed_and_taken_down() {
 
     answers_with_its_key_and_its_ca_only(&stage, &again);
     is_clean(&stage);
+    let key = carried.join("site.key");
+    stage.there(&["backup", "key", "show", "--env", "air-gapped", "--out", key.as_str()]).expect(0);
+    let backup = stage.there(&["backup", "create", "--env", "air-gapped", "-o", "json"]).expect(0).json();
     let down = stage.there(&["down", "--env", "air-gapped", "--yes", "-o", "json"]).expect(0).json();
     let kept: Vec<_> = down["retained"].as_array().unwrap().iter().map(|r| r["resource"].as_str().unwrap()).collect();
     assert!(kept.contains(&"here/database"), "an air-gapped site keeps its data until its name is typed: {down:#}");
     assert!(stage.sandbox.processes().is_empty(), "{:?}", stage.sandbox.processes());
     port_is_free(stage.sandbox.port);
+
+    // The environment that came along has the paths of the old machine; the installed one starts the service.
+    let file = backup["file"].as_str().unwrap();
+    let restore = ["restore", file, "--key", key.as_str(), "--replace", "air-gapped", "-o", "json"];
+    let restored = stage.there(&restore).expect(0).json();
+    let next = restored["next"].as_str().unwrap();
+    assert!(next.ends_with("bin/textnlp-deploy up --env air-gapped"), "{restored:#}");
+    assert_eq!(restored["environment_file"], Value::Null, "{restored:#}");
 }
 
 fn answers_with_its_key_and_its_ca_only(stage: &Stage, installed: &Value) {
