@@ -334,7 +334,9 @@ impl<'a> DecisionBuilder<'_, 'a> {
                 None => format!("`{}` already exists and was not created by this deployment", object.cloud_id),
             };
             let lost = object.lineage.map_or_else(String::new, |other| {
-                format!("if the state of this environment was lost: `textnlp-deploy state import --lineage {other}`; else ")
+                format!(
+                    "if the state of this environment was lost: `textnlp-deploy state import --lineage {other}`; else "
+                )
             });
             let fix = format!("{lost}rename the component, or set the object as `existing:`");
             decided.what = Decision::Refused { problem: Problem::new(wanted.id.as_str(), cause, fix) };

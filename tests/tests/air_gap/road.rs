@@ -87,7 +87,7 @@ fn bundle_is_created_verified_installed_and_taken_down() {
     let restore = ["restore", file, "--key", key.as_str(), "--replace", "air-gapped", "-o", "json"];
     let restored = stage.there(&restore).expect(0).json();
     let next = restored["next"].as_str().unwrap();
-    assert!(next.ends_with("bin/textnlp-deploy up --env air-gapped"), "{restored:#}");
+    assert!(next.ends_with("textnlp-deploy up --env air-gapped"), "{restored:#}");
     assert_eq!(restored["environment_file"], Value::Null, "{restored:#}");
 }
 

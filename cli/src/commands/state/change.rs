@@ -306,7 +306,10 @@ pub async fn remove(session: &Session, resources: &[String], console: Console) -
             }
             _ => {
                 let again = format!("state import {resource}={}", quoted(known.cloud_id.as_str()));
-                format!("its object exists and is kept; to record it again: {}", deployment.chosen.scope.command(&again))
+                format!(
+                    "its object exists and is kept; to record it again: {}",
+                    deployment.chosen.scope.command(&again)
+                )
             }
         };
         let _ = writeln!(text, "  - {resource} (`{}`): {stays}", known.cloud_id);
