@@ -104,7 +104,7 @@ pub struct Drill {
     /// Run the drill on the running service; type the environment's name
     #[arg(long, value_name = "ENV")]
     pub live: Option<String>,
-    /// Revert and finish a drill that was interrupted, without another one
+    /// Revert and finish interrupted drills of all sites, and inject no fault
     #[arg(long, conflicts_with_all = ["fault", "lose_data", "ttl", "live"])]
     pub finish: bool,
 }

@@ -272,7 +272,7 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     elsewhere(&sandbox, &["secret", "rotate", "backup", "--yes", "--file", whole]).expect(0);
     let later = elsewhere(&sandbox, &["backup", "create", "--file", whole]).expect(0).json();
     let later = later["file"].as_str().unwrap();
-    // Nothing reads that time where the supervisor was killed.
+    // Without a supervisor no process reads the file `expires`.
     kill_supervisor(&sandbox);
     let mut damaged = journal(&other.join("development"));
     let middle = damaged.len() / 2;
@@ -281,7 +281,8 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     let left = refused(elsewhere(&sandbox, &replace), 4, "running");
     let (_, kill) = left["error"]["hint"].as_str().unwrap().split_once("its programs: ").unwrap();
     assert!(kill.starts_with("kill "), "{kill}");
-    assert!(std::process::Command::new("sh").args(["-c", kill]).status().unwrap().success(), "{kill}");
+    // It fails if one of them has ended meanwhile.
+    std::process::Command::new("sh").args(["-c", kill]).status().unwrap();
     eventually("the end of the programs without a supervisor", || sandbox.processes().is_empty().then_some(()));
     let replaced = elsewhere(&sandbox, &replace).expect(0).json();
     assert_eq!(replaced["backup_keys_taken_over"], 1, "{replaced:#}");

@@ -141,6 +141,7 @@ const COMMANDS: &[(&str, &[i32])] = &[
     ("dr failover --env staging --to here", &[2]),
     ("dr failback --env staging", &[2]),
     ("dr drill --env staging", &[2]),
+    ("dr drill --finish --env staging", &[2]),
     ("dr history --env staging", &[2]),
     ("dr report --env staging", &[2]),
     ("dr verify-report TMP/none.json", &[2]),

@@ -625,7 +625,7 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
                 .warn(format!("later backups may need a backup key of the earlier state; keep {replaced}: {why}")),
         }
     }
-    // An installed site has the environment and the models of its bundle; those that came along have paths of the old machine.
+    // An installed site has the environment and the models of its bundle; those of the backup have paths of the old machine.
     let is_installed =
         session.own_site().is_some_and(|site| site.join(ENVIRONMENTS).join(format!("{name}.yaml")).is_file());
     let fetched = manifest.models.iter().filter(|(_, model)| model.folder.is_none() && !is_installed);

@@ -43,7 +43,7 @@ pub async fn run(
     if !lost.is_empty() {
         let error =
             anyhow::anyhow!("{}: it still needs the witness, which `down` removes, to be reverted", lost.join("; "));
-        let hint = "wait until it expires, or run `dr drill`, which reverts it; if its cluster no longer exists, remove its file in `sites/witness/faults` of the state folder";
+        let hint = "wait until it expires, or run `dr drill --finish`, which reverts it; if its cluster no longer exists, remove its file in `sites/witness/faults` of the state folder";
         return Err(Failure::refused("fault_open", error).hint(hint));
     }
     let deployment = deployment::recorded(session, chosen).await?;

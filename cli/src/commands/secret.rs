@@ -158,10 +158,12 @@ async fn own_key(
             is_not_frozen(scope, &locked).await?;
         }
         console.say(match what {
-            RotatedSecret::Backup => format!("Replaces {says}. Older backups stay readable with the old one, which is kept."),
+            RotatedSecret::Backup => {
+                format!("Replaces {says}. Older backups stay readable with the old one, which is kept.")
+            }
             _ => format!(
-                "Replaces {says}. What the old one signed is not accepted any more: measured gates and baselines count as \
-                 not measured, and older backups and reports need its public half."
+                "Replaces {says}. What the old one signed is not accepted any more: measured gates, baselines and \
+                 drills count as not measured, and older backups and reports need its public half."
             ),
         });
         approved(session, scope, console)?;

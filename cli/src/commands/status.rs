@@ -38,7 +38,6 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
         let text = format!("{name} is not deployed. To deploy it: {}", deployment.chosen.scope.last_up());
         return Ok(Success::new(text, serde_json::to_value(&status)?));
     }
-    // Of what `down` keeps, which is data.
     let is_lost = status.down && status.resources.iter().any(|one| one.standing == ResourceHealth::Gone);
     let mut text = match &status {
         Status { down: true, .. } if is_lost => format!("{name}: down; data that was kept is gone\n"),
@@ -119,7 +118,7 @@ pub async fn status(session: &Session, console: Console) -> Result<Success, Fail
         Some(command) => text.push_str(&format!("\nTo complete it: {command}")),
         None if is_lost => {
             let list = deployment.chosen.scope.command("backup list");
-            let _ = write!(text, "\nIf its disk is not mounted, mount it; to restore the data: {list}");
+            let _ = write!(text, "\nIf it is on a disk that is not mounted, mount that; to list its backups: {list}");
         }
         None if status.down => {
             let _ = write!(text, "\nTo deploy it again: {}", deployment.chosen.scope.last_up());

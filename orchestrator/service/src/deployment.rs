@@ -148,7 +148,7 @@ impl Deployment {
     }
 
     /// Another provider knows none of the kinds that a site's records have.
-    fn check_providers(&self, state: &State) -> Result<(), Failure> {
+    pub(crate) fn check_providers(&self, state: &State) -> Result<(), Failure> {
         for (site, now) in &self.sites {
             if let Some(recorded) = state.places().get(site)
                 && recorded.provider != now.place.provider

@@ -66,6 +66,10 @@ impl Checks {
             return self.would_go_up(deployment, select, progress).await;
         }
         self.state(&deployment, &state).await;
+        if let Err(failure) = deployment.check_providers(&state) {
+            self.failed("providers", failure);
+            return Ok(());
+        }
         let options = RunOptions::UP;
         match run::read(&deployment.run(&DiscardEvents), &state, options).await {
             Err(error) => self.problem("providers", error.to_string(), scope.command("status")),

@@ -177,7 +177,7 @@ pub fn state_failed(error: StateError, again: &RerunFlags, environment: &Environ
             let flag = if recorded.provider == wanted.provider {
                 String::new()
             } else {
-                format!("repeat `--provider {}` of the earlier `up`, or ", recorded.provider)
+                format!("if the earlier `up` had `--provider {}`, repeat it; or ", recorded.provider)
             };
             let hint = format!(
                 "{flag}restore the earlier `sites`, or use a separate state for the new location with --state-dir DIR"

@@ -7,8 +7,8 @@ pub use textnlp_provider::units::quoted;
 
 /// The commands that hints of providers name without the flags of an environment.
 const ABOUT_AN_ENVIRONMENT: &[&str] = &["plan --policy", "logs", "state import"];
-/// The same, with the id of a resource after it.
-const ABOUT_A_RESOURCE: &str = "explain ";
+/// The same, with more after it.
+const ABOUT_OBJECTS: [&str; 2] = ["explain ", "state import "];
 
 /// The flags that a suggested command needs as well. The default has none.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,7 +56,8 @@ impl RerunFlags {
     /// A hint of a provider, which knows no flags: its commands about an environment, between backquotes, get those of this
     /// one.
     pub fn complete(&self, hint: &str, environment: impl Display) -> String {
-        let is_about = |verb: &str| ABOUT_AN_ENVIRONMENT.contains(&verb) || verb.starts_with(ABOUT_A_RESOURCE);
+        let is_about =
+            |verb: &str| ABOUT_AN_ENVIRONMENT.contains(&verb) || ABOUT_OBJECTS.iter().any(|of| verb.starts_with(of));
         let complete = |(n, part): (usize, &str)| match part.strip_prefix("textnlp-deploy ") {
             Some(verb) if n % 2 == 1 && is_about(verb) => self.command(verb, &environment),
             _ => part.to_owned(),

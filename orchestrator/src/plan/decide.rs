@@ -333,10 +333,11 @@ impl<'a> DecisionBuilder<'_, 'a> {
                 Some(other) => format!("`{}` belongs to deployment {other}", object.cloud_id),
                 None => format!("`{}` already exists and was not created by this deployment", object.cloud_id),
             };
-            let lost = object.lineage.map_or_else(String::new, |other| {
-                format!(
-                    "if the state of this environment was lost: `textnlp-deploy state import --lineage {other}`; else "
-                )
+            // A state with records of its own imports no other deployment.
+            let is_empty = self.world.facts.sites.values().all(|site| site.holdings.is_empty());
+            let lost = object.lineage.filter(|_| is_empty).map_or_else(String::new, |other| {
+                let import = format!("`textnlp-deploy state import --lineage {other}`");
+                format!("if the state of this environment was lost: {import}; else ")
             });
             let fix = format!("{lost}rename the component, or set the object as `existing:`");
             decided.what = Decision::Refused { problem: Problem::new(wanted.id.as_str(), cause, fix) };

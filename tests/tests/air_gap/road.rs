@@ -82,7 +82,7 @@ fn bundle_is_created_verified_installed_and_taken_down() {
     assert!(stage.sandbox.processes().is_empty(), "{:?}", stage.sandbox.processes());
     port_is_free(stage.sandbox.port);
 
-    // The environment that came along has the paths of the old machine; the installed one starts the service.
+    // The environment in the backup has the paths of the old machine; the installed one starts the service.
     let file = backup["file"].as_str().unwrap();
     let restore = ["restore", file, "--key", key.as_str(), "--replace", "air-gapped", "-o", "json"];
     let restored = stage.there(&restore).expect(0).json();

@@ -39,7 +39,8 @@ pub async fn drill(session: &Session, args: &Drill, console: Console) -> Result<
         let text = match (drills.as_slice(), clones.as_slice()) {
             ([], []) => "No drill is unfinished".to_owned(),
             ([], _) => "The clones of killed drills are removed".to_owned(),
-            _ => format!("Finished: {}", drills.join(", ")),
+            (_, []) => format!("Finished: {}", drills.join(", ")),
+            _ => format!("Finished: {}; clones removed: {}", drills.join(", "), clones.len()),
         };
         return Ok(Success::new(text, json!({ "finished": drills, "clones_removed": clones })));
     }

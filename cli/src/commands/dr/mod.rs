@@ -20,7 +20,7 @@ pub async fn dr(session: &Session, verb: &Dr, console: Console) -> Result<Succes
         Dr::Failback(args) => failover::failback(session, args, console).await,
         Dr::Drill(args) => drill::drill(session, args, console).await,
         Dr::History => reports::history(session),
-        Dr::Report(args) => reports::report(session, args),
+        Dr::Report(args) => reports::report(session, args, console),
         Dr::VerifyReport(args) => reports::verify(session, args),
         Dr::TakeBack(args) => {
             let given = clouds::end_outage_of(args).await?;

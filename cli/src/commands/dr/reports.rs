@@ -16,6 +16,7 @@ pub fn history(session: &Session) -> Result<Success, Failure> {
     let (reports, unread) = report::history(&sites.chosen.scope.folder);
     let name = &sites.chosen.scope.name;
     let mut text = match reports.len() {
+        0 if !unread.is_empty() => "no report of a drill is as this environment signed it".to_owned(),
         0 => format!("{name} has had no drill. To run one: {}", sites.chosen.scope.command("dr drill")),
         _ => format!(
             "{:<24} {:<10} {:<12} {:<6} {:>8} {:>8} {:>6} {:>11} {}\n",
@@ -60,16 +61,12 @@ pub fn history(session: &Session) -> Result<Success, Failure> {
 }
 
 /// `dr report [ID]`.
-pub fn report(session: &Session, args: &Wanted) -> Result<Success, Failure> {
+pub fn report(session: &Session, args: &Wanted, console: Console) -> Result<Success, Failure> {
     let sites = sites(session)?;
     let state = &sites.chosen.scope.folder;
     let none = || {
         let error = anyhow::anyhow!("{} has had no drill", sites.chosen.scope.name);
         Failure::usage("no_such_report", error).hint(sites.chosen.scope.command("dr drill"))
-    };
-    let id = match &args.id {
-        Some(id) => id.clone(),
-        None => report::history(state).0.pop().ok_or_else(none)?.id,
     };
     let failed = |error: ReportError| match error {
         ReportError::NoSuch(_) => {
@@ -77,8 +74,19 @@ pub fn report(session: &Session, args: &Wanted) -> Result<Success, Failure> {
         }
         error => Failure::new(Exit::Failed, "report", error).hint(sites.chosen.scope.command("dr history")),
     };
+    let id = match &args.id {
+        Some(id) => id.clone(),
+        None => {
+            let (mut reports, unread) = report::history(state);
+            if !unread.is_empty() {
+                console.warn(format!("not shown: {}", unread.join("; ")));
+            }
+            reports.pop().ok_or_else(none)?.id
+        }
+    };
     let page = report::folder(state, &id).map_err(failed)?.join("report.html");
     let read = Report::read(state, &id).map_err(failed)?;
+    report::verify_own(state, &page).map_err(failed)?;
     let mut document = read.to_json();
     document["report"] = json!(page);
     if args.open_path {

@@ -305,10 +305,10 @@ pub async fn remove(session: &Session, resources: &[String], console: Console) -
                 format!("the provider does not report whether its object exists ({why}); if it does, it is kept")
             }
             _ => {
-                let again = format!("state import {resource}={}", quoted(known.cloud_id.as_str()));
+                let import = format!("state import {resource}={}", quoted(known.cloud_id.as_str()));
                 format!(
-                    "its object exists and is kept; to record it again: {}",
-                    deployment.chosen.scope.command(&again)
+                    "its object exists and is kept; the next `up` adopts it if it has the label of this lineage; to record it: {}",
+                    deployment.chosen.scope.same(&import)
                 )
             }
         };

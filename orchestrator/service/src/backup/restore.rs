@@ -369,17 +369,23 @@ async fn may_replace(request: &Request<'_>, manifest: &Manifest, target: &Utf8Pa
                 Ok(left) => {
                     // Those of another pid namespace have no number here.
                     let (here, elsewhere): (Vec<u32>, Vec<u32>) = left.into_iter().partition(|pid| *pid > 0);
-                    let here: Vec<String> = here.iter().map(ToString::to_string).collect();
+                    let pids = |between: &str| here.iter().map(ToString::to_string).collect::<Vec<_>>().join(between);
+                    let mut named = Vec::new();
+                    if !here.is_empty() {
+                        named.push(format!("processes {}", pids(", ")));
+                    }
+                    if !elsewhere.is_empty() {
+                        named.push(format!("{} in other containers", elsewhere.len()));
+                    }
                     if content.is_err() {
                         // No supervisor reads the file that ends an environment.
-                        let kill = if here.is_empty() { String::new() } else { format!(": kill {}", here.join(" ")) };
-                        hint = format!("`down` cannot read this state: stop its programs{kill}");
+                        let stop = match here.is_empty() {
+                            true => format!("stop the containers that use {target}"),
+                            false => format!("to stop its programs: kill {}", pids(" ")),
+                        };
+                        hint = format!("`down` cannot read this state; {stop}");
                     }
-                    let elsewhere = match elsewhere.len() {
-                        0 => String::new(),
-                        count => format!(", and {count} in other containers"),
-                    };
-                    format!("its programs run without their supervisor: processes {}{elsewhere}", here.join(", "))
+                    format!("its programs run without their supervisor: {}", named.join(" and "))
                 }
                 Err(error) => format!("whether its programs run is unknown: {error}"),
             },
@@ -396,7 +402,7 @@ async fn may_replace(request: &Request<'_>, manifest: &Manifest, target: &Utf8Pa
 struct Previous {
     /// The folder where it is kept.
     kept: Option<Utf8PathBuf>,
-    /// Why the restored audit log lacks what its one has, if so.
+    /// Why the restored audit log lacks records of the previous one, if so.
     audit_ends: Option<String>,
     /// See [`Restored::backup_keys`].
     backup_keys: Result<usize, String>,

@@ -8,6 +8,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 use textnlp_orchestrator::dr::drill::{self, DrillError, DrillInputs, DrillOptions};
 use textnlp_orchestrator::dr::fault::FaultKind;
+use textnlp_orchestrator::dr::journal::{self, Action};
 use textnlp_orchestrator::dr::report::{self, DrillFacts, Report, Targets};
 use textnlp_orchestrator::environment::model::{DataProtection, DrillTarget, Failover, Span};
 use textnlp_orchestrator::load::HttpWire;
@@ -75,16 +76,27 @@ pub async fn drill(sites: &Sites, request: &Request<'_>) -> Result<(Report, Utf8
     Ok((report, page))
 }
 
-/// Reverts and finishes drills that were interrupted, and removes their clones. Returns the ids of the drills, and the folders
-/// of the clones.
+/// Reverts and finishes drills that were interrupted, and removes the clones of killed ones in the folder of the states. Returns
+/// the ids of the drills, and the folders of the clones.
 pub async fn finish(sites: &Sites, request: &Request<'_>) -> Result<(Vec<String>, Vec<Utf8PathBuf>), Failure> {
     let scope = sites.scope();
-    let service = running::running(scope).await?;
-    let by = &request.operator.by;
-    let finished = with_inputs(sites, &service, request, async |inputs| drill::finish(inputs, by).await).await?;
+    let records = journal::read(&scope.folder).map_err(|error| sites.journal_failed(error))?;
+    let is_unfinished = journal::unfinished(&records).into_iter().any(|record| record.action == Action::Drill);
+    let finished = match is_unfinished {
+        true => finish_open(sites, request).await,
+        // Then a clone may be left of a service that no longer runs.
+        false => Ok(Vec::new()),
+    };
     let clones = clone::left(scope.states());
-    clone::remove_left(scope.states(), scope.platform, request.clones).await?;
+    let removed = clone::remove_left(scope.states(), scope.platform, request.clones).await;
+    let finished = finished?;
+    removed?;
     Ok((finished, clones))
+}
+
+async fn finish_open(sites: &Sites, request: &Request<'_>) -> Result<Vec<String>, Failure> {
+    let (service, by) = (running::running(sites.scope()).await?, &request.operator.by);
+    with_inputs(sites, &service, request, async |inputs| drill::finish(inputs, by).await).await
 }
 
 /// Runs the drill on the environment or its clone. Returns the report and the path of its ledger.
@@ -255,7 +267,7 @@ fn failed(error: DrillError, sites: &Sites) -> Failure {
             Failure::refused("not_ready", error).hint(scope.command("dr status"))
         }
         DrillError::Stopped(_) => Failure::new(Exit::Stopped, "stopped", error)
-            .hint(format!("the next drill reverts what is left: {}", scope.command("dr drill"))),
+            .hint(format!("to revert what is left: {}", scope.command("dr drill --finish"))),
         DrillError::Broken { .. } => Failure::new(Exit::Failed, "drill", error).hint(scope.command("dr status")),
         DrillError::Journal(error) => sites.journal_failed(error),
     }

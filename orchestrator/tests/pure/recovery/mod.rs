@@ -277,19 +277,8 @@ async fn drill_without_failover_misses_its_targets_and_ends() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_drill_is_finished_without_another_one() {
     let world = World::new();
-    let killed = CancellationToken::new();
-    let at = killed.clone();
-    let tell = move |phase: &str, _: &str| {
-        if phase == "shift" {
-            at.cancel();
-        }
-    };
-    tokio::select! {
-        ended = drill_with(&world, &order(FaultKind::Kill), CancellationToken::new(), &tell) => panic!("{ended:?}"),
-        () = killed.cancelled() => {}
-    }
-    assert!(world.set(|inner| !inner.faults.is_empty()), "nobody reverted its fault");
-    assert_eq!(finish(&world).await.len(), 1);
+    killed_drill(&world).await;
+    assert_eq!(finish(&world).await, ["dead"]);
     nothing_is_left(&world);
     assert_eq!(finish(&world).await, [] as [String; 0]);
 }
@@ -309,9 +298,8 @@ async fn cancelled_drill_reverts_its_fault_and_the_next_one_completes_it() {
     assert_eq!(report::history(&world.state).0.len(), 0, "reports are written by whoever asked");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn next_drill_completes_one_whose_process_was_killed() {
-    let world = World::new();
+/// What a drill leaves whose process was killed after its fault.
+async fn killed_drill(world: &World) {
     let fault = textnlp_orchestrator::dr::fault::Fault {
         id: "dead".into(),
         site: "one".into(),
@@ -324,7 +312,13 @@ async fn next_drill_completes_one_whose_process_was_killed() {
     journal.begin(Action::Drill, "dead", "key", None, json!({ "public_id": "drill dead" })).unwrap();
     drop(journal);
     world.set(|inner| inner.keys.insert("drill dead".to_owned()));
-    textnlp_orchestrator::dr::fault::Faults::inject(&world, &fault).await.unwrap();
+    textnlp_orchestrator::dr::fault::Faults::inject(world, &fault).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn next_drill_completes_one_whose_process_was_killed() {
+    let world = World::new();
+    killed_drill(&world).await;
     let (report, _) = drill(&world, &order(FaultKind::Kill)).await;
     assert_eq!(report.missed, [] as [String; 0]);
     nothing_is_left(&world);
