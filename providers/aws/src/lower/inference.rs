@@ -41,9 +41,6 @@ const FETCH_SECONDS: u32 = 3600;
 const LOG_DAYS: u32 = 90;
 /// How long the old instances of a deployment stay after it.
 const KEEP_SECONDS: u32 = 120;
-/// The bounds of a deployment's duration
-/// (<https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_BlueGreenUpdatePolicy.html>).
-const TIMEOUT_SECONDS: std::ops::RangeInclusive<u64> = 600..=28_800;
 /// The largest canary (<https://docs.aws.amazon.com/sagemaker/latest/dg/deployment-guardrails-blue-green-canary.html>).
 const MOST_CANARY_PERCENT: u32 = 50;
 /// The longest wait of a deployment, and what its alarm takes besides its periods.
@@ -161,15 +158,16 @@ impl Lowering<'_> {
             self.problem("rollout", cause, format!("write `rollout.first_share: {MOST_CANARY_PERCENT}` or less"));
         }
         if share.is_some() && endpoint.replicas < 2 {
-            let cause = "the canary of an endpoint with one instance is all of it";
+            let cause = "a canary needs two instances";
             self.problem("rollout", cause, "write `scaling.min: 2` or more, or `rollout.strategy: blue-green`");
         }
         if wait_seconds > MOST_WAIT_SECONDS {
             let cause = "SageMaker observes a new release for an hour at most";
             self.problem("rollout", cause, "write `rollout.bake: 1h` or less");
-        } else if shift.is_some_and(|shift| shift.deadline_seconds <= waits) {
-            let minutes = waits / 60 + 1;
-            let cause = format!("a release is observed for {minutes} minutes, and its new instances start before");
+        } else if shift.is_some_and(|shift| shift.deadline_seconds < waits.saturating_add(u64::from(STARTUP_SECONDS))) {
+            let (waits, start) = (waits.div_ceil(60), STARTUP_SECONDS / 60);
+            let cause =
+                format!("a release is observed for {waits} minutes after its instances took up to {start} to start");
             let fix =
                 "write a longer `rollout.deadline`, or a shorter `rollout.bake` and `monitoring.alerts.error_rate_for`";
             self.problem("rollout", cause, fix);
@@ -185,8 +183,7 @@ impl Lowering<'_> {
             "alarms": [alarm],
         });
         if let Some(shift) = shift {
-            let seconds = shift.deadline_seconds.clamp(*TIMEOUT_SECONDS.start(), *TIMEOUT_SECONDS.end());
-            deployment["timeout_seconds"] = json!(seconds);
+            deployment["timeout_seconds"] = json!(shift.deadline_seconds);
         }
         Some(deployment)
     }
