@@ -362,6 +362,11 @@ fn of_endpoint(e: &Environment, site: &SiteSettings, release: &Release, pushed: 
         max_cache_bytes: store.max_cache_bytes,
         permission_boundary: e.account.permission_boundary.clone(),
         limits: monitoring.service,
+        shift: (e.rollout.strategy != Strategy::Rolling).then(|| part::TrafficShift {
+            share: (e.rollout.strategy == Strategy::Canary).then_some(e.rollout.first_share),
+            bake_seconds: e.rollout.bake.as_seconds(),
+            deadline_seconds: e.rollout.deadline.as_seconds(),
+        }),
         monitoring: has_receivers.then(|| name(names::MONITORING)),
     };
     let mut made = Vec::new();

@@ -138,6 +138,8 @@ const SAGEMAKER: &[Capability] = &[
     Tls(TlsMode::Off),
     Traffic(TrafficMode::Gateway),
     Rollout(Strategy::Rolling),
+    Rollout(Strategy::Canary),
+    Rollout(Strategy::BlueGreen),
     State(Store::Folder),
     State(Store::S3),
     Optional(Setting::AlertReceivers),

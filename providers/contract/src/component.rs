@@ -594,9 +594,25 @@ pub struct InferenceEndpoint {
     pub permission_boundary: Option<String>,
     /// The share of errors at which a new release is rolled back and the receivers get an alarm.
     pub limits: ServiceLimits,
+    /// How a new release gets its requests; `None` leaves it to the provider.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shift: Option<TrafficShift>,
     /// The component of the alert receivers; `None` without any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub monitoring: Option<ComponentName>,
+}
+
+/// How requests move to a new release of an [`InferenceEndpoint`]: in each step the alarm is observed, and returns them to the
+/// old one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficShift {
+    /// The instances that get requests first, in percent; `None` if all get them at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<u32>,
+    /// How long each step is observed, in seconds.
+    pub bake_seconds: u64,
+    /// The old release is restored when the shift takes longer than this, in seconds.
+    pub deadline_seconds: u64,
 }
 
 /// See [`Workload::egress`].

@@ -41,6 +41,8 @@ const FETCH_SECONDS: u32 = 3600;
 const LOG_DAYS: u32 = 90;
 /// How long the old instances of a deployment stay after it.
 const KEEP_SECONDS: u32 = 120;
+/// The largest canary (<https://docs.aws.amazon.com/sagemaker/latest/dg/deployment-guardrails-blue-green-canary.html>).
+const MOST_CANARY_PERCENT: u32 = 50;
 /// The longest wait of a deployment, and what its alarm takes besides its periods.
 const MOST_WAIT_SECONDS: u64 = 3600;
 const ALARM_DELAY_SECONDS: u64 = 120;
@@ -120,19 +122,15 @@ impl Lowering<'_> {
         );
         let (alarm, wait_seconds) = self.errors_alarm(endpoint, &name);
         let (Some(config), Some(alarm)) = (config, alarm) else { return };
+        let alarm = output(&alarm, "name");
+        let Some(deployment) = self.deployment(endpoint, wait_seconds, &alarm) else { return };
         let made = self.part(
             "endpoint",
             "aws.endpoint",
             &json!({
                 "name": name,
                 "config": output(&config, "name"),
-                "deployment": {
-                    "routing": "ALL_AT_ONCE",
-                    "step_percent": null,
-                    "wait_seconds": wait_seconds,
-                    "keep_seconds": KEEP_SECONDS,
-                    "alarms": [output(&alarm, "name")],
-                },
+                "deployment": deployment,
                 "variants": {
                     VARIANT: { "weight": 1, "count": endpoint.autoscaling.is_none().then_some(endpoint.replicas) },
                 },
@@ -143,6 +141,51 @@ impl Lowering<'_> {
         if let Some(made) = made {
             self.autoscaling(endpoint, &made);
         }
+    }
+
+    /// How the endpoint moves to a new release: new instances beside the old ones, observed for `wait_seconds` at least after
+    /// each step.
+    fn deployment(&mut self, endpoint: &InferenceEndpoint, wait_seconds: u64, alarm: &Value) -> Option<Value> {
+        let shift = endpoint.shift.as_ref();
+        let share = shift.and_then(|shift| shift.share);
+        let wait_seconds = wait_seconds.max(shift.map_or(0, |shift| shift.bake_seconds));
+        // A canary is observed before all get requests, and afterwards.
+        let steps = if share.is_some() { 2 } else { 1 };
+        let waits = wait_seconds.saturating_mul(steps).saturating_add(u64::from(KEEP_SECONDS));
+        let before = self.problems.len();
+        if share.is_some_and(|share| share > MOST_CANARY_PERCENT) {
+            let cause = format!("the canary of an endpoint is at most {MOST_CANARY_PERCENT} % of its instances");
+            self.problem("rollout", cause, format!("write `rollout.first_share: {MOST_CANARY_PERCENT}` or less"));
+        }
+        if share.is_some() && endpoint.replicas < 2 {
+            let cause = "a canary needs two instances";
+            self.problem("rollout", cause, "write `scaling.min: 2` or more, or `rollout.strategy: blue-green`");
+        }
+        if wait_seconds > MOST_WAIT_SECONDS {
+            let cause = "SageMaker observes a new release for an hour at most";
+            self.problem("rollout", cause, "write `rollout.bake: 1h` or less");
+        } else if shift.is_some_and(|shift| shift.deadline_seconds < waits.saturating_add(u64::from(STARTUP_SECONDS))) {
+            let (waits, start) = (waits.div_ceil(60), STARTUP_SECONDS / 60);
+            let cause =
+                format!("a release is observed for {waits} minutes after its instances took up to {start} to start");
+            let fix =
+                "write a longer `rollout.deadline`, or a shorter `rollout.bake` and `monitoring.alerts.error_rate_for`";
+            self.problem("rollout", cause, fix);
+        }
+        if self.problems.len() > before {
+            return None;
+        }
+        let mut deployment = json!({
+            "routing": if share.is_some() { "CANARY" } else { "ALL_AT_ONCE" },
+            "step_percent": share,
+            "wait_seconds": wait_seconds,
+            "keep_seconds": KEEP_SECONDS,
+            "alarms": [alarm],
+        });
+        if let Some(shift) = shift {
+            deployment["timeout_seconds"] = json!(shift.deadline_seconds);
+        }
+        Some(deployment)
     }
 
     /// GPUs would cost money and stay idle; there is no image for arm64; disks of an instance's own take no key.

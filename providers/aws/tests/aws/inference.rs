@@ -13,6 +13,7 @@ use textnlp_provider::capabilities::Setting;
 use textnlp_provider::cluster::ResourceAmounts;
 use textnlp_provider::component::{
     Autoscaling, Component, ComponentSpec, InferenceEndpoint, Model, ModelStore, Registry, ServiceLimits, Site,
+    TrafficShift,
 };
 use textnlp_provider::conformance::lowers_purely;
 use textnlp_provider::memory::Fuse;
@@ -73,6 +74,7 @@ fn served() -> InferenceEndpoint {
         max_cache_bytes: 20_000_000_000,
         permission_boundary: None,
         limits: ServiceLimits::default(),
+        shift: None,
         monitoring: None,
     }
 }
@@ -213,6 +215,23 @@ fn an_endpoint_is_made_answers_changes_rolls_back_and_is_removed_with_everything
     assert_ne!(fleet().config, config);
     assert_eq!(sagemaker(&account, counts), (1, 1, Vec::new()));
 
+    // A canary takes requests before the others, and the release has its deadline.
+    let deployed = || sagemaker(&account, |known| known.endpoints[NAME].deployment.clone().unwrap());
+    assert_eq!(deployed()["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"]["Type"], "ALL_AT_ONCE");
+    let shift = Some(TrafficShift { share: Some(10), bake_seconds: 900, deadline_seconds: 2 * 3600 });
+    let canary = |last: u8| {
+        let endpoint = InferenceEndpoint { shift: shift.clone(), ..with_model(last) };
+        account.lower(&components(endpoint), &place())
+    };
+    let (plan, _) = stack.look(UP, &canary(3));
+    assert!(!plan.has_changes(), "the next release is a canary: {:#?}", plan.steps);
+    stack.reach(UP, &canary(4));
+    let policy = deployed()["BlueGreenUpdatePolicy"].clone();
+    let routing = &policy["TrafficRoutingConfiguration"];
+    assert_eq!((routing["Type"].as_str(), routing["WaitIntervalInSeconds"].as_u64()), (Some("CANARY"), Some(900)));
+    assert_eq!(routing["CanarySize"], json!({ "Type": "CAPACITY_PERCENT", "Value": 10 }));
+    assert_eq!(policy["MaximumExecutionTimeoutInSeconds"], 7200);
+
     stack.reach(DOWN, &[]);
     assert_eq!(stack.recorded(), []);
     // KMS keeps a deleted key for thirty days.
@@ -306,6 +325,17 @@ fn what_sagemaker_cannot_run_is_refused_with_the_reason() {
     check(InferenceEndpoint { models: vec![model("hf:a/b", None)], ..served() }, "has no digest");
     let by_cpu = Autoscaling { max: 4, cpu: Some(70), memory: None, requests_per_second: Some(1) };
     check(InferenceEndpoint { autoscaling: Some(by_cpu), ..served() }, "not the use of its processors");
+    let shifted = |replicas: u32, share: Option<u32>, bake_seconds: u64, deadline_seconds: u64| {
+        let shift = Some(TrafficShift { share, bake_seconds, deadline_seconds });
+        InferenceEndpoint { replicas, shift, ..served() }
+    };
+    check(shifted(2, Some(51), 600, 3600), "at most 50 % of its instances");
+    check(shifted(1, Some(10), 600, 3600), "needs two instances");
+    check(shifted(2, None, 3700, 10_800), "for an hour at most");
+    // Twice half an hour and two minutes.
+    check(shifted(2, Some(10), 1800, 4319), "observed for 62 minutes");
+    let part = component("server", ComponentSpec::InferenceEndpoint(shifted(1, None, 1800, 3720)));
+    assert!(bench.provider.lower(&part, &place()).is_ok(), "all at once it waits once");
     let config = json!({ "textnlp": { "site": "x".repeat(40_000) } });
     check(InferenceEndpoint { config, ..served() }, "SageMaker passes 32768");
 

@@ -179,6 +179,7 @@ mod tests {
             max_cache_bytes: 1,
             permission_boundary: None,
             limits: ServiceLimits::default(),
+            shift: None,
             monitoring: None,
         }
     }

@@ -55,6 +55,7 @@ fn wanted(bench: &Bench) -> Vec<Wanted> {
         max_cache_bytes: 1,
         permission_boundary: None,
         limits: ServiceLimits::default(),
+        shift: None,
         monitoring: None,
     };
     all.extend(bench.lower("server", ComponentSpec::InferenceEndpoint(endpoint)));

@@ -289,8 +289,9 @@ pub struct Endpoint {
     pub status: Stages,
     /// Its instances.
     pub fleet: Fleet,
+    /// How it moved to its configuration, as it was sent.
+    pub deployment: Option<Value>,
     reason: Option<String>,
-    deployment: Option<Value>,
     created: Timestamp,
     started: Timestamp,
 }

@@ -50,6 +50,9 @@ struct Deployment {
     keep_seconds: i32,
     /// The alarms of CloudWatch, by name, each of which makes SageMaker return to the old instances.
     alarms: Vec<String>,
+    /// SageMaker returns to the old instances after this time; null if it is all waits and an hour.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    timeout_seconds: Option<i32>,
 }
 
 /// The number of instances of a variant, and its part of the requests.
@@ -287,8 +290,11 @@ impl Deployment {
             .build()
     }
 
-    /// How long the deployment may take: its waits, and an hour for the instances. SageMaker allows ten minutes to eight hours.
+    /// How long the deployment may take. SageMaker allows ten minutes to eight hours.
     fn timeout_seconds(&self) -> i32 {
+        if let Some(seconds) = self.timeout_seconds {
+            return seconds;
+        }
         let steps = match (self.routing.as_str(), self.step_percent) {
             ("LINEAR", Some(step)) if step > 0 => 100 / step + i32::from(100 % step != 0),
             ("CANARY", _) => 2,
@@ -312,6 +318,7 @@ impl Deployment {
             wait_seconds: routing.and_then(TrafficRoutingConfig::wait_interval_in_seconds).unwrap_or_default(),
             keep_seconds: policy.and_then(BlueGreenUpdatePolicy::termination_wait_in_seconds).unwrap_or_default(),
             alarms: alarms.unwrap_or_default().iter().filter_map(|one| one.alarm_name.clone()).collect(),
+            timeout_seconds: policy.and_then(BlueGreenUpdatePolicy::maximum_execution_timeout_in_seconds),
         }
     }
 }
@@ -322,15 +329,21 @@ mod tests {
 
     #[test]
     fn a_deployment_has_time_for_all_of_its_waits() {
-        let timeout = |routing: &str, step: Option<i32>, wait: i32| {
-            let routing = routing.to_owned();
-            let alarms = Vec::new();
-            Deployment { routing, step_percent: step, wait_seconds: wait, keep_seconds: 100, alarms }.timeout_seconds()
+        let deployment = |routing: &str, step: Option<i32>, wait: i32| Deployment {
+            routing: routing.to_owned(),
+            step_percent: step,
+            wait_seconds: wait,
+            keep_seconds: 100,
+            alarms: Vec::new(),
+            timeout_seconds: None,
         };
+        let timeout = |routing: &str, step: Option<i32>, wait: i32| deployment(routing, step, wait).timeout_seconds();
         assert_eq!(timeout("ALL_AT_ONCE", None, 300), 4_000);
         assert_eq!(timeout("CANARY", Some(10), 300), 4_300);
         assert_eq!(timeout("LINEAR", Some(30), 300), 4_900, "four steps");
         assert_eq!(timeout("LINEAR", Some(10), 3_600), 28_800, "SageMaker refuses what takes longer");
         assert_eq!(timeout("LINEAR", Some(0), i32::MAX), 28_800);
+        let limited = Deployment { timeout_seconds: Some(900), ..deployment("CANARY", Some(10), 300) };
+        assert_eq!(limited.timeout_seconds(), 900);
     }
 }
