@@ -12,10 +12,11 @@ use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvid
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use aws_smithy_xml::decode::{Document, XmlDecodeError, try_data};
 use aws_types::request_id::RequestId;
 use textnlp_cloud::{Cloud, Images};
 use textnlp_provider::{Error, ErrorKind, Foreign, Result, SecretStore, error_chain};
-use textnlp_token::partition;
+use textnlp_token::{aws_query, partition};
 
 use crate::kinds;
 use crate::resource::Shared;
@@ -210,13 +211,54 @@ impl Api {
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
         let mut answer = sent(service, action, subject, &self.identity, answer).await;
-        if let (Err(error), Some(session)) = (&mut answer, &self.session)
+        if let Err(error) = &mut answer {
+            self.check_session(error).await;
+        }
+        answer
+    }
+
+    /// A call with the credentials of a session that has ended is repeated with new ones.
+    async fn check_session(&self, error: &mut Error) {
+        if let Some(session) = &self.session
             && error.code.as_deref().is_some_and(|code| ENDED.contains(&code))
             && session.ended().await
         {
             error.kind = ErrorKind::Unavailable;
         }
-        answer
+    }
+
+    /// Makes one call of the query protocol, for an API without a client. Its answer is XML. The words are those of [`Self::call`].
+    pub(crate) async fn query(
+        &self,
+        service: &'static str,
+        (action, subject): (&str, &str),
+        fields: &[(&str, &str)],
+    ) -> Result<String> {
+        let failed = |kind| Error::new(kind, action, subject).signed_in_as(&self.identity.arn);
+        let Some(credentials) = self.config.credentials_provider() else {
+            return Err(failed(ErrorKind::Denied).because("no credentials were found"));
+        };
+        let host = format!("https://{service}.{}.{}/", self.region, partition(&self.region).dns_suffix);
+        let url = self.config.endpoint_url().unwrap_or(host.as_str());
+        let call = aws_query(&credentials, (self.region.as_str(), service), url, fields);
+        let Ok(answer) = tokio::time::timeout(CALL_TIMEOUT, call).await else {
+            let why = format!("no answer within {} s", CALL_TIMEOUT.as_secs());
+            return Err(failed(ErrorKind::Unavailable).because(why));
+        };
+        let answer = answer?;
+        let body = String::from_utf8_lossy(answer.body.expose()).into_owned();
+        if answer.status == 200 {
+            return Ok(body);
+        }
+        let (code, message) = refusal(&body).unwrap_or_default();
+        let (kind, hint) = errors::classify(service, &code, Some(answer.status), &message);
+        let why = if message.is_empty() { format!("status {}", answer.status) } else { message };
+        let mut error = failed(kind).because(why);
+        error.refused = is_refused(&error.kind, Some(answer.status));
+        error.code = (!code.is_empty()).then_some(code);
+        error.hint = hint;
+        self.check_session(&mut error).await;
+        Err(error)
     }
 
     /// The same, for a read: an object that is not found is `None`.
@@ -356,6 +398,24 @@ where
     failed.request_id = request_id;
     failed.hint = hint;
     Err(failed.because(why).signed_in_as(&identity.arn))
+}
+
+/// The code and the message of an error of the query protocol
+/// (<https://docs.aws.amazon.com/elasticloadbalancing/2012-06-01/APIReference/CommonErrors.html>).
+fn refusal(body: &str) -> Result<(String, String), XmlDecodeError> {
+    let (mut code, mut message) = (String::new(), String::new());
+    let mut document = Document::new(body);
+    let mut root = document.root_element()?;
+    while let Some(mut error) = root.next_tag() {
+        while let Some(mut part) = error.next_tag() {
+            if part.start_el().matches("Code") {
+                code = try_data(&mut part)?.into_owned();
+            } else if part.start_el().matches("Message") {
+                message = try_data(&mut part)?.into_owned();
+            }
+        }
+    }
+    Ok((code, message))
 }
 
 /// Whether an answer says that the call did nothing. A timeout, throttling and a conflict may follow an earlier effect.
@@ -574,6 +634,16 @@ mod tests {
         assert_eq!(found, Service::ALL.into_iter().map(Some).collect::<BTreeSet<_>>(), "{counts:?}");
         // That of the identity and that of the role are both STS.
         assert_eq!((counts.get("sts"), counts.get("ec2")), (Some(&2), Some(&2)), "{counts:?}");
+    }
+
+    #[test]
+    fn error_of_the_query_protocol_has_its_code_and_message() {
+        let answer = "<ErrorResponse xmlns=\"http://elasticloadbalancing.amazonaws.com/doc/2012-06-01/\"><Error><Type>Sender</Type>\
+            <Code>LoadBalancerNotFound</Code><Message>There is no &quot;a&quot;</Message></Error><RequestId>1</RequestId></ErrorResponse>";
+        let expected = ("LoadBalancerNotFound".to_owned(), "There is no \"a\"".to_owned());
+        assert_eq!(refusal(answer).unwrap(), expected);
+        // A proxy's.
+        assert_eq!(refusal("Bad gateway").unwrap_or_default(), <(String, String)>::default());
     }
 
     /// Credentials that are nowhere.

@@ -132,9 +132,41 @@ pub async fn aws_call(
     target: &str,
     body: &[u8],
 ) -> Result<AwsAnswer> {
-    let headers = [("content-type", "application/x-amz-json-1.1"), ("x-amz-target", target)];
+    post(
+        credentials,
+        (region, service),
+        url,
+        &[("content-type", "application/x-amz-json-1.1"), ("x-amz-target", target)],
+        body,
+    )
+    .await
+}
+
+/// Makes one signed call of a service with the query protocol: `Action` and `Version` are fields. Its answer is XML. It is not
+/// repeated.
+///
+/// # Errors
+/// The credentials have ended or cannot be had, or there is no answer.
+pub async fn aws_query(
+    credentials: &SharedCredentialsProvider,
+    (region, service): (&str, &str),
+    url: &str,
+    fields: &[(&str, &str)],
+) -> Result<AwsAnswer> {
+    let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
+    let headers = [("content-type", "application/x-www-form-urlencoded")];
+    post(credentials, (region, service), url, &headers, body.as_bytes()).await
+}
+
+async fn post(
+    credentials: &SharedCredentialsProvider,
+    (region, service): (&str, &str),
+    url: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Result<AwsAnswer> {
     let address = guarded("the address of the service", url)?;
-    let headers = signed(credentials, (region, service), address.as_str(), &headers, body).await?;
+    let headers = signed(credentials, (region, service), address.as_str(), headers, body).await?;
     let rest = Rest::far(&Variables::of_this_process())?;
     let mut request = rest.post(address).body(body.to_vec());
     for (name, value) in &headers {

@@ -306,7 +306,10 @@ fn resources(world: &World, call: &Call) -> Vec<String> {
             let subnets = || arn("subnetgroup:", "CacheSubnetGroupName");
             group.or_else(subnets).or_else(|| as_is("ResourceName")).into_iter().collect()
         }
-        "elasticloadbalancing" => as_is("LoadBalancerArn").or_else(|| as_is("TargetGroupArn")).into_iter().collect(),
+        "elasticloadbalancing" => {
+            let classic = || arn("loadbalancer/", "LoadBalancerName");
+            as_is("LoadBalancerArn").or_else(|| as_is("TargetGroupArn")).or_else(classic).into_iter().collect()
+        }
         "iam" if call.operation.contains("OpenIDConnectProvider") => {
             let url = call.text("Url").trim_start_matches("https://");
             let new = format!("arn:aws:iam::{ACCOUNT}:oidc-provider/{url}");

@@ -747,9 +747,8 @@ fn what_a_cluster_leaves_behind_is_swept_and_its_protection_ends_with_it() {
             ec2::volumes::leave_behind(&mut world, &scope, "vol-0123", NAME);
             ec2::volumes::leave_behind(&mut world, &scope, "vol-4567", "another");
             elb::leave_behind(&mut world, &scope, NAME, "vpc-of-others", &[]);
-            let now = world.now();
-            let classic = format!("arn:aws:elasticloadbalancing:{REGION}:{ACCOUNT}:loadbalancer/a0dc6c495c0c9188");
-            world.tags.set(&classic, [(format!("kubernetes.io/cluster/{NAME}"), "owned".to_owned())], now);
+            elb::leave_classic_behind(&mut world, &scope, NAME, &ground.vpc, &ground.subnets);
+            elb::leave_classic_behind(&mut world, &scope, NAME, "vpc-of-others", &[]);
         }
         bench.simulator.advance(Duration::from_secs(60));
         let Ok(Observed::Present(object)) = bench.provider.read(&wanted.kind, &recorded.cloud_id).await else {
@@ -757,9 +756,8 @@ fn what_a_cluster_leaves_behind_is_swept_and_its_protection_ends_with_it() {
         };
         let found: Vec<_> = object.foreign.iter().map(|one| (one.what.as_str(), one.swept, one.outlives)).collect();
         // Those of another VPC have the tags too.
-        let outliving = [("classic load balancer", false, true), ("disk", false, true)];
-        let swept = [("load balancer", true, false), ("target group", true, false)];
-        assert_eq!(found, [outliving, swept].concat());
+        let (classic, disk) = (("classic load balancer", true, false), ("disk", false, true));
+        assert_eq!(found, [classic, disk, ("load balancer", true, false), ("target group", true, false)]);
         // What no plan named stays, and stops the deletion.
         let error = finish(&bench, &operation(Verb::Delete, &wanted, Some(&recorded), 90)).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Denied);
@@ -767,10 +765,37 @@ fn what_a_cluster_leaves_behind_is_swept_and_its_protection_ends_with_it() {
         assert_eq!(bench.calls("DeleteLoadBalancer") + bench.calls("DeleteTargetGroup"), 0);
         bed.unmake(&wanted, &recorded).await?;
         let world = bench.simulator.world();
-        let balancers = &world.find::<elb::Elb>(&scope).unwrap().balancers;
+        let elb::Elb { balancers, classics, .. } = world.find::<elb::Elb>(&scope).unwrap();
         let disks: Vec<&str> = world.find::<ec2::Ec2>(&scope).unwrap().all(&ec2::VOLUME).map(|(id, _)| id).collect();
-        assert_eq!(balancers.len(), 1, "that of another VPC");
+        assert_eq!((balancers.len(), classics.len()), (1, 1), "those of another VPC");
         assert_eq!(disks, ["vol-0123", "vol-4567"]);
+        Ok(())
+    });
+}
+
+#[test]
+fn classic_load_balancer_in_an_existing_network_is_named_and_kept() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let ground = ground(&bed).await?;
+        let wanted = cluster(&ground);
+        let recorded = bed.make(&wanted).await?;
+        {
+            let mut world = bench.simulator.world();
+            elb::leave_classic_behind(&mut world, &Bench::scope(), NAME, &ground.vpc, &ground.subnets);
+            // Somebody else's network.
+            let arn = format!("arn:aws:ec2:{REGION}:{ACCOUNT}:vpc/{}", ground.vpc);
+            world.tags.remove(&arn, ["textnlp-lineage"]);
+        }
+        bench.simulator.advance(Duration::from_secs(60));
+        let Ok(Observed::Present(object)) = bench.provider.read(&wanted.kind, &recorded.cloud_id).await else {
+            panic!()
+        };
+        let found: Vec<_> = object.foreign.iter().map(|one| (one.what.as_str(), one.swept, one.outlives)).collect();
+        assert_eq!(found, [("classic load balancer", false, true)]);
+        bed.unmake(&wanted, &recorded).await?;
+        assert_eq!(bench.calls("DeleteLoadBalancer"), 0);
         Ok(())
     });
 }

@@ -470,6 +470,7 @@ fn what_the_controllers_of_the_cluster_left_behind_is_swept() {
     run(async {
         let bed = bench.bed();
         let (made, left) = with_leftovers(&bench, &bed, CLUSTER).await?;
+        let (classic, classic_group) = leave_classic_behind(&bench, &made, CLUSTER);
         let mut foreign: BTreeMap<String, bool> = BTreeMap::new();
         for (wanted, recorded) in &made {
             for one in seen(&bench, wanted, recorded).await.foreign {
@@ -477,15 +478,50 @@ fn what_the_controllers_of_the_cluster_left_behind_is_swept() {
                 foreign.insert(one.cloud_id.to_string(), one.swept);
             }
         }
-        let all = [left.balancer, left.target_group, left.group, left.cluster_group, left.interface];
-        assert_eq!(foreign, all.into_iter().map(|id| (id, true)).collect());
+        let of_controller = [left.balancer, left.target_group, left.group, left.cluster_group, left.interface];
+        let all = of_controller.into_iter().chain([classic, classic_group]);
+        assert_eq!(foreign, all.map(|id| (id, true)).collect());
         unmake(&bed, made).await?;
         for collection in [&ec2::VPC, &ec2::SUBNET, &ec2::GROUP, &ec2::INTERFACE, &ec2::TABLE] {
             assert_eq!(count(&bench, collection), 0, "{}", collection.list);
         }
         let world = bench.simulator.world();
         let state = world.find::<elb::Elb>(&Bench::scope()).unwrap();
-        assert!(state.balancers.is_empty() && state.groups.is_empty());
+        assert!(state.balancers.is_empty() && state.groups.is_empty() && state.classics.is_empty());
+        Ok(())
+    });
+}
+
+/// A classic load balancer of a cluster in the subnets of a VPC, and its security group.
+fn leave_classic_behind(bench: &Bench, made: &[(Wanted, Recorded)], cluster: &str) -> (String, String) {
+    let ids: Vec<String> = made.iter().map(|(_, recorded)| output(recorded, "id")).collect();
+    elb::leave_classic_behind(&mut bench.simulator.world(), &Bench::scope(), cluster, &ids[0], &ids[1..])
+}
+
+#[test]
+fn classic_load_balancer_of_another_cluster_keeps_the_network() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let mut made = vec![(vpc(), bed.make(&vpc()).await?)];
+        let one = subnet(&made[0].1, "a", 0);
+        let recorded = bed.make(&one).await?;
+        made.push((one, recorded));
+        let (arn, group) = leave_classic_behind(&bench, &made, "another");
+        // One without any tag.
+        let (untagged, _) = leave_classic_behind(&bench, &made, "another");
+        bench.simulator.world().tags.forget(&untagged);
+        let (network, subnet) = (&made[0], &made[1]);
+        let of_subnet = seen(&bench, &subnet.0, &subnet.1).await.foreign;
+        let found: BTreeMap<String, bool> = of_subnet.iter().map(|one| (one.cloud_id.to_string(), one.swept)).collect();
+        assert_eq!(found.get(&arn), Some(&false));
+        assert!(!found.values().any(|swept| *swept), "{found:?}");
+        let of_network = seen(&bench, &network.0, &network.1).await.foreign;
+        assert!(of_network.iter().any(|one| one.cloud_id.as_str() == group && !one.swept), "{of_network:?}");
+        let error = finish_once(&bench, &operation(Verb::Delete, &subnet.0, Some(&subnet.1), 82)).await;
+        assert_eq!(error.kind, ErrorKind::Conflict);
+        assert!(error_chain(&error).contains("classic load balancer"), "{}", error_chain(&error));
+        assert_eq!(bench.calls("DeleteLoadBalancer"), 0);
         Ok(())
     });
 }

@@ -245,6 +245,26 @@ fn stranger_with_the_policies_gains_no_more_rights_than_the_boundary_has() {
     }
 }
 
+#[test]
+fn policies_delete_only_classic_load_balancers_of_the_cluster() {
+    let account = Account::new(Options::zero_latency());
+    let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_000f);
+    let first = Shape::full().core().wanted(&account, "staging");
+    let cluster = &first.iter().find(|one| one.kind.as_str() == "aws.eks-cluster").unwrap().spec;
+    let cluster = cluster.get("name").unwrap().as_str().unwrap();
+    stack.reach(UP, &first);
+    let remove = statements(&stack, DOWN, &[]);
+    let mut world = account.simulator.world();
+    let now = world.now();
+    let arn = |name: &str| format!("arn:aws:elasticloadbalancing:eu-west-1:{ACCOUNT}:loadbalancer/{name}");
+    for (name, owner) in [("ours", cluster), ("theirs", "another")] {
+        world.tags.set(&arn(name), [(format!("kubernetes.io/cluster/{owner}"), "owned".to_owned())], now);
+    }
+    let found = ["ours", "theirs", "untagged"]
+        .map(|name| is_allowed(&world, &remove, ("elasticloadbalancing:DeleteLoadBalancer", arn(name).as_str()), &[]));
+    assert_eq!(found, [true, false, false]);
+}
+
 /// Everything, with a tag that [`Shape::otherwise`] does not have.
 fn owned() -> Shape {
     Shape { owner: Some("ada"), ..Shape::full() }
