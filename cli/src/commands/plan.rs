@@ -7,8 +7,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use textnlp_files::Replace;
 use textnlp_orchestrator::plan::{
-    Call, Cost, Deletion, Estimate, Facts, Impact, ImpactKind, Node, Plan as Steps, Policy, Purpose, Saved, estimate,
-    impact, policies, shortages, swept,
+    Call, Cost, Deletion, Estimate, Facts, Impact, ImpactKind, Node, Plan as Steps, Policy, Purpose, Saved, boundaries,
+    estimate, impact, policies, shortages, swept,
 };
 use textnlp_orchestrator::run::{RunOptions, plan_with_refresh, plan_without_refresh};
 use textnlp_provider::{KindName, Problem};
@@ -73,13 +73,17 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
         Purpose::Up => cost.against(&environment.budget).into_iter().chain(cost.outdated(facts.now)).collect(),
         Purpose::Down => Vec::new(),
     };
-    let policies = policies(plan, &facts);
+    let policies = if args.boundary { boundaries(plan, &facts) } else { policies(plan, &facts) };
     if args.policy {
         let document = plan_view::document(plan, &facts, &cost, &deployment.chosen.scope);
         for Policy { site, document } in &policies {
             document.notes.iter().for_each(|note| console.warn(format!("policy of site {site}: {note}")));
         }
-        return policy(&policies, args.policy_folder.as_deref(), document, &deployment.chosen.scope);
+        let none = match args.boundary {
+            true => "no role of this plan takes a permissions boundary",
+            false => "the providers of this plan have no policies",
+        };
+        return policy(&policies, args.policy_folder.as_deref(), document, &deployment.chosen.scope, none);
     }
     let mut text = plan_view::text(plan, &deployment.chosen.scope);
     if args.no_refresh {
@@ -156,17 +160,18 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     Ok(if args.exit_code && plan.has_changes() { success.exit(Exit::ChangesPlanned) } else { success })
 }
 
-/// The policies alone: one as it is, several below their titles, or each in a file of its own.
+/// The policies alone: one as it is, several below their titles, or each in a file of its own. `none` is the error without any.
 fn policy(
     policies: &[Policy],
     folder: Option<&Utf8Path>,
     mut document: Value,
     scope: &Scope,
+    none: &'static str,
 ) -> Result<Success, Failure> {
     document["policies"] = json!(policies);
     let text = match policies {
         [] => {
-            let error = anyhow::anyhow!("the providers of this plan have no policies");
+            let error = anyhow::anyhow!(none);
             let hint = format!("list the permissions it needs: {} -o json", scope.same("plan"));
             return Err(Failure::new(Exit::Usage, "no_policies", error).hint(hint));
         }

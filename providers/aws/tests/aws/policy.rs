@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use textnlp_orchestrator::plan::policies;
+use textnlp_orchestrator::plan::{boundaries, policies};
 use textnlp_orchestrator::run::RunOptions;
 use textnlp_provider::component::{Autoscaling, Component, ComponentSpec, InferenceEndpoint, Network, Site};
 use textnlp_provider::{Kind, Need, OutputRef, Provider, Wanted};
-use textnlp_sim::Options;
-use textnlp_sim::aws::sns;
+use textnlp_sim::aws::{model, sns};
+use textnlp_sim::{Options, is_like};
 
 use crate::authorize::{Allowed, authorize, is_allowed, place};
 use crate::engine::{Account, DOWN, Stack, UP, component};
@@ -241,6 +241,80 @@ fn stranger_with_the_policies_gains_no_more_rights_than_the_boundary_has() {
                 !is_allowed(&world, statements, *need, keys),
                 "{need:?} with {keys:?}: a plan that {plan} allows it"
             );
+        }
+    }
+}
+
+/// Prints the actions of each policy that AWS manages, as moto records them.
+const MANAGED: &str = r#"
+import json
+from moto.iam.aws_managed_policies import aws_managed_policies_data
+def actions(document):
+    for statement in document["Statement"]:
+        assert statement["Effect"] == "Allow", statement
+        action = statement["Action"]
+        yield from [action] if isinstance(action, str) else action
+names = ["AmazonEBSCSIDriverPolicy", "AmazonEC2ContainerRegistryPullOnly", "AmazonEKSClusterPolicy", "AmazonEKSWorkerNodePolicy",
+         "AmazonEKS_CNI_Policy"]
+known = json.loads(aws_managed_policies_data)
+print(json.dumps({name: sorted(set(actions(known[name]["Document"]))) for name in names}))
+"#;
+
+/// The boundary, set as `account.permission_boundary`, is what bounds the roles of the test before this one.
+#[test]
+fn printed_boundary_allows_what_roles_need_and_nothing_that_makes_an_administrator() {
+    let account = Account::new(Options::zero_latency());
+    let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0010);
+    let unbounded = Shape { copies: (true, true), ..Shape::full().core() }.wanted(&account, "staging");
+    let (plan, facts) = stack.look(UP, &unbounded);
+    let warned = policies(&plan, &facts).into_iter().flat_map(|one| one.document.notes).collect::<Vec<_>>();
+    assert!(warned.iter().any(|note| note.contains("`plan --policy --boundary`")), "{warned:?}");
+    let printed = boundaries(&plan, &facts);
+    assert_eq!(printed.len(), 1);
+    let document: Value = serde_json::from_str(&printed[0].document.text).unwrap();
+    assert!(document.to_string().len() <= 6144, "{document}");
+    let texts = |value: &Value| -> Vec<String> {
+        let all = value.as_array().into_iter().flatten();
+        all.map(|one| one.as_str().unwrap().to_owned()).collect()
+    };
+    let allowed: BTreeSet<String> =
+        document["Statement"].as_array().unwrap().iter().flat_map(|one| texts(&one["Action"])).collect();
+    let is_allowed = |action: &str| allowed.iter().any(|pattern| is_like(pattern, action));
+    for gain in [
+        "cloudformation:CreateStack",
+        "ec2:RunInstances",
+        "eks:CreateAccessEntry",
+        "iam:AttachRolePolicy",
+        "iam:AttachUserPolicy",
+        "iam:CreateAccessKey",
+        "iam:CreatePolicyVersion",
+        "iam:CreateRole",
+        "iam:DeleteRolePermissionsBoundary",
+        "iam:PassRole",
+        "iam:PutRolePermissionsBoundary",
+        "iam:PutRolePolicy",
+        "iam:UpdateAssumeRolePolicy",
+        "lambda:CreateFunction",
+        "sts:AssumeRole",
+    ] {
+        assert!(!is_allowed(gain), "a role with the boundary may {gain}");
+    }
+    let script = std::process::Command::new(model::python().unwrap()).args(["-c", MANAGED]).output().unwrap();
+    assert!(script.status.success(), "{}", String::from_utf8_lossy(&script.stderr));
+    let managed: Value = serde_json::from_slice(&script.stdout).unwrap();
+    let roles: Vec<&Wanted> = unbounded.iter().filter(|one| one.kind.as_str() == "aws.role").collect();
+    assert!(roles.len() >= 4, "{roles:?}");
+    for role in roles {
+        let spec = role.spec.as_value();
+        let inline = spec["inline"].as_object().unwrap().values();
+        let inline = inline.flat_map(|one| one["Statement"].as_array().unwrap()).flat_map(|one| texts(&one["Action"]));
+        let attached = texts(&spec["managed"]).into_iter().flat_map(|arn| {
+            let actions = texts(&managed[arn.rsplit('/').next().unwrap()]);
+            assert!(!actions.is_empty(), "the actions of {arn} are not known");
+            actions
+        });
+        for action in inline.chain(attached) {
+            assert!(is_allowed(&action), "{} needs {action}", role.id);
         }
     }
 }
