@@ -136,13 +136,20 @@ fn read<T>(answer: Result<T, XmlDecodeError>) -> Result<T> {
     answer.map_err(|error| failed().because(error.to_string()))
 }
 
+/// The answer of a region that has no classic load balancers
+/// (<https://docs.aws.amazon.com/elasticloadbalancing/2012-06-01/APIReference/CommonErrors.html>).
+const ABSENT: &str = "InvalidAction";
+
 /// The classic load balancers of the region: no filter is offered.
 pub(super) async fn classics(api: &Api) -> Result<Vec<Classic>> {
     let (mut all, mut marker) = (Vec::new(), String::new());
     loop {
         let fields = [("PageSize", PAGE), ("Marker", marker.as_str())];
         let fields = if marker.is_empty() { &fields[..1] } else { &fields[..] };
-        let body = query(api, ("list", "classic load balancers"), "DescribeLoadBalancers", fields).await?;
+        let body = match query(api, ("list", "classic load balancers"), "DescribeLoadBalancers", fields).await {
+            Err(error) if error.code.as_deref() == Some(ABSENT) => return Ok(all),
+            body => body?,
+        };
         let (page, next) = read(classics_in(&body))?;
         all.extend(page);
         if next.is_empty() {
