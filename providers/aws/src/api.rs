@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_config::identity::IdentityCache;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, ConfigLoader, Region, SdkConfig};
+use aws_credential_types::Credentials;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
+use aws_sdk_elasticloadbalancingv2::config::endpoint::{DefaultResolver, Params, ResolveEndpoint};
+use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
@@ -27,6 +30,8 @@ use crate::tags;
 
 /// Timeout of one call. The engine allows ten seconds for everything that a verb does.
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
+/// Credentials are kept until this long before they end, as the clients of the SDK keep them.
+const BEFORE_END: Duration = Duration::from_secs(5 * 60);
 /// The codes of an answer to credentials that have ended.
 const ENDED: &[&str] = &["ExpiredToken", "ExpiredTokenException", "RequestExpired"];
 /// Timeout of a connection.
@@ -76,6 +81,8 @@ pub(crate) struct Api {
     pub(crate) identity: Identity,
     /// The session of the role, if one is assumed.
     session: Option<Arc<Session>>,
+    /// The credentials of the last call without a client: their source may start a program or call STS each time.
+    credentials: tokio::sync::Mutex<Option<Credentials>>,
     pub(crate) region: String,
     /// Where the values of secret references are.
     pub(crate) secrets: Arc<dyn SecretStore>,
@@ -162,6 +169,7 @@ impl Api {
             is_elsewhere: false,
             identity,
             session,
+            credentials: tokio::sync::Mutex::default(),
             region,
             secrets,
             images,
@@ -219,15 +227,37 @@ impl Api {
 
     /// A call with the credentials of a session that has ended is repeated with new ones.
     async fn check_session(&self, error: &mut Error) {
+        let has_ended = error.code.as_deref().is_some_and(|code| ENDED.contains(&code));
+        if !has_ended {
+            return;
+        }
+        *self.credentials.lock().await = None;
         if let Some(session) = &self.session
-            && error.code.as_deref().is_some_and(|code| ENDED.contains(&code))
             && session.ended().await
         {
             error.kind = ErrorKind::Unavailable;
         }
     }
 
-    /// Makes one call of the query protocol, for an API without a client. Its answer is XML. The words are those of [`Self::call`].
+    /// The credentials of calls without a client.
+    async fn credentials(&self) -> Result<Credentials, BoxError> {
+        let provider = self.config.credentials_provider().ok_or("no credentials were found")?;
+        // A session keeps its own.
+        if self.session.is_some() {
+            return Ok(provider.provide_credentials().await?);
+        }
+        let mut known = self.credentials.lock().await;
+        let lasts = |one: &Credentials| one.expiry().is_none_or(|ends| ends > SystemTime::now() + BEFORE_END);
+        if let Some(found) = known.as_ref().filter(|one| lasts(one)) {
+            return Ok(found.clone());
+        }
+        let found = provider.provide_credentials().await?;
+        *known = Some(found.clone());
+        Ok(found)
+    }
+
+    /// Makes one call of the query protocol of Elastic Load Balancing, for its API without a client. Its answer is XML. The words are
+    /// those of [`Self::call`].
     pub(crate) async fn query(
         &self,
         service: &'static str,
@@ -235,12 +265,10 @@ impl Api {
         fields: &[(&str, &str)],
     ) -> Result<String> {
         let failed = |kind| Error::new(kind, action, subject).signed_in_as(&self.identity.arn);
-        let Some(credentials) = self.config.credentials_provider() else {
-            return Err(failed(ErrorKind::Denied).because("no credentials were found"));
-        };
-        let host = format!("https://{service}.{}.{}/", self.region, partition(&self.region).dns_suffix);
-        let url = self.config.endpoint_url().unwrap_or(host.as_str());
-        let call = aws_query(&credentials, (self.region.as_str(), service), url, fields);
+        let credentials = self.credentials().await.map_err(|error| failed(ErrorKind::Denied).because(error))?;
+        let url = balancing_url(&self.config).await.map_err(|error| failed(ErrorKind::Invalid).because(error))?;
+        let credentials = SharedCredentialsProvider::new(credentials);
+        let call = aws_query(&credentials, (self.region.as_str(), service), &url, fields);
         let Ok(answer) = tokio::time::timeout(CALL_TIMEOUT, call).await else {
             let why = format!("no answer within {} s", CALL_TIMEOUT.as_secs());
             return Err(failed(ErrorKind::Unavailable).because(why));
@@ -329,6 +357,18 @@ impl Cloud for Api {
         });
         there.clone()
     }
+}
+
+/// The address of Elastic Load Balancing, which its two APIs share
+/// (<https://docs.aws.amazon.com/general/latest/gr/elb.html>): the rules of the SDK know FIPS and dual stack.
+async fn balancing_url(config: &SdkConfig) -> Result<String, BoxError> {
+    let params = Params::builder()
+        .set_region(config.region().map(ToString::to_string))
+        .set_use_fips(config.use_fips())
+        .set_use_dual_stack(config.use_dual_stack())
+        .set_endpoint(config.endpoint_url().map(str::to_owned))
+        .build()?;
+    Ok(DefaultResolver::new().resolve_endpoint(&params).await?.url().to_owned())
 }
 
 /// Whether another STS may sign in: this one does not answer, or no credentials were found, which profiles with a role and web
@@ -578,6 +618,7 @@ mod tests {
                     is_elsewhere: _,
                     identity: _,
                     session: _,
+                    credentials: _,
                     region: _,
                     secrets: _,
                     images: _,
@@ -644,6 +685,68 @@ mod tests {
         assert_eq!(refusal(answer).unwrap(), expected);
         // A proxy's.
         assert_eq!(refusal("Bad gateway").unwrap_or_default(), <(String, String)>::default());
+    }
+
+    /// Credentials that end at a time, and how often they were asked for.
+    #[derive(Debug)]
+    struct Ending(SystemTime, Arc<Mutex<usize>>);
+
+    impl ProvideCredentials for Ending {
+        fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+        where
+            Self: 'a,
+        {
+            *self.1.lock().unwrap() += 1;
+            future::ProvideCredentials::ready(Ok(Credentials::new("AKID", "secret", None, Some(self.0), "test")))
+        }
+    }
+
+    fn config_with(provider: impl ProvideCredentials + 'static) -> SdkConfig {
+        SdkConfig::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new("eu-central-1"))
+            .http_client(Nowhere::default())
+            .credentials_provider(SharedCredentialsProvider::new(provider))
+            .build()
+    }
+
+    #[test]
+    fn credentials_of_calls_without_a_client_are_kept_while_they_last() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for (minutes, expected) in [(60, [1, 1, 2]), (4, [1, 2, 3])] {
+            let asked = Arc::new(Mutex::new(0));
+            let config = config_with(Ending(SystemTime::now() + Duration::from_secs(minutes * 60), asked.clone()));
+            let identity = Identity { account: "123456789012".to_owned(), arn: String::new() };
+            let (secrets, images) = (Arc::new(NoSecrets), Images::default());
+            let api = Api::of(&config, identity, None, "eu-central-1".to_owned(), secrets, images);
+            let counts = runtime.block_on(async {
+                let mut counts = Vec::new();
+                for code in ["Throttling", "ExpiredToken", ""] {
+                    api.credentials().await.unwrap();
+                    counts.push(*asked.lock().unwrap());
+                    api.check_session(&mut Error::new(ErrorKind::Denied, "list", "a test").code(code)).await;
+                }
+                counts
+            });
+            assert_eq!(counts, expected, "{minutes}");
+        }
+    }
+
+    #[test]
+    fn address_of_load_balancers_is_that_of_the_region_and_the_settings() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for (region, fips, dual, host) in [
+            ("eu-west-1", false, false, "elasticloadbalancing.eu-west-1.amazonaws.com"),
+            ("cn-north-1", false, false, "elasticloadbalancing.cn-north-1.amazonaws.com.cn"),
+            ("us-east-1", true, false, "elasticloadbalancing-fips.us-east-1.amazonaws.com"),
+            ("us-gov-west-1", true, false, "elasticloadbalancing.us-gov-west-1.amazonaws.com"),
+            ("eu-west-1", false, true, "elasticloadbalancing.eu-west-1.api.aws"),
+            ("cn-north-1", false, true, "elasticloadbalancing.cn-north-1.api.amazonwebservices.com.cn"),
+        ] {
+            let config = SdkConfig::builder().behavior_version(BehaviorVersion::latest()).region(Region::new(region));
+            let config = config.use_fips(fips).use_dual_stack(dual).build();
+            assert_eq!(runtime.block_on(balancing_url(&config)).unwrap(), format!("https://{host}"));
+        }
     }
 
     /// Credentials that are nowhere.

@@ -18,7 +18,7 @@ use base64::Engine;
 use jiff::Timestamp;
 use textnlp_provider::{Error, ErrorKind, Result, Secret, error_chain};
 
-use super::rest::{Rest, guarded};
+use super::rest::{MAX_ANSWER_BYTES, Rest, guarded};
 use super::{AwsSignIn, EACH, Token, Variables, checked, shown};
 
 /// The prefix of an EKS token.
@@ -32,6 +32,8 @@ const EXPIRES: Duration = Duration::from_secs(60);
 const LASTS: Duration = Duration::from_secs(14 * 60);
 /// The role session name, which CloudTrail logs.
 const SESSION: &str = "textnlp-deploy";
+/// The longest answer of the query protocol, in bytes: it is a list.
+const MAX_LIST_BYTES: usize = 8 << 20;
 
 /// A group of regions with accounts, ARNs and DNS names of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,6 +140,7 @@ pub async fn aws_call(
         url,
         &[("content-type", "application/x-amz-json-1.1"), ("x-amz-target", target)],
         body,
+        MAX_ANSWER_BYTES,
     )
     .await
 }
@@ -155,7 +158,7 @@ pub async fn aws_query(
 ) -> Result<AwsAnswer> {
     let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
     let headers = [("content-type", "application/x-www-form-urlencoded")];
-    post(credentials, (region, service), url, &headers, body.as_bytes()).await
+    post(credentials, (region, service), url, &headers, body.as_bytes(), MAX_LIST_BYTES).await
 }
 
 async fn post(
@@ -164,6 +167,7 @@ async fn post(
     url: &str,
     headers: &[(&str, &str)],
     body: &[u8],
+    limit: usize,
 ) -> Result<AwsAnswer> {
     let address = guarded("the address of the service", url)?;
     let headers = signed(credentials, (region, service), address.as_str(), headers, body).await?;
@@ -172,7 +176,7 @@ async fn post(
     for (name, value) in &headers {
         request = request.header(name, value.expose_text().unwrap_or_default());
     }
-    let (status, body) = rest.send(("call", service), request, &[]).await?;
+    let (status, body) = rest.send(("call", service), request, &[], limit).await?;
     Ok(AwsAnswer { status, body })
 }
 

@@ -15,7 +15,7 @@ pub(super) const TAGGED: usize = 20;
 /// The version of the API of classic load balancers
 /// (<https://docs.aws.amazon.com/elasticloadbalancing/2012-06-01/APIReference/Welcome.html>).
 const CLASSIC: &str = "2012-06-01";
-/// The classic load balancers of one answer: more would not fit into what is read of one.
+/// The classic load balancers of one answer: each lists its machines, at most a thousand.
 const PAGE: &str = "50";
 
 /// The resource in an ARN of this service.
@@ -173,6 +173,12 @@ pub(super) async fn classic_tags(api: &Api, names: &[&str]) -> Result<BTreeMap<S
         }
     }
     Ok(all)
+}
+
+/// Whether a classic load balancer has a tag now. Its ARN is only a name, which another one may have got since the tagging API saw it.
+pub(super) async fn has_tag(api: &Api, arn: &str, (key, value): (&str, &str)) -> Result<bool> {
+    let tags = classic_tags(api, &[name(arn)]).await?;
+    Ok(tags.get(name(arn)).and_then(|tags| tags.get(key)).is_some_and(|found| found == value))
 }
 
 fn text(element: &mut ScopedDecoder<'_, '_>) -> Result<String, XmlDecodeError> {

@@ -801,6 +801,31 @@ fn classic_load_balancer_in_an_existing_network_is_named_and_kept() {
 }
 
 #[test]
+fn classic_load_balancer_with_the_name_of_one_that_the_cluster_had_is_kept() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let ground = ground(&bed).await?;
+        let wanted = cluster(&ground);
+        let recorded = bed.make(&wanted).await?;
+        {
+            let (mut world, scope) = (bench.simulator.world(), Bench::scope());
+            let (arn, _) = elb::leave_classic_behind(&mut world, &scope, NAME, &ground.vpc, &ground.subnets);
+            // The tagging API shows the tags of the deleted one.
+            elb::renew_classic(&mut world, &scope, &arn);
+        }
+        bench.simulator.advance(Duration::from_secs(60));
+        let Ok(Observed::Present(object)) = bench.provider.read(&wanted.kind, &recorded.cloud_id).await else {
+            panic!()
+        };
+        assert!(object.foreign.is_empty(), "{:?}", object.foreign);
+        bed.unmake(&wanted, &recorded).await?;
+        assert_eq!(bench.calls("DeleteLoadBalancer"), 0);
+        Ok(())
+    });
+}
+
+#[test]
 fn an_existing_cluster_is_read_with_its_endpoint_and_the_access_to_it() {
     let bench = Bench::new();
     run(async {

@@ -499,6 +499,65 @@ fn leave_classic_behind(bench: &Bench, made: &[(Wanted, Recorded)], cluster: &st
 }
 
 #[test]
+fn many_classic_load_balancers_of_strangers_are_read() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let mut made = vec![(vpc(), bed.make(&vpc()).await?)];
+        let one = subnet(&made[0].1, "a", 0);
+        let recorded = bed.make(&one).await?;
+        made.push((one, recorded));
+        let (arn, _) = leave_classic_behind(&bench, &made, CLUSTER);
+        {
+            let mut world = bench.simulator.world();
+            let machines: Vec<Value> =
+                (0..100).map(|number| json!({ "InstanceId": format!("i-{number:017}") })).collect();
+            for number in 0..120 {
+                // Listed before that of the cluster.
+                let name = format!("0-{number}");
+                let value = json!({
+                    "LoadBalancerName": name, "Instances": machines, "Subnets": ["subnet-other"], "VPCId": "vpc-other",
+                });
+                world.state::<elb::Elb>(&Bench::scope()).classics.insert(name, value);
+            }
+        }
+        let foreign = seen(&bench, &made[1].0, &made[1].1).await.foreign;
+        let found: Vec<&str> = foreign.iter().map(|one| one.cloud_id.as_str()).collect();
+        assert_eq!(found, [arn.as_str()]);
+        Ok(())
+    });
+}
+
+#[test]
+fn classic_load_balancers_that_cannot_be_listed_matter_only_where_there_is_one() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let mut made = vec![(vpc(), bed.make(&vpc()).await?)];
+        let one = subnet(&made[0].1, "a", 0);
+        let recorded = bed.make(&one).await?;
+        made.push((one, recorded));
+        // The first call with this name is one of the other API.
+        let disrupt = |disruption: Disruption| {
+            bench.simulator.faults().add(Rule::nth("elasticloadbalancing", "DescribeLoadBalancers", 2, disruption));
+        };
+        let refused = |code: &str| Disruption::Refused(Fault::new(code, "a test"));
+        // A region without them answers the first.
+        for disruption in [refused("InvalidAction"), refused("AccessDenied"), Disruption::Internal] {
+            disrupt(disruption);
+            let foreign = seen(&bench, &made[1].0, &made[1].1).await.foreign;
+            assert!(foreign.is_empty(), "{foreign:?}");
+        }
+        leave_classic_behind(&bench, &made, CLUSTER);
+        disrupt(refused("AccessDenied"));
+        let error = bench.provider.read(&made[1].0.kind, &made[1].1.cloud_id).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Denied);
+        assert_eq!(seen(&bench, &made[1].0, &made[1].1).await.foreign.len(), 1);
+        Ok(())
+    });
+}
+
+#[test]
 fn classic_load_balancer_of_another_cluster_keeps_the_network() {
     let bench = Bench::new();
     run(async {
@@ -515,6 +574,7 @@ fn classic_load_balancer_of_another_cluster_keeps_the_network() {
         let of_subnet = seen(&bench, &subnet.0, &subnet.1).await.foreign;
         let found: BTreeMap<String, bool> = of_subnet.iter().map(|one| (one.cloud_id.to_string(), one.swept)).collect();
         assert_eq!(found.get(&arn), Some(&false));
+        assert_eq!(found.get(&untagged), Some(&false));
         assert!(!found.values().any(|swept| *swept), "{found:?}");
         let of_network = seen(&bench, &network.0, &network.1).await.foreign;
         assert!(of_network.iter().any(|one| one.cloud_id.as_str() == group && !one.swept), "{of_network:?}");

@@ -1,6 +1,6 @@
 //! Elastic Load Balancing: what controllers in clusters create, and how it ends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -82,13 +82,21 @@ pub const CLASSIC: Service = Service {
             ),
         ),
         row(
-            "a classic load balancer of a service of type LoadBalancer, and its security group, have the tag \
-             kubernetes.io/cluster/NAME: owned",
+            "a classic load balancer of a service of type LoadBalancer has the tag kubernetes.io/cluster/NAME: owned, and \
+             is left behind when the cluster is deleted",
             Source::Report("kubernetes-sigs/cluster-api-provider-aws#773"),
         ),
         row(
-            "both are left behind when their cluster is deleted, and keep its VPC from being deleted",
+            "its security group has the tag too, is left behind with it, and keeps the VPC from being deleted",
             Source::Report("kubernetes-sigs/cluster-api-provider-aws#3478"),
+        ),
+        row(
+            "it has a network interface in each of its subnets, with the description ELB NAME",
+            Source::Documentation("https://aws.amazon.com/premiumsupport/knowledge-center/elb-find-load-balancer-IP/"),
+        ),
+        row(
+            "the service manages the interfaces of load balancers: callers may not delete them",
+            Source::Documentation("https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/requester-managed-eni.html"),
         ),
     ],
 };
@@ -115,6 +123,8 @@ pub struct Elb {
     pub groups: BTreeMap<String, Value>,
     /// Classic load balancers as descriptions show them, by name.
     pub classics: BTreeMap<String, Value>,
+    /// The names of those that have no tags, while the tagging API shows the tags of a deleted one with that name.
+    pub renewed: BTreeSet<String>,
 }
 
 const UNKNOWN_BALANCER: (&str, &str) = ("LoadBalancerNotFound", "One or more load balancers not found");
@@ -225,7 +235,8 @@ fn describe_classics(world: &mut World, call: &Call) -> Result<Value, Fault> {
 fn describe_classic_tags(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let mut found = Vec::new();
     for name in known_classics(world, call)?.into_keys() {
-        let tags = world.tags.of(&classic_arn(&call.scope(), &name));
+        let is_renewed = world.state::<Elb>(&call.scope()).renewed.contains(&name);
+        let tags = if is_renewed { BTreeMap::new() } else { world.tags.of(&classic_arn(&call.scope(), &name)) };
         let tags: Vec<Value> = tags.iter().map(|(key, value)| json!({ "Key": key, "Value": value })).collect();
         let mut one = json!({ "LoadBalancerName": name });
         if !tags.is_empty() {
@@ -367,6 +378,12 @@ pub fn leave_behind(world: &mut World, scope: &Scope, cluster: &str, vpc: &str, 
         interfaces::place(world, scope, &interface, &new, "available", of_cni);
     }
     Leftovers { balancer, target_group, group, cluster_group, interface }
+}
+
+/// Puts a classic load balancer without tags into the place of one with an ARN, which was deleted less than an hour ago.
+pub fn renew_classic(world: &mut World, scope: &Scope, arn: &str) {
+    let name = arn.rsplit('/').next().unwrap_or_default().to_owned();
+    world.state::<Elb>(scope).renewed.insert(name);
 }
 
 /// Creates in a VPC a classic load balancer with an interface in each subnet and a security group of its own, which a service of a

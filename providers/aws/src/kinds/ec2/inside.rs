@@ -78,7 +78,7 @@ pub(super) async fn of_subnets(api: &Api, subnets: &[Place]) -> Result<BTreeMap<
         }
     }
     let is_here = |one: &elb::Classic, place: &Place| one.subnets.contains(&place.id);
-    let classics: Vec<elb::Classic> = elb::classics(api).await?;
+    let classics = classics(api, subnets).await?;
     let classics: Vec<&elb::Classic> =
         classics.iter().filter(|one| subnets.iter().any(|place| is_here(one, place))).collect();
     let names: Vec<&str> = classics.iter().map(|one| one.name.as_str()).collect();
@@ -106,6 +106,29 @@ pub(super) async fn of_subnets(api: &Api, subnets: &[Place]) -> Result<BTreeMap<
         }
     }
     Ok(found)
+}
+
+/// The classic load balancers of the region. Where their API does not answer, the interfaces in the subnets tell whether there is one:
+/// each has one in each of its subnets, with the description `ELB NAME`
+/// (<https://aws.amazon.com/premiumsupport/knowledge-center/elb-find-load-balancer-IP/>).
+async fn classics(api: &Api, subnets: &[Place]) -> Result<Vec<elb::Classic>> {
+    let error = match elb::classics(api).await {
+        Err(error) if matches!(error.kind, ErrorKind::Denied | ErrorKind::Unavailable) => error,
+        found => return found,
+    };
+    for some in subnets.chunks(FILTER_VALUES) {
+        let filter = named("subnet-id", some.iter().map(|place| &place.id));
+        let here = interfaces(api, vec![filter]).await?;
+        if here.iter().any(|one| one.description.as_deref().is_some_and(is_of_classic)) {
+            return Err(error);
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// Whether an interface with this description is one of a classic load balancer: the names of the others have slashes.
+fn is_of_classic(description: &str) -> bool {
+    description.strip_prefix("ELB ").is_some_and(|name| !name.contains('/'))
 }
 
 fn is_in(one: &LoadBalancer, subnet: &str) -> bool {

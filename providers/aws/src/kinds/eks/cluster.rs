@@ -15,7 +15,7 @@ use textnlp_provider::{CloudId, Error, ErrorKind, Foreign, Identity, Lineage, Pe
 use super::{CLUSTER, CLUSTERS, SERVICE};
 use crate::api::Api;
 use crate::kinds::ec2;
-use crate::kinds::elb::Balancing;
+use crate::kinds::elb::{self, Balancing};
 use crate::kinds::iam::{ROLES, TO_EKS, passes};
 use crate::kinds::{CREATE, DELETE, KEYS, OF_CLUSTER, OF_CONTROLLER, OURS, PUT, only, tagged, when};
 use crate::resource::{Filter, Make, ObservedObject, Of, Resource, State, timestamp};
@@ -51,6 +51,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
             when(OF_CLUSTER, Permission::on(DELETE, "elasticloadbalancing:DeleteTargetGroup")),
             when(OF_CONTROLLER, Permission::on(DELETE, "elasticloadbalancing:DeleteTargetGroup")),
             Permission::read("elasticloadbalancing:DescribeLoadBalancers"),
+            Permission::read("elasticloadbalancing:DescribeTags"),
             Permission::read("elasticloadbalancing:DescribeTargetGroups"),
             only(
                 Permission::on(CREATE, "iam:CreateServiceLinkedRole"),
@@ -414,8 +415,13 @@ async fn left_behind(api: &Api, name: &str, vpc: Option<&str>, lineage: Option<L
             {
                 continue;
             }
-            if balancing == Some(Balancing::Classic) && is_our_network.is_none() {
-                is_our_network = Some(lineage.is_some() && lineage == lineage_of(api, vpc).await?);
+            if balancing == Some(Balancing::Classic) {
+                if !elb::has_tag(api, &arn, (&key, value)).await? {
+                    continue;
+                }
+                if is_our_network.is_none() {
+                    is_our_network = Some(lineage.is_some() && lineage == lineage_of(api, vpc).await?);
+                }
             }
             let (what, swept) = match balancing {
                 Some(Balancing::Classic) => (Balancing::Classic.word(), is_our_network == Some(true)),
