@@ -79,11 +79,7 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
         for Policy { site, document } in &policies {
             document.notes.iter().for_each(|note| console.warn(format!("policy of site {site}: {note}")));
         }
-        let none = match args.boundary {
-            true => "no role of this plan takes a permissions boundary",
-            false => "the providers of this plan have no policies",
-        };
-        return policy(&policies, args.policy_folder.as_deref(), document, &deployment.chosen.scope, none);
+        return policy(&policies, args, document, &deployment.chosen.scope);
     }
     let mut text = plan_view::text(plan, &deployment.chosen.scope);
     if args.no_refresh {
@@ -160,19 +156,22 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     Ok(if args.exit_code && plan.has_changes() { success.exit(Exit::ChangesPlanned) } else { success })
 }
 
-/// The policies alone: one as it is, several below their titles, or each in a file of its own. `none` is the error without any.
-fn policy(
-    policies: &[Policy],
-    folder: Option<&Utf8Path>,
-    mut document: Value,
-    scope: &Scope,
-    none: &'static str,
-) -> Result<Success, Failure> {
+/// The policies alone: one as it is, several below their titles, or each in a file of its own.
+fn policy(policies: &[Policy], args: &Plan, mut document: Value, scope: &Scope) -> Result<Success, Failure> {
     document["policies"] = json!(policies);
+    let folder = args.policy_folder.as_deref();
     let text = match policies {
         [] => {
-            let error = anyhow::anyhow!(none);
-            let hint = format!("list the permissions it needs: {} -o json", scope.same("plan"));
+            let (error, hint) = match args.boundary {
+                true => (
+                    anyhow::anyhow!("no role of this plan takes a permissions boundary"),
+                    "only sites on AWS have such roles: `--site SITE` selects one".to_owned(),
+                ),
+                false => (
+                    anyhow::anyhow!("the providers of this plan have no policies"),
+                    format!("list the permissions it needs: {} -o json", scope.same("plan")),
+                ),
+            };
             return Err(Failure::new(Exit::Usage, "no_policies", error).hint(hint));
         }
         [one] if folder.is_none() => one.document.text.trim_end().to_owned(),

@@ -51,7 +51,16 @@ pub fn policies(plan: &Plan, facts: &Facts) -> Vec<Policy> {
 
 /// The permissions boundaries for the roles of this plan; none for a provider whose roles have no boundaries.
 pub fn boundaries(plan: &Plan, facts: &Facts) -> Vec<Policy> {
-    documents(plan, facts, |site, request| site.provider.boundaries(request))
+    let outputs = |id: &ResourceId| {
+        let recorded = facts.sites.values().find_map(|site| site.holdings.get(id)?.current.as_ref());
+        recorded.map(|recorded| &recorded.outputs)
+    };
+    documents(plan, facts, |site, request| {
+        let mut request = request.clone();
+        // What a role is for has a name once it is recorded.
+        request.resources.iter_mut().for_each(|one| one.spec = one.spec.resolve_known(outputs));
+        site.provider.boundaries(&request)
+    })
 }
 
 fn documents(

@@ -38,8 +38,8 @@ pub(crate) fn policies(request: &PolicyRequest, own: impl Fn(&str) -> Option<Str
 }
 
 /// The note on policies that let their holder create a role without a permissions boundary.
-const UNBOUNDED: &str = "without a permissions boundary, an identity with these policies can create a role that may do more than they \
-                         allow: create the policy that `plan --policy --boundary` prints, set `account.permission_boundary` to its ARN, \
+const UNBOUNDED: &str = "without a permissions boundary, an identity with these policies can create a role that may do everything: \
+                         create the policy that `plan --policy --boundary` prints, set `account.permission_boundary` to its ARN, \
                          and print them again";
 
 /// The actions that give a role its permissions.

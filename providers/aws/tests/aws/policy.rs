@@ -7,8 +7,8 @@ use textnlp_orchestrator::plan::{boundaries, policies};
 use textnlp_orchestrator::run::RunOptions;
 use textnlp_provider::component::{Autoscaling, Component, ComponentSpec, InferenceEndpoint, Network, Site};
 use textnlp_provider::{Kind, Need, OutputRef, Provider, Wanted};
+use textnlp_sim::Options;
 use textnlp_sim::aws::{model, sns};
-use textnlp_sim::{Options, is_like};
 
 use crate::authorize::{Allowed, authorize, is_allowed, place};
 use crate::engine::{Account, DOWN, Stack, UP, component};
@@ -260,6 +260,23 @@ known = json.loads(aws_managed_policies_data)
 print(json.dumps({name: sorted(set(actions(known[name]["Document"]))) for name in names}))
 "#;
 
+/// What a statement of a role allows: an action on a resource, with keys that its condition wants.
+fn uses(statement: &Value) -> Vec<(String, String, Vec<(String, String)>)> {
+    let texts = |value: &Value| -> Vec<String> {
+        let all = value.as_array().into_iter().flatten().chain(value.is_string().then_some(value));
+        all.filter_map(|one| one.as_str().map(str::to_owned)).collect()
+    };
+    let operators = statement["Condition"].as_object().into_iter().flat_map(|all| all.values());
+    let keys = operators.flat_map(|keys| keys.as_object().unwrap());
+    let keys = keys.map(|(key, value)| (key.clone(), texts(value)[0].replace('*', "a")));
+    let keys: Vec<(String, String)> = keys.collect();
+    let resources: Vec<String> = texts(&statement["Resource"]).iter().map(|one| one.replace('*', "a")).collect();
+    assert!(!resources.is_empty(), "{statement}");
+    let on = |action: String| resources.iter().map(move |one| (action.clone(), one.clone())).collect::<Vec<_>>();
+    let all = texts(&statement["Action"]).into_iter().flat_map(on);
+    all.map(|(action, resource)| (action, resource, keys.clone())).collect()
+}
+
 /// The boundary, set as `account.permission_boundary`, is what bounds the roles of the test before this one.
 #[test]
 fn printed_boundary_allows_what_roles_need_and_nothing_that_makes_an_administrator() {
@@ -269,53 +286,99 @@ fn printed_boundary_allows_what_roles_need_and_nothing_that_makes_an_administrat
     let (plan, facts) = stack.look(UP, &unbounded);
     let warned = policies(&plan, &facts).into_iter().flat_map(|one| one.document.notes).collect::<Vec<_>>();
     assert!(warned.iter().any(|note| note.contains("`plan --policy --boundary`")), "{warned:?}");
-    let printed = boundaries(&plan, &facts);
-    assert_eq!(printed.len(), 1);
-    let document: Value = serde_json::from_str(&printed[0].document.text).unwrap();
-    assert!(document.to_string().len() <= 6144, "{document}");
-    let texts = |value: &Value| -> Vec<String> {
-        let all = value.as_array().into_iter().flatten();
-        all.map(|one| one.as_str().unwrap().to_owned()).collect()
+    let print = || {
+        let (plan, facts) = stack.look(UP, &unbounded);
+        let mut printed = boundaries(&plan, &facts);
+        assert_eq!(printed.len(), 1);
+        let document: Value = serde_json::from_str(&printed.remove(0).document.text).unwrap();
+        assert!(document.to_string().len() <= 6144, "{document}");
+        document["Statement"].as_array().unwrap().clone()
     };
-    let allowed: BTreeSet<String> =
-        document["Statement"].as_array().unwrap().iter().flat_map(|one| texts(&one["Action"])).collect();
-    let is_allowed = |action: &str| allowed.iter().any(|pattern| is_like(pattern, action));
-    for gain in [
-        "cloudformation:CreateStack",
-        "ec2:RunInstances",
-        "eks:CreateAccessEntry",
-        "iam:AttachRolePolicy",
-        "iam:AttachUserPolicy",
-        "iam:CreateAccessKey",
-        "iam:CreatePolicyVersion",
-        "iam:CreateRole",
-        "iam:DeleteRolePermissionsBoundary",
-        "iam:PassRole",
-        "iam:PutRolePermissionsBoundary",
-        "iam:PutRolePolicy",
-        "iam:UpdateAssumeRolePolicy",
-        "lambda:CreateFunction",
-        "sts:AssumeRole",
-    ] {
-        assert!(!is_allowed(gain), "a role with the boundary may {gain}");
-    }
+    let first = print();
+    stack.reach(UP, &unbounded);
+    let second = print();
     let script = std::process::Command::new(model::python().unwrap()).args(["-c", MANAGED]).output().unwrap();
     assert!(script.status.success(), "{}", String::from_utf8_lossy(&script.stderr));
     let managed: Value = serde_json::from_slice(&script.stdout).unwrap();
-    let roles: Vec<&Wanted> = unbounded.iter().filter(|one| one.kind.as_str() == "aws.role").collect();
+    let mut needs = Vec::new();
+    let roles: Vec<_> = stack.recorded().into_iter().filter(|one| one.kind.as_str() == "aws.role").collect();
     assert!(roles.len() >= 4, "{roles:?}");
-    for role in roles {
+    for role in &roles {
         let spec = role.spec.as_value();
         let inline = spec["inline"].as_object().unwrap().values();
-        let inline = inline.flat_map(|one| one["Statement"].as_array().unwrap()).flat_map(|one| texts(&one["Action"]));
-        let attached = texts(&spec["managed"]).into_iter().flat_map(|arn| {
-            let actions = texts(&managed[arn.rsplit('/').next().unwrap()]);
+        needs.extend(inline.flat_map(|one| one["Statement"].as_array().unwrap()).flat_map(uses));
+        for arn in spec["managed"].as_array().unwrap() {
+            let actions = managed[arn.as_str().unwrap().rsplit('/').next().unwrap()].as_array().unwrap();
             assert!(!actions.is_empty(), "the actions of {arn} are not known");
-            actions
-        });
-        for action in inline.chain(attached) {
-            assert!(is_allowed(&action), "{} needs {action}", role.id);
+            for action in actions {
+                let on = format!("arn:aws:ec2:eu-west-1:{ACCOUNT}:snapshot/snap-0123");
+                let service = ("iam:AWSServiceName".to_owned(), "elasticloadbalancing.amazonaws.com".to_owned());
+                let tag = ("ec2:ResourceTag/ebs.csi.aws.com/cluster".to_owned(), "true".to_owned());
+                let keys = ("aws:TagKeys".to_owned(), "ebs.csi.aws.com/cluster".to_owned());
+                needs.push((action.as_str().unwrap().to_owned(), on, vec![service, tag, keys]));
+            }
         }
+    }
+    let mut world = account.simulator.world();
+    let now = world.now();
+    for (_, resource, keys) in &needs {
+        let tags =
+            keys.iter().filter_map(|(key, value)| Some((key.split_once("ResourceTag/")?.1.to_owned(), value.clone())));
+        let tags: Vec<_> = tags.collect();
+        if !tags.is_empty() {
+            world.tags.set(resource, tags, now);
+        }
+    }
+    let is_within = |statements: &[Value], (action, resource): (&str, &str), keys: &[(&str, &str)]| {
+        let (denied, allowed): (Vec<Value>, Vec<Value>) =
+            statements.iter().cloned().partition(|one| one["Effect"] == "Deny");
+        is_allowed(&world, &allowed, (action, resource), keys) && !is_allowed(&world, &denied, (action, resource), keys)
+    };
+    for (action, resource, keys) in &needs {
+        let keys: Vec<(&str, &str)> = keys.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        for (which, statements) in [("first", &first), ("second", &second)] {
+            assert!(
+                is_within(statements, (action.as_str(), resource.as_str()), &keys),
+                "the {which} boundary: {action} on {resource}"
+            );
+        }
+    }
+    let own = format!("arn:aws:iam::{ACCOUNT}:role/textnlp/textnlp-staging-here-a");
+    let user = format!("arn:aws:iam::{ACCOUNT}:user/stranger");
+    let elsewhere = format!("arn:aws:iam::{ACCOUNT}:role/deploy");
+    let volume = format!("arn:aws:ec2:eu-west-1:{ACCOUNT}:volume/vol-0123");
+    let snapshot = format!("arn:aws:ec2:eu-west-1:{ACCOUNT}:snapshot/snap-of-others");
+    let refused: &[Case<'_>] = &[
+        (("cloudformation:CreateStack", "*"), &[]),
+        (("ec2:RunInstances", "*"), &[]),
+        (("eks:CreateAccessEntry", "*"), &[]),
+        (("iam:AttachRolePolicy", &own), &[]),
+        (("iam:AttachUserPolicy", &user), &[]),
+        (("iam:CreateAccessKey", &user), &[]),
+        (("iam:CreatePolicyVersion", BOUNDARY), &[]),
+        (("iam:CreateRole", &own), &[]),
+        (("iam:CreateServiceLinkedRole", "*"), &[("iam:AWSServiceName", "ecs.amazonaws.com")]),
+        (("iam:DeleteRolePermissionsBoundary", &own), &[]),
+        (("iam:PassRole", &own), &[]),
+        (("iam:PutRolePermissionsBoundary", &own), &[]),
+        (("iam:PutRolePolicy", &own), &[]),
+        (("iam:UpdateAssumeRolePolicy", &elsewhere), &[]),
+        (("lambda:CreateFunction", "*"), &[]),
+        (("sts:AssumeRole", &elsewhere), &[]),
+        // No object becomes one of the deployment, and none of the others' snapshots ends.
+        (("ec2:CreateTags", &volume), &[("aws:TagKeys", "Name,textnlp-lineage")]),
+        (("ec2:DeleteTags", &volume), &[("aws:TagKeys", "textnlp-lineage")]),
+        (("ec2:DeleteTags", &volume), &[]),
+        (("ec2:DeleteSnapshot", &snapshot), &[]),
+    ];
+    for (need, keys) in refused {
+        for statements in [&first, &second] {
+            assert!(!is_within(statements, *need, keys), "a role with the boundary may {need:?} with {keys:?}");
+        }
+    }
+    // Once the buckets are there the boundary names them.
+    for action in ["s3:GetObject", "s3:ReplicateObject"] {
+        assert!(!is_within(&second, (action, "arn:aws:s3:::another/object"), &[]), "{action}");
     }
 }
 
