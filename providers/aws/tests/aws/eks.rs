@@ -216,6 +216,22 @@ fn an_upgrade_goes_by_one_minor_version_and_add_ons_follow() {
         let older = operation(textnlp_provider::Verb::Update, &wanted, Some(&recorded), 92);
         let error = finish(&bench, &older).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Invalid);
+        // The plan refuses it before.
+        for (version, expected) in
+            [("1.32", Some("cannot go back")), ("1.38", Some("set `cluster.version` to 1.37")), ("1.35", None)]
+        {
+            let wanted = with(&wanted, json!({ "version": version }));
+            let Ok(Observed::Present(object)) = bench.provider.read(&wanted.kind, &recorded.cloud_id).await else {
+                panic!()
+            };
+            let changes = bench.provider.diff(&wanted, &recorded, &object);
+            let refused = changes.iter().find_map(|change| match &change.effect {
+                Effect::Refuse(why) => Some(why.as_str()),
+                _ => None,
+            });
+            assert_eq!(refused.is_some(), expected.is_some(), "{changes:?}");
+            assert!(expected.is_none_or(|text| refused.unwrap_or_default().contains(text)), "{refused:?}");
+        }
         Ok(())
     });
 }

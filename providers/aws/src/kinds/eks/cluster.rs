@@ -247,6 +247,15 @@ impl Resource<Api> for Cluster {
         super::change(api, id, None, change).await
     }
 
+    fn refuses(field: &str, wanted: &Value, seen: &Value) -> Option<String> {
+        match (field, wanted.as_str(), seen.as_str()) {
+            ("version", Some(wanted), Some(seen)) => {
+                next_version(&Some(seen.to_owned()), &Some(wanted.to_owned())).err()
+            }
+            _ => None,
+        }
+    }
+
     fn fits(field: &str, wanted: &Value, _seen: &Value) -> bool {
         match field {
             "version" => wanted.is_null(),

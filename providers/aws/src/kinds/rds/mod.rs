@@ -110,6 +110,10 @@ pub(crate) static ROWS: &[Row] = &[
             ("database", "a server is created with its database; create another one with SQL"),
             ("key", "a server cannot be encrypted with another key; restore a snapshot with that key as a new one"),
             ("user", "the master user is chosen once; create another role with SQL"),
+            (
+                "version",
+                "upgrade the server with `aws rds modify-db-instance --engine-version VERSION --allow-major-version-upgrade`",
+            ),
         ],
     },
 ];
