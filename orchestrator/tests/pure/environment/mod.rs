@@ -1194,6 +1194,8 @@ fn each_validation_rule_has_its_own_message() {
         (two(STANDBY, &zone("192.0.2.53", ", weights: { here: 0, there: 0 }")), "the name would resolve to no address while all sites are healthy"),
         (plus("backup: { enabled: true, keep: 1h }"), "a backup would expire before the next one is taken"),
         (plus("backup: { enabled: true, every: 1s }"), "the interval of backups is too short"),
+        (plus("storage: { archive_after: 30 }"), "30s is not a number of whole days"),
+        (plus("storage: { archive_after: 36h }"), "36h is not a number of whole days"),
         (plus("backup: { enabled: true, recipients: [age1nobody] }"), "`age1nobody` is not a public key"),
         (plus("backup: { enabled: true, destination: backups }"), "neither an absolute path nor an object store"),
         (plus("rollout: { deadline: 5m }"), "would revert before the analysis of the new release ends"),
