@@ -430,7 +430,7 @@ pub enum Env {
 /// See [`Command::Plan`].
 #[derive(Debug, Args)]
 pub struct Plan {
-    /// Exit with status 6 when changes are planned
+    /// Exit with status 6 when changes are planned, 4 when some are refused, and 1 when some cannot be planned now
     #[arg(long)]
     pub exit_code: bool,
     /// Plan `down` instead of `up`
