@@ -1221,6 +1221,20 @@ fn only_roles_and_users_reach_a_cluster() {
 }
 
 #[test]
+fn version_that_eks_never_has_is_refused() {
+    let bench = Bench::new();
+    let lowered = |version: &str| {
+        let spec = Cluster { version: Some(version.to_owned()), ..Cluster::of("network".parse().unwrap()) };
+        bench.provider.lower(&component("cluster", ComponentSpec::Cluster(spec)), &full_site())
+    };
+    assert!(lowered("1.34").is_ok());
+    for version in ["9.99", "1.34.2", "v1.34", "1.", "latest"] {
+        let problems = lowered(version).unwrap_err().to_string();
+        assert!(problems.contains("is no version of EKS"), "{version}: {problems}");
+    }
+}
+
+#[test]
 fn eks_gets_an_autoscaler_where_a_pool_may_grow() {
     let bench = Bench::new();
     for (nodes, max, grows) in [(3, None, false), (3, Some(2), false), (3, Some(5), true), (10, None, true)] {

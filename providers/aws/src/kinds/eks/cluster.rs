@@ -425,7 +425,7 @@ async fn left_behind(api: &Api, name: &str, vpc: Option<&str>, lineage: Option<L
                 continue;
             }
             if balancing == Some(Balancing::Classic) {
-                if !elb::has_tag(api, &arn, (&key, value)).await? {
+                if !elb::has_tag(api, &arn, (key.as_str(), value)).await? {
                     continue;
                 }
                 if is_our_network.is_none() {
