@@ -13,8 +13,8 @@ use crate::tags::LINEAGE;
 const LINKED_ROLE: &str = "iam:CreateServiceLinkedRole";
 const LINKED: &str = "elasticloadbalancing.amazonaws.com";
 
-/// The actions of AWS's managed policies, without those of [`TAGGED`]. Those that only read and those on load balancers are patterns: AWS adds such actions the most
-/// often (<https://docs.aws.amazon.com/aws-managed-policy/latest/reference/policy-list.html>).
+/// The actions of AWS's managed policies, without those of [`TAGGED`]. Those that only read and those on load balancers are patterns:
+/// AWS adds such actions the most often (<https://docs.aws.amazon.com/aws-managed-policy/latest/reference/policy-list.html>).
 const MANAGED: &[(&str, &[&str])] = &[
     (
         "AmazonEBSCSIDriverPolicy",
