@@ -268,6 +268,29 @@ fn an_rds_replica_lives_and_is_promoted() {
 }
 
 #[test]
+fn new_rds_server_of_an_unknown_major_version_is_refused_by_preflight() {
+    let bench = bench();
+    run(async {
+        let bed = bench.bed();
+        let known = instance(&place(&bed).await?);
+        let of = |version: &str| Wanted { spec: with(&known, "version", json!(version)), ..known.clone() };
+        let found = async |wanted: Wanted| {
+            let mut problems = bench.provider.preflight(&[wanted]).await.unwrap();
+            problems.retain(|one| one.cause.contains("RDS has no PostgreSQL"));
+            problems
+        };
+        assert!(found(of("15")).await.is_empty());
+        let problems = found(of("99")).await;
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].word() == "refused" && problems[0].fix.contains("15, 16"), "{problems:?}");
+        // A server that is there keeps a version that RDS does not offer any more.
+        bed.make(&known).await?;
+        assert!(found(of("99")).await.is_empty());
+        Ok(())
+    });
+}
+
+#[test]
 fn changes_of_an_rds_server_that_never_work_are_refused_in_the_plan() {
     let bench = bench();
     run(async {

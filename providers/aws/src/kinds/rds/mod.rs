@@ -85,6 +85,8 @@ pub(crate) static ROWS: &[Row] = &[
                 only(Permission::on(DELETE, "rds:CreateDBSnapshot"), SERVER),
                 only(Permission::on(DELETE, "rds:CreateDBSnapshot"), OWN_SNAPSHOTS),
                 only(Permission::on(DELETE, "rds:DeleteDBInstance"), SERVER),
+                // Preflight: a version that RDS does not have.
+                Permission::read("rds:DescribeDBEngineVersions"),
                 Permission::read("rds:DescribeDBInstances"),
                 only(Permission::change("rds:ModifyDBInstance"), SERVER),
                 only(Permission::change("rds:ModifyDBInstance"), OWN_PARAMETERS),
