@@ -59,7 +59,7 @@ pub struct Simulator {
     /// The URL of all services.
     pub url: String,
     /// What requests are signed with.
-    pub credentials: aws_credential_types::Credentials,
+    pub credentials: Credentials,
 }
 
 /// Who is signed in.
@@ -585,7 +585,7 @@ mod tests {
     #[test]
     fn with_a_simulator_no_address_of_aws_is_contacted() {
         const URL: &str = "http://127.0.0.1:9";
-        let credentials = aws_credential_types::Credentials::new("AKIASIMULATEDOPERATR", "secret", None, None, "test");
+        let credentials = Credentials::new("AKIASIMULATEDOPERATR", "secret", None, None, "test");
         let simulator = Some(Simulator { url: URL.to_owned(), credentials });
         let nowhere = Nowhere::default();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
