@@ -430,7 +430,7 @@ pub enum Env {
 /// See [`Command::Plan`].
 #[derive(Debug, Args)]
 pub struct Plan {
-    /// Exit with status 6 when changes are planned
+    /// Exit with status 6 when changes are planned, 4 when some are refused, and 1 when some cannot be planned now
     #[arg(long)]
     pub exit_code: bool,
     /// Plan `down` instead of `up`
@@ -462,6 +462,9 @@ pub struct Plan {
     #[arg(long, value_name = "PROVIDERS", value_delimiter = ',',
           conflicts_with_all = ["exit_code", "down", "gated", "no_refresh", "out", "costs", "policy"])]
     pub compare: Vec<String>,
+    /// Print the permissions boundary for the roles of this plan instead
+    #[arg(long, requires = "policy")]
+    pub boundary: bool,
     /// Write each document of --policy to a file of its own in this folder
     #[arg(long, value_name = "FOLDER", requires = "policy")]
     pub policy_folder: Option<Utf8PathBuf>,

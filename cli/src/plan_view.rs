@@ -165,13 +165,18 @@ pub fn cost_lines(cost: &Cost) -> String {
 /// The counts of each action on one line.
 pub fn sum(plan: &Plan) -> String {
     let s = &plan.summary;
-    let undone = match plan.blocked.len() {
+    let refused = match plan.refusals.len() {
         0 => String::new(),
-        count => format!(" {count} cannot be planned now and stay unchanged."),
+        count => format!(" Refused: {}.", counted(count, "change")),
+    };
+    let undone = match plan.blocked.len() {
+        0 => refused,
+        count => format!("{refused} {count} cannot be planned now and stay unchanged."),
     };
     if !plan.has_changes() {
         let are = if s.unchanged == 1 { "is" } else { "are" };
-        return format!("No changes: {} {are} up to date.{undone}", counted(s.unchanged, "resource"));
+        let nothing = if plan.is_complete() { "No changes" } else { "Nothing can be changed" };
+        return format!("{nothing}: {} {are} up to date.{undone}", counted(s.unchanged, "resource"));
     }
     let mut parts = Vec::new();
     for (count, word) in

@@ -221,6 +221,14 @@ fn policy_of_a_provider_without_policies_is_refused() {
         "{}",
         none.err
     );
+    let none = plan(&sandbox, &["--policy", "--boundary"]).expect(2);
+    assert!(
+        none.err.contains("no role of this plan takes a permissions boundary")
+            && none.err.contains("only sites on AWS"),
+        "{}",
+        none.err
+    );
+    plan(&sandbox, &["--boundary"]).expect(2);
 }
 
 #[test]

@@ -7,8 +7,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use textnlp_files::Replace;
 use textnlp_orchestrator::plan::{
-    Call, Cost, Deletion, Estimate, Facts, Impact, ImpactKind, Node, Plan as Steps, Policy, Purpose, Saved, estimate,
-    impact, policies, shortages, swept,
+    Call, Cost, Deletion, Estimate, Facts, Impact, ImpactKind, Node, Plan as Steps, Policy, Purpose, Saved, boundaries,
+    estimate, impact, policies, shortages, swept,
 };
 use textnlp_orchestrator::run::{RunOptions, plan_with_refresh, plan_without_refresh};
 use textnlp_provider::{KindName, Problem};
@@ -73,13 +73,13 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
         Purpose::Up => cost.against(&environment.budget).into_iter().chain(cost.outdated(facts.now)).collect(),
         Purpose::Down => Vec::new(),
     };
-    let policies = policies(plan, &facts);
+    let policies = if args.boundary { boundaries(plan, &facts) } else { policies(plan, &facts) };
     if args.policy {
         let document = plan_view::document(plan, &facts, &cost, &deployment.chosen.scope);
         for Policy { site, document } in &policies {
             document.notes.iter().for_each(|note| console.warn(format!("policy of site {site}: {note}")));
         }
-        return policy(&policies, args.policy_folder.as_deref(), document, &deployment.chosen.scope);
+        return policy(&policies, args, document, &deployment.chosen.scope);
     }
     let mut text = plan_view::text(plan, &deployment.chosen.scope);
     if args.no_refresh {
@@ -138,6 +138,7 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     }
     let mut document = plan_view::document(plan, &facts, &cost, &deployment.chosen.scope);
     let (refused, warned): (Vec<_>, Vec<_>) = found.into_iter().partition(|problem| !problem.warning);
+    let is_refused = !plan.refusals.is_empty() || !refused.is_empty();
     for (member, more) in [("refusals", refused), ("warnings", warned)] {
         if let Some(all) = document[member].as_array_mut() {
             all.extend(plan_view::problems(&more));
@@ -153,21 +154,38 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     document["swept"] = json!(swept);
     document["shortages"] = json!(shortages);
     let success = Success::new(text, document);
-    Ok(if args.exit_code && plan.has_changes() { success.exit(Exit::ChangesPlanned) } else { success })
+    match exit(is_refused, !plan.blocked.is_empty(), plan.has_changes()) {
+        Some(exit) if args.exit_code => Ok(success.exit(exit)),
+        _ => Ok(success),
+    }
+}
+
+/// The exit status with `--exit-code`. `up` makes no change where one is refused, and fails at last where one cannot be planned.
+fn exit(is_refused: bool, is_blocked: bool, has_changes: bool) -> Option<Exit> {
+    match (is_refused, is_blocked, has_changes) {
+        (true, ..) => Some(Exit::Refused),
+        (_, true, _) => Some(Exit::Failed),
+        (.., true) => Some(Exit::ChangesPlanned),
+        _ => None,
+    }
 }
 
 /// The policies alone: one as it is, several below their titles, or each in a file of its own.
-fn policy(
-    policies: &[Policy],
-    folder: Option<&Utf8Path>,
-    mut document: Value,
-    scope: &Scope,
-) -> Result<Success, Failure> {
+fn policy(policies: &[Policy], args: &Plan, mut document: Value, scope: &Scope) -> Result<Success, Failure> {
     document["policies"] = json!(policies);
+    let folder = args.policy_folder.as_deref();
     let text = match policies {
         [] => {
-            let error = anyhow::anyhow!("the providers of this plan have no policies");
-            let hint = format!("list the permissions it needs: {} -o json", scope.same("plan"));
+            let (error, hint) = match args.boundary {
+                true => (
+                    anyhow::anyhow!("no role of this plan takes a permissions boundary"),
+                    "only sites on AWS have such roles: `--site SITE` selects one".to_owned(),
+                ),
+                false => (
+                    anyhow::anyhow!("the providers of this plan have no policies"),
+                    format!("list the permissions it needs: {} -o json", scope.same("plan")),
+                ),
+            };
             return Err(Failure::new(Exit::Usage, "no_policies", error).hint(hint));
         }
         [one] if folder.is_none() => one.document.text.trim_end().to_owned(),
@@ -289,4 +307,20 @@ pub fn flags(global: &Global) -> Vec<(String, String)> {
     let sets = global.set.iter().map(|set| ("--set", Some(set.clone())));
     let takes = global.take_ownership.iter().map(|field| ("--take-ownership", Some(field.clone())));
     sets.chain(takes).chain(others).filter_map(|(flag, value)| Some((flag.to_owned(), value?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plan_that_cannot_be_applied_as_a_whole_is_not_without_changes() {
+        for has_changes in [false, true] {
+            assert_eq!(exit(true, false, has_changes), Some(Exit::Refused));
+            assert_eq!(exit(true, true, has_changes), Some(Exit::Refused));
+            assert_eq!(exit(false, true, has_changes), Some(Exit::Failed));
+        }
+        assert_eq!(exit(false, false, true), Some(Exit::ChangesPlanned));
+        assert_eq!(exit(false, false, false), None);
+    }
 }

@@ -685,8 +685,13 @@ impl<'a> DecisionBuilder<'_, 'a> {
                 continue;
             }
             // A new object of a kind with generated ids has another id, so resources that refer to the old id are
-            // replaced with it.
-            if change.effect == Effect::Replace && refers.iter().any(fresh) {
+            // replaced with it. What an output sets for the first time changes for certain.
+            let is_sure = match change.effect {
+                Effect::Replace => refers.iter().any(fresh),
+                Effect::Refuse(_) => change.before.is_none() || refers.iter().any(fresh),
+                Effect::InPlace => false,
+            };
+            if is_sure {
                 sure.push(change);
             } else {
                 possible.push(change);

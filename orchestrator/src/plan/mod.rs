@@ -34,7 +34,7 @@ pub use cost::{Cost, ServiceCost, amount, unknown_reason};
 pub(crate) use decide::{branch_of, refreshed, sorted_needs};
 pub use facts::{Facts, SiteFacts};
 pub use impact::{Deletion, Estimate, Impact, ImpactKind, estimate, impact, swept};
-pub use permissions::{Permission, Policy, permissions, policies};
+pub use permissions::{Permission, Policy, boundaries, permissions, policies};
 pub use saved::{MOST_BYTES, Saved, SavedPlanError};
 pub use shortages::{ResourceShortage, shortages};
 

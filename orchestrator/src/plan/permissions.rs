@@ -46,9 +46,31 @@ pub fn permissions(plan: &Plan, facts: &Facts) -> Vec<Permission> {
 
 /// The least-privilege policies of this plan, in the formats of its providers; none for a provider without policies.
 pub fn policies(plan: &Plan, facts: &Facts) -> Vec<Policy> {
+    documents(plan, facts, |site, request| site.provider.policies(request))
+}
+
+/// The permissions boundaries for the roles of this plan; none for a provider whose roles have no boundaries.
+pub fn boundaries(plan: &Plan, facts: &Facts) -> Vec<Policy> {
+    let outputs = |id: &ResourceId| {
+        let recorded = facts.sites.values().find_map(|site| site.holdings.get(id)?.current.as_ref());
+        recorded.map(|recorded| &recorded.outputs)
+    };
+    documents(plan, facts, |site, request| {
+        let mut request = request.clone();
+        // What a role is for has a name once it is recorded.
+        request.resources.iter_mut().for_each(|one| one.spec = one.spec.resolve_known(outputs));
+        site.provider.boundaries(&request)
+    })
+}
+
+fn documents(
+    plan: &Plan,
+    facts: &Facts,
+    of: impl Fn(&SiteFacts, &PolicyRequest) -> Vec<PolicyDocument>,
+) -> Vec<Policy> {
     let mut all = Vec::new();
     for (site, request) in requests(plan, facts) {
-        let documents = facts.sites.get(&site).map(|facts| facts.provider.policies(&request)).unwrap_or_default();
+        let documents = facts.sites.get(&site).map(|facts| of(facts, &request)).unwrap_or_default();
         all.extend(documents.into_iter().map(|document| Policy { site: site.clone(), document }));
     }
     all

@@ -2,20 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_config::identity::IdentityCache;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, ConfigLoader, Region, SdkConfig};
+use aws_credential_types::Credentials;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
+use aws_sdk_elasticloadbalancingv2::config::endpoint::{DefaultResolver, Params, ResolveEndpoint};
+use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use aws_smithy_xml::decode::{Document, XmlDecodeError, try_data};
 use aws_types::request_id::RequestId;
 use textnlp_cloud::{Cloud, Images};
 use textnlp_provider::{Error, ErrorKind, Foreign, Result, SecretStore, error_chain};
-use textnlp_token::partition;
+use textnlp_token::{aws_query, partition};
 
 use crate::kinds;
 use crate::resource::Shared;
@@ -26,6 +30,8 @@ use crate::tags;
 
 /// Timeout of one call. The engine allows ten seconds for everything that a verb does.
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
+/// Credentials are kept until this long before they end, as the clients of the SDK keep them.
+const BEFORE_END: Duration = Duration::from_secs(5 * 60);
 /// The codes of an answer to credentials that have ended.
 const ENDED: &[&str] = &["ExpiredToken", "ExpiredTokenException", "RequestExpired"];
 /// Timeout of a connection.
@@ -53,7 +59,7 @@ pub struct Simulator {
     /// The URL of all services.
     pub url: String,
     /// What requests are signed with.
-    pub credentials: aws_credential_types::Credentials,
+    pub credentials: Credentials,
 }
 
 /// Who is signed in.
@@ -75,6 +81,8 @@ pub(crate) struct Api {
     pub(crate) identity: Identity,
     /// The session of the role, if one is assumed.
     session: Option<Arc<Session>>,
+    /// The credentials of the last call without a client: their source may start a program or call STS each time.
+    credentials: tokio::sync::Mutex<Option<Credentials>>,
     pub(crate) region: String,
     /// Where the values of secret references are.
     pub(crate) secrets: Arc<dyn SecretStore>,
@@ -161,6 +169,7 @@ impl Api {
             is_elsewhere: false,
             identity,
             session,
+            credentials: tokio::sync::Mutex::default(),
             region,
             secrets,
             images,
@@ -210,13 +219,74 @@ impl Api {
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
         let mut answer = sent(service, action, subject, &self.identity, answer).await;
-        if let (Err(error), Some(session)) = (&mut answer, &self.session)
-            && error.code.as_deref().is_some_and(|code| ENDED.contains(&code))
+        if let Err(error) = &mut answer {
+            self.check_session(error).await;
+        }
+        answer
+    }
+
+    /// A call with the credentials of a session that has ended is repeated with new ones.
+    async fn check_session(&self, error: &mut Error) {
+        let has_ended = error.code.as_deref().is_some_and(|code| ENDED.contains(&code));
+        if !has_ended {
+            return;
+        }
+        *self.credentials.lock().await = None;
+        if let Some(session) = &self.session
             && session.ended().await
         {
             error.kind = ErrorKind::Unavailable;
         }
-        answer
+    }
+
+    /// The credentials of calls without a client.
+    async fn credentials(&self) -> Result<Credentials, BoxError> {
+        let provider = self.config.credentials_provider().ok_or("no credentials were found")?;
+        // A session keeps its own.
+        if self.session.is_some() {
+            return Ok(provider.provide_credentials().await?);
+        }
+        let mut known = self.credentials.lock().await;
+        let lasts = |one: &Credentials| one.expiry().is_none_or(|ends| ends > SystemTime::now() + BEFORE_END);
+        if let Some(found) = known.as_ref().filter(|one| lasts(one)) {
+            return Ok(found.clone());
+        }
+        let found = provider.provide_credentials().await?;
+        *known = Some(found.clone());
+        Ok(found)
+    }
+
+    /// Makes one call of the query protocol of Elastic Load Balancing, for its API without a client. Its answer is XML. The words are
+    /// those of [`Self::call`].
+    pub(crate) async fn query(
+        &self,
+        service: &'static str,
+        (action, subject): (&str, &str),
+        fields: &[(&str, &str)],
+    ) -> Result<String> {
+        let failed = |kind| Error::new(kind, action, subject).signed_in_as(&self.identity.arn);
+        let credentials = self.credentials().await.map_err(|error| failed(ErrorKind::Denied).because(error))?;
+        let url = balancing_url(&self.config).await.map_err(|error| failed(ErrorKind::Invalid).because(error))?;
+        let credentials = SharedCredentialsProvider::new(credentials);
+        let call = aws_query(&credentials, (self.region.as_str(), service), &url, fields);
+        let Ok(answer) = tokio::time::timeout(CALL_TIMEOUT, call).await else {
+            let why = format!("no answer within {} s", CALL_TIMEOUT.as_secs());
+            return Err(failed(ErrorKind::Unavailable).because(why));
+        };
+        let answer = answer?;
+        let body = String::from_utf8_lossy(answer.body.expose()).into_owned();
+        if answer.status == 200 {
+            return Ok(body);
+        }
+        let (code, message) = refusal(&body).unwrap_or_default();
+        let (kind, hint) = errors::classify(service, &code, Some(answer.status), &message);
+        let why = if message.is_empty() { format!("status {}", answer.status) } else { message };
+        let mut error = failed(kind).because(why);
+        error.refused = is_refused(&error.kind, Some(answer.status));
+        error.code = (!code.is_empty()).then_some(code);
+        error.hint = hint;
+        self.check_session(&mut error).await;
+        Err(error)
     }
 
     /// The same, for a read: an object that is not found is `None`.
@@ -289,6 +359,18 @@ impl Cloud for Api {
     }
 }
 
+/// The address of Elastic Load Balancing, which its two APIs share
+/// (<https://docs.aws.amazon.com/general/latest/gr/elb.html>): the rules of the SDK know FIPS and dual stack.
+async fn balancing_url(config: &SdkConfig) -> Result<String, BoxError> {
+    let params = Params::builder()
+        .set_region(config.region().map(ToString::to_string))
+        .set_use_fips(config.use_fips())
+        .set_use_dual_stack(config.use_dual_stack())
+        .set_endpoint(config.endpoint_url().map(str::to_owned))
+        .build()?;
+    Ok(DefaultResolver::new().resolve_endpoint(&params).await?.url().to_owned())
+}
+
 /// Whether another STS may sign in: this one does not answer, or no credentials were found, which profiles with a role and web
 /// identities get from it.
 fn is_without_sts(error: &Error) -> bool {
@@ -356,6 +438,24 @@ where
     failed.request_id = request_id;
     failed.hint = hint;
     Err(failed.because(why).signed_in_as(&identity.arn))
+}
+
+/// The code and the message of an error of the query protocol
+/// (<https://docs.aws.amazon.com/elasticloadbalancing/2012-06-01/APIReference/CommonErrors.html>).
+fn refusal(body: &str) -> Result<(String, String), XmlDecodeError> {
+    let (mut code, mut message) = (String::new(), String::new());
+    let mut document = Document::new(body);
+    let mut root = document.root_element()?;
+    while let Some(mut error) = root.next_tag() {
+        while let Some(mut part) = error.next_tag() {
+            if part.start_el().matches("Code") {
+                code = try_data(&mut part)?.into_owned();
+            } else if part.start_el().matches("Message") {
+                message = try_data(&mut part)?.into_owned();
+            }
+        }
+    }
+    Ok((code, message))
 }
 
 /// Whether an answer says that the call did nothing. A timeout, throttling and a conflict may follow an earlier effect.
@@ -485,7 +585,7 @@ mod tests {
     #[test]
     fn with_a_simulator_no_address_of_aws_is_contacted() {
         const URL: &str = "http://127.0.0.1:9";
-        let credentials = aws_credential_types::Credentials::new("AKIASIMULATEDOPERATR", "secret", None, None, "test");
+        let credentials = Credentials::new("AKIASIMULATEDOPERATR", "secret", None, None, "test");
         let simulator = Some(Simulator { url: URL.to_owned(), credentials });
         let nowhere = Nowhere::default();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -518,6 +618,7 @@ mod tests {
                     is_elsewhere: _,
                     identity: _,
                     session: _,
+                    credentials: _,
                     region: _,
                     secrets: _,
                     images: _,
@@ -574,6 +675,78 @@ mod tests {
         assert_eq!(found, Service::ALL.into_iter().map(Some).collect::<BTreeSet<_>>(), "{counts:?}");
         // That of the identity and that of the role are both STS.
         assert_eq!((counts.get("sts"), counts.get("ec2")), (Some(&2), Some(&2)), "{counts:?}");
+    }
+
+    #[test]
+    fn error_of_the_query_protocol_has_its_code_and_message() {
+        let answer = "<ErrorResponse xmlns=\"http://elasticloadbalancing.amazonaws.com/doc/2012-06-01/\"><Error><Type>Sender</Type>\
+            <Code>LoadBalancerNotFound</Code><Message>There is no &quot;a&quot;</Message></Error><RequestId>1</RequestId></ErrorResponse>";
+        let expected = ("LoadBalancerNotFound".to_owned(), "There is no \"a\"".to_owned());
+        assert_eq!(refusal(answer).unwrap(), expected);
+        // A proxy's.
+        assert_eq!(refusal("Bad gateway").unwrap_or_default(), <(String, String)>::default());
+    }
+
+    /// Credentials that end at a time, and how often they were asked for.
+    #[derive(Debug)]
+    struct Ending(SystemTime, Arc<Mutex<usize>>);
+
+    impl ProvideCredentials for Ending {
+        fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+        where
+            Self: 'a,
+        {
+            *self.1.lock().unwrap() += 1;
+            future::ProvideCredentials::ready(Ok(Credentials::new("AKID", "secret", None, Some(self.0), "test")))
+        }
+    }
+
+    fn config_with(provider: impl ProvideCredentials + 'static) -> SdkConfig {
+        SdkConfig::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new("eu-central-1"))
+            .http_client(Nowhere::default())
+            .credentials_provider(SharedCredentialsProvider::new(provider))
+            .build()
+    }
+
+    #[test]
+    fn credentials_of_calls_without_a_client_are_kept_while_they_last() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for (minutes, expected) in [(60, [1, 1, 2]), (4, [1, 2, 3])] {
+            let asked = Arc::new(Mutex::new(0));
+            let config = config_with(Ending(SystemTime::now() + Duration::from_secs(minutes * 60), asked.clone()));
+            let identity = Identity { account: "123456789012".to_owned(), arn: String::new() };
+            let (secrets, images) = (Arc::new(NoSecrets), Images::default());
+            let api = Api::of(&config, identity, None, "eu-central-1".to_owned(), secrets, images);
+            let counts = runtime.block_on(async {
+                let mut counts = Vec::new();
+                for code in ["Throttling", "ExpiredToken", ""] {
+                    api.credentials().await.unwrap();
+                    counts.push(*asked.lock().unwrap());
+                    api.check_session(&mut Error::new(ErrorKind::Denied, "list", "a test").code(code)).await;
+                }
+                counts
+            });
+            assert_eq!(counts, expected, "{minutes}");
+        }
+    }
+
+    #[test]
+    fn address_of_load_balancers_is_that_of_the_region_and_the_settings() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for (region, fips, dual, host) in [
+            ("eu-west-1", false, false, "elasticloadbalancing.eu-west-1.amazonaws.com"),
+            ("cn-north-1", false, false, "elasticloadbalancing.cn-north-1.amazonaws.com.cn"),
+            ("us-east-1", true, false, "elasticloadbalancing-fips.us-east-1.amazonaws.com"),
+            ("us-gov-west-1", true, false, "elasticloadbalancing.us-gov-west-1.amazonaws.com"),
+            ("eu-west-1", false, true, "elasticloadbalancing.eu-west-1.api.aws"),
+            ("cn-north-1", false, true, "elasticloadbalancing.cn-north-1.api.amazonwebservices.com.cn"),
+        ] {
+            let config = SdkConfig::builder().behavior_version(BehaviorVersion::latest()).region(Region::new(region));
+            let config = config.use_fips(fips).use_dual_stack(dual).build();
+            assert_eq!(runtime.block_on(balancing_url(&config)).unwrap(), format!("https://{host}"));
+        }
     }
 
     /// Credentials that are nowhere.

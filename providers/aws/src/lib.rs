@@ -6,6 +6,7 @@
 
 mod api;
 mod billed;
+mod boundary;
 mod capabilities;
 mod costs;
 mod declare;

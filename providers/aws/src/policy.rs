@@ -11,7 +11,7 @@ use crate::{names, table};
 
 /// The most characters of a managed policy, without white space
 /// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html>).
-const MOST_CHARACTERS: usize = 6_144;
+pub(crate) const MOST_CHARACTERS: usize = 6_144;
 
 /// What preflight and the search for forgotten objects read, besides the objects themselves.
 pub(crate) const ALWAYS: &[&str] = &[
@@ -38,9 +38,9 @@ pub(crate) fn policies(request: &PolicyRequest, own: impl Fn(&str) -> Option<Str
 }
 
 /// The note on policies that let their holder create a role without a permissions boundary.
-const UNBOUNDED: &str = "without a permissions boundary, an identity with these policies can create a role that may do more than they \
-                         allow: create a policy with the most that roles may do, set `account.permission_boundary` to its ARN, and print \
-                         them again";
+const UNBOUNDED: &str = "without a permissions boundary, an identity with these policies can create a role that may do everything: \
+                         create the policy that `plan --policy --boundary` prints, set `account.permission_boundary` to its ARN, \
+                         and print them again";
 
 /// The actions that give a role its permissions.
 const WIDENING: [&str; 3] = ["iam:AttachRolePolicy", "iam:CreateRole", "iam:PutRolePolicy"];

@@ -15,7 +15,7 @@ use textnlp_token::partition;
 use tokio::sync::OnceCell;
 
 use crate::api::{Access, Api, Identity};
-use crate::{billed, costs, declare, lower, policy, preflight, sweep, table};
+use crate::{billed, boundary, costs, declare, lower, policy, preflight, sweep, table};
 
 /// The time between two polls of an object that takes minutes.
 const POLL: Duration = Duration::from_secs(4);
@@ -133,6 +133,10 @@ impl Provider for Aws {
         let account = self.api.get().map(|api| api.identity.account.clone());
         let own = Own { account, region: self.access.region.clone() };
         policy::policies(request, |name| own.value(name))
+    }
+
+    fn boundaries(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {
+        boundary::boundary(request).into_iter().collect()
     }
 
     fn declare(&self, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {

@@ -107,7 +107,11 @@ fn failed(action: &str, subject: &str, error: &legacy::error::Error) -> Error {
         legacy::error::ErrorKind::DataConversion => ErrorKind::Invalid,
         _ => ErrorKind::Unavailable,
     };
-    Error::new(kind, action, subject).because(error_chain(error))
+    let mut failed = Error::new(kind, action, subject).because(error_chain(error));
+    if let legacy::error::ErrorKind::HttpResponse { error_code, .. } = error.kind() {
+        failed.code.clone_from(error_code);
+    }
+    failed
 }
 
 #[cfg(test)]

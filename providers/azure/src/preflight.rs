@@ -33,6 +33,9 @@ const RESERVED: u64 = 5;
 /// An upgrade adds a node for each of these, and at least one: AKS's default of 10 %
 /// (<https://learn.microsoft.com/azure/aks/upgrade-aks-node-pools-rolling>).
 const SURGE_OF: u64 = 10;
+/// The code of an answer for a region that does not exist
+/// (<https://learn.microsoft.com/azure/azure-resource-manager/troubleshooting/common-deployment-errors>).
+const NO_REGION: &str = "LocationNotAvailableForResourceType";
 /// What an operator does about a quota.
 const RAISE: &str = "raise it: portal, Subscriptions > Usage + quotas; a new subscription has no GPUs until then";
 /// The checks of names that are unique in all of Azure: the kind, the path, the API version, the type, and the member with its name.
@@ -318,6 +321,11 @@ async fn machines(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem> {
                 let Some((limit, used)) = quotas.get(&name) else { continue };
                 problems.extend(need.check(&format!("the quota `{name}`"), " vCPUs", *limit, *used, RAISE, is_new));
             }
+        }
+        Err(error) if error.code.as_deref() == Some(NO_REGION) => {
+            let cause = format!("Azure has no such region with virtual machines: `{}`", api.region);
+            let fix = "name one of `az account list-locations --output table`";
+            problems.push(Problem::new("the region", cause, fix));
         }
         Err(error) => problems.push(unknown("the quotas", &error.signed_in_as(who))),
     }

@@ -18,6 +18,9 @@ pub fn diff<C: Cloud>(row: &Row<C>, wanted: &Wanted, recorded: &Recorded, seen: 
     // In the plan, and not only by the call: until then other changes would be made, such as one that takes away the access to a
     // promoted server that is used already.
     let refused = |field: &str, after: &Value| {
+        if let Some(why) = seen.spec.get(field).and_then(|seen| row.resource.refuses(field, after, seen)) {
+            return Some(Effect::Refuse(why));
+        }
         if after.is_null() || row.kind.replica.is_none_or(|replica| replica.source != field) {
             return None;
         }

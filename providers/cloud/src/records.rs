@@ -78,6 +78,10 @@ impl<P: ZoneProvider> Provider for Records<P> {
         if request.resources.is_empty() { Vec::new() } else { self.0.policies(request) }
     }
 
+    fn boundaries(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {
+        self.0.boundaries(request)
+    }
+
     /// The site stays manageable while the cloud is lost.
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
         let Some(first) = wanted.first() else { return Ok(Vec::new()) };

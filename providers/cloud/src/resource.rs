@@ -97,6 +97,11 @@ pub trait Resource<C: Cloud>: Send + Sync + 'static {
         false
     }
 
+    /// Why a field with this value never gets the wanted one, and what to do instead; `None` where it may. The plan refuses it.
+    fn refuses(_field: &str, _wanted: &Value, _seen: &Value) -> Option<String> {
+        None
+    }
+
     /// The names of the alternatives in a spec, best first; see [`Make::alternative`]. The first word is the market, the last one the
     /// machines, and a zone is between them: `spot us-central1-a n1-standard-4`. Other machines may have capacity where these do not.
     fn alternatives(_wanted: &Spec) -> Vec<String> {
@@ -290,6 +295,9 @@ pub trait AnyResource<C: Cloud>: Send + Sync {
         Err(no_failover(&seen.id))
     }
     fn fits(&self, field: &str, wanted: Option<&Value>, seen: Option<&Value>) -> bool;
+    fn refuses(&self, _field: &str, _wanted: &Value, _seen: &Value) -> Option<String> {
+        None
+    }
     /// Whether answers never show the field: the record tells what the object got.
     fn is_hidden(&self, _field: &str) -> bool {
         false
@@ -390,6 +398,10 @@ impl<C: Cloud, R: Resource<C>> AnyResource<C> for Of<R> {
 
     fn fits(&self, field: &str, wanted: Option<&Value>, seen: Option<&Value>) -> bool {
         same(wanted, seen) || wanted.zip(seen).is_some_and(|(wanted, seen)| R::fits(field, wanted, seen))
+    }
+
+    fn refuses(&self, field: &str, wanted: &Value, seen: &Value) -> Option<String> {
+        R::refuses(field, wanted, seen)
     }
 
     fn alternatives(&self, wanted: &Spec) -> Vec<String> {

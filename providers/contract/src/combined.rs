@@ -88,6 +88,12 @@ impl Provider for Combined {
         documents
     }
 
+    fn boundaries(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {
+        let mut documents = self.first.boundaries(&request.of_kinds(|kind| !self.is_second(kind)));
+        documents.extend(self.second.boundaries(&request.of_kinds(|kind| self.is_second(kind))));
+        documents
+    }
+
     fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
         let mut wanted = self.first.lower(component, site)?;
         if let Some((component, site)) = (self.second_part)(component, site) {

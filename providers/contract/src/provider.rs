@@ -58,6 +58,12 @@ pub trait Provider: Send + Sync {
         Vec::new()
     }
 
+    /// The permissions boundaries for the roles of a request: the most that any of them needs. Pure. Empty where roles have none.
+    fn boundaries(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {
+        let _ = request;
+        Vec::new()
+    }
+
     /// An object as another tool declares it: one or several declarations, of which the first that is not
     /// [`is_new_only`](Declaration::is_new_only) is the object itself. Pure. `None`
     /// where the provider has no form for the tool; an error says why the tool cannot declare this object.

@@ -330,6 +330,12 @@ impl Provider for Through {
         documents
     }
 
+    fn boundaries(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {
+        let mut documents = self.outer.boundaries(&request.of_kinds(|kind| !self.is_inner(kind)));
+        documents.extend(self.inner.boundaries(&request.of_kinds(|kind| self.is_inner(kind))));
+        documents
+    }
+
     fn declare(&self, request: &Declare<'_>) -> Option<Result<Vec<Declaration>, String>> {
         match self.is_inner(&request.object.kind) {
             true => self.inner.declare(request),

@@ -18,7 +18,7 @@ use base64::Engine;
 use jiff::Timestamp;
 use textnlp_provider::{Error, ErrorKind, Result, Secret, error_chain};
 
-use super::rest::{Rest, guarded};
+use super::rest::{MAX_ANSWER_BYTES, Rest, guarded};
 use super::{AwsSignIn, EACH, Token, Variables, checked, shown};
 
 /// The prefix of an EKS token.
@@ -32,6 +32,8 @@ const EXPIRES: Duration = Duration::from_secs(60);
 const LASTS: Duration = Duration::from_secs(14 * 60);
 /// The role session name, which CloudTrail logs.
 const SESSION: &str = "textnlp-deploy";
+/// The longest answer of the query protocol, in bytes: it is a list.
+const MAX_LIST_BYTES: usize = 8 << 20;
 
 /// A group of regions with accounts, ARNs and DNS names of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,15 +134,49 @@ pub async fn aws_call(
     target: &str,
     body: &[u8],
 ) -> Result<AwsAnswer> {
-    let headers = [("content-type", "application/x-amz-json-1.1"), ("x-amz-target", target)];
+    post(
+        credentials,
+        (region, service),
+        url,
+        &[("content-type", "application/x-amz-json-1.1"), ("x-amz-target", target)],
+        body,
+        MAX_ANSWER_BYTES,
+    )
+    .await
+}
+
+/// Makes one signed call of a service with the query protocol: `Action` and `Version` are fields. Its answer is XML. It is not
+/// repeated.
+///
+/// # Errors
+/// The credentials have ended or cannot be had, or there is no answer.
+pub async fn aws_query(
+    credentials: &SharedCredentialsProvider,
+    (region, service): (&str, &str),
+    url: &str,
+    fields: &[(&str, &str)],
+) -> Result<AwsAnswer> {
+    let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
+    let headers = [("content-type", "application/x-www-form-urlencoded")];
+    post(credentials, (region, service), url, &headers, body.as_bytes(), MAX_LIST_BYTES).await
+}
+
+async fn post(
+    credentials: &SharedCredentialsProvider,
+    (region, service): (&str, &str),
+    url: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+    limit: usize,
+) -> Result<AwsAnswer> {
     let address = guarded("the address of the service", url)?;
-    let headers = signed(credentials, (region, service), address.as_str(), &headers, body).await?;
+    let headers = signed(credentials, (region, service), address.as_str(), headers, body).await?;
     let rest = Rest::far(&Variables::of_this_process())?;
     let mut request = rest.post(address).body(body.to_vec());
     for (name, value) in &headers {
         request = request.header(name, value.expose_text().unwrap_or_default());
     }
-    let (status, body) = rest.send(("call", service), request, &[]).await?;
+    let (status, body) = rest.send(("call", service), request, &[], limit).await?;
     Ok(AwsAnswer { status, body })
 }
 

@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use textnlp_provider::{Error, ErrorKind, Result, Secret};
 
 #[cfg(feature = "aws")]
-pub use aws::{AwsAnswer, Partition, aws_call, aws_signed, aws_token, aws_variables, partition};
+pub use aws::{AwsAnswer, Partition, aws_call, aws_query, aws_signed, aws_token, aws_variables, partition};
 pub use certificate::{CERTIFICATE_PATH, ClientCertificate};
 
 /// The timeout of one request to a service.

@@ -18,8 +18,8 @@ use super::{EACH, Token, Variables, shown};
 const CONNECT: Duration = Duration::from_secs(5);
 /// The connection timeout of metadata services, which are local or do not exist.
 const CONNECT_NEARBY: Duration = Duration::from_secs(2);
-/// The longest answer that is read, in bytes.
-const MAX_ANSWER_BYTES: usize = 256 << 10;
+/// The longest answer of a token service that is read, in bytes.
+pub(super) const MAX_ANSWER_BYTES: usize = 256 << 10;
 /// The pause before the one retry: <https://cloud.google.com/iam/docs/retry-strategy>,
 /// <https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token#retry-guidance>.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -86,12 +86,13 @@ impl Rest {
         }
     }
 
-    /// Sends a request once, and reads the answer: its status and its body.
+    /// Sends a request once, and reads the answer of at most `limit` bytes: its status and its body.
     pub(super) async fn send(
         &self,
         action: (&str, &str),
         request: RequestBuilder,
         secrets: &[&Secret],
+        limit: usize,
     ) -> Result<(u16, Secret)> {
         let failed = |sort, why: String| Error::new(sort, action.0, action.1).because(why);
         let lost = |source: reqwest::Error| {
@@ -106,7 +107,7 @@ impl Rest {
         };
         let response = request.send().await.map_err(lost)?;
         let status = response.status().as_u16();
-        let body = read_body(response, MAX_ANSWER_BYTES).await.map_err(|error| match error {
+        let body = read_body(response, limit).await.map_err(|error| match error {
             BodyError::Cut(error) => lost(error),
             error @ BodyError::TooLong(_) => failed(ErrorKind::Denied, error.to_string()),
         })?;
@@ -120,7 +121,8 @@ impl Rest {
         secrets: &[&Secret],
     ) -> Result<Secret, (Error, Option<u16>)> {
         let failed = |sort, why: String| Error::new(sort, action.0, action.1).because(why);
-        let (status, body) = self.send(action, request, secrets).await.map_err(|error| (error, None))?;
+        let answer = self.send(action, request, secrets, MAX_ANSWER_BYTES).await;
+        let (status, body) = answer.map_err(|error| (error, None))?;
         if (200..300).contains(&status) {
             return Ok(body);
         }

@@ -287,7 +287,7 @@ section! {
         pub model_folder: Option<String> = None,
         /// An existing bucket.
         pub existing: Option<String> = None,
-        /// The age at which unused files move to a cheaper storage class.
+        /// The age in whole days, such as `30d`, at which unused files move to a cheaper storage class.
         pub archive_after: Option<Span> = None,
         /// Another region that new files are copied to.
         pub replicate_to: Option<String> = None,

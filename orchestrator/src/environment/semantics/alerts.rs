@@ -8,6 +8,8 @@ use crate::alert::Destination;
 
 const ELSEWHERE: &str = "the supervisor that sends the messages runs in another folder";
 
+const MAILBOX: &str = "smtps://mail.example.com?from=alerts@example.com&to=oncall@example.com";
+
 impl Checker<'_> {
     /// Checks the receivers. A receiver's name becomes a file name. A plain address is parsed here; a secret one cannot
     /// be read here.
@@ -30,6 +32,7 @@ impl Checker<'_> {
                 Err(why) => self.error(&path, why.to_string(), fix),
                 // The environment is recorded, exported and in support bundles; the path of a webhook is its token.
                 Ok(destination) if destination.may_hold_token() => {
+                    let fix = format!("{fix}; AWS takes no secret address, but a mailbox: `{MAILBOX}`");
                     self.error(&path, "the path or query of a webhook usually holds its token", fix);
                 }
                 Ok(_) => {}

@@ -9,9 +9,18 @@ use super::super::problem::{Severity, nearest};
 use super::super::units::cut;
 use super::Checker;
 
+/// The unit in which buckets count the age of files.
+const DAY_MILLIS: u128 = 86_400_000;
+
 impl Checker<'_> {
     pub(super) fn stores(&mut self) {
         let e = self.environment;
+        if let Some(after) = e.storage.archive_after
+            && (after.0.is_zero() || !after.0.as_millis().is_multiple_of(DAY_MILLIS))
+        {
+            let cause = format!("{after} is not a number of whole days: buckets count the age of files in days");
+            self.error("storage.archive_after", cause, "write days, such as `30d`; a number without a unit is seconds");
+        }
         let db = &e.database;
         let addressed = db.url.is_some()
             || db.host.is_some()

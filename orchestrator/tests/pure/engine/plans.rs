@@ -137,6 +137,16 @@ fn change_of_an_immutable_field_is_refused_with_a_hint() {
 }
 
 #[test]
+fn immutable_field_that_a_new_resource_sets_is_refused_before_the_first_change() {
+    let world = World::new();
+    world.up(&[want("a", "vault", json!({"size": 1}))]);
+    let with_key = want("a", "vault", json!({"size": 1, "frozen": output("b", "id")}));
+    let (planned, _) = world.plan(UP, &[with_key, want("b", "vault", json!({}))]).unwrap();
+    assert!(planned.plan().refusals[0].cause.contains("never changes"), "{:?}", planned.plan().refusals);
+    assert!(matches!(approve(planned, Consent { changes: true }), Err(PlanRefusal::Undecided(_))));
+}
+
+#[test]
 fn plan_without_consent_is_not_applied() {
     let (planned, _) = World::new().plan(UP, &service()).unwrap();
     assert!(matches!(approve(planned, Consent { changes: false }), Err(PlanRefusal::NoConsent)));

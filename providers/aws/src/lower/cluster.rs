@@ -41,6 +41,13 @@ pub(crate) fn addon(name: &str) -> String {
     format!("addon-{name}")
 }
 
+/// Whether this is a minor version of Kubernetes, as EKS takes it: `1.34`.
+fn is_version(version: &str) -> bool {
+    version.split_once('.').is_some_and(|(major, minor)| {
+        major == "1" && !minor.is_empty() && minor.bytes().all(|byte| byte.is_ascii_digit())
+    })
+}
+
 impl Lowering<'_> {
     pub(super) fn cluster(&mut self, cluster: &Cluster) {
         let name = names::cluster(self.site);
@@ -57,6 +64,14 @@ impl Lowering<'_> {
         if subnets.len() < 2 {
             let cause = "EKS needs private subnets in two zones at least";
             self.problem("network.subnets", cause, "add the id of a subnet in another zone");
+        }
+        if let Some(version) = cluster.version.as_deref().filter(|version| !is_version(version)) {
+            let cause = format!("`{version}` is no version of EKS");
+            self.problem(
+                "version",
+                cause,
+                "write a minor version, such as `1.34`: `aws eks describe-cluster-versions`",
+            );
         }
         // A reader of the API server's store still needs it. It ends with the cluster, and other data does not.
         let key = self.key("cluster", &format!("Secrets of the cluster {name}"), Ownership::Ours, &[]);

@@ -149,11 +149,11 @@ impl Lowering<'_> {
         let zones = zones::zones(region).filter(|_| is_there && own.name == "aws" && region != self.site.region);
         let Some(zones) = zones else {
             let cause = format!("`{region}` is not another region that {} can be copied to", self.site.region);
-            return self.problem(
-                "replica_region",
-                cause,
-                "name another region of the partition `aws`, such as eu-west-1",
-            );
+            let fix = match own.name {
+                "aws" => regions::another(&self.site.region),
+                other => format!("remove it: regions of the partition `{other}` have no replicas elsewhere"),
+            };
+            return self.problem("replica_region", cause, fix);
         };
         if server["backup_days"] == 0 {
             let cause = "RDS copies no server without backups";

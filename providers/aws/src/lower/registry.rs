@@ -12,6 +12,12 @@ use super::Lowering;
 /// Days until an image is removed that has no tag any more.
 const UNTAGGED_DAYS: u32 = 14;
 
+/// Whether ECR takes a name (<https://docs.aws.amazon.com/AmazonECR/latest/APIReference/API_CreateRepository.html>).
+fn is_repository(name: &str) -> bool {
+    let is_word = |word: &str| !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    (2..=256).contains(&name.len()) && name.split(['/', '.', '_', '-']).all(is_word)
+}
+
 impl Lowering<'_> {
     /// Another registry than that of this account and region is the operator's.
     pub(super) fn registry(&mut self, registry: &Registry) {
@@ -32,6 +38,14 @@ impl Lowering<'_> {
         if name.is_empty() {
             let fix = format!("write `registry.url: {host}/textnlp`");
             return self.problem("url", "it names no repository", fix);
+        }
+        if !is_repository(name) {
+            let cause = format!("`{name}` is no name of a repository of ECR");
+            let fix = format!(
+                "write 2 to 256 lower-case letters and digits, with single `.`, `_`, `-` or `/` between them and without a tag: \
+                 `registry.url: {host}/textnlp`"
+            );
+            return self.problem("url", cause, fix);
         }
         let mut images = Vec::new();
         if let Some(image) = &registry.image {

@@ -4,6 +4,7 @@ mod monitoring;
 mod network;
 mod nodes;
 mod quotas;
+mod versions;
 mod zones;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +38,7 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted], lineage: Option
         ("the quotas", quotas::quotas(api, wanted, lineage).boxed()),
         ("the quotas of endpoints", quotas::endpoints(api, wanted).boxed()),
         ("the machines of the region", quotas::offerings(api, wanted).boxed()),
+        ("the versions of databases", versions::databases(api, wanted).boxed()),
         ("the DNS zones", zones::zones(api, wanted).boxed()),
     ];
     let mut problems = run(checks, LIMIT).await;

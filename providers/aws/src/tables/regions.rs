@@ -27,6 +27,17 @@ pub fn region(name: &str) -> Option<Region> {
     })
 }
 
+/// The hint that names another region of the same partition: one that every account has, in the same part of the world if there is one.
+pub fn another(region: &str) -> String {
+    let own = partition(region);
+    let part = |name: &str| name.split('-').next().map(str::to_owned);
+    let others = || DEFAULT.iter().filter(|one| **one != region && partition(one) == own);
+    match others().find(|one| part(one) == part(region)).or_else(|| others().next()) {
+        Some(near) => format!("name another region of the partition `{}`, such as {near}", own.name),
+        None => format!("remove it: the partition `{}` has no other region", own.name),
+    }
+}
+
 /// All regions.
 pub fn all() -> impl Iterator<Item = Region> {
     let rows = [(DEFAULT, false), (OPT_IN, true)];
@@ -127,6 +138,19 @@ print(json.dumps(rows))";
             // The account that moto's list is from had enabled these.
             let enabled = ["af-south-1", "ap-southeast-3", "eu-south-1"].contains(&name.as_str());
             assert_eq!(found.opt_in, enabled || status != "opt-in-not-required", "{name} {status}");
+        }
+    }
+
+    #[test]
+    fn hint_names_another_region_of_the_partition() {
+        for (region, expected) in [
+            ("eu-west-1", "such as eu-central-1"),
+            ("eu-central-1", "such as eu-north-1"),
+            ("me-south-1", "such as ap-northeast-1"),
+            ("cn-north-1", "partition `aws-cn`, such as cn-northwest-1"),
+            ("eusc-de-east-1", "has no other region"),
+        ] {
+            assert!(another(region).ends_with(expected), "{}", another(region));
         }
     }
 

@@ -306,7 +306,10 @@ fn resources(world: &World, call: &Call) -> Vec<String> {
             let subnets = || arn("subnetgroup:", "CacheSubnetGroupName");
             group.or_else(subnets).or_else(|| as_is("ResourceName")).into_iter().collect()
         }
-        "elasticloadbalancing" => as_is("LoadBalancerArn").or_else(|| as_is("TargetGroupArn")).into_iter().collect(),
+        "elasticloadbalancing" => {
+            let classic = || arn("loadbalancer/", "LoadBalancerName");
+            as_is("LoadBalancerArn").or_else(|| as_is("TargetGroupArn")).or_else(classic).into_iter().collect()
+        }
         "iam" if call.operation.contains("OpenIDConnectProvider") => {
             let url = call.text("Url").trim_start_matches("https://");
             let new = format!("arn:aws:iam::{ACCOUNT}:oidc-provider/{url}");
@@ -431,7 +434,7 @@ fn allows(world: &World, statement: &Value, need: &Need) -> bool {
             one => one.as_str().map(str::to_owned).into_iter().collect(),
         }
     };
-    if !texts("Action").contains(&need.action)
+    if !texts("Action").iter().any(|pattern| is_like(pattern, &need.action))
         || !texts("Resource").iter().any(|pattern| is_like(pattern, &need.resource))
     {
         return false;
@@ -447,11 +450,16 @@ fn allows(world: &World, statement: &Value, need: &Need) -> bool {
             .into_iter()
             .filter_map(Value::as_str)
             .collect();
-        let value = match key.strip_prefix("aws:ResourceTag/") {
+        let tag = ["aws:ResourceTag/", "ec2:ResourceTag/"].iter().find_map(|prefix| key.strip_prefix(prefix));
+        let value = match tag {
             Some(tag) => world.tags.of(&need.resource).get(tag).cloned(),
             None => need.keys.get(key).cloned(),
         };
+        if operator == "Null" {
+            return wanted == [if value.is_none() { "true" } else { "false" }];
+        }
         value.is_some_and(|value| match operator {
+            "ForAnyValue:StringEquals" => value.split(',').any(|value| wanted.contains(&value)),
             "ForAllValues:StringLike" => {
                 value.split(',').all(|value| wanted.iter().any(|wanted| is_like(wanted, value)))
             }

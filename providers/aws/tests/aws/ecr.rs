@@ -174,6 +174,16 @@ fn only_the_ecr_registry_of_the_account_gets_a_repository() {
         assert!(lowered(other).unwrap().is_empty(), "{other}");
     }
     assert!(lowered(own).is_err());
+    for name in ["a-b_c.d/e2", "ab", &"a".repeat(256)] {
+        assert!(lowered(&format!("{own}/{name}")).is_ok(), "{name}");
+    }
+    for name in ["a", &"a".repeat(257), "Textnlp", "textnlp:1.0", "text//nlp", "text-/nlp", "text__nlp", "text nlp"] {
+        let problems = lowered(&format!("{own}/{name}")).unwrap_err().0;
+        assert!(
+            problems.iter().any(|problem| problem.cause.contains("no name of a repository")),
+            "{name}: {problems:?}"
+        );
+    }
     let image = format!("sha256:{}", "0".repeat(64));
     let pushed = |url: &str, existing: Option<&str>| {
         let part =

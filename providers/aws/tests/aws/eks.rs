@@ -216,6 +216,22 @@ fn an_upgrade_goes_by_one_minor_version_and_add_ons_follow() {
         let older = operation(textnlp_provider::Verb::Update, &wanted, Some(&recorded), 92);
         let error = finish(&bench, &older).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Invalid);
+        // The plan refuses it before.
+        for (version, expected) in
+            [("1.32", Some("cannot go back")), ("1.38", Some("set `cluster.version` to 1.37")), ("1.35", None)]
+        {
+            let wanted = with(&wanted, json!({ "version": version }));
+            let Ok(Observed::Present(object)) = bench.provider.read(&wanted.kind, &recorded.cloud_id).await else {
+                panic!()
+            };
+            let changes = bench.provider.diff(&wanted, &recorded, &object);
+            let refused = changes.iter().find_map(|change| match &change.effect {
+                Effect::Refuse(why) => Some(why.as_str()),
+                _ => None,
+            });
+            assert_eq!(refused.is_some(), expected.is_some(), "{changes:?}");
+            assert!(expected.is_none_or(|text| refused.unwrap_or_default().contains(text)), "{refused:?}");
+        }
         Ok(())
     });
 }
@@ -747,9 +763,8 @@ fn what_a_cluster_leaves_behind_is_swept_and_its_protection_ends_with_it() {
             ec2::volumes::leave_behind(&mut world, &scope, "vol-0123", NAME);
             ec2::volumes::leave_behind(&mut world, &scope, "vol-4567", "another");
             elb::leave_behind(&mut world, &scope, NAME, "vpc-of-others", &[]);
-            let now = world.now();
-            let classic = format!("arn:aws:elasticloadbalancing:{REGION}:{ACCOUNT}:loadbalancer/a0dc6c495c0c9188");
-            world.tags.set(&classic, [(format!("kubernetes.io/cluster/{NAME}"), "owned".to_owned())], now);
+            elb::leave_classic_behind(&mut world, &scope, NAME, &ground.vpc, &ground.subnets);
+            elb::leave_classic_behind(&mut world, &scope, NAME, "vpc-of-others", &[]);
         }
         bench.simulator.advance(Duration::from_secs(60));
         let Ok(Observed::Present(object)) = bench.provider.read(&wanted.kind, &recorded.cloud_id).await else {
@@ -757,9 +772,8 @@ fn what_a_cluster_leaves_behind_is_swept_and_its_protection_ends_with_it() {
         };
         let found: Vec<_> = object.foreign.iter().map(|one| (one.what.as_str(), one.swept, one.outlives)).collect();
         // Those of another VPC have the tags too.
-        let outliving = [("classic load balancer", false, true), ("disk", false, true)];
-        let swept = [("load balancer", true, false), ("target group", true, false)];
-        assert_eq!(found, [outliving, swept].concat());
+        let (classic, disk) = (("classic load balancer", true, false), ("disk", false, true));
+        assert_eq!(found, [classic, disk, ("load balancer", true, false), ("target group", true, false)]);
         // What no plan named stays, and stops the deletion.
         let error = finish(&bench, &operation(Verb::Delete, &wanted, Some(&recorded), 90)).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Denied);
@@ -767,10 +781,62 @@ fn what_a_cluster_leaves_behind_is_swept_and_its_protection_ends_with_it() {
         assert_eq!(bench.calls("DeleteLoadBalancer") + bench.calls("DeleteTargetGroup"), 0);
         bed.unmake(&wanted, &recorded).await?;
         let world = bench.simulator.world();
-        let balancers = &world.find::<elb::Elb>(&scope).unwrap().balancers;
+        let elb::Elb { balancers, classics, .. } = world.find::<elb::Elb>(&scope).unwrap();
         let disks: Vec<&str> = world.find::<ec2::Ec2>(&scope).unwrap().all(&ec2::VOLUME).map(|(id, _)| id).collect();
-        assert_eq!(balancers.len(), 1, "that of another VPC");
+        assert_eq!((balancers.len(), classics.len()), (1, 1), "those of another VPC");
         assert_eq!(disks, ["vol-0123", "vol-4567"]);
+        Ok(())
+    });
+}
+
+#[test]
+fn classic_load_balancer_in_an_existing_network_is_named_and_kept() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let ground = ground(&bed).await?;
+        let wanted = cluster(&ground);
+        let recorded = bed.make(&wanted).await?;
+        {
+            let mut world = bench.simulator.world();
+            elb::leave_classic_behind(&mut world, &Bench::scope(), NAME, &ground.vpc, &ground.subnets);
+            // Somebody else's network.
+            let arn = format!("arn:aws:ec2:{REGION}:{ACCOUNT}:vpc/{}", ground.vpc);
+            world.tags.remove(&arn, ["textnlp-lineage"]);
+        }
+        bench.simulator.advance(Duration::from_secs(60));
+        let Ok(Observed::Present(object)) = bench.provider.read(&wanted.kind, &recorded.cloud_id).await else {
+            panic!()
+        };
+        let found: Vec<_> = object.foreign.iter().map(|one| (one.what.as_str(), one.swept, one.outlives)).collect();
+        assert_eq!(found, [("classic load balancer", false, true)]);
+        bed.unmake(&wanted, &recorded).await?;
+        assert_eq!(bench.calls("DeleteLoadBalancer"), 0);
+        Ok(())
+    });
+}
+
+#[test]
+fn classic_load_balancer_with_the_name_of_one_that_the_cluster_had_is_kept() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let ground = ground(&bed).await?;
+        let wanted = cluster(&ground);
+        let recorded = bed.make(&wanted).await?;
+        {
+            let (mut world, scope) = (bench.simulator.world(), Bench::scope());
+            let (arn, _) = elb::leave_classic_behind(&mut world, &scope, NAME, &ground.vpc, &ground.subnets);
+            // The tagging API shows the tags of the deleted one.
+            elb::renew_classic(&mut world, &scope, &arn);
+        }
+        bench.simulator.advance(Duration::from_secs(60));
+        let Ok(Observed::Present(object)) = bench.provider.read(&wanted.kind, &recorded.cloud_id).await else {
+            panic!()
+        };
+        assert!(object.foreign.is_empty(), "{:?}", object.foreign);
+        bed.unmake(&wanted, &recorded).await?;
+        assert_eq!(bench.calls("DeleteLoadBalancer"), 0);
         Ok(())
     });
 }
@@ -1152,6 +1218,20 @@ fn only_roles_and_users_reach_a_cluster() {
         Component { existing: Some(CloudId::new("theirs").unwrap()), ..with_access(&[(&role, AccessLevel::View)]) };
     let problems = bench.provider.lower(&existing, &full_site()).unwrap_err();
     assert!(problems.to_string().contains("existing cluster is never changed"), "{problems}");
+}
+
+#[test]
+fn version_that_eks_never_has_is_refused() {
+    let bench = Bench::new();
+    let lowered = |version: &str| {
+        let spec = Cluster { version: Some(version.to_owned()), ..Cluster::of("network".parse().unwrap()) };
+        bench.provider.lower(&component("cluster", ComponentSpec::Cluster(spec)), &full_site())
+    };
+    assert!(lowered("1.34").is_ok());
+    for version in ["9.99", "1.34.2", "v1.34", "1.", "latest"] {
+        let problems = lowered(version).unwrap_err().to_string();
+        assert!(problems.contains("is no version of EKS"), "{version}: {problems}");
+    }
 }
 
 #[test]

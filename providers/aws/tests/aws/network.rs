@@ -470,6 +470,7 @@ fn what_the_controllers_of_the_cluster_left_behind_is_swept() {
     run(async {
         let bed = bench.bed();
         let (made, left) = with_leftovers(&bench, &bed, CLUSTER).await?;
+        let (classic, classic_group) = leave_classic_behind(&bench, &made, CLUSTER);
         let mut foreign: BTreeMap<String, bool> = BTreeMap::new();
         for (wanted, recorded) in &made {
             for one in seen(&bench, wanted, recorded).await.foreign {
@@ -477,15 +478,110 @@ fn what_the_controllers_of_the_cluster_left_behind_is_swept() {
                 foreign.insert(one.cloud_id.to_string(), one.swept);
             }
         }
-        let all = [left.balancer, left.target_group, left.group, left.cluster_group, left.interface];
-        assert_eq!(foreign, all.into_iter().map(|id| (id, true)).collect());
+        let of_controller = [left.balancer, left.target_group, left.group, left.cluster_group, left.interface];
+        let all = of_controller.into_iter().chain([classic, classic_group]);
+        assert_eq!(foreign, all.map(|id| (id, true)).collect());
         unmake(&bed, made).await?;
         for collection in [&ec2::VPC, &ec2::SUBNET, &ec2::GROUP, &ec2::INTERFACE, &ec2::TABLE] {
             assert_eq!(count(&bench, collection), 0, "{}", collection.list);
         }
         let world = bench.simulator.world();
         let state = world.find::<elb::Elb>(&Bench::scope()).unwrap();
-        assert!(state.balancers.is_empty() && state.groups.is_empty());
+        assert!(state.balancers.is_empty() && state.groups.is_empty() && state.classics.is_empty());
+        Ok(())
+    });
+}
+
+/// A classic load balancer of a cluster in the subnets of a VPC, and its security group.
+fn leave_classic_behind(bench: &Bench, made: &[(Wanted, Recorded)], cluster: &str) -> (String, String) {
+    let ids: Vec<String> = made.iter().map(|(_, recorded)| output(recorded, "id")).collect();
+    elb::leave_classic_behind(&mut bench.simulator.world(), &Bench::scope(), cluster, &ids[0], &ids[1..])
+}
+
+#[test]
+fn many_classic_load_balancers_of_strangers_are_read() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let mut made = vec![(vpc(), bed.make(&vpc()).await?)];
+        let one = subnet(&made[0].1, "a", 0);
+        let recorded = bed.make(&one).await?;
+        made.push((one, recorded));
+        let (arn, _) = leave_classic_behind(&bench, &made, CLUSTER);
+        {
+            let mut world = bench.simulator.world();
+            let machines: Vec<Value> =
+                (0..100).map(|number| json!({ "InstanceId": format!("i-{number:017}") })).collect();
+            for number in 0..120 {
+                // Listed before that of the cluster.
+                let name = format!("0-{number}");
+                let value = json!({
+                    "LoadBalancerName": name, "Instances": machines, "Subnets": ["subnet-other"], "VPCId": "vpc-other",
+                });
+                world.state::<elb::Elb>(&Bench::scope()).classics.insert(name, value);
+            }
+        }
+        let foreign = seen(&bench, &made[1].0, &made[1].1).await.foreign;
+        let found: Vec<&str> = foreign.iter().map(|one| one.cloud_id.as_str()).collect();
+        assert_eq!(found, [arn.as_str()]);
+        Ok(())
+    });
+}
+
+#[test]
+fn classic_load_balancers_that_cannot_be_listed_matter_only_where_there_is_one() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let mut made = vec![(vpc(), bed.make(&vpc()).await?)];
+        let one = subnet(&made[0].1, "a", 0);
+        let recorded = bed.make(&one).await?;
+        made.push((one, recorded));
+        // The first call with this name is one of the other API.
+        let disrupt = |disruption: Disruption| {
+            bench.simulator.faults().add(Rule::nth("elasticloadbalancing", "DescribeLoadBalancers", 2, disruption));
+        };
+        let refused = |code: &str| Disruption::Refused(Fault::new(code, "a test"));
+        // A region without them answers the first.
+        for disruption in [refused("InvalidAction"), refused("AccessDenied"), Disruption::Internal] {
+            disrupt(disruption);
+            let foreign = seen(&bench, &made[1].0, &made[1].1).await.foreign;
+            assert!(foreign.is_empty(), "{foreign:?}");
+        }
+        leave_classic_behind(&bench, &made, CLUSTER);
+        disrupt(refused("AccessDenied"));
+        let error = bench.provider.read(&made[1].0.kind, &made[1].1.cloud_id).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Denied);
+        assert_eq!(seen(&bench, &made[1].0, &made[1].1).await.foreign.len(), 1);
+        Ok(())
+    });
+}
+
+#[test]
+fn classic_load_balancer_of_another_cluster_keeps_the_network() {
+    let bench = Bench::new();
+    run(async {
+        let bed = bench.bed();
+        let mut made = vec![(vpc(), bed.make(&vpc()).await?)];
+        let one = subnet(&made[0].1, "a", 0);
+        let recorded = bed.make(&one).await?;
+        made.push((one, recorded));
+        let (arn, group) = leave_classic_behind(&bench, &made, "another");
+        // One without any tag.
+        let (untagged, _) = leave_classic_behind(&bench, &made, "another");
+        bench.simulator.world().tags.forget(&untagged);
+        let (network, subnet) = (&made[0], &made[1]);
+        let of_subnet = seen(&bench, &subnet.0, &subnet.1).await.foreign;
+        let found: BTreeMap<String, bool> = of_subnet.iter().map(|one| (one.cloud_id.to_string(), one.swept)).collect();
+        assert_eq!(found.get(&arn), Some(&false));
+        assert_eq!(found.get(&untagged), Some(&false));
+        assert!(!found.values().any(|swept| *swept), "{found:?}");
+        let of_network = seen(&bench, &network.0, &network.1).await.foreign;
+        assert!(of_network.iter().any(|one| one.cloud_id.as_str() == group && !one.swept), "{of_network:?}");
+        let error = finish_once(&bench, &operation(Verb::Delete, &subnet.0, Some(&subnet.1), 82)).await;
+        assert_eq!(error.kind, ErrorKind::Conflict);
+        assert!(error_chain(&error).contains("classic load balancer"), "{}", error_chain(&error));
+        assert_eq!(bench.calls("DeleteLoadBalancer"), 0);
         Ok(())
     });
 }

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use textnlp_orchestrator::plan::policies;
+use textnlp_orchestrator::plan::{boundaries, policies};
 use textnlp_orchestrator::run::RunOptions;
 use textnlp_provider::component::{Autoscaling, Component, ComponentSpec, InferenceEndpoint, Network, Site};
 use textnlp_provider::{Kind, Need, OutputRef, Provider, Wanted};
 use textnlp_sim::Options;
-use textnlp_sim::aws::sns;
+use textnlp_sim::aws::{model, sns};
 
 use crate::authorize::{Allowed, authorize, is_allowed, place};
 use crate::engine::{Account, DOWN, Stack, UP, component};
@@ -243,6 +243,163 @@ fn stranger_with_the_policies_gains_no_more_rights_than_the_boundary_has() {
             );
         }
     }
+}
+
+/// Prints the actions of each policy that AWS manages, as moto records them.
+const MANAGED: &str = r#"
+import json
+from moto.iam.aws_managed_policies import aws_managed_policies_data
+def actions(document):
+    for statement in document["Statement"]:
+        assert statement["Effect"] == "Allow", statement
+        action = statement["Action"]
+        yield from [action] if isinstance(action, str) else action
+names = ["AmazonEBSCSIDriverPolicy", "AmazonEC2ContainerRegistryPullOnly", "AmazonEKSClusterPolicy", "AmazonEKSWorkerNodePolicy",
+         "AmazonEKS_CNI_Policy"]
+known = json.loads(aws_managed_policies_data)
+print(json.dumps({name: sorted(set(actions(known[name]["Document"]))) for name in names}))
+"#;
+
+/// What a statement of a role allows: an action on a resource, with keys that its condition wants.
+fn uses(statement: &Value) -> Vec<(String, String, Vec<(String, String)>)> {
+    let texts = |value: &Value| -> Vec<String> {
+        let all = value.as_array().into_iter().flatten().chain(value.is_string().then_some(value));
+        all.filter_map(|one| one.as_str().map(str::to_owned)).collect()
+    };
+    let operators = statement["Condition"].as_object().into_iter().flat_map(|all| all.values());
+    let keys = operators.flat_map(|keys| keys.as_object().unwrap());
+    let keys = keys.map(|(key, value)| (key.clone(), texts(value)[0].replace('*', "a")));
+    let keys: Vec<(String, String)> = keys.collect();
+    let resources: Vec<String> = texts(&statement["Resource"]).iter().map(|one| one.replace('*', "a")).collect();
+    assert!(!resources.is_empty(), "{statement}");
+    let on = |action: String| resources.iter().map(move |one| (action.clone(), one.clone())).collect::<Vec<_>>();
+    let all = texts(&statement["Action"]).into_iter().flat_map(on);
+    all.map(|(action, resource)| (action, resource, keys.clone())).collect()
+}
+
+/// The boundary, set as `account.permission_boundary`, is what bounds the roles of the test before this one.
+#[test]
+fn printed_boundary_allows_what_roles_need_and_nothing_that_makes_an_administrator() {
+    let account = Account::new(Options::zero_latency());
+    let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0010);
+    let unbounded = Shape { copies: (true, true), ..Shape::full().core() }.wanted(&account, "staging");
+    let (plan, facts) = stack.look(UP, &unbounded);
+    let warned = policies(&plan, &facts).into_iter().flat_map(|one| one.document.notes).collect::<Vec<_>>();
+    assert!(warned.iter().any(|note| note.contains("`plan --policy --boundary`")), "{warned:?}");
+    let print = || {
+        let (plan, facts) = stack.look(UP, &unbounded);
+        let mut printed = boundaries(&plan, &facts);
+        assert_eq!(printed.len(), 1);
+        let document: Value = serde_json::from_str(&printed.remove(0).document.text).unwrap();
+        assert!(document.to_string().len() <= 6144, "{document}");
+        document["Statement"].as_array().unwrap().clone()
+    };
+    let first = print();
+    stack.reach(UP, &unbounded);
+    let second = print();
+    let script = std::process::Command::new(model::python().unwrap()).args(["-c", MANAGED]).output().unwrap();
+    assert!(script.status.success(), "{}", String::from_utf8_lossy(&script.stderr));
+    let managed: Value = serde_json::from_slice(&script.stdout).unwrap();
+    let mut needs = Vec::new();
+    let roles: Vec<_> = stack.recorded().into_iter().filter(|one| one.kind.as_str() == "aws.role").collect();
+    assert!(roles.len() >= 4, "{roles:?}");
+    for role in &roles {
+        let spec = role.spec.as_value();
+        let inline = spec["inline"].as_object().unwrap().values();
+        needs.extend(inline.flat_map(|one| one["Statement"].as_array().unwrap()).flat_map(uses));
+        for arn in spec["managed"].as_array().unwrap() {
+            let actions = managed[arn.as_str().unwrap().rsplit('/').next().unwrap()].as_array().unwrap();
+            assert!(!actions.is_empty(), "the actions of {arn} are not known");
+            for action in actions {
+                let on = format!("arn:aws:ec2:eu-west-1:{ACCOUNT}:snapshot/snap-0123");
+                let service = ("iam:AWSServiceName".to_owned(), "elasticloadbalancing.amazonaws.com".to_owned());
+                let tag = ("ec2:ResourceTag/ebs.csi.aws.com/cluster".to_owned(), "true".to_owned());
+                let keys = ("aws:TagKeys".to_owned(), "ebs.csi.aws.com/cluster".to_owned());
+                needs.push((action.as_str().unwrap().to_owned(), on, vec![service, tag, keys]));
+            }
+        }
+    }
+    let mut world = account.simulator.world();
+    let now = world.now();
+    for (_, resource, keys) in &needs {
+        let tags =
+            keys.iter().filter_map(|(key, value)| Some((key.split_once("ResourceTag/")?.1.to_owned(), value.clone())));
+        let tags: Vec<_> = tags.collect();
+        if !tags.is_empty() {
+            world.tags.set(resource, tags, now);
+        }
+    }
+    let is_within = |statements: &[Value], (action, resource): (&str, &str), keys: &[(&str, &str)]| {
+        let (denied, allowed): (Vec<Value>, Vec<Value>) =
+            statements.iter().cloned().partition(|one| one["Effect"] == "Deny");
+        is_allowed(&world, &allowed, (action, resource), keys) && !is_allowed(&world, &denied, (action, resource), keys)
+    };
+    for (action, resource, keys) in &needs {
+        let keys: Vec<(&str, &str)> = keys.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        for (which, statements) in [("first", &first), ("second", &second)] {
+            assert!(
+                is_within(statements, (action.as_str(), resource.as_str()), &keys),
+                "the {which} boundary: {action} on {resource}"
+            );
+        }
+    }
+    let own = format!("arn:aws:iam::{ACCOUNT}:role/textnlp/textnlp-staging-here-a");
+    let user = format!("arn:aws:iam::{ACCOUNT}:user/stranger");
+    let elsewhere = format!("arn:aws:iam::{ACCOUNT}:role/deploy");
+    let volume = format!("arn:aws:ec2:eu-west-1:{ACCOUNT}:volume/vol-0123");
+    let snapshot = format!("arn:aws:ec2:eu-west-1:{ACCOUNT}:snapshot/snap-of-others");
+    let refused: &[Case<'_>] = &[
+        (("cloudformation:CreateStack", "*"), &[]),
+        (("ec2:RunInstances", "*"), &[]),
+        (("eks:CreateAccessEntry", "*"), &[]),
+        (("iam:AttachRolePolicy", &own), &[]),
+        (("iam:AttachUserPolicy", &user), &[]),
+        (("iam:CreateAccessKey", &user), &[]),
+        (("iam:CreatePolicyVersion", BOUNDARY), &[]),
+        (("iam:CreateRole", &own), &[]),
+        (("iam:CreateServiceLinkedRole", "*"), &[("iam:AWSServiceName", "ecs.amazonaws.com")]),
+        (("iam:DeleteRolePermissionsBoundary", &own), &[]),
+        (("iam:PassRole", &own), &[]),
+        (("iam:PutRolePermissionsBoundary", &own), &[]),
+        (("iam:PutRolePolicy", &own), &[]),
+        (("iam:UpdateAssumeRolePolicy", &elsewhere), &[]),
+        (("lambda:CreateFunction", "*"), &[]),
+        (("sts:AssumeRole", &elsewhere), &[]),
+        // No object becomes one of the deployment, and none of the others' snapshots ends.
+        (("ec2:CreateTags", &volume), &[("aws:TagKeys", "Name,textnlp-lineage")]),
+        (("ec2:DeleteTags", &volume), &[("aws:TagKeys", "textnlp-lineage")]),
+        (("ec2:DeleteTags", &volume), &[]),
+        (("ec2:DeleteSnapshot", &snapshot), &[]),
+    ];
+    for (need, keys) in refused {
+        for statements in [&first, &second] {
+            assert!(!is_within(statements, *need, keys), "a role with the boundary may {need:?} with {keys:?}");
+        }
+    }
+    // Once the buckets are there the boundary names them.
+    for action in ["s3:GetObject", "s3:ReplicateObject"] {
+        assert!(!is_within(&second, (action, "arn:aws:s3:::another/object"), &[]), "{action}");
+    }
+}
+
+#[test]
+fn policies_delete_only_classic_load_balancers_of_the_cluster() {
+    let account = Account::new(Options::zero_latency());
+    let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_000f);
+    let first = Shape::full().core().wanted(&account, "staging");
+    let cluster = &first.iter().find(|one| one.kind.as_str() == "aws.eks-cluster").unwrap().spec;
+    let cluster = cluster.get("name").unwrap().as_str().unwrap();
+    stack.reach(UP, &first);
+    let remove = statements(&stack, DOWN, &[]);
+    let mut world = account.simulator.world();
+    let now = world.now();
+    let arn = |name: &str| format!("arn:aws:elasticloadbalancing:eu-west-1:{ACCOUNT}:loadbalancer/{name}");
+    for (name, owner) in [("ours", cluster), ("theirs", "another")] {
+        world.tags.set(&arn(name), [(format!("kubernetes.io/cluster/{owner}"), "owned".to_owned())], now);
+    }
+    let found = ["ours", "theirs", "untagged"]
+        .map(|name| is_allowed(&world, &remove, ("elasticloadbalancing:DeleteLoadBalancer", arn(name).as_str()), &[]));
+    assert_eq!(found, [true, false, false]);
 }
 
 /// Everything, with a tag that [`Shape::otherwise`] does not have.

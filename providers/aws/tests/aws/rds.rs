@@ -9,8 +9,8 @@ use textnlp_provider::conformance::{TestBed, Violation, lowers_purely};
 use textnlp_provider::settings::{Hosting, Weekday};
 use textnlp_provider::units::TimeOfDay;
 use textnlp_provider::{
-    CloudId, DeleteBounds, ErrorKind, Health, Observed, Operation, Progress, Provider, Recorded, SecretName, SecretRef,
-    SecretVersion, Site, Spec, Verb, Wanted, error_chain,
+    CloudId, DeleteBounds, Effect, ErrorKind, Health, Observed, Operation, Progress, Provider, Recorded, SecretName,
+    SecretRef, SecretVersion, Site, Spec, Verb, Wanted, error_chain,
 };
 use textnlp_sim::aws::rds::Rds;
 use textnlp_sim::{Market, Options, Scope, Simulator, Stages, Timing};
@@ -268,20 +268,57 @@ fn an_rds_replica_lives_and_is_promoted() {
 }
 
 #[test]
-fn an_rds_server_is_upgraded_with_its_settings_and_never_downgraded() {
+fn new_rds_server_of_an_unknown_major_version_is_refused_by_preflight() {
+    let bench = bench();
+    run(async {
+        let bed = bench.bed();
+        let known = instance(&place(&bed).await?);
+        let of = |version: &str| Wanted { spec: with(&known, "version", json!(version)), ..known.clone() };
+        let found = async |wanted: Wanted| {
+            let mut problems = bench.provider.preflight(&[wanted]).await.unwrap();
+            problems.retain(|one| one.cause.contains("RDS has no PostgreSQL"));
+            problems
+        };
+        assert!(found(of("15")).await.is_empty());
+        let problems = found(of("99")).await;
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].word() == "refused" && problems[0].fix.contains("15, 16"), "{problems:?}");
+        // A server that is there keeps a version that RDS does not offer any more.
+        bed.make(&known).await?;
+        assert!(found(of("99")).await.is_empty());
+        Ok(())
+    });
+}
+
+#[test]
+fn changes_of_an_rds_server_that_never_work_are_refused_in_the_plan() {
     let bench = bench();
     run(async {
         let bed = bench.bed();
         let old = instance(&place(&bed).await?);
         let made = bed.make(&old).await?;
-        bed.make(&parameter_group(16)).await?;
-        let group = json!("textnlp-staging-here-postgres16");
-        let new =
-            Wanted { spec: changed(&old, &[("version", json!("16")), ("parameter_group", group)]), ..old.clone() };
-        let object = finish(&bench, &operation(Verb::Update, &new, Some(&made), 100)).await.unwrap();
-        assert_eq!(object.spec.get("version"), Some(&json!("16")));
-        let error = finish(&bench, &operation(Verb::Update, &old, Some(&made), 101)).await.unwrap_err();
-        assert!(error_chain(&error).contains("only upgrades"), "{error}");
+        let object = seen(&bench, &old, &made).await;
+        for (field, value, expected) in [
+            ("version", json!("16"), Some("--allow-major-version-upgrade")),
+            ("version", json!("14"), Some("--allow-major-version-upgrade")),
+            ("storage_gb", json!(99), Some("cannot shrink to 99: set `database.size` to 100GiB")),
+            ("storage_gb", json!(109), Some("set `database.size` to 110GiB or more")),
+            ("storage_gb", json!(110), None),
+        ] {
+            let wanted = Wanted { spec: with(&old, field, value.clone()), ..old.clone() };
+            let changes = bench.provider.diff(&wanted, &made, &object);
+            let refused = changes.iter().find_map(|change| match &change.effect {
+                Effect::Refuse(why) => Some((change.field.as_str(), why.as_str())),
+                _ => None,
+            });
+            assert_eq!(changes.len(), 1, "{changes:?}");
+            match expected {
+                Some(expected) => {
+                    assert!(refused.is_some_and(|(of, why)| of == field && why.contains(expected)), "{changes:?}")
+                }
+                None => assert_eq!(refused, None, "{value}"),
+            }
+        }
         Ok(())
     });
 }

@@ -59,7 +59,8 @@ impl Lowering<'_> {
         }
         if managed.replica_region.as_ref() == Some(&self.site.region) {
             let cause = format!("`{}` is not another region", self.site.region);
-            return self.problem("replica_region", cause, "name another region, such as northeurope");
+            let near = if self.site.region == "northeurope" { "westeurope" } else { "northeurope" };
+            return self.problem("replica_region", cause, format!("name another region, such as {near}"));
         }
         if managed.replica_region.is_some() && !self.site.subnets.is_empty() {
             let cause = "the network of a replica has to be peered with that of its source, and an existing network is never changed";

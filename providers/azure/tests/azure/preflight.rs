@@ -1,12 +1,15 @@
 //! What `preflight` says of the subscription, its resource providers and names.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde_json::json;
 use textnlp_provider::component::{Cluster, ComponentSpec};
 use textnlp_provider::{Problem, Provider, Verb, Wanted};
 use textnlp_sim::azure::Options;
 
-use crate::{Bench, REMOTE, create, run};
+use crate::{Access, Azure, Bench, ENDPOINT, REGION, REMOTE, Secrets, create, run};
 
 const STORAGE: &str = "Microsoft.Storage";
 const ACCOUNTS: &str = "Microsoft.Storage/storageAccounts";
@@ -45,6 +48,23 @@ fn a_subscription_that_is_not_enabled_is_named() {
             let found = problems(&bench, &wanted, |one| one.place.starts_with("subscription ")).await;
             assert!(found.iter().all(|one| one.cause == says), "{state}: {found:#?}");
             assert_eq!(found.iter().map(Problem::word).collect::<Vec<_>>(), Vec::from_iter(word), "{state}");
+        }
+    });
+}
+
+#[test]
+fn a_region_that_does_not_exist_is_refused() {
+    run(async {
+        let bench = bench();
+        let mut variables: BTreeMap<String, String> = bench.cloud.variables().into_iter().collect();
+        variables.insert(ENDPOINT.to_owned(), bench.cloud.url());
+        for (region, expected) in [(REGION, 0), ("westeuropa", 1)] {
+            let (subscription, variables) = (bench.cloud.subscription().to_owned(), Some(variables.clone()));
+            let access = Access { subscription, region: region.to_owned(), variables };
+            let provider = Azure::new(access, Arc::new(Secrets));
+            let mut found = provider.preflight(&bench.all()).await.unwrap();
+            found.retain(|one| one.cause.contains("no such region"));
+            assert_eq!(found.iter().filter(|one| one.word() == "refused").count(), expected, "{region}: {found:?}");
         }
     });
 }

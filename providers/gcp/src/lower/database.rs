@@ -77,7 +77,8 @@ impl Lowering<'_> {
         if let Some(region) = &managed.replica_region {
             if zones::zones(region).is_none() || *region == self.site.region {
                 let cause = format!("`{region}` is not another region that {} can be copied to", self.site.region);
-                return self.problem("replica_region", cause, "name another region, such as europe-west4");
+                let near = if self.site.region == "europe-west4" { "europe-west1" } else { "europe-west4" };
+                return self.problem("replica_region", cause, format!("name another region, such as {near}"));
             }
             if days == 0 {
                 let cause = "Cloud SQL copies no server without backups";

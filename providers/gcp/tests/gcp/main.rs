@@ -12,6 +12,7 @@ mod policy;
 #[path = "../../../cloud/tests/programs/mod.rs"]
 mod programs;
 mod promotion;
+mod protection;
 mod random;
 #[path = "../../../cloud/tests/programs/records.rs"]
 mod records;

@@ -1,6 +1,8 @@
 //! What sites are lowered to, held against the API server's own judgement, exported, watched and rolled out.
 #![allow(clippy::unwrap_used, clippy::print_stderr, unreachable_pub, missing_docs)]
 
+#[path = "../../../../tests/src/checkov.rs"]
+mod checkov;
 #[path = "../cut/mod.rs"]
 #[allow(dead_code)]
 mod cut;

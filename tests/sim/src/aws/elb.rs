@@ -1,11 +1,12 @@
 //! Elastic Load Balancing: what controllers in clusters create, and how it ends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::ec2::{self, interfaces};
+use super::protocol::Request;
 use crate::{Behaviour, Call, Fault, Scope, Service, Source, Stages, World};
 
 /// The service.
@@ -51,6 +52,64 @@ pub const SERVICE: Service = Service {
     ],
 };
 
+/// The API of classic load balancers, with the same name in signatures, ARNs and permissions.
+pub const CLASSIC: Service = Service {
+    name: SERVICE.name,
+    model: "elb",
+    operations: &[
+        ("DeleteLoadBalancer", delete_classic),
+        ("DescribeLoadBalancers", describe_classics),
+        ("DescribeTags", describe_classic_tags),
+    ],
+    quotas: &[],
+    ledger: &[
+        row(
+            "requests for classic load balancers have the version 2012-06-01",
+            Source::Documentation(
+                "https://docs.aws.amazon.com/elasticloadbalancing/2012-06-01/APIReference/Welcome.html",
+            ),
+        ),
+        row(
+            "deleting a classic load balancer that does not exist succeeds",
+            Source::Documentation(
+                "https://docs.aws.amazon.com/elasticloadbalancing/2012-06-01/APIReference/API_DeleteLoadBalancer.html",
+            ),
+        ),
+        row(
+            "an unknown name is refused, and no other one is described: LoadBalancerNotFound",
+            Source::Documentation(
+                "https://docs.aws.amazon.com/elasticloadbalancing/2012-06-01/APIReference/API_DescribeLoadBalancers.html",
+            ),
+        ),
+        row(
+            "a classic load balancer of a service of type LoadBalancer has the tag kubernetes.io/cluster/NAME: owned, and \
+             is left behind when the cluster is deleted",
+            Source::Report("kubernetes-sigs/cluster-api-provider-aws#773"),
+        ),
+        row(
+            "its security group has the tag too, is left behind with it, and keeps the VPC from being deleted",
+            Source::Report("kubernetes-sigs/cluster-api-provider-aws#3478"),
+        ),
+        row(
+            "it has a network interface in each of its subnets, with the description ELB NAME",
+            Source::Documentation("https://aws.amazon.com/premiumsupport/knowledge-center/elb-find-load-balancer-IP/"),
+        ),
+        row(
+            "the service manages the interfaces of load balancers: callers may not delete them",
+            Source::Documentation("https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/requester-managed-eni.html"),
+        ),
+    ],
+};
+
+/// The version of [`CLASSIC`]'s API.
+const CLASSIC_VERSION: &str = "2012-06-01";
+
+/// Whether a request is for this API of the two that have the same name.
+pub(crate) fn is_of(service: &Service, request: &Request) -> bool {
+    let is_classic = || request.form().iter().any(|(name, value)| name == "Version" && value == CLASSIC_VERSION);
+    service.name != CLASSIC.name || (service.model == CLASSIC.model) == is_classic()
+}
+
 const fn row(what: &'static str, source: Source) -> Behaviour {
     Behaviour { service: "elasticloadbalancing", what, source }
 }
@@ -62,6 +121,10 @@ pub struct Elb {
     pub balancers: BTreeMap<String, Value>,
     /// Target groups as descriptions show them.
     pub groups: BTreeMap<String, Value>,
+    /// Classic load balancers as descriptions show them, by name.
+    pub classics: BTreeMap<String, Value>,
+    /// The names of those that have no tags, while the tagging API shows the tags of a deleted one with that name.
+    pub renewed: BTreeSet<String>,
 }
 
 const UNKNOWN_BALANCER: (&str, &str) = ("LoadBalancerNotFound", "One or more load balancers not found");
@@ -130,17 +193,65 @@ fn delete_balancer(world: &mut World, call: &Call) -> Result<Value, Fault> {
     if world.state::<Elb>(&call.scope()).balancers.remove(&arn).is_none() {
         return Ok(json!({}));
     }
-    forget_late(world, call, &arn);
-    let (scope, description) = (call.scope(), interface_of(&arn));
-    for group in world.state::<Elb>(&scope).groups.values_mut() {
+    for group in world.state::<Elb>(&call.scope()).groups.values_mut() {
         group["LoadBalancerArns"].as_array_mut().into_iter().for_each(|all| all.retain(|one| *one != *arn));
     }
+    end(world, call, &arn);
+    Ok(json!({}))
+}
+
+/// What outlives a load balancer: its tags and its interfaces.
+fn end(world: &mut World, call: &Call, arn: &str) {
+    forget_late(world, call, arn);
+    let (scope, description) = (call.scope(), interface_of(arn));
     world.defer(call.due(Duration::from_secs(180)), move |world| {
         let known = world.state::<ec2::Ec2>(&scope).all(&ec2::INTERFACE);
         let its: Vec<String> =
             known.filter(|(_, item)| item.value["Description"] == *description).map(|(id, _)| id.to_owned()).collect();
         its.iter().for_each(|id| interfaces::detach(world, &scope, id));
     });
+}
+
+fn classic_arn(scope: &Scope, name: &str) -> String {
+    format!("arn:aws:elasticloadbalancing:{}:{}:loadbalancer/{name}", scope.region, scope.account)
+}
+
+/// The classic load balancers that a call names.
+fn known_classics(world: &mut World, call: &Call) -> Result<BTreeMap<String, Value>, Fault> {
+    let (all, names) = (&world.state::<Elb>(&call.scope()).classics, call.texts("LoadBalancerNames"));
+    if let Some(unknown) = names.iter().find(|name| !all.contains_key(**name)) {
+        let message = format!("There is no ACTIVE Load Balancer named '{unknown}'");
+        return Err(Fault::new("LoadBalancerNotFound", message));
+    }
+    let is_meant = |name: &str| names.is_empty() || names.contains(&name);
+    Ok(all.iter().filter(|(name, _)| is_meant(name)).map(|(name, value)| (name.clone(), value.clone())).collect())
+}
+
+fn describe_classics(world: &mut World, call: &Call) -> Result<Value, Fault> {
+    let found = known_classics(world, call)?.into_values().collect();
+    call.page("LoadBalancerDescriptions", found, Fault::new("ValidationError", "The marker is invalid"))
+}
+
+fn describe_classic_tags(world: &mut World, call: &Call) -> Result<Value, Fault> {
+    let mut found = Vec::new();
+    for name in known_classics(world, call)?.into_keys() {
+        let is_renewed = world.state::<Elb>(&call.scope()).renewed.contains(&name);
+        let tags = if is_renewed { BTreeMap::new() } else { world.tags.of(&classic_arn(&call.scope(), &name)) };
+        let tags: Vec<Value> = tags.iter().map(|(key, value)| json!({ "Key": key, "Value": value })).collect();
+        let mut one = json!({ "LoadBalancerName": name });
+        if !tags.is_empty() {
+            one["Tags"] = tags.into();
+        }
+        found.push(one);
+    }
+    Ok(json!({ "TagDescriptions": found }))
+}
+
+fn delete_classic(world: &mut World, call: &Call) -> Result<Value, Fault> {
+    let name = call.text("LoadBalancerName");
+    if world.state::<Elb>(&call.scope()).classics.remove(name).is_some() {
+        end(world, call, &classic_arn(&call.scope(), name));
+    }
     Ok(json!({}))
 }
 
@@ -267,4 +378,49 @@ pub fn leave_behind(world: &mut World, scope: &Scope, cluster: &str, vpc: &str, 
         interfaces::place(world, scope, &interface, &new, "available", of_cni);
     }
     Leftovers { balancer, target_group, group, cluster_group, interface }
+}
+
+/// Puts a classic load balancer without tags into the place of one with an ARN, which was deleted less than an hour ago.
+pub fn renew_classic(world: &mut World, scope: &Scope, arn: &str) {
+    let name = arn.rsplit('/').next().unwrap_or_default().to_owned();
+    world.state::<Elb>(scope).renewed.insert(name);
+}
+
+/// Creates in a VPC a classic load balancer with an interface in each subnet and a security group of its own, which a service of a
+/// cluster left behind; returns its ARN and its group.
+pub fn leave_classic_behind(
+    world: &mut World,
+    scope: &Scope,
+    cluster: &str,
+    vpc: &str,
+    subnets: &[String],
+) -> (String, String) {
+    let (random, now) = (world.random.clone(), world.now());
+    let (name, group) = (format!("a{}", random.hex(31)), format!("sg-0{}", random.hex(16)));
+    let owned = vec![(format!("kubernetes.io/cluster/{cluster}"), "owned".to_owned())];
+    let title = format!("k8s-elb-{name}");
+    let value = json!({
+        "Description": title, "GroupName": title, "IpPermissions": [], "IpPermissionsEgress": [],
+        "OwnerId": scope.account, "VpcId": vpc,
+    });
+    ec2::place(world, scope, (group.as_str(), &ec2::GROUP), value, Stages::settled(""), (owned.clone(), now));
+    world.uses.add(&group, vpc);
+    let arn = classic_arn(scope, &name);
+    world.state::<Elb>(scope).classics.insert(name.clone(), json!({
+        "LoadBalancerName": name, "Scheme": "internet-facing", "SecurityGroups": [group], "Subnets": subnets, "VPCId": vpc,
+    }));
+    world.tags.set(&arn, owned, now);
+    let (groups, description) = ([group.clone()], interface_of(&arn));
+    for subnet in subnets {
+        let new = interfaces::New {
+            subnet,
+            groups: &groups,
+            description: &description,
+            // Its interfaces have no type of their own.
+            kind: "interface",
+            public_address: Some("203.0.113.2"),
+        };
+        interfaces::place(world, scope, &format!("eni-0{}", random.hex(16)), &new, "in-use", Vec::new());
+    }
+    (arn, group)
 }

@@ -54,6 +54,7 @@ pub const SERVICES: &[&Service] = &[
     &eks::SERVICE,
     &elasticache::SERVICE,
     &elb::SERVICE,
+    &elb::CLASSIC,
     &iam::SERVICE,
     &kms::SERVICE,
     &logs::SERVICE,
@@ -176,7 +177,9 @@ pub(crate) fn answer(shared: &Shared, mut request: Request) -> (Option<Reply>, O
     request.query.retain(|(name, _)| !name.starts_with("X-Amz-"));
     // Only STS has operations that no key signs.
     let name = signature.as_ref().map_or("sts", |signature| signature.service.as_str());
-    let is_one = |service: &&&Service| service.name == name && sagemaker::is_of(service, &request.path);
+    let is_one = |service: &&&Service| {
+        service.name == name && sagemaker::is_of(service, &request.path) && elb::is_of(service, &request)
+    };
     let Some(service) = SERVICES.iter().find(is_one) else {
         shared.violation(format!("{name}: the service is not simulated"));
         return (Some(plain(&Fault::new("NotImplemented", "not simulated").status(501), &request_id)), None);

@@ -1,6 +1,7 @@
 //! Subnets, gateways, routes, endpoints and security groups.
 
-use textnlp_sim::{Options, Simulator};
+use textnlp_sim::aws::elb;
+use textnlp_sim::{Options, Scope, Simulator};
 
 use crate::boto3;
 
@@ -100,6 +101,42 @@ ec2.delete_internet_gateway(InternetGatewayId=gateway)
 ec2.delete_vpc(VpcId=vpc)
 for left in (ec2.describe_route_tables()["RouteTables"], ec2.describe_security_groups()["SecurityGroups"], ec2.describe_network_interfaces()["NetworkInterfaces"]):
     assert not left, left
+"#;
+    boto3(&simulator, script);
+}
+
+#[test]
+fn classic_load_balancers_have_an_api_of_their_own() {
+    let simulator = Simulator::start(Options::default());
+    {
+        let (mut world, scope) = (simulator.world(), Scope::new("123456789012", "eu-west-1"));
+        for _ in 0..3 {
+            elb::leave_classic_behind(&mut world, &scope, "text", "vpc-0", &[]);
+        }
+    }
+    let script = r#"
+import boto3, botocore
+elb = boto3.client("elb")
+def listed():
+    pages = elb.get_paginator("describe_load_balancers").paginate(PaginationConfig={"PageSize": 2})
+    return [one for page in pages for one in page["LoadBalancerDescriptions"]]
+one, *others = listed()
+assert len(others) == 2 and one["VPCId"] == "vpc-0", one
+name = one["LoadBalancerName"]
+tags = elb.describe_tags(LoadBalancerNames=[name])["TagDescriptions"]
+assert tags == [{"LoadBalancerName": name, "Tags": [{"Key": "kubernetes.io/cluster/text", "Value": "owned"}]}], tags
+for names in [["unknown"], [name, "unknown"]]:
+    for call in [elb.describe_load_balancers, elb.describe_tags]:
+        try:
+            call(LoadBalancerNames=names)
+            raise AssertionError(names)
+        except botocore.exceptions.ClientError as error:
+            assert error.response["Error"]["Code"] == "LoadBalancerNotFound", error
+# The other API does not list them.
+assert boto3.client("elbv2").describe_load_balancers()["LoadBalancers"] == []
+for name in [name, name, "unknown"]:
+    elb.delete_load_balancer(LoadBalancerName=name)
+assert listed() == others
 "#;
     boto3(&simulator, script);
 }

@@ -7,6 +7,7 @@
 //! | object | created by | tag |
 //! |---|---|---|
 //! | load balancer, target group, security group | [AWS Load Balancer Controller](https://kubernetes-sigs.github.io/aws-load-balancer-controller/latest/guide/service/annotations/) | `elbv2.k8s.aws/cluster` |
+//! | classic load balancer and its security group | [Cloud provider AWS](https://cloud-provider-aws.sigs.k8s.io/), which EKS runs | `kubernetes.io/cluster/NAME: owned` |
 //! | security group of the cluster | [EKS](https://docs.aws.amazon.com/eks/latest/userguide/sec-group-reqs.html) | `kubernetes.io/cluster/NAME: owned` |
 //! | network interface | [VPC CNI](https://github.com/aws/amazon-vpc-cni-k8s#cluster_name) | `cluster.k8s.amazonaws.com/name` |
 //! | network interface of the control plane | EKS | none; its description is `Amazon EKS NAME` |
@@ -19,11 +20,9 @@ use textnlp_provider::{CloudId, Error, ErrorKind, Foreign, Lineage, Result};
 
 use super::{FILTER_VALUES, SERVICE, named};
 use crate::api::Api;
-use crate::kinds::elb::{self, Balancing};
+use crate::kinds::elb::{self, Balancing, TAGGED};
 use crate::tags::{self, CLUSTER, Tags};
 
-/// The most resources of one `DescribeTags` of Elastic Load Balancing.
-const TAGGED: usize = 20;
 /// How many objects in the way an error names.
 const NAMED: usize = 5;
 /// A subnet or VPC that this program created.
@@ -78,6 +77,21 @@ pub(super) async fn of_subnets(api: &Api, subnets: &[Place]) -> Result<BTreeMap<
             found.entry(place.id.clone()).or_default().extend(foreign);
         }
     }
+    let is_here = |one: &elb::Classic, place: &Place| one.subnets.contains(&place.id);
+    let classics = classics(api, subnets).await?;
+    let classics: Vec<&elb::Classic> =
+        classics.iter().filter(|one| subnets.iter().any(|place| is_here(one, place))).collect();
+    let names: Vec<&str> = classics.iter().map(|one| one.name.as_str()).collect();
+    let known = elb::classic_tags(api, &names).await?;
+    for one in classics {
+        // One whose tags are unknown is not judged.
+        let Some(tags) = known.get(&one.name) else { continue };
+        let arn = one.arn(api);
+        for place in subnets.iter().filter(|place| is_here(one, place)) {
+            let foreign = place.foreign(Some(&arn), Balancing::Classic.word(), "", tags);
+            found.entry(place.id.clone()).or_default().extend(foreign);
+        }
+    }
     for some in subnets.chunks(FILTER_VALUES) {
         let filter = named("subnet-id", some.iter().map(|place| &place.id));
         for one in interfaces(api, vec![filter, named("status", ["available"])]).await? {
@@ -92,6 +106,29 @@ pub(super) async fn of_subnets(api: &Api, subnets: &[Place]) -> Result<BTreeMap<
         }
     }
     Ok(found)
+}
+
+/// The classic load balancers of the region. Where their API does not answer, the interfaces in the subnets tell whether there is one:
+/// each has one in each of its subnets, with the description `ELB NAME`
+/// (<https://aws.amazon.com/premiumsupport/knowledge-center/elb-find-load-balancer-IP/>).
+async fn classics(api: &Api, subnets: &[Place]) -> Result<Vec<elb::Classic>> {
+    let error = match elb::classics(api).await {
+        Err(error) if matches!(error.kind, ErrorKind::Denied | ErrorKind::Unavailable) => error,
+        found => return found,
+    };
+    for some in subnets.chunks(FILTER_VALUES) {
+        let filter = named("subnet-id", some.iter().map(|place| &place.id));
+        let here = interfaces(api, vec![filter]).await?;
+        if here.iter().any(|one| one.description.as_deref().is_some_and(is_of_classic)) {
+            return Err(error);
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// Whether an interface with this description is one of a classic load balancer: the names of the others have slashes.
+fn is_of_classic(description: &str) -> bool {
+    description.strip_prefix("ELB ").is_some_and(|name| !name.contains('/'))
 }
 
 fn is_in(one: &LoadBalancer, subnet: &str) -> bool {

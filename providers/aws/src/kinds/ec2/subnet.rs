@@ -72,7 +72,7 @@ impl Resource<Api> for Subnet {
         Ok(seen(api, found).await?.pop())
     }
 
-    /// Three calls for all subnets, and one more for each 20 load balancers in them.
+    /// Four calls for all subnets, and one more for each 20 load balancers in them.
     async fn list(api: &Api, filter: &Filter) -> Result<Vec<ObservedObject<Spec>>> {
         let pages = api.ec2.describe_subnets().filters(super::filter(filter)).into_paginator().items().send();
         seen(api, api.call(SERVICE, "list", "subnets", pages.try_collect()).await?).await

@@ -10,10 +10,11 @@ use aws_sdk_eks::types::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use textnlp_provider::{CloudId, Error, ErrorKind, Foreign, Identity, Permission, Result, error_chain};
+use textnlp_provider::{CloudId, Error, ErrorKind, Foreign, Identity, Lineage, Permission, Result, error_chain};
 
 use super::{CLUSTER, CLUSTERS, SERVICE};
 use crate::api::Api;
+use crate::kinds::ec2;
 use crate::kinds::elb::{self, Balancing};
 use crate::kinds::iam::{ROLES, TO_EKS, passes};
 use crate::kinds::{CREATE, DELETE, KEYS, OF_CLUSTER, OF_CONTROLLER, OURS, PUT, only, tagged, when};
@@ -30,6 +31,8 @@ pub(crate) static ROWS: &[Row] = &[Row {
         deadline: MINUTE.saturating_mul(60),
         typical: Some(MINUTE.saturating_mul(10)),
         permissions: &[
+            // Whether the network of a classic load balancer is one of this deployment.
+            Permission::read("ec2:DescribeVpcs"),
             only(Permission::on(PUT, "eks:AssociateAccessPolicy"), CLUSTER),
             only(Permission::on(PUT, "eks:CreateAccessEntry"), CLUSTER),
             only(Permission::on(CREATE, "eks:CreateCluster"), CLUSTER),
@@ -48,6 +51,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
             when(OF_CLUSTER, Permission::on(DELETE, "elasticloadbalancing:DeleteTargetGroup")),
             when(OF_CONTROLLER, Permission::on(DELETE, "elasticloadbalancing:DeleteTargetGroup")),
             Permission::read("elasticloadbalancing:DescribeLoadBalancers"),
+            Permission::read("elasticloadbalancing:DescribeTags"),
             Permission::read("elasticloadbalancing:DescribeTargetGroups"),
             only(
                 Permission::on(CREATE, "iam:CreateServiceLinkedRole"),
@@ -243,6 +247,15 @@ impl Resource<Api> for Cluster {
         super::change(api, id, None, change).await
     }
 
+    fn refuses(field: &str, wanted: &Value, seen: &Value) -> Option<String> {
+        match (field, wanted.as_str(), seen.as_str()) {
+            ("version", Some(wanted), Some(seen)) => {
+                next_version(&Some(seen.to_owned()), &Some(wanted.to_owned())).err()
+            }
+            _ => None,
+        }
+    }
+
     fn fits(field: &str, wanted: &Value, _seen: &Value) -> bool {
         match field {
             "version" => wanted.is_null(),
@@ -394,12 +407,12 @@ async fn grant_access(api: &Api, cluster: &str) -> Result<()> {
 /// network: a rule of the cluster's own group, which ends with the cluster, refers to them.
 ///
 /// A disk is data, of this deployment or of its operator, whose volume was to be retained: it outlives the cluster. So does a
-/// classic load balancer: it has an API of its own, and of deleted ones only their tags are known.
-async fn left_behind(api: &Api, name: &str, vpc: Option<&str>) -> Result<Vec<Foreign>> {
+/// classic load balancer in an existing network: its service is not one of this deployment.
+async fn left_behind(api: &Api, name: &str, vpc: Option<&str>, lineage: Option<Lineage>) -> Result<Vec<Foreign>> {
     const TYPES: [&str; 3] = ["ec2:volume", "elasticloadbalancing:loadbalancer", "elasticloadbalancing:targetgroup"];
     let maker = CloudId::new(name).ok();
     let filters = [(format!("kubernetes.io/cluster/{name}"), "owned"), ("elbv2.k8s.aws/cluster".to_owned(), name)];
-    let mut all = Vec::new();
+    let (mut all, mut is_our_network) = (Vec::new(), None);
     for (key, value) in filters {
         let found = tagged(api, (key.as_str(), value.to_owned()), &TYPES).await?;
         for arn in found.into_iter().filter_map(|object| object.resource_arn) {
@@ -411,9 +424,17 @@ async fn left_behind(api: &Api, name: &str, vpc: Option<&str>) -> Result<Vec<For
             {
                 continue;
             }
+            if balancing == Some(Balancing::Classic) {
+                if !elb::has_tag(api, &arn, (key.as_str(), value)).await? {
+                    continue;
+                }
+                if is_our_network.is_none() {
+                    is_our_network = Some(lineage.is_some() && lineage == lineage_of(api, vpc).await?);
+                }
+            }
             let (what, swept) = match balancing {
+                Some(Balancing::Classic) => (Balancing::Classic.word(), is_our_network == Some(true)),
                 Some(balancing) => (balancing.word(), true),
-                None if elb::is_classic(&arn) => ("classic load balancer", false),
                 None => ("disk", false),
             };
             all.push(Foreign { cloud_id, what: what.to_owned(), swept, outlives: !swept, maker: maker.clone() });
@@ -423,6 +444,14 @@ async fn left_behind(api: &Api, name: &str, vpc: Option<&str>) -> Result<Vec<For
     all.sort_by(|a, b| a.what.cmp(&b.what).then_with(|| a.cmp(b)));
     all.dedup();
     Ok(all)
+}
+
+/// The deployment whose network a VPC is.
+async fn lineage_of(api: &Api, vpc: Option<&str>) -> Result<Option<Lineage>> {
+    let Some(vpc) = vpc else { return Ok(None) };
+    let answer = api.find("ec2", vpc, api.ec2.describe_vpcs().vpc_ids(vpc).send()).await?;
+    let found = answer.and_then(|answer| answer.vpcs?.into_iter().next());
+    Ok(found.and_then(|vpc| crate::tags::lineage(&ec2::tags(vpc.tags))))
 }
 
 fn state(cluster: &Answer) -> State {
@@ -460,7 +489,8 @@ async fn seen(api: &Api, cluster: Answer) -> Result<ObservedObject<Spec>> {
     }
     let is_ours = is_active && crate::tags::lineage(&tags).is_some();
     let vpc = cluster.resources_vpc_config.unwrap_or_else(|| VpcConfigResponse::builder().build());
-    let foreign = if is_ours { left_behind(api, &name, vpc.vpc_id.as_deref()).await? } else { Vec::new() };
+    let lineage = crate::tags::lineage(&tags);
+    let foreign = if is_ours { left_behind(api, &name, vpc.vpc_id.as_deref(), lineage).await? } else { Vec::new() };
     let is_public = vpc.endpoint_public_access;
     let ca = cluster
         .certificate_authority

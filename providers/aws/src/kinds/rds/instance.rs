@@ -73,7 +73,6 @@ impl Resource<Api> for Instance {
         "backup_days",
         "backup_window",
         "maintenance_window",
-        "version",
         "parameter_group",
         "class",
         "storage_gb",
@@ -199,30 +198,12 @@ impl Resource<Api> for Instance {
                     .preferred_backup_window(&spec.backup_window)
                     .set_preferred_maintenance_window(wanted)
             }
-            "version" => match (spec.version.parse::<u32>(), seen.spec.version.parse::<u32>()) {
-                (Ok(wanted), Ok(there)) if wanted > there => change
-                    .engine_version(&spec.version)
-                    .allow_major_version_upgrade(true)
-                    .db_parameter_group_name(&spec.parameter_group),
-                _ => {
-                    let why =
-                        format!("PostgreSQL {} cannot become {}: RDS only upgrades", seen.spec.version, spec.version);
-                    return refuse(&why, &format!("set `database.version` to {}", seen.spec.version));
-                }
-            },
             "parameter_group" => change.db_parameter_group_name(&spec.parameter_group),
             "class" => change.db_instance_class(&spec.class),
-            "storage_gb" if spec.storage_gb < seen.spec.storage_gb => {
-                let why = format!("storage of {} GiB cannot shrink to {}", seen.spec.storage_gb, spec.storage_gb);
-                return refuse(&why, &format!("set `database.size` to {}GiB", seen.spec.storage_gb));
-            }
-            // RDS would round up, and the server would have another size than the plan says.
-            "storage_gb" if i64::from(spec.storage_gb) * 10 < i64::from(seen.spec.storage_gb) * 11 => {
-                let least = (i64::from(seen.spec.storage_gb) * 11 + 9) / 10;
-                let why = format!("storage of {} GiB grows by a tenth at least", seen.spec.storage_gb);
-                return refuse(&why, &format!("set `database.size` to {least}GiB or more"));
-            }
-            "storage_gb" => change.allocated_storage(spec.storage_gb),
+            "storage_gb" => match storage_refusal(spec.storage_gb.into(), seen.spec.storage_gb.into()) {
+                Some((why, hint)) => return refuse(&why, &hint),
+                None => change.allocated_storage(spec.storage_gb),
+            },
             "storage_type" => change.storage_type(&spec.storage_type),
             "multi_az" => change.multi_az(spec.multi_az),
             "minor_upgrades" => change.auto_minor_version_upgrade(spec.minor_upgrades),
@@ -262,6 +243,14 @@ impl Resource<Api> for Instance {
         field == "maintenance_window" && wanted.is_null()
     }
 
+    fn refuses(field: &str, wanted: &Value, seen: &Value) -> Option<String> {
+        let (why, hint) = match (field, wanted.as_i64(), seen.as_i64()) {
+            ("storage_gb", Some(wanted), Some(seen)) => storage_refusal(wanted, seen)?,
+            _ => return None,
+        };
+        Some(format!("{why}: {hint}"))
+    }
+
     /// As if the primary had failed: <https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_RebootInstance.html>.
     async fn fail_over(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<String>> {
         let call = api.rds.reboot_db_instance().db_instance_identifier(&seen.id).force_failover(true);
@@ -297,6 +286,22 @@ impl Resource<Api> for Instance {
         };
         api.call(SERVICE, "delete", id, call.send()).await.map(drop)
     }
+}
+
+/// Why storage of this size in GiB does not get the wanted one, and what to do.
+fn storage_refusal(wanted: i64, seen: i64) -> Option<(String, String)> {
+    if wanted < seen {
+        let why = format!("storage of {seen} GiB cannot shrink to {wanted}");
+        return Some((why, format!("set `database.size` to {seen}GiB")));
+    }
+    // RDS would round up, and the server would have another size than the plan says.
+    (wanted > seen && wanted * 10 < seen * 11).then(|| {
+        let least = (seen * 11 + 9) / 10;
+        (
+            format!("storage of {seen} GiB grows by a tenth at least"),
+            format!("set `database.size` to {least}GiB or more"),
+        )
+    })
 }
 
 const ENGINE: &str = "postgres";

@@ -85,6 +85,8 @@ pub(crate) static ROWS: &[Row] = &[
                 only(Permission::on(DELETE, "rds:CreateDBSnapshot"), SERVER),
                 only(Permission::on(DELETE, "rds:CreateDBSnapshot"), OWN_SNAPSHOTS),
                 only(Permission::on(DELETE, "rds:DeleteDBInstance"), SERVER),
+                // Preflight: a version that RDS does not have.
+                Permission::read("rds:DescribeDBEngineVersions"),
                 Permission::read("rds:DescribeDBInstances"),
                 only(Permission::change("rds:ModifyDBInstance"), SERVER),
                 only(Permission::change("rds:ModifyDBInstance"), OWN_PARAMETERS),
@@ -110,6 +112,10 @@ pub(crate) static ROWS: &[Row] = &[
             ("database", "a server is created with its database; create another one with SQL"),
             ("key", "a server cannot be encrypted with another key; restore a snapshot with that key as a new one"),
             ("user", "the master user is chosen once; create another role with SQL"),
+            (
+                "version",
+                "upgrade the server with `aws rds modify-db-instance --engine-version VERSION --allow-major-version-upgrade`",
+            ),
         ],
     },
 ];

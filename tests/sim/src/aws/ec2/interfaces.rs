@@ -38,7 +38,7 @@ pub struct New<'a> {
     pub groups: &'a [String],
     /// Its description, such as `ELB net/name/id`.
     pub description: &'a str,
-    /// Its type, such as `network_load_balancer`; only those that are `interface` may be deleted by a caller.
+    /// Its type, such as `network_load_balancer`; a caller may delete only those that are `interface` and of no load balancer.
     pub kind: &'a str,
     /// Its public address, if it has one.
     pub public_address: Option<&'a str>,
@@ -67,13 +67,15 @@ pub fn place(
 ) {
     let subnet = world.state::<Ec2>(scope).get(new.subnet).map(|item| item.value.clone()).unwrap_or_default();
     let groups: Vec<Value> = new.groups.iter().map(|group| json!({ "GroupId": group })).collect();
+    // Those of classic load balancers have no type of their own.
+    let is_managed = new.kind != "interface" || new.description.starts_with("ELB ");
     let mut value = json!({
         "AvailabilityZone": subnet["AvailabilityZone"],
         "Description": new.description,
         "Groups": groups,
         "InterfaceType": new.kind,
         "OwnerId": scope.account,
-        "RequesterManaged": new.kind != "interface",
+        "RequesterManaged": is_managed,
         "SubnetId": new.subnet,
         "VpcId": subnet["VpcId"],
     });

@@ -47,7 +47,7 @@ impl Request {
     }
 
     /// The members of a form, from the body or else from the query.
-    fn form(&self) -> Vec<(String, String)> {
+    pub(crate) fn form(&self) -> Vec<(String, String)> {
         let is_form = self.header("content-type").is_some_and(|t| t.starts_with("application/x-www-form-urlencoded"));
         match is_form && !self.body.is_empty() {
             true => url::form_urlencoded::parse(&self.body).into_owned().collect(),

@@ -427,6 +427,13 @@ pub(super) fn create_replica(world: &mut World, call: &Call) -> Result<Value, Fa
     Ok(json!({ "DBInstance": insert(world, call, at_first.into(), password, &stages) }))
 }
 
+pub(super) fn describe_versions(_: &mut World, call: &Call) -> Result<Value, Fault> {
+    let is_meant = call.str("Engine").is_none_or(|engine| engine == "postgres");
+    let rows = VERSIONS.iter().filter(|_| is_meant);
+    let rows = rows.map(|(_, full)| json!({ "Engine": "postgres", "EngineVersion": full })).collect();
+    call.page("DBEngineVersions", rows, invalid("Invalid marker"))
+}
+
 pub(super) fn describe(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let asked = call.str("DBInstanceIdentifier").map(|id| place(call, id).1);
     let names: Vec<String> = world.state::<Rds>(&call.scope()).instances.keys().cloned().collect();

@@ -24,6 +24,7 @@ pub const SERVICE: Service = Service {
         ("DeleteDBInstance", instances::delete),
         ("DeleteDBParameterGroup", groups::delete_parameter_group),
         ("DeleteDBSubnetGroup", groups::delete_subnet_group),
+        ("DescribeDBEngineVersions", instances::describe_versions),
         ("DescribeDBInstances", instances::describe),
         ("DescribeDBParameterGroups", groups::describe_parameter_groups),
         ("DescribeDBParameters", groups::describe_parameters),
@@ -84,6 +85,13 @@ const LEDGER: &[Behaviour] = &[
         what: "storage only grows, by a tenth at least, and not while it is being optimized",
         source: Source::Documentation(
             "https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_PIOPS.StorageTypes.html",
+        ),
+    },
+    Behaviour {
+        service: "rds",
+        what: "the versions of an engine are listed by their full numbers",
+        source: Source::Documentation(
+            "https://docs.aws.amazon.com/AmazonRDS/latest/APIReference/API_DescribeDBEngineVersions.html",
         ),
     },
     Behaviour {
