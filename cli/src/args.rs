@@ -442,6 +442,9 @@ pub struct Plan {
     /// Plan the removal of data too; type the environment's name
     #[arg(long, value_name = "ENV", requires = "down")]
     pub delete_data: Option<String>,
+    /// Plan the removal of the dumps in the cluster too; type the environment's name
+    #[arg(long, value_name = "ENV", requires = "down", conflicts_with = "delete_data")]
+    pub delete_dumps: Option<String>,
     /// Compare with the recorded state only, without reading the sites
     #[arg(long, conflicts_with_all = ["out", "policy"])]
     pub no_refresh: bool,
@@ -550,6 +553,12 @@ pub struct Down {
     /// Remove data too; type the environment's name
     #[arg(long, value_name = "ENV")]
     pub delete_data: Option<String>,
+    /// Remove the dumps in the cluster too, of a database that a cloud runs; type the environment's name
+    ///
+    /// The database stays, with the cloud's own backups and the copies in a bucket. Without the volume of dumps the
+    /// cluster and its nodes can be removed.
+    #[arg(long, value_name = "ENV", conflicts_with = "delete_data")]
+    pub delete_dumps: Option<String>,
 }
 
 /// See [`Command::Key`].

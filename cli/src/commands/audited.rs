@@ -144,12 +144,13 @@ fn effect<'a>(command: &'a Command, global: &Global) -> Effect<'a> {
 }
 
 /// Arguments whose values are recorded. Of every other one the record has `***`.
-const SHOWN: [&str; 54] = [
+const SHOWN: [&str; 55] = [
     "accept_loss",
     "at",
     "backup",
     "clients",
     "delete_data",
+    "delete_dumps",
     "done",
     "duration",
     "env",

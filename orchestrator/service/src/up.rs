@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use textnlp_orchestrator::apply::{ApplyError, Outcome};
 use textnlp_orchestrator::environment::names;
-use textnlp_orchestrator::plan::{Cost, Plan, PlanRefusal, Purpose};
+use textnlp_orchestrator::plan::{Cost, DeleteData, Plan, PlanRefusal, Purpose};
 use textnlp_orchestrator::run::{RunError, RunOutcome};
 use textnlp_provider::{EnvironmentName, Problems, SiteName};
 
@@ -30,7 +30,7 @@ pub async fn prepare(deployment: &Deployment, no_gate: bool, gated: bool) -> Res
     Ok(warnings.chain(kept).collect())
 }
 
-/// Whether the environment's name was typed to confirm a deletion of data by a flag: `--delete-data`.
+/// Whether the environment's name was typed to confirm a deletion of data by a flag.
 pub fn confirmed(flag: &str, typed: Option<&str>, name: &EnvironmentName) -> Result<bool, Failure> {
     match typed {
         None => Ok(false),
@@ -40,6 +40,21 @@ pub fn confirmed(flag: &str, typed: Option<&str>, name: &EnvironmentName) -> Res
             Err(Failure::refused("wrong_name", error).hint(format!("type its name: {flag} {name}")))
         }
     }
+}
+
+/// Which protected data may be deleted, by the flags that name the environment.
+pub fn data_to_delete(
+    delete_data: Option<&str>,
+    delete_dumps: Option<&str>,
+    name: &EnvironmentName,
+) -> Result<DeleteData, Failure> {
+    let (all, dumps) =
+        (confirmed("--delete-data", delete_data, name)?, confirmed("--delete-dumps", delete_dumps, name)?);
+    Ok(match (all, dumps) {
+        (true, _) => DeleteData::All,
+        (false, true) => DeleteData::Dumps,
+        (false, false) => DeleteData::Nothing,
+    })
 }
 
 /// Records a completed `up`: what was applied, and the environment for later commands.

@@ -5,10 +5,12 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 
-use textnlp_provider::{DataClass, Foreign, Object, Observed, Origin, Ownership, Recorded, ResourceId, Wanted};
+use textnlp_provider::{
+    DataClass, DatabasePart, Foreign, Object, Observed, Origin, Ownership, Recorded, ResourceId, Wanted,
+};
 
 use super::facts::{needs_of, recorded_needs};
-use super::{Call, ChoiceBasis, Facts, Gate, Node, Note, ObjectRole, Plan, Purpose, Step, gated};
+use super::{Call, ChoiceBasis, DeleteData, Facts, Gate, Node, Note, ObjectRole, Plan, Purpose, Step, gated};
 use crate::state::RecordedObjects;
 
 /// A plan that violates no invariant.
@@ -137,13 +139,13 @@ impl<'a> Auditor<'a> {
                     if foreign_objects.contains(&recorded.cloud_id) {
                         self.breach(&step.resource, "an object that contains an external object must not be removed");
                     }
-                    if self.holds_data(recorded) && !self.plan.delete_data {
+                    if self.holds_data(recorded) && !self.has_consent(recorded) {
                         self.breach(&step.resource, "an object with data must be removed only with consent");
                     }
                 }
             }
         }
-        if self.plan.delete_data && !self.facts.delete_data {
+        if self.plan.delete_data > self.facts.delete_data {
             let resource = self.plan.steps.first().map(|step| step.resource.clone());
             resource
                 .into_iter()
@@ -184,6 +186,21 @@ impl<'a> Auditor<'a> {
         let host = self.wanted.get(id).and_then(|wanted| wanted.via.as_ref());
         host.and_then(|host| self.ready(&host.0))
             .is_some_and(|step| matches!(step.node, Node::Call(Call::Create { .. })))
+    }
+
+    /// Whether the consent of the plan covers this object. That to dumps covers no dumps of a database in the same cluster.
+    fn has_consent(&self, recorded: &Recorded) -> bool {
+        match self.plan.delete_data {
+            DeleteData::Nothing => false,
+            DeleteData::All => true,
+            DeleteData::Dumps => self.facts.sites.get(&recorded.site).is_some_and(|site| {
+                let part = |one: &Recorded| site.provider.database_part(one);
+                let current = site.holdings.values().filter_map(|holding| holding.current.as_ref());
+                let mut data = current.filter(|one| part(one) == Some(DatabasePart::Data)).peekable();
+                let is_dumps = part(recorded) == Some(DatabasePart::Dumps);
+                is_dumps && data.peek().is_some() && data.all(|one| one.via != recorded.via)
+            }),
+        }
     }
 
     fn holds_data(&self, recorded: &Recorded) -> bool {

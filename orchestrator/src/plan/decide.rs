@@ -7,12 +7,12 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use textnlp_provider::{
-    DataClass, Effect, FieldChange, Identity, Kind, Object, Observed, Origin, Outputs, Ownership, Problem, Recorded,
-    ReplaceOrder, ResourceId, SiteName, Spec, Wanted,
+    DataClass, DatabasePart, Effect, FieldChange, Identity, Kind, Object, Observed, Origin, Outputs, Ownership,
+    Problem, Recorded, ReplaceOrder, ResourceId, SiteName, Spec, Wanted,
 };
 
 use super::facts::{ResourceIndex, World, degraded, needs_of};
-use super::{Branch, Note};
+use super::{Branch, DeleteData, Note, Purpose};
 use crate::state::{ReplacedObject, within};
 
 /// The decisions about all resources that are wanted, recorded or observed.
@@ -718,7 +718,7 @@ impl<'a> DecisionBuilder<'_, 'a> {
     /// Whether an object and everything in it may be lost: it holds no protected data, or the operator approved.
     fn may_lose(&self, place: ResourceIndex, wanted: &Wanted, recorded: &Recorded, kind: &Kind) -> bool {
         let facts = self.world.facts;
-        if facts.delete_data {
+        if facts.delete_data == DeleteData::All {
             return true;
         }
         let precious =
@@ -784,7 +784,37 @@ impl ExpectedRecord<'_> {
 pub(super) fn is_kept(world: &World<'_>, recorded: &Recorded, site: &SiteName) -> bool {
     let Some((site, facts)) = world.facts.sites.get_key_value(site) else { return true };
     let precious = world.kind(site, &recorded.kind).is_some_and(|kind| kind.data == DataClass::Precious);
-    !world.facts.delete_data && !recorded.tainted && (recorded.protected || (precious && facts.protect_data))
+    let is_approved = match world.facts.delete_data {
+        DeleteData::Nothing => false,
+        DeleteData::Dumps => facts.are_dumps(recorded) && only_copy(world, recorded, site).is_none(),
+        DeleteData::All => true,
+    };
+    !is_approved && !recorded.tainted && (recorded.protected || (precious && facts.protect_data))
+}
+
+/// Why dumps may be the only copy of a database, so that their deletion alone is refused.
+pub(super) fn only_copy(world: &World<'_>, dumps: &Recorded, site: &SiteName) -> Option<String> {
+    let facts = world.facts.sites.get(site)?;
+    let mut is_elsewhere = false;
+    for one in facts.holdings.values().filter_map(|holding| holding.current.as_ref()) {
+        if facts.provider.database_part(one) != Some(DatabasePart::Data) {
+            continue;
+        }
+        if one.via == dumps.via {
+            return Some(format!("the database `{}` runs in the same cluster: these are its only copy", one.id));
+        }
+        let is_seen = |seen: &Observed| matches!(seen, Observed::Present(object) if object.cloud_id == one.cloud_id);
+        is_elsewhere |= is_kept(world, one, site) && facts.observed.iter().any(|(_, seen)| is_seen(seen));
+    }
+    (!is_elsewhere).then(|| "no database outside of the cluster is kept: these may be the only copy".to_owned())
+}
+
+/// Whether `down --delete-dumps` would delete these dumps, which this plan keeps.
+pub(super) fn may_go_alone(world: &World<'_>, recorded: &Recorded, site: &SiteName) -> bool {
+    let facts = world.facts;
+    (facts.purpose, facts.delete_data) == (Purpose::Down, DeleteData::Nothing)
+        && facts.sites.get(site).is_some_and(|site| site.are_dumps(recorded))
+        && only_copy(world, recorded, site).is_none()
 }
 
 /// The record of an object that matches what is wanted.

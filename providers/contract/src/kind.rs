@@ -114,6 +114,15 @@ pub enum DataClass {
     Precious,
 }
 
+/// What an object has of the service's database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DatabasePart {
+    /// The data itself: the server, or its files.
+    Data,
+    /// Only dumps of it, which a job in a cluster takes.
+    Dumps,
+}
+
 /// The order in which an object is replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplaceOrder {

@@ -79,7 +79,7 @@ impl CloneRunner for Clones<'_> {
     }
 
     async fn down(&self, root: &Utf8Path, name: &str) -> Result<(), Failure> {
-        let args = Down { delete_data: Some(name.to_owned()) };
+        let args = Down { delete_data: Some(name.to_owned()), delete_dumps: None };
         down::down(&self.session(root, None)?, &args, Console::new(Output::Text, true)).await.map(drop)
     }
 }

@@ -2,7 +2,7 @@
 
 use expect_test::expect;
 use serde_json::json;
-use textnlp_orchestrator::plan::{self, Call, Consent, Node, PlanRefusal, Purpose, approve, audit};
+use textnlp_orchestrator::plan::{self, Call, Consent, DeleteData, Node, PlanRefusal, Purpose, approve, audit};
 use textnlp_orchestrator::run::RunError;
 use textnlp_provider::Wanted;
 
@@ -183,7 +183,7 @@ fn audit_detects_every_broken_invariant() {
         edited(Purpose::Up, |plan| plan.steps[4].resource = "there/net".parse().unwrap()),
         "which belongs to another site",
     );
-    has(edited(Purpose::Down, |plan| plan.delete_data = true), "consent must come from the facts");
+    has(edited(Purpose::Down, |plan| plan.delete_data = DeleteData::All), "consent must come from the facts");
 }
 
 #[test]
@@ -193,8 +193,12 @@ fn audit_detects_calls_on_unobserved_or_protected_resources() {
     world.up(&service());
     let (planned, mut facts) = world.plan(DOWN_WITH_DATA, &[]).unwrap();
     let mut plan = planned.plan().clone();
-    plan.delete_data = false;
-    facts.delete_data = false;
+    plan.delete_data = DeleteData::Nothing;
+    facts.delete_data = DeleteData::Nothing;
+    let breaches = audit(plan.clone(), &facts).unwrap_err();
+    assert!(breaches.iter().any(|breach| breach.law.contains("only with consent")), "{breaches:?}");
+    // That to dumps is no consent to the loss of the database itself.
+    (plan.delete_data, facts.delete_data) = (DeleteData::Dumps, DeleteData::Dumps);
     let breaches = audit(plan.clone(), &facts).unwrap_err();
     assert!(breaches.iter().any(|breach| breach.law.contains("only with consent")), "{breaches:?}");
     let site = facts.sites.get_mut(&here()).unwrap();

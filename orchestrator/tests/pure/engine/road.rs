@@ -9,12 +9,12 @@ use textnlp_orchestrator::clock::Clock;
 use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::event::EventKind;
 use textnlp_orchestrator::gate::{EnteredPhase, EntryBasis, Exemption, RecordedExemption};
-use textnlp_orchestrator::plan::{Purpose, Summary};
-use textnlp_orchestrator::run::{Run, RunError, run_phases};
+use textnlp_orchestrator::plan::{DeleteData, Plan, Purpose, Summary};
+use textnlp_orchestrator::run::{Run, RunError, RunOptions, run_phases};
 use textnlp_orchestrator::state::{Entry, Holder, Operator, SCHEDULE, StateError, Store};
 use textnlp_orchestrator::status::{self, ResourceHealth};
 use textnlp_provider::memory::{Fault, FaultEffect, Fuse, Stage};
-use textnlp_provider::{CloudId, ErrorKind, KindName, Lineage, Spec, Verb};
+use textnlp_provider::{CloudId, ErrorKind, KindName, Lineage, Spec, Verb, Wanted};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -126,6 +126,100 @@ fn down_retains_data_and_the_resources_it_needs() {
     assert!(world.ours().is_empty());
 }
 
+const DOWN_WITH_DUMPS: RunOptions = RunOptions { delete_data: DeleteData::Dumps, ..DOWN };
+
+/// The service, with dumps of its database on a volume of its cluster.
+fn dumped() -> Vec<Wanted> {
+    let mut all = service();
+    all.push(via(want("backup/volume", "database", json!({"dumps": true})), "cluster"));
+    all
+}
+
+/// What a plan keeps, and why.
+fn kept(plan: &Plan) -> Vec<String> {
+    plan.retained.iter().map(|kept| format!("{}: {}", kept.resource, kept.because)).collect()
+}
+
+/// What a `down` that deletes the dumps is refused for.
+fn refusal_of_dumps(world: &World) -> String {
+    let calls = world.cloud.mutations();
+    let refused = world.go(DOWN_WITH_DUMPS, &[], &Fuse::default()).expect("the run ends").unwrap_err();
+    assert_eq!(world.cloud.mutations(), calls, "nothing was done");
+    assert!(matches!(refused, RunError::Refused(_)), "{refused:?}");
+    textnlp_provider::error_chain(&refused)
+}
+
+#[test]
+fn without_its_dumps_a_kept_database_lets_the_cluster_go() {
+    let mut world = World::new();
+    world.protect_data = true;
+    world.up(&dumped());
+    let (planned, _) = world.plan(DOWN, &[]).unwrap();
+    assert_eq!(
+        kept(planned.plan()),
+        [
+            "here/backup/volume: it holds dumps; `down --delete-dumps ENV` deletes them, and keeps the database",
+            "here/cluster: `here/backup/volume` needs it; `down --delete-dumps ENV` deletes both, and keeps the database",
+            "here/db: it holds data",
+            "here/net: `here/cluster` needs it",
+        ]
+    );
+    let arrival = world.down(DOWN_WITH_DUMPS);
+    assert!(arrival.is_complete());
+    let plan = arrival.plan.unwrap();
+    assert_eq!(kept(&plan), ["here/db: it holds data"]);
+    let dumps = plan.steps.iter().find(|step| step.resource == id("here/backup/volume")).unwrap();
+    assert!(dumps.because.contains("copies in a bucket stay"), "{}", dumps.because);
+    let left: Vec<_> = world.ours().into_iter().filter_map(|thing| thing.resource).collect();
+    assert_eq!(left, [id("here/db")]);
+    // The flag never does nothing in silence.
+    let refused = refusal_of_dumps(&world);
+    assert!(refused.contains("no volume with dumps in a cluster"), "{refused}");
+    world.down(DOWN_WITH_DATA);
+    assert!(world.ours().is_empty());
+}
+
+#[test]
+fn other_data_in_the_cluster_stays_when_only_dumps_are_deleted() {
+    let mut world = World::new();
+    world.protect_data = true;
+    let mut all = dumped();
+    all.push(via(protected(want("files", "bucket", json!({}))), "cluster"));
+    world.up(&all);
+    let (planned, _) = world.plan(DOWN, &[]).unwrap();
+    let kept_before = kept(planned.plan());
+    let hints: Vec<&String> = kept_before.iter().filter(|line| line.contains("--delete-dumps")).collect();
+    assert!(hints.len() == 1 && hints[0].starts_with("here/backup/volume"), "the cluster stays: {kept_before:?}");
+    let arrival = world.down(DOWN_WITH_DUMPS);
+    assert!(arrival.is_complete());
+    let kept = kept(&arrival.plan.unwrap());
+    let names: Vec<&str> = kept.iter().filter_map(|line| line.split_once(':')).map(|(name, _)| name).collect();
+    assert_eq!(names, ["here/cluster", "here/db", "here/files", "here/net"]);
+}
+
+#[test]
+fn dumps_that_may_be_the_only_copy_are_not_deleted_alone() {
+    let mut world = World::new();
+    world.protect_data = true;
+    let beside = |mut all: Vec<Wanted>| {
+        all[6] = via(all[6].clone(), "cluster");
+        all
+    };
+    world.up(&beside(dumped()));
+    let refused = refusal_of_dumps(&world);
+    assert!(refused.contains("`here/db` runs in the same cluster"), "{refused}");
+    assert!(refused.contains("`--delete-data ENV` deletes the database"), "{refused}");
+    let (planned, _) = world.plan(DOWN, &[]).unwrap();
+    assert!(kept(planned.plan()).contains(&"here/backup/volume: it holds data".to_owned()), "no way out is named");
+
+    let mut world = World::new();
+    world.protect_data = true;
+    world.up(&dumped());
+    assert!(world.cloud.remove_behind_our_back(&id("here/db")));
+    let refused = refusal_of_dumps(&world);
+    assert!(refused.contains("no database outside of the cluster is kept"), "{refused}");
+}
+
 #[test]
 fn recorded_protection_holds_when_the_configuration_drops_it() {
     let world = World::new();
@@ -148,7 +242,7 @@ fn replacing_a_resource_with_data_needs_consent() {
     let refused = world.try_up(&changed).unwrap_err();
     assert!(matches!(refused, RunError::Refused(_)), "{refused:?}");
     assert_eq!(world.cloud.mutations(), calls, "nothing was done");
-    let done = world.go(textnlp_orchestrator::run::RunOptions { delete_data: true, ..UP }, &changed, &Fuse::default());
+    let done = world.go(RunOptions { delete_data: DeleteData::All, ..UP }, &changed, &Fuse::default());
     assert!(done.unwrap().unwrap().is_complete());
     world.check(&changed);
 }

@@ -21,7 +21,7 @@ use serde_json::json;
 use crate::component::{Component, Site};
 use crate::cost::CostLine;
 use crate::error::Result;
-use crate::kind::Kind;
+use crate::kind::{DatabasePart, Kind};
 use crate::name::{CloudId, KindName, Lineage, ResourceId};
 use crate::operation::{Handle, Operation, Progress, Token};
 use crate::permission::{FilledPermission, PolicyDocument, PolicyFormat, PolicyRequest};
@@ -223,6 +223,13 @@ impl Provider for MemoryCloud {
 
     fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
         lower::lower(component, site)
+    }
+
+    /// A database whose spec has `dumps` stands for a volume with dumps of another one.
+    fn database_part(&self, recorded: &Recorded) -> Option<DatabasePart> {
+        let is_dumps = recorded.spec.get("dumps").is_some();
+        let part = if is_dumps { DatabasePart::Dumps } else { DatabasePart::Data };
+        (recorded.kind.as_str() == "memory.database").then_some(part)
     }
 
     fn diff(&self, wanted: &Wanted, _recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
