@@ -162,6 +162,23 @@ fn changed_model_is_not_loaded_again() {
     answers(&sandbox).expect("the recorded model answers");
 }
 
+#[test]
+fn lost_database_is_not_created_again_by_a_server() {
+    let sandbox = Sandbox::new("lost");
+    sandbox.up("development");
+    let database = sandbox.site("development").join("data/textnlp.db");
+    for ending in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{database}{ending}"));
+    }
+    killed_server_fails(&sandbox, "check that its disk is mounted");
+    assert!(!database.exists(), "an empty one would hide the loss");
+    let plan = sandbox.run(&["plan", "--env", "development"]).expect(0).out;
+    let line = plan.lines().find(|line| line.contains("here/database ")).unwrap_or_default();
+    assert!(line.contains("it is gone"), "{plan}");
+    sandbox.up("development");
+    answers(&sandbox).expect("it has an empty database");
+}
+
 /// No drift, and ready. The supervisor looks at certificates every two seconds, so its word may be that old.
 fn whole_again(sandbox: &Sandbox, environment: &str) {
     eventually("up has mended everything", || drifted(sandbox, environment).is_empty().then_some(()));

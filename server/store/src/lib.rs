@@ -140,12 +140,13 @@ const MOVES: Duration = Duration::from_secs(1);
 const CHANGES: Duration = Duration::from_secs(5);
 
 impl Store {
-    /// Opens the database; a missing SQLite file is created. The schema is not changed. For servers and migrations.
+    /// Opens the database; a missing SQLite file is created. The schema is not changed. For migrations, and for
+    /// databases that are filled again from elsewhere or end with their container.
     pub async fn open(database: &config::Database) -> Result<Self, StoreError> {
         dialect::open(database, true).await
     }
 
-    /// The same for commands on a database: a missing SQLite file is an error, because an empty one in its place would hide the loss.
+    /// The same for servers and for commands on a database: a missing SQLite file is an error, because an empty one in its place would hide the loss.
     pub async fn open_existing(database: &config::Database) -> Result<Self, StoreError> {
         dialect::open(database, false).await
     }

@@ -109,9 +109,13 @@ pub(crate) async fn start_in(folder: tempfile::TempDir, config: Config) -> Site 
     Site { folder, config, server: Some(server), client, metrics, key }
 }
 
-pub(crate) async fn make_key(config: &Config, command: Value) -> String {
-    // As `up` does: the command itself does not create the database.
+/// As `up` does: neither commands nor servers create a database.
+pub(crate) async fn create_database(config: &Config) {
     textnlp_store::Store::open(&config.database).await.unwrap().close().await;
+}
+
+pub(crate) async fn make_key(config: &Config, command: Value) -> String {
+    create_database(config).await;
     let made = keys(config, &command.to_string()).await.unwrap();
     made["key"].as_str().unwrap().to_owned()
 }
