@@ -304,7 +304,9 @@ impl Server {
                 }
                 // The second time for what slow clients held.
                 for delay in [RELEASE_DELAY, 10 * RELEASE_DELAY] {
-                    tokio::time::sleep(delay).await;
+                    if stop_releasing.run_until_cancelled(tokio::time::sleep(delay)).await.is_none() {
+                        return;
+                    }
                     let _ = tokio::task::spawn_blocking(textnlp_process::release_memory).await;
                 }
             }

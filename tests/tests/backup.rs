@@ -471,11 +471,13 @@ fn backups_in_a_bucket_restore_a_deployment_and_are_pruned_there() {
     assert_eq!(answers(&sandbox, &first), 200);
     // It goes on in the same bucket, and retention applies to what is there.
     let port = bucket.credentials().trim().rsplit(':').next().unwrap().parse().unwrap();
+    // moto shows an object to everybody who signs in somehow.
+    let signed = ("Authorization", "AWS4-HMAC-SHA256 Credential=reader/20260101/us-east-1/s3/aws4_request");
     for key in bucket.keys("copies/development/").iter().filter(|key| key.ends_with(".dump.json")) {
         let path = bucket::url(key).replacen("s3:/", "", 1);
-        let record = aged(http::get(port, &path).unwrap().text().as_bytes());
+        let record = aged(http::ask(port, "GET", &path, &[signed], b"").unwrap().text().as_bytes());
         let length = record.len().to_string();
-        let put = http::ask(port, "PUT", &path, &[("Content-Length", &length)], record.as_bytes());
+        let put = http::ask(port, "PUT", &path, &[signed, ("Content-Length", &length)], record.as_bytes());
         assert_eq!(put.unwrap().status, 200);
     }
     let pruned = eventually("retention while no backup is being written", || {
