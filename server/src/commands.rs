@@ -405,7 +405,7 @@ fn answer(done: Result<serde_json::Value, KeysError>) -> Result<(), CommandError
     let hint = match &error {
         KeysError::Command { hint, .. } => hint.clone(),
         KeysError::Watch(why) => why.hint.clone(),
-        KeysError::Store(StoreError::Missing(_)) => Some(
+        KeysError::Store(StoreError::Missing(_) | StoreError::Empty(_)) => Some(
             "check that its disk is mounted; if it is lost, restore a backup: `textnlp-deploy backup list` lists them, \
              `textnlp-deploy restore` restores one"
                 .to_owned(),
@@ -490,8 +490,8 @@ fn print(value: &serde_json::Value) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// The hint of a server whose database is missing. A status shows the last line of its log.
-const LOST_DATABASE: &str = "the file of the database is missing: check that its disk is mounted; if it is lost, restore a backup \
+/// The hint of a server whose database is missing or empty. A status shows the last line of its log.
+const LOST_DATABASE: &str = "the file of the database is missing or empty: check that its disk is mounted; if it is lost, restore a backup \
      (`textnlp-deploy backup list`), or create an empty one: `textnlp-deploy up`, or `textnlp-server admin migrate` with the same \
      configuration";
 
@@ -505,7 +505,7 @@ fn report(error: &CommandError) {
     }
     let hint = match error {
         CommandError::Gateway(gateway) => gateway.hint(),
-        CommandError::Start(StartError::Database { source: StoreError::Missing(_), .. }) => {
+        CommandError::Start(StartError::Database { source: StoreError::Missing(_) | StoreError::Empty(_), .. }) => {
             Some(LOST_DATABASE.to_owned())
         }
         _ => None,

@@ -136,7 +136,8 @@ impl Server {
         let store = match config.container {
             // Its database ends with it.
             Some(_) => Store::open(&config.database).await,
-            // `admin migrate` created it. An empty one in place of a lost one would hide the loss: no key would be valid.
+            // `admin migrate` created it and its schema. An empty one in place of a lost one would hide the loss: no key
+            // would be valid.
             None => Store::open_existing(&config.database).await,
         };
         let store = store.map_err(database)?;

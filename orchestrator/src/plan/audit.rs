@@ -188,7 +188,8 @@ impl<'a> Auditor<'a> {
             .is_some_and(|step| matches!(step.node, Node::Call(Call::Create { .. })))
     }
 
-    /// Whether the consent of the plan covers this object. That to dumps covers no dumps of a database in the same cluster.
+    /// Whether the consent of the plan covers this object. That to dumps covers none that may be the only copy: the
+    /// database is outside of their cluster, all of it was observed, and the plan leaves it.
     fn has_consent(&self, recorded: &Recorded) -> bool {
         match self.plan.delete_data {
             DeleteData::Nothing => false,
@@ -198,9 +199,22 @@ impl<'a> Auditor<'a> {
                 let current = site.holdings.values().filter_map(|holding| holding.current.as_ref());
                 let mut data = current.filter(|one| part(one) == Some(DatabasePart::Data)).peekable();
                 let is_dumps = part(recorded) == Some(DatabasePart::Dumps);
-                is_dumps && data.peek().is_some() && data.all(|one| one.via != recorded.via)
+                let stays = |one: &Recorded| {
+                    let is_seen =
+                        |seen: &Observed| matches!(seen, Observed::Present(object) if object.cloud_id == one.cloud_id);
+                    site.observed.iter().any(|(id, seen)| *id == one.id && is_seen(seen)) && !self.leaves(&one.id)
+                };
+                is_dumps
+                    && self.facts.purpose == Purpose::Down
+                    && data.peek().is_some()
+                    && data.all(|one| one.via != recorded.via && stays(one))
             }),
         }
+    }
+
+    /// Whether the plan removes or forgets a resource.
+    fn leaves(&self, id: &ResourceId) -> bool {
+        self.steps.get(id).is_some_and(|steps| steps.iter().any(|step| removes_current(step) || forgets(step)))
     }
 
     fn holds_data(&self, recorded: &Recorded) -> bool {
@@ -326,11 +340,7 @@ impl<'a> Auditor<'a> {
             }
         }
         for (id, holding) in self.holdings.iter().filter(|(id, _)| !self.wanted.contains_key(**id)) {
-            let leaves = self
-                .steps
-                .get(*id)
-                .is_some_and(|steps| steps.iter().any(|step| removes_current(step) || forgets(step)));
-            if holding.current.is_some() && !leaves && !reported.contains(id.as_str()) {
+            if holding.current.is_some() && !self.leaves(id) && !reported.contains(id.as_str()) {
                 breaches.push(((*id).clone(), "an unwanted resource must be removed, forgotten, or listed as kept"));
             }
         }

@@ -786,7 +786,11 @@ pub(super) fn is_kept(world: &World<'_>, recorded: &Recorded, site: &SiteName) -
     let precious = world.kind(site, &recorded.kind).is_some_and(|kind| kind.data == DataClass::Precious);
     let is_approved = match world.facts.delete_data {
         DeleteData::Nothing => false,
-        DeleteData::Dumps => facts.are_dumps(recorded) && only_copy(world, recorded, site).is_none(),
+        DeleteData::Dumps => {
+            world.facts.purpose == Purpose::Down
+                && facts.are_dumps(recorded)
+                && only_copy(world, recorded, site).is_none()
+        }
         DeleteData::All => true,
     };
     !is_approved && !recorded.tainted && (recorded.protected || (precious && facts.protect_data))
@@ -795,18 +799,27 @@ pub(super) fn is_kept(world: &World<'_>, recorded: &Recorded, site: &SiteName) -
 /// Why dumps may be the only copy of a database, so that their deletion alone is refused.
 pub(super) fn only_copy(world: &World<'_>, dumps: &Recorded, site: &SiteName) -> Option<String> {
     let facts = world.facts.sites.get(site)?;
-    let mut is_elsewhere = false;
-    for one in facts.holdings.values().filter_map(|holding| holding.current.as_ref()) {
-        if facts.provider.database_part(one) != Some(DatabasePart::Data) {
-            continue;
-        }
+    let current = facts.holdings.values().filter_map(|holding| holding.current.as_ref());
+    let data: Vec<&Recorded> =
+        current.filter(|one| facts.provider.database_part(one) == Some(DatabasePart::Data)).collect();
+    if data.is_empty() {
+        return Some("no database outside of the cluster is recorded: these may be the only copy".to_owned());
+    }
+    // Every part has to be there: a server whose database was dropped still exists.
+    data.into_iter().find_map(|one| {
         if one.via == dumps.via {
             return Some(format!("the database `{}` runs in the same cluster: these are its only copy", one.id));
         }
         let is_seen = |seen: &Observed| matches!(seen, Observed::Present(object) if object.cloud_id == one.cloud_id);
-        is_elsewhere |= is_kept(world, one, site) && facts.observed.iter().any(|(_, seen)| is_seen(seen));
-    }
-    (!is_elsewhere).then(|| "no database outside of the cluster is kept: these may be the only copy".to_owned())
+        let missing = if !facts.observed.iter().any(|(id, seen)| *id == one.id && is_seen(seen)) {
+            "was not found"
+        } else if !is_kept(world, one, site) {
+            "is not kept"
+        } else {
+            return None;
+        };
+        Some(format!("`{}` of the database outside of the cluster {missing}: these may be the only copy", one.id))
+    })
 }
 
 /// Whether `down --delete-dumps` would delete these dumps, which this plan keeps.

@@ -11,7 +11,7 @@ use super::facts::ResourceIndex;
 use super::{DeleteData, Purpose, TAKEN_DOWN};
 
 /// Why `down --delete-dumps` deletes dumps.
-const DUMPS_GO: &str = "the deletion of its dumps was confirmed; copies in a bucket stay";
+const DUMPS_GO: &str = "the operator confirmed the deletion of these dumps; copies in a bucket stay";
 
 impl<'a> DecisionBuilder<'_, 'a> {
     /// Decides about everything that is recorded or observed but not wanted.
@@ -105,7 +105,7 @@ impl<'a> DecisionBuilder<'_, 'a> {
             (Some(recorded), Some(_)) => match &self.guests[place] {
                 Some(guests) => (decided.what, decided.because) = (Decision::Blocked, guests.clone()),
                 None => {
-                    if self.are_given_up(recorded, site) {
+                    if self.are_confirmed(recorded, site) {
                         decided.because = DUMPS_GO.to_owned();
                     }
                     decided.what = Decision::Delete { recorded };
@@ -122,14 +122,14 @@ impl<'a> DecisionBuilder<'_, 'a> {
     }
 
     /// Whether an object has dumps, and only their deletion was approved.
-    fn are_given_up(&self, recorded: &Recorded, site: &SiteName) -> bool {
+    fn are_confirmed(&self, recorded: &Recorded, site: &SiteName) -> bool {
         let facts = self.world.facts;
         facts.delete_data == DeleteData::Dumps && facts.sites.get(site).is_some_and(|site| site.are_dumps(recorded))
     }
 
     /// Why dumps stay although their deletion was approved.
     fn refused_dumps(&self, recorded: &Recorded, site: &SiteName) -> Option<Problem> {
-        if !self.are_given_up(recorded, site) {
+        if !self.are_confirmed(recorded, site) {
             return None;
         }
         let cause = only_copy(self.world, recorded, site)?;
@@ -144,13 +144,15 @@ impl<'a> DecisionBuilder<'_, 'a> {
             let recorded = holding.current.as_ref()?;
             (self.world.place(&recorded.via.as_ref()?.0) == Some(host)).then_some((site, recorded))
         };
-        let goes = |place: ResourceIndex| {
+        let is_removed = |place: ResourceIndex| {
+            let decision = self.all[place].as_ref().map(|decided| &decided.what);
+            let is_stuck = matches!(decision, Some(Decision::Blocked | Decision::Refused { .. }));
             in_host(place).is_none_or(|(site, recorded)| {
-                !is_kept(self.world, recorded, site) || may_go_alone(self.world, recorded, site)
+                !is_stuck && (!is_kept(self.world, recorded, site) || may_go_alone(self.world, recorded, site))
             })
         };
         in_host(dumps).is_some_and(|(site, recorded)| may_go_alone(self.world, recorded, site))
-            && (0..self.world.rows.len()).all(goes)
+            && (0..self.world.rows.len()).all(is_removed)
     }
 
     /// The existing hosts that would be forgotten although an operation inside them is open, each with its resource: nothing could
@@ -202,7 +204,9 @@ impl<'a> DecisionBuilder<'_, 'a> {
             }
             let for_data = matches!(&self.all[first], Some(Decided { what: Decision::Retain { .. }, .. }));
             let mut because = format!("`{}` needs it", self.world.ids[*by]);
-            if for_data && self.is_only_for_dumps(*need, first) {
+            // An `existing:` host is not deleted.
+            let is_deleted = matches!(&self.all[*need], Some(Decided { what: Decision::Delete { .. }, .. }));
+            if for_data && is_deleted && self.is_only_for_dumps(*need, first) {
                 because.push_str("; `down --delete-dumps ENV` deletes both, and keeps the database");
             }
             if let Some(decided) = &mut self.all[*need]

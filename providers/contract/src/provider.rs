@@ -104,8 +104,8 @@ pub trait Provider: Send + Sync {
         None
     }
 
-    /// What an object has of the service's database. Pure. `None` where it has nothing of it. The servers of managed databases are
-    /// those with replicas in other regions.
+    /// What an object has of the service's database. Pure. `None` where it has nothing of it. The servers of managed
+    /// databases are those with replicas in other regions; a provider whose servers do not contain the data names more.
     fn database_part(&self, recorded: &Recorded) -> Option<DatabasePart> {
         let mut kinds = self.kinds().iter();
         let kind = kinds.find(|kind| kind.name == recorded.kind.as_str())?;

@@ -181,6 +181,16 @@ fn servers_and_commands_do_not_create_a_database_in_place_of_a_lost_one() {
     let last = error.lines().last().unwrap_or_default();
     assert!(last.starts_with("hint: the file of the database is missing") && last.contains("backup list"), "{error}");
     assert!(!data.exists());
+    // An empty file hides the loss too.
+    std::fs::create_dir(&data).unwrap();
+    std::fs::write(data.join("t.db"), "").unwrap();
+    let list = json!({ "do": "list" }).to_string();
+    for (command, input) in [(&["serve"][..], ""), (&["admin", "keys"], list.as_str()), (&["serve"], "")] {
+        let output = files.run(command, input);
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
+        assert!(output.status.code() != Some(0) && said.contains("data/t.db is empty"), "{command:?}: {said}");
+    }
+    std::fs::remove_dir_all(&data).unwrap();
     std::fs::rename(&away, &data).unwrap();
     assert_eq!(files.keys(json!({ "do": "list" })).1["keys"].as_array().unwrap().len(), 1);
 }

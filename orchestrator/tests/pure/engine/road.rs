@@ -9,12 +9,12 @@ use textnlp_orchestrator::clock::Clock;
 use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::event::EventKind;
 use textnlp_orchestrator::gate::{EnteredPhase, EntryBasis, Exemption, RecordedExemption};
-use textnlp_orchestrator::plan::{DeleteData, Plan, Purpose, Summary};
+use textnlp_orchestrator::plan::{self, DeleteData, Node, Note, Plan, Purpose, Summary};
 use textnlp_orchestrator::run::{Run, RunError, RunOptions, run_phases};
 use textnlp_orchestrator::state::{Entry, Holder, Operator, SCHEDULE, StateError, Store};
 use textnlp_orchestrator::status::{self, ResourceHealth};
 use textnlp_provider::memory::{Fault, FaultEffect, Fuse, Stage};
-use textnlp_provider::{CloudId, ErrorKind, KindName, Lineage, Spec, Verb, Wanted};
+use textnlp_provider::{CloudId, ErrorKind, KindName, Lineage, Ownership, Spec, Verb, Wanted};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -95,7 +95,7 @@ fn unwanted_resources_are_deleted_after_their_users_are_updated() {
     assert_eq!(
         text,
         ["0 delete here/cache", "1 update here/gateway (backends)", "2 delete here/server/replica-1 <- 1"],
-        "the gateway lets go first"
+        "the gateway releases it first"
     );
     world.up(&less);
     world.check(&less);
@@ -150,7 +150,7 @@ fn refusal_of_dumps(world: &World) -> String {
 }
 
 #[test]
-fn without_its_dumps_a_kept_database_lets_the_cluster_go() {
+fn cluster_is_removed_with_its_dumps_and_the_database_is_kept() {
     let mut world = World::new();
     world.protect_data = true;
     world.up(&dumped());
@@ -192,9 +192,31 @@ fn other_data_in_the_cluster_stays_when_only_dumps_are_deleted() {
     assert!(hints.len() == 1 && hints[0].starts_with("here/backup/volume"), "the cluster stays: {kept_before:?}");
     let arrival = world.down(DOWN_WITH_DUMPS);
     assert!(arrival.is_complete());
-    let kept = kept(&arrival.plan.unwrap());
+    let plan = arrival.plan.unwrap();
+    let (kept, warnings) = (kept(&plan), &plan.warnings);
     let names: Vec<&str> = kept.iter().filter_map(|line| line.split_once(':')).map(|(name, _)| name).collect();
     assert_eq!(names, ["here/cluster", "here/db", "here/files", "here/net"]);
+    let warning = warnings.iter().find(|problem| problem.place == "here/cluster").expect("the cluster costs on");
+    assert!(warning.cause.contains("`here/files` needs it"), "{warning:?}");
+}
+
+#[test]
+fn existing_cluster_of_dumps_is_not_said_to_be_deleted() {
+    let mut world = World::new();
+    world.protect_data = true;
+    world.up(&dumped());
+    let (_, mut facts) = world.plan(DOWN, &[]).unwrap();
+    let holdings = &mut facts.sites.get_mut(&here()).unwrap().holdings;
+    let cluster = holdings.get_mut(&id("here/cluster")).unwrap().current.as_mut().unwrap();
+    cluster.ownership = Ownership::External(cluster.cloud_id.clone());
+    let before = kept(&plan::plan(&facts).unwrap());
+    assert!(before.contains(&"here/cluster: `here/backup/volume` needs it".to_owned()), "{before:?}");
+    facts.delete_data = DeleteData::Dumps;
+    let plan = plan::plan(&facts).unwrap();
+    assert_eq!(kept(&plan), ["here/db: it holds data"]);
+    let of_cluster = plan.steps.iter().find(|step| step.resource == id("here/cluster")).unwrap();
+    assert!(matches!(of_cluster.node, Node::Note(Note::Forget)), "it is its owner's: {of_cluster:?}");
+    assert!(plan.warnings.iter().all(|problem| problem.place != "here/cluster"), "{:?}", plan.warnings);
 }
 
 #[test]
@@ -217,7 +239,21 @@ fn dumps_that_may_be_the_only_copy_are_not_deleted_alone() {
     world.up(&dumped());
     assert!(world.cloud.remove_behind_our_back(&id("here/db")));
     let refused = refusal_of_dumps(&world);
-    assert!(refused.contains("no database outside of the cluster is kept"), "{refused}");
+    assert!(refused.contains("`here/db` of the database outside of the cluster was not found"), "{refused}");
+}
+
+#[test]
+fn server_whose_database_is_gone_is_no_copy_of_the_dumps() {
+    let mut world = World::new();
+    world.protect_data = true;
+    let mut all = dumped();
+    all.push(want("db/schema", "database", json!({"server": output("db", "address")})));
+    world.up(&all);
+    assert!(world.cloud.remove_behind_our_back(&id("here/db/schema")));
+    let refused = refusal_of_dumps(&world);
+    assert!(refused.contains("`here/db/schema` of the database outside of the cluster was not found"), "{refused}");
+    let (planned, _) = world.plan(DOWN, &[]).unwrap();
+    assert!(kept(planned.plan()).contains(&"here/backup/volume: it holds data".to_owned()), "no way out is named");
 }
 
 #[test]

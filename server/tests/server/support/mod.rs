@@ -111,7 +111,9 @@ pub(crate) async fn start_in(folder: tempfile::TempDir, config: Config) -> Site 
 
 /// As `up` does: neither commands nor servers create a database.
 pub(crate) async fn create_database(config: &Config) {
-    textnlp_store::Store::open(&config.database).await.unwrap().close().await;
+    let store = textnlp_store::Store::open(&config.database).await.unwrap();
+    store.prepare().await.unwrap();
+    store.close().await;
 }
 
 pub(crate) async fn make_key(config: &Config, command: Value) -> String {
