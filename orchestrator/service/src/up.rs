@@ -8,6 +8,7 @@ use textnlp_orchestrator::apply::{ApplyError, Outcome};
 use textnlp_orchestrator::environment::names;
 use textnlp_orchestrator::plan::{Cost, DeleteData, Plan, PlanRefusal, Purpose};
 use textnlp_orchestrator::run::{RunError, RunOutcome};
+use textnlp_orchestrator::state::{Hold, State};
 use textnlp_provider::{EnvironmentName, Problems, SiteName};
 
 use crate::failure::{preflight_failure, state_failed};
@@ -187,6 +188,20 @@ fn away(plan: &Plan) -> (BTreeSet<&str>, BTreeSet<&str>) {
     (away.collect(), works)
 }
 
+/// The refusal of a change to a frozen environment. `release`: the command that ends the freeze.
+pub fn frozen(hold: Box<Hold>, release: &str) -> Failure {
+    let document = json!({ "hold": hold });
+    Failure::refused("frozen", RunError::Frozen(hold))
+        .hint(format!("contact that operator; to allow changes again: {release}"))
+        .document(document)
+}
+
+/// Refuses a change to a frozen environment before anything else.
+pub async fn is_not_frozen(scope: &Scope, state: &State) -> Result<(), Failure> {
+    let hold = state.held().await.map_err(|error| state_failed(error, &scope.again, &scope.name))?;
+    hold.map_or(Ok(()), |hold| Err(frozen(Box::new(hold), &scope.command("hold --release"))))
+}
+
 /// Converts an error of a run.
 pub fn run_failed(error: RunError, purpose: Purpose, scope: &Scope) -> Failure {
     let plan = || scope.same(if purpose == Purpose::Down { "plan --down" } else { "plan" });
@@ -204,13 +219,7 @@ pub fn run_failed(error: RunError, purpose: Purpose, scope: &Scope) -> Failure {
                 Failure::refused("not_approved", no).hint(format!("review it with `{}`, approve it with --yes", plan()))
             }
         },
-        RunError::Frozen(hold) => {
-            let release = scope.command("hold --release");
-            let document = json!({ "hold": hold });
-            Failure::refused("frozen", RunError::Frozen(hold))
-                .hint(format!("contact that operator; to allow changes again: {release}"))
-                .document(document)
-        }
+        RunError::Frozen(hold) => frozen(hold, &scope.command("hold --release")),
         RunError::State(error) | RunError::Apply(ApplyError::State(error)) => {
             state_failed(error, &scope.again, &scope.name)
         }

@@ -1,11 +1,17 @@
 //! `bundle update …`: creates an update from two bundles, applies it, or rolls it back.
 
+use std::sync::Arc;
+
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_bundle::legacy;
 use textnlp_bundle::manifest::{Item, ItemKind};
 use textnlp_bundle::{AdmissionOptions, Contents, Installed, Scope, Site, Target, UnpackOptions, make_delta};
+use textnlp_orchestrator::state::{Folder, State};
+use textnlp_provider::units::quoted;
+use textnlp_provider::{EnvironmentName, Lineage};
 use textnlp_service::bundle::site::merge;
 use textnlp_service::bundle::{epoch, signed, site};
+use textnlp_service::up::frozen;
 
 use super::install::{absolute, requested_state};
 use super::{drive, failed, inspect, open, site as run, trusted, warn_if_unverified};
@@ -101,7 +107,8 @@ async fn apply(
     let trust = trusted(trust)?;
     let root = absolute(session, &root.root);
     let (installation, before) = site::installed(&root)?;
-    site::wanted_state(&root, requested_state(session).as_deref())?;
+    let state = site::wanted_state(&root, requested_state(session).as_deref())?;
+    is_not_frozen(&before, &state).await?;
     let progress = Progress::new(console);
     let stop = signals::stop(console);
     let mut applied = Vec::new();
@@ -149,12 +156,21 @@ async fn rollback(
 ) -> Result<Success, Failure> {
     let root = absolute(session, &root.root);
     let (installation, before) = site::installed(&root)?;
-    site::wanted_state(&root, requested_state(session).as_deref())?;
+    let state = site::wanted_state(&root, requested_state(session).as_deref())?;
+    is_not_frozen(&before, &state).await?;
+    let names = site::names(&before.contents.items, ItemKind::Environment);
+    let runs = names.iter().any(|name| is_deployed(&state, name));
+    // `up` would refuse it once the content is switched.
+    if runs && !no_up && !session.global.yes && !console.can_ask() {
+        let error = anyhow::anyhow!("a rollback changes what runs, and there is no terminal to ask at");
+        return Err(Failure::refused("not_approved", error).hint("approve it with --yes"));
+    }
     installation.rollback().map_err(not_rolled_back)?;
     let (_, now) = site::installed(&root)?;
     let mut document = json!({ "root": root, "before": before.content, "digest": now.content });
     let rolled = roll(session, &installation, &now, no_up, no_gate, console).await;
-    let rolled = rolled.map_err(|failure| failure.document(document.clone()))?;
+    let rolled = rolled.map_err(|failure| unfinished(failure.document(document.clone())))?;
+    installation.finish_rollback().map_err(failed)?;
     merge(&mut document, rolled);
     Ok(Success::new(
         format!(
@@ -163,6 +179,33 @@ async fn rollback(
         ),
         document,
     ))
+}
+
+/// A failure after the content was switched: the rollback stays open, so the same command does not lead forward again.
+fn unfinished(failure: Failure) -> Failure {
+    let again = "the same command finishes the rollback";
+    let hint = failure.hint.as_ref().map_or_else(|| again.to_owned(), |hint| format!("{hint}\nthen {again}"));
+    failure.hint(hint)
+}
+
+/// Whether an environment of a site was deployed.
+fn is_deployed(state: &Utf8Path, environment: &str) -> bool {
+    state.join(environment).join("lineage.json").exists()
+}
+
+/// Refuses to switch the content while one of its environments is frozen: the `up` of the other content would be refused.
+async fn is_not_frozen(installed: &Installed, state: &Utf8Path) -> Result<(), Failure> {
+    for name in site::names(&installed.contents.items, ItemKind::Environment) {
+        let Ok(environment) = EnvironmentName::new(&name) else { continue };
+        let store = Arc::new(Folder::at(state.join(&name)));
+        // `up` reports a state that cannot be read; its program may know a newer format.
+        let Ok(recorded) = State::load(store, &environment, Lineage(uuid::Uuid::new_v4())).await else { continue };
+        if let Ok(Some(hold)) = recorded.held().await {
+            let release = format!("textnlp-deploy hold --release --env {name} --state-dir {}", quoted(state.as_str()));
+            return Err(frozen(Box::new(hold), &release));
+        }
+    }
+    Ok(())
 }
 
 /// Why an installed site is not rolled back. Where it has no earlier version, another bundle is the next step.
@@ -187,8 +230,7 @@ async fn roll(
     let root = installation.root();
     let names = site::names(&installed.contents.items, ItemKind::Environment);
     let state = site::wanted_state(root, requested_state(session).as_deref())?;
-    let running = |name: &&String| state.join(name.as_str()).join("lineage.json").exists();
-    let up: Vec<&String> = names.iter().filter(running).collect();
+    let up: Vec<&String> = names.iter().filter(|name| is_deployed(&state, name)).collect();
     let mut last = Value::Null;
     let chosen = session.global.env.as_deref().or_else(|| names.first().map(String::as_str)).unwrap_or_default();
     let (requested, progress) = (requested_state(session), Progress::new(console));
@@ -242,6 +284,8 @@ mod tests {
         let root = Utf8PathBuf::from("/srv/site");
         let first = not_rolled_back(Error::Site { root: root.clone(), why: "nothing was installed before".to_owned() });
         assert!(first.hint.is_some_and(|hint| hint.starts_with("install another bundle")));
+        let shut = unfinished(Failure::new(Exit::GateShut, "gate_not_open", anyhow::anyhow!("shut")).hint("measure"));
+        assert_eq!(shut.hint.as_deref(), Some("measure\nthen the same command finishes the rollback"));
         let source = IoError::from(ErrorKind::PermissionDenied);
         let denied = not_rolled_back(Error::Io { action: "link", path: root, source });
         assert!(denied.hint.is_some_and(|hint| hint.contains("that you may read and write")));
