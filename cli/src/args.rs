@@ -445,6 +445,9 @@ pub struct Plan {
     /// Plan the removal of the dumps in the cluster too; type the environment's name
     #[arg(long, value_name = "ENV", requires = "down", conflicts_with = "delete_data")]
     pub delete_dumps: Option<String>,
+    /// Plan an empty database in place of a lost one; type the environment's name
+    #[arg(long, value_name = "ENV", conflicts_with = "down")]
+    pub accept_data_loss: Option<String>,
     /// Compare with the recorded state only, without reading the sites
     #[arg(long, conflicts_with_all = ["out", "policy"])]
     pub no_refresh: bool,
@@ -503,6 +506,12 @@ pub struct Up {
     /// In an emergency, enter a phase without the evidence of the phase before; the journal records the --reason
     #[arg(long)]
     pub from_scratch: bool,
+    /// Create an empty database in place of a lost one; type the environment's name
+    ///
+    /// With `data: protected`, `up` is refused while the database is gone: its disk may not be mounted, or a backup is to
+    /// be restored first.
+    #[arg(long, value_name = "ENV")]
+    pub accept_data_loss: Option<String>,
     /// Prompt of the first text
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,

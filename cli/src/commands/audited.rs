@@ -144,7 +144,8 @@ fn effect<'a>(command: &'a Command, global: &Global) -> Effect<'a> {
 }
 
 /// Arguments whose values are recorded. Of every other one the record has `***`.
-const SHOWN: [&str; 55] = [
+const SHOWN: [&str; 56] = [
+    "accept_data_loss",
     "accept_loss",
     "at",
     "backup",

@@ -15,7 +15,7 @@ use textnlp_provider::{KindName, Problem};
 use textnlp_service::backup::{key, put_file};
 use textnlp_service::bundle::installed;
 use textnlp_service::gate::order;
-use textnlp_service::up::data_to_delete;
+use textnlp_service::up::{accepted_loss, data_to_delete};
 use textnlp_service::{Scope, gate, output};
 
 use super::compare;
@@ -32,7 +32,10 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     }
     let chosen = if args.down { session.load_to_remove(console)? } else { session.load_to_deploy(console)? };
     let name = chosen.scope.name.clone();
-    let delete_data = data_to_delete(args.delete_data.as_deref(), args.delete_dumps.as_deref(), &name)?;
+    let delete_data = match args.down {
+        true => data_to_delete(args.delete_data.as_deref(), args.delete_dumps.as_deref(), &name)?,
+        false => accepted_loss(args.accept_data_loss.as_deref(), &name)?,
+    };
     let (deployment, purpose) = if args.down {
         (deployment::recorded(session, chosen).await?, Purpose::Down)
     } else {
@@ -108,6 +111,7 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
         }
         let typed = match delete_data {
             DeleteData::Nothing => String::new(),
+            DeleteData::Lost => format!(" --accept-data-loss {name}"),
             DeleteData::Dumps => format!(" --delete-dumps {name}"),
             DeleteData::All => format!(" --delete-data {name}"),
         };

@@ -31,7 +31,7 @@ pub async fn prepare(deployment: &Deployment, no_gate: bool, gated: bool) -> Res
     Ok(warnings.chain(kept).collect())
 }
 
-/// Whether the environment's name was typed to confirm a deletion of data by a flag.
+/// Whether the environment's name was typed to confirm a deletion or loss of data by a flag.
 pub fn confirmed(flag: &str, typed: Option<&str>, name: &EnvironmentName) -> Result<bool, Failure> {
     match typed {
         None => Ok(false),
@@ -56,6 +56,12 @@ pub fn data_to_delete(
         (false, true) => DeleteData::Dumps,
         (false, false) => DeleteData::Nothing,
     })
+}
+
+/// Whether the loss of a database that is gone was accepted, by the flag that names the environment.
+pub fn accepted_loss(accept_data_loss: Option<&str>, name: &EnvironmentName) -> Result<DeleteData, Failure> {
+    let is_accepted = confirmed("--accept-data-loss", accept_data_loss, name)?;
+    Ok(if is_accepted { DeleteData::Lost } else { DeleteData::Nothing })
 }
 
 /// Records a completed `up`: what was applied, and the environment for later commands.

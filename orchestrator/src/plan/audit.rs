@@ -192,7 +192,7 @@ impl<'a> Auditor<'a> {
     /// database is outside of their cluster, all of it was observed, and the plan leaves it.
     fn has_consent(&self, recorded: &Recorded) -> bool {
         match self.plan.delete_data {
-            DeleteData::Nothing => false,
+            DeleteData::Nothing | DeleteData::Lost => false,
             DeleteData::All => true,
             DeleteData::Dumps => self.facts.sites.get(&recorded.site).is_some_and(|site| {
                 let part = |one: &Recorded| site.provider.database_part(one);

@@ -11,7 +11,7 @@ use textnlp_provider::{
     Problem, Recorded, ReplaceOrder, ResourceId, SiteName, Spec, Wanted,
 };
 
-use super::facts::{ResourceIndex, World, degraded, needs_of};
+use super::facts::{ResourceIndex, SiteFacts, World, degraded, needs_of};
 use super::{Branch, DeleteData, Note, Purpose};
 use crate::state::{ReplacedObject, within};
 
@@ -379,15 +379,72 @@ impl<'a> DecisionBuilder<'_, 'a> {
                 decided.because = "it is gone".to_owned();
                 decided.what = Decision::Create;
                 if is_kept(self.world, recorded, &wanted.site) {
-                    let cause = "it is gone, with the data in it: what `up` creates in its place is empty";
-                    let fix = "to have the data back, restore a backup first (`backup list`)";
-                    self.warnings.push(Problem::warning(wanted.id.as_str(), cause, fix));
+                    self.data_is_gone(wanted, recorded, decided);
                 }
             }
             (None, _) => decided.what = Decision::Create,
         }
         decided.strays = strays.into_iter().map(|(recorded, _)| recorded).collect();
         self.wait_for_needs(place, decided);
+    }
+
+    /// Names the loss of protected data before an empty object takes its place. Without the operator's consent, that of
+    /// a database is refused: clients would get the empty one, and its backups would replace those of the lost one.
+    fn data_is_gone(&mut self, wanted: &'a Wanted, recorded: &Recorded, decided: &mut Decided<'a>) {
+        let resource = wanted.id.as_str();
+        if let Some(copies) = self.copies_elsewhere(wanted, recorded) {
+            self.warnings.push(Problem::note(resource, format!("it is gone: {copies}"), "no restore is needed"));
+            return;
+        }
+        let cause = "it is gone, with the data in it: what `up` creates in its place is empty";
+        let by_restore =
+            "check that its disk is mounted; to have lost data back, restore a backup first (`backup list`)";
+        let is_database = self.world.site(&wanted.site).provider.database_part(recorded) == Some(DatabasePart::Data);
+        // A managed server with replicas is restored by its cloud, beside the lost one.
+        let is_managed = self.world.kind_of(wanted).is_some_and(|kind| kind.replica.is_some());
+        if !is_database || is_managed {
+            self.warnings.push(Problem::warning(resource, cause, by_restore));
+        } else if self.world.facts.delete_data == DeleteData::Lost {
+            let fix = "its loss was accepted with `--accept-data-loss`";
+            self.warnings.push(Problem::warning(resource, cause, fix));
+        } else {
+            let fix = format!("{by_restore}; to begin with an empty one: `up --accept-data-loss ENV`");
+            decided.what = Decision::Refused { problem: Problem::new(resource, cause, fix) };
+        }
+    }
+
+    /// Where the data of an object that is gone still is, from where it is filled again.
+    fn copies_elsewhere(&self, wanted: &'a Wanted, gone: &Recorded) -> Option<&'static str> {
+        let facts = self.world.facts;
+        let site = self.world.site(&wanted.site);
+        let source = self.world.kind_of(wanted)?.replica.as_ref().map(|fields| fields.source);
+        if source.and_then(|source| gone.spec.get(source)).is_some_and(|source| !source.is_null()) {
+            return Some("it is a copy, and its source has the data");
+        }
+        let part = site.provider.database_part(gone)?;
+        let parts = |site: &'a SiteFacts| {
+            let current = site.holdings.values().filter_map(|holding| holding.current.as_ref());
+            current.filter_map(move |one| Some((one, site.provider.database_part(one)?)))
+        };
+        let is_there = |site: &SiteFacts, one: &Recorded| {
+            let is_seen =
+                |seen: &Observed| matches!(seen, Observed::Present(object) if object.cloud_id == one.cloud_id);
+            site.observed.iter().any(|(id, seen)| *id == one.id && is_seen(seen))
+        };
+        let is_member = parts(site).any(|(_, part)| part == DatabasePart::Shared);
+        let others = || facts.sites.iter().filter(|(other, _)| **other != wanted.site).map(|(_, site)| site);
+        let has_data =
+            |site: &'a SiteFacts| parts(site).any(|(one, part)| part != DatabasePart::Dumps && is_there(site, one));
+        match part {
+            // A run of one site does not read the others.
+            DatabasePart::Data | DatabasePart::Loaded | DatabasePart::Shared
+                if is_member && (facts.sites.len() == 1 || others().any(has_data)) =>
+            {
+                Some("the other sites have the data, and fill it")
+            }
+            DatabasePart::Shared => Some("it is filled from the databases of the sites"),
+            _ => None,
+        }
     }
 
     /// Whether an object is managed: it carries this lineage, or it is a part that cannot carry one, of a managed
@@ -785,7 +842,7 @@ pub(super) fn is_kept(world: &World<'_>, recorded: &Recorded, site: &SiteName) -
     let Some((site, facts)) = world.facts.sites.get_key_value(site) else { return true };
     let precious = world.kind(site, &recorded.kind).is_some_and(|kind| kind.data == DataClass::Precious);
     let is_approved = match world.facts.delete_data {
-        DeleteData::Nothing => false,
+        DeleteData::Nothing | DeleteData::Lost => false,
         DeleteData::Dumps => {
             world.facts.purpose == Purpose::Down
                 && facts.are_dumps(recorded)

@@ -65,25 +65,31 @@ impl fmt::Display for Purpose {
     }
 }
 
-/// Which protected data a run may delete: the operator typed the environment's name for it.
+/// Which protected data a run may delete, or do without: the operator typed the environment's name for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum DeleteData {
     /// None.
     #[default]
     Nothing,
+    /// That of a database that is gone already, in whose place `up` creates an empty one: `--accept-data-loss`. Nothing
+    /// is deleted.
+    Lost,
     /// The dumps that a cluster has of a database that is kept elsewhere: `--delete-dumps`.
     Dumps,
     /// All of it: `--delete-data`.
     All,
 }
 
-/// How [`DeleteData::Dumps`] is written. The others are `false` and `true`, as in plans that were saved before it existed.
+/// How [`DeleteData::Lost`] is written. `Nothing` and `All` are `false` and `true`, as in plans of before.
+const LOST: &str = "lost";
+/// How [`DeleteData::Dumps`] is written.
 const DUMPS: &str = "dumps";
 
 impl Serialize for DeleteData {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Nothing => serializer.serialize_bool(false),
+            Self::Lost => serializer.serialize_str(LOST),
             Self::Dumps => serializer.serialize_str(DUMPS),
             Self::All => serializer.serialize_bool(true),
         }
@@ -94,9 +100,13 @@ impl<'de> Deserialize<'de> for DeleteData {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Value::deserialize(deserializer)? {
             Value::Bool(false) => Ok(Self::Nothing),
+            Value::String(text) if text == LOST => Ok(Self::Lost),
             Value::String(text) if text == DUMPS => Ok(Self::Dumps),
             Value::Bool(true) => Ok(Self::All),
-            other => Err(D::Error::custom(format!("`delete_data` is false, \"{DUMPS}\" or true, not {other}"))),
+            other => {
+                let text = format!("`delete_data` is false, \"{LOST}\", \"{DUMPS}\" or true, not {other}");
+                Err(D::Error::custom(text))
+            }
         }
     }
 }

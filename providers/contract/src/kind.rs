@@ -119,6 +119,10 @@ pub enum DataClass {
 pub enum DatabasePart {
     /// The data itself: the server, or its files.
     Data,
+    /// The data itself, in a server that loads what a restore left beside it once it is created.
+    Loaded,
+    /// The log of what the sites of a deployment have together: each is filled from it by the others.
+    Shared,
     /// Only dumps of it, which a job in a cluster takes.
     Dumps,
 }

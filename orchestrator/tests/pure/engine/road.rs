@@ -9,12 +9,12 @@ use textnlp_orchestrator::clock::Clock;
 use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::event::EventKind;
 use textnlp_orchestrator::gate::{EnteredPhase, EntryBasis, Exemption, RecordedExemption};
-use textnlp_orchestrator::plan::{self, DeleteData, Node, Note, Plan, Purpose, Summary};
+use textnlp_orchestrator::plan::{self, DeleteData, Facts, Node, Note, Plan, Purpose, Summary};
 use textnlp_orchestrator::run::{Run, RunError, RunOptions, run_phases};
 use textnlp_orchestrator::state::{Entry, Holder, Operator, SCHEDULE, StateError, Store};
 use textnlp_orchestrator::status::{self, ResourceHealth};
 use textnlp_provider::memory::{Fault, FaultEffect, Fuse, Stage};
-use textnlp_provider::{CloudId, ErrorKind, KindName, Lineage, Ownership, Spec, Verb, Wanted};
+use textnlp_provider::{CloudId, ErrorKind, KindName, Lineage, Ownership, Problem, Spec, Verb, Wanted};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -328,20 +328,63 @@ fn externally_removed_resource_is_reported_and_recreated() {
     assert!(status::status(&facts, world.state().places(), world.unfinished()).ready);
 }
 
+/// The plan of `up` once a resource of these is gone.
+fn plan_without(all: &[Wanted], gone: &str, protect_data: bool, delete_data: DeleteData) -> (Plan, Facts) {
+    let mut world = World::new();
+    world.protect_data = protect_data;
+    world.up(all);
+    assert!(world.cloud.remove_behind_our_back(&id(gone)));
+    let (planned, facts) = world.plan(RunOptions { delete_data, ..UP }, all).unwrap();
+    (planned.plan().clone(), facts)
+}
+
+fn causes(problems: &[Problem]) -> Vec<String> {
+    problems.iter().map(|problem| format!("{} {}: {}", problem.word(), problem.place, problem.cause)).collect()
+}
+
 #[test]
-fn data_that_is_gone_is_named_before_an_empty_object_takes_its_place() {
-    let warned = |protect_data: bool, gone: &str| -> Vec<String> {
-        let mut world = World::new();
-        world.protect_data = protect_data;
-        world.up(&service());
-        assert!(world.cloud.remove_behind_our_back(&id(gone)));
-        let (planned, _) = world.plan(UP, &service()).unwrap();
-        planned.plan().warnings.iter().map(|warning| format!("{}: {}", warning.place, warning.cause)).collect()
+fn database_that_is_gone_is_not_replaced_by_an_empty_one_until_its_loss_is_typed() {
+    let of = |all: &[Wanted], gone: &str, protect_data: bool, consent: DeleteData| {
+        let (plan, _) = plan_without(all, gone, protect_data, consent);
+        let creates = plan.steps.iter().any(|step| step.resource == id(gone));
+        (creates, [causes(&plan.refusals), causes(&plan.warnings)].concat())
     };
     let lost = "here/db: it is gone, with the data in it: what `up` creates in its place is empty";
-    assert_eq!(warned(true, "here/db"), [lost]);
-    assert_eq!(warned(false, "here/db"), [""; 0]);
-    assert_eq!(warned(true, "here/cert"), [""; 0]);
+    let (refused, accepted) = (format!("refused {lost}"), format!("warning {lost}"));
+    assert_eq!(of(&service(), "here/db", true, DeleteData::Nothing), (false, vec![refused.clone()]));
+    assert_eq!(of(&service(), "here/db", true, DeleteData::Lost), (true, vec![accepted.clone()]));
+    assert_eq!(of(&service(), "here/db", false, DeleteData::Nothing), (true, vec![]));
+    assert_eq!(of(&service(), "here/cert", true, DeleteData::Nothing), (true, vec![]));
+    // A restore leaves a dump beside it, which is loaded once it is created.
+    let loaded = with(service(), "db", "loaded", json!(true));
+    assert_eq!(of(&loaded, "here/db", true, DeleteData::Nothing), (true, vec![accepted]));
+    let (plan, _) = plan_without(&service(), "here/db", true, DeleteData::Nothing);
+    let fix = &plan.refusals[0].fix;
+    let order = ["is mounted", "restore a backup", "--accept-data-loss"].map(|word| fix.find(word).expect(word));
+    assert!(order.is_sorted(), "{fix}");
+    let mut world = World::new();
+    world.protect_data = true;
+    world.up(&service());
+    assert!(world.cloud.remove_behind_our_back(&id("here/db")));
+    assert!(matches!(world.try_up(&service()), Err(RunError::Refused(_))));
+
+    // Sites of a deployment fill each other: a restore would take all of them back.
+    let mut shared = service();
+    shared.push(want("watch", "database", json!({"shared": true})));
+    let filled = |of: &str| format!("note {of}: it is gone: the other sites have the data, and fill it");
+    assert_eq!(of(&shared, "here/db", true, DeleteData::Nothing), (true, vec![filled("here/db")]));
+    assert_eq!(of(&shared, "here/watch", true, DeleteData::Nothing), (true, vec![filled("here/watch")]));
+    // No other site has it.
+    let (_, mut facts) = plan_without(&shared, "here/db", true, DeleteData::Nothing);
+    let mut other = facts.sites[&here()].clone();
+    (other.wanted, other.holdings, other.observed) = Default::default();
+    facts.sites.insert("there".parse().unwrap(), other.clone());
+    assert_eq!(causes(&plan::plan(&facts).unwrap().refusals), [refused]);
+    // After a restore, the logs of control data are filled from what was restored.
+    let (_, mut facts) = plan_without(&shared, "here/watch", true, DeleteData::Nothing);
+    facts.sites.insert("there".parse().unwrap(), other);
+    let restored = "note here/watch: it is gone: it is filled from the databases of the sites";
+    assert_eq!(causes(&plan::plan(&facts).unwrap().warnings), [restored]);
 }
 
 #[test]

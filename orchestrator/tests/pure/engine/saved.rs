@@ -73,9 +73,12 @@ fn saved_plan_is_stale_only_when_its_inputs_changed() {
 #[test]
 fn consent_to_delete_data_is_saved_with_the_plan() {
     // Files of earlier versions have `true` and `false`.
-    for (consent, written) in
-        [(DeleteData::Nothing, json!(false)), (DeleteData::Dumps, json!("dumps")), (DeleteData::All, json!(true))]
-    {
+    for (consent, written) in [
+        (DeleteData::Nothing, json!(false)),
+        (DeleteData::Lost, json!("lost")),
+        (DeleteData::Dumps, json!("dumps")),
+        (DeleteData::All, json!(true)),
+    ] {
         assert_eq!(serde_json::to_value(consent).unwrap(), written);
         assert_eq!(serde_json::from_value::<DeleteData>(written).unwrap(), consent);
     }

@@ -225,10 +225,16 @@ impl Provider for MemoryCloud {
         lower::lower(component, site)
     }
 
-    /// A database whose spec has `dumps` stands for a volume with dumps of another one.
+    /// A database whose spec has `dumps` stands for a volume with dumps of another one; `shared` and `loaded` are named
+    /// after the part.
     fn database_part(&self, recorded: &Recorded) -> Option<DatabasePart> {
-        let is_dumps = recorded.spec.get("dumps").is_some();
-        let part = if is_dumps { DatabasePart::Dumps } else { DatabasePart::Data };
+        let has = |field: &str| recorded.spec.get(field).is_some();
+        let part = match (has("dumps"), has("shared"), has("loaded")) {
+            (true, ..) => DatabasePart::Dumps,
+            (_, true, _) => DatabasePart::Shared,
+            (.., true) => DatabasePart::Loaded,
+            _ => DatabasePart::Data,
+        };
         (recorded.kind.as_str() == "memory.database").then_some(part)
     }
 
