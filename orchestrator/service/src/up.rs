@@ -1,6 +1,7 @@
 //! Runs of `up` and `down`: their budget, what they record, and why one failed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde_json::json;
@@ -8,7 +9,7 @@ use textnlp_orchestrator::apply::{ApplyError, Outcome};
 use textnlp_orchestrator::environment::names;
 use textnlp_orchestrator::plan::{Cost, DeleteData, Plan, PlanRefusal, Purpose};
 use textnlp_orchestrator::run::{RunError, RunOutcome};
-use textnlp_orchestrator::state::{Hold, State};
+use textnlp_orchestrator::state::{Hold, State, StateError, Store, held_in};
 use textnlp_provider::{EnvironmentName, Problems, SiteName};
 
 use crate::failure::{preflight_failure, state_failed};
@@ -206,6 +207,20 @@ pub fn frozen(hold: Box<Hold>, release: &str) -> Failure {
 pub async fn is_not_frozen(scope: &Scope, state: &State) -> Result<(), Failure> {
     let hold = state.held().await.map_err(|error| state_failed(error, &scope.again, &scope.name))?;
     hold.map_or(Ok(()), |hold| Err(frozen(Box::new(hold), &scope.command("hold --release"))))
+}
+
+/// The same for a change that reads nothing else of the state. One that cannot be reached does not prevent it: a failover
+/// does not wait for the bucket of its state.
+pub async fn is_store_not_frozen(store: Result<Arc<dyn Store>, Failure>, release: &str) -> Result<(), Failure> {
+    let Ok(store) = store else { return Ok(()) };
+    match held_in(&*store).await {
+        Ok(Some(hold)) => Err(frozen(Box::new(hold), release)),
+        Err(error @ (StateError::Unreadable { .. } | StateError::Future { .. })) => {
+            let hint = format!("it may be frozen: repair the state with `state repair`; to allow changes: {release}");
+            Err(Failure::refused("frozen", error).hint(hint))
+        }
+        Ok(None) | Err(_) => Ok(()),
+    }
 }
 
 /// Converts an error of a run.

@@ -1,14 +1,11 @@
 //! `bundle update …`: creates an update from two bundles, applies it, or rolls it back.
 
-use std::sync::Arc;
-
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_bundle::legacy;
 use textnlp_bundle::manifest::{Item, ItemKind};
 use textnlp_bundle::{AdmissionOptions, Contents, Installed, Scope, Site, Target, UnpackOptions, make_delta};
-use textnlp_orchestrator::state::{Folder, State};
+use textnlp_orchestrator::state::{Folder, held_in};
 use textnlp_provider::units::quoted;
-use textnlp_provider::{EnvironmentName, Lineage};
 use textnlp_service::bundle::site::merge;
 use textnlp_service::bundle::{epoch, signed, site};
 use textnlp_service::up::frozen;
@@ -196,11 +193,8 @@ fn is_deployed(state: &Utf8Path, environment: &str) -> bool {
 /// Refuses to switch the content while one of its environments is frozen: the `up` of the other content would be refused.
 async fn is_not_frozen(installed: &Installed, state: &Utf8Path) -> Result<(), Failure> {
     for name in site::names(&installed.contents.items, ItemKind::Environment) {
-        let Ok(environment) = EnvironmentName::new(&name) else { continue };
-        let store = Arc::new(Folder::at(state.join(&name)));
         // `up` reports a state that cannot be read; its program may know a newer format.
-        let Ok(recorded) = State::load(store, &environment, Lineage(uuid::Uuid::new_v4())).await else { continue };
-        if let Ok(Some(hold)) = recorded.held().await {
+        if let Ok(Some(hold)) = held_in(&Folder::at(state.join(&name))).await {
             let release = format!("textnlp-deploy hold --release --env {name} --state-dir {}", quoted(state.as_str()));
             return Err(frozen(Box::new(hold), &release));
         }
