@@ -207,6 +207,18 @@ fn protected_database_that_is_lost_is_created_again_only_when_its_loss_is_typed(
     answers(&sandbox).expect("it has an empty database");
 }
 
+#[test]
+fn down_ends_although_the_data_was_removed_by_hand() {
+    let sandbox = Sandbox::new("removed");
+    let set = ["--env", "development", "--set", "data=protected"];
+    sandbox.run(&[&["up", "--yes", "--no-gate"][..], &set].concat()).expect(0);
+    std::fs::remove_dir_all(sandbox.site("development").join("data")).unwrap();
+    let plan = sandbox.run(&[&["plan", "--down"][..], &set].concat()).expect(0).out;
+    assert!(plan.contains("here/database: it is gone, with the data in it"), "{plan}");
+    sandbox.run(&[&["down", "--yes", "--delete-data", "development"][..], &set].concat()).expect(0);
+    assert!(!sandbox.site("development").exists(), "nothing is left");
+}
+
 /// No drift, and ready. The supervisor looks at certificates every two seconds, so its word may be that old.
 fn whole_again(sandbox: &Sandbox, environment: &str) {
     eventually("up has mended everything", || drifted(sandbox, environment).is_empty().then_some(()));

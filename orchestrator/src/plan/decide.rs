@@ -98,7 +98,7 @@ pub(super) struct DecisionBuilder<'w, 'a> {
     /// By index, like all fields below.
     known: Vec<Option<KnownOutputs<'a>>>,
     pub(super) all: Vec<Option<Decided<'a>>>,
-    warnings: Vec<Problem>,
+    pub(super) warnings: Vec<Problem>,
     /// Resources that others are or will be reached through.
     hosts: Vec<bool>,
     /// Hosts of resources that hold data whose loss was not approved.

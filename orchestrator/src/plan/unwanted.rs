@@ -112,6 +112,11 @@ impl<'a> DecisionBuilder<'_, 'a> {
                 }
             },
             (Some(recorded), None) => {
+                if is_kept(self.world, recorded, site) {
+                    let cause = "it is gone, with the data in it, and its record is removed";
+                    let fix = "if its disk is not mounted, mount it first: then the data is kept";
+                    self.warnings.push(Problem::warning(recorded.id.as_str(), cause, fix));
+                }
                 decided.because = "it is gone".to_owned();
                 decided.what = Decision::Forget { recorded };
             }
