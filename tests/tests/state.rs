@@ -189,6 +189,18 @@ fn lost_state_is_recovered_and_a_damaged_one_repaired() {
     let before = sandbox.processes().len();
     let state = sandbox.state("development");
 
+    // Only the journals, as in a copy that is not complete: nothing claims that nothing is deployed.
+    let (journal, aside) = (state.join("journal"), sandbox.folder().join("aside"));
+    std::fs::rename(&journal, &aside).unwrap();
+    for args in [&["status"][..], &["drift"], &["down", "--yes"], &["health", "check"]] {
+        let lost = run(&sandbox, &[args, &["-o", "json"]].concat()).expect(1).json();
+        assert_eq!(lost["error"]["code"], "damaged_state", "{args:?}: {lost:#}");
+        assert!(lost["error"]["hint"].as_str().unwrap().contains("restore FILE --replace"), "{lost:#}");
+    }
+    let doctor = run(&sandbox, &["doctor"]).expect(1);
+    assert!(doctor.out.contains("journal cannot be read"), "{}", doctor.out);
+    std::fs::rename(&aside, &journal).unwrap();
+
     std::fs::remove_file(state.join("lineage.json")).unwrap();
     let said = run(&sandbox, &["up", "--yes", "--no-gate"]).expect(1);
     assert!(said.err.contains("state repair"), "{}", said.err);
