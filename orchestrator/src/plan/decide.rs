@@ -400,8 +400,9 @@ impl<'a> DecisionBuilder<'_, 'a> {
         let by_restore =
             "check that its disk is mounted; to have lost data back, restore a backup first (`backup list`)";
         let is_database = self.world.site(&wanted.site).provider.database_part(recorded) == Some(DatabasePart::Data);
-        // A managed server with replicas is restored by its cloud, beside the lost one.
-        let is_managed = self.world.kind_of(wanted).is_some_and(|kind| kind.replica.is_some());
+        // A managed server is restored by its cloud, beside the lost one; a promoted replica has the database already.
+        let is_managed =
+            self.world.kind_of(wanted).is_some_and(|kind| kind.replica.is_some() || kind.identity == Identity::Part);
         if !is_database || is_managed {
             self.warnings.push(Problem::warning(resource, cause, by_restore));
         } else if self.world.facts.delete_data == DeleteData::Lost {
@@ -432,13 +433,13 @@ impl<'a> DecisionBuilder<'_, 'a> {
             site.observed.iter().any(|(id, seen)| *id == one.id && is_seen(seen))
         };
         let is_member = parts(site).any(|(_, part)| part == DatabasePart::Shared);
-        let others = || facts.sites.iter().filter(|(other, _)| **other != wanted.site).map(|(_, site)| site);
         let has_data =
             |site: &'a SiteFacts| parts(site).any(|(one, part)| part != DatabasePart::Dumps && is_there(site, one));
+        let others_have = || facts.sites.iter().any(|(other, site)| *other != wanted.site && has_data(site));
         match part {
             // A run of one site does not read the others.
             DatabasePart::Data | DatabasePart::Loaded | DatabasePart::Shared
-                if is_member && (facts.sites.len() == 1 || others().any(has_data)) =>
+                if is_member && (facts.sites.len() == 1 || others_have()) =>
             {
                 Some("the other sites have the data, and fill it")
             }
