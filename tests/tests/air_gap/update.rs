@@ -122,6 +122,7 @@ fn refused_update_and_rollback_leave_the_content() {
     let hold = |more: &[&str]| stage.there(&[&["hold", "--env", NAME][..], more].concat()).expect(0);
     hold(&["--reason", "exams"]);
     names(&stage.update(&[&step], &trust).expect(4).err, &["exams", "hold --release"]);
+    names(&stage.install(&goods.second, &trust).expect(4).err, &["exams", "hold --release"]);
     assert_eq!(stage.digest(), first);
     hold(&["--release"]);
     stage.update(&[&step], &trust).expect(0);

@@ -4,11 +4,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_bundle::legacy;
 use textnlp_bundle::manifest::{Item, ItemKind};
 use textnlp_bundle::{AdmissionOptions, Contents, Installed, Scope, Site, Target, UnpackOptions, make_delta};
-use textnlp_orchestrator::state::{Folder, held_in};
-use textnlp_provider::units::quoted;
 use textnlp_service::bundle::site::merge;
 use textnlp_service::bundle::{epoch, signed, site};
-use textnlp_service::up::frozen;
 
 use super::install::{absolute, requested_state};
 use super::{drive, failed, inspect, open, site as run, trusted, warn_if_unverified};
@@ -105,7 +102,7 @@ async fn apply(
     let root = absolute(session, &root.root);
     let (installation, before) = site::installed(&root)?;
     let state = site::wanted_state(&root, requested_state(session).as_deref())?;
-    is_not_frozen(&before, &state).await?;
+    run::is_not_frozen(&before.contents.items, &state).await?;
     let progress = Progress::new(console);
     let stop = signals::stop(console);
     let mut applied = Vec::new();
@@ -154,7 +151,7 @@ async fn rollback(
     let root = absolute(session, &root.root);
     let (installation, before) = site::installed(&root)?;
     let state = site::wanted_state(&root, requested_state(session).as_deref())?;
-    is_not_frozen(&before, &state).await?;
+    run::is_not_frozen(&before.contents.items, &state).await?;
     let names = site::names(&before.contents.items, ItemKind::Environment);
     let runs = names.iter().any(|name| is_deployed(&state, name));
     // `up` would refuse it once the content is switched.
@@ -188,18 +185,6 @@ fn unfinished(failure: Failure) -> Failure {
 /// Whether an environment of a site was deployed.
 fn is_deployed(state: &Utf8Path, environment: &str) -> bool {
     state.join(environment).join("lineage.json").exists()
-}
-
-/// Refuses to switch the content while one of its environments is frozen: the `up` of the other content would be refused.
-async fn is_not_frozen(installed: &Installed, state: &Utf8Path) -> Result<(), Failure> {
-    for name in site::names(&installed.contents.items, ItemKind::Environment) {
-        // `up` reports a state that cannot be read; its program may know a newer format.
-        if let Ok(Some(hold)) = held_in(&Folder::at(state.join(&name))).await {
-            let release = format!("textnlp-deploy hold --release --env {name} --state-dir {}", quoted(state.as_str()));
-            return Err(frozen(Box::new(hold), &release));
-        }
-    }
-    Ok(())
 }
 
 /// Why an installed site is not rolled back. Where it has no earlier version, another bundle is the next step.
