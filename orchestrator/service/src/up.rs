@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::json;
@@ -14,6 +15,9 @@ use textnlp_provider::{EnvironmentName, Problems, SiteName};
 
 use crate::failure::{preflight_failure, state_failed};
 use crate::{ChosenEnvironment, Deployment, Exit, Failure, Scope, backup, gate, release};
+
+/// Timeout for the freeze in a store that may be lost with a site.
+const HOLD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Refuses an `up` whose gate cannot be measured or that costs more than the budget, before anything is created. Keeps
 /// the replaced server program. Returns warnings. `gated`: there is a gate within the run.
@@ -213,7 +217,8 @@ pub async fn is_not_frozen(scope: &Scope, state: &State) -> Result<(), Failure> 
 /// does not wait for the bucket of its state.
 pub async fn is_store_not_frozen(store: Result<Arc<dyn Store>, Failure>, release: &str) -> Result<(), Failure> {
     let Ok(store) = store else { return Ok(()) };
-    match held_in(&*store).await {
+    let Ok(held) = tokio::time::timeout(HOLD_TIMEOUT, held_in(&*store)).await else { return Ok(()) };
+    match held {
         Ok(Some(hold)) => Err(frozen(Box::new(hold), release)),
         Err(error @ (StateError::Unreadable { .. } | StateError::Future { .. })) => {
             let hint = format!("it may be frozen: repair the state with `state repair`; to allow changes: {release}");
