@@ -433,8 +433,9 @@ impl<'a> DecisionBuilder<'_, 'a> {
             site.observed.iter().any(|(id, seen)| *id == one.id && is_seen(seen))
         };
         let is_member = parts(site).any(|(_, part)| part == DatabasePart::Shared);
-        let has_data =
-            |site: &'a SiteFacts| parts(site).any(|(one, part)| part != DatabasePart::Dumps && is_there(site, one));
+        // The log of a witness has no data.
+        let is_data = |part: DatabasePart| matches!(part, DatabasePart::Data | DatabasePart::Loaded);
+        let has_data = |site: &'a SiteFacts| parts(site).any(|(one, part)| is_data(part) && is_there(site, one));
         let others_have = || facts.sites.iter().any(|(other, site)| *other != wanted.site && has_data(site));
         match part {
             // A run of one site does not read the others.
