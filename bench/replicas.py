@@ -83,6 +83,9 @@ def processes():
                 "security": {"api_keys_enabled": False},
                 "monitoring": {"log_level": "WARN"},
             }
+            config = folder / f"{path.stem}.yaml"
+            config.write_text(json.dumps({"textnlp": server}))
+            subprocess.run([args.program, "admin", "migrate", "--config", config], check=True, stdout=subprocess.DEVNULL)
             started.append((path, *start("serve", path.stem, {"textnlp": server})))
         for path, process, log in started:
             wait(path, process, log)

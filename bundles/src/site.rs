@@ -6,6 +6,7 @@
 //! ROOT/current -> content-4f1d…
 //! ROOT/installed.json -> current/installed.json
 //! ROOT/trust.json             the pinned keys; see `trust.rs`
+//! ROOT/rollback.json          the content that an unfinished rollback leads to
 //! ```
 
 use std::fs::{DirBuilder, File};
@@ -27,6 +28,7 @@ use crate::sign::Authenticity;
 pub const INSTALLED: &str = "installed.json";
 const CURRENT: &str = "current";
 const CONTENT: &str = "content-";
+const ROLLBACK: &str = "rollback.json";
 /// Of the record.
 pub(crate) const FORMAT: u32 = 1;
 
@@ -115,6 +117,14 @@ pub struct Site {
     root: Utf8PathBuf,
 }
 
+/// The file [`ROLLBACK`]: the content of a rollback that has not been rolled out yet.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OpenRollback {
+    format: u32,
+    target: String,
+}
+
 /// The lock of a site, held during changes.
 #[derive(Debug)]
 pub struct SiteLock(#[expect(dead_code, reason = "held for its lock")] Lock);
@@ -197,18 +207,58 @@ impl Site {
     /// Activates a content in one step. The previous one is kept for [`Site::rollback`].
     pub fn activate(&self, name: &str) -> Result<()> {
         let _lock = self.lock()?;
-        self.switch(name)
+        self.choose(name)
     }
 
-    /// Activates the previous content; a second call returns to this one. Returns the name.
+    /// Activates the previous content. Until [`Site::finish_rollback`], another call activates the same one again: what
+    /// runs may still be the content before it. After that, another call returns to this content. Returns the name.
     pub fn rollback(&self) -> Result<String> {
         self.check_folder()?;
         let _lock = self.lock()?;
+        if let Some(target) = self.open_rollback()? {
+            self.switch(&target)?;
+            return Ok(target);
+        }
         let none = |why: &str| Error::Site { root: self.root.clone(), why: why.to_owned() };
         let record = self.installed()?.ok_or_else(|| none("nothing is installed"))?;
         let previous = record.previous.ok_or_else(|| none("nothing was installed before"))?;
+        let open = OpenRollback { format: FORMAT, target: previous.clone() };
+        let path = self.root.join(ROLLBACK);
+        let text = serde_json::to_vec(&open).map_err(|error| Error::io("write", &path)(error.into()))?;
+        // Before the switch: after a crash between the two, the next call leads to the same content.
+        Replace::mode(0o644).sole_writer().write(&path, &text)?;
         self.switch(&previous)?;
         Ok(previous)
+    }
+
+    /// Ends a rollback whose content was rolled out.
+    pub fn finish_rollback(&self) -> Result<()> {
+        let _lock = self.lock()?;
+        self.end_rollback()
+    }
+
+    /// The content of a rollback that is not finished, while that content is still here.
+    fn open_rollback(&self) -> Result<Option<String>> {
+        let path = self.root.join(ROLLBACK);
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io("read", path)(error)),
+        };
+        let open: OpenRollback = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::Altered { path, why: format!("it is not the record of a rollback: {error}") })?;
+        Ok(self.contents()?.contains(&open.target).then_some(open.target))
+    }
+
+    fn end_rollback(&self) -> Result<()> {
+        remove_link(&self.root.join(ROLLBACK))?;
+        Ok(sync_folder(&self.root)?)
+    }
+
+    /// Activates a content that the operator chose, in place of that of an unfinished rollback.
+    pub(crate) fn choose(&self, name: &str) -> Result<()> {
+        self.switch(name)?;
+        self.end_rollback()
     }
 
     /// Removes contents that are neither active nor the previous one, and the rest of an unfinished installation.
@@ -278,7 +328,7 @@ impl Site {
         Ok(sync_folder(&self.root)?)
     }
 
-    pub(crate) fn switch(&self, name: &str) -> Result<()> {
+    fn switch(&self, name: &str) -> Result<()> {
         let mut record = self.record(name)?;
         let before = self.current()?;
         if before.as_deref() != Some(name) {

@@ -248,7 +248,7 @@ impl Site {
             Some(_) => {}
             None => remove(&path)?,
         }
-        self.switch(name)?;
+        self.choose(name)?;
         Ok(admission)
     }
 }

@@ -442,6 +442,12 @@ pub struct Plan {
     /// Plan the removal of data too; type the environment's name
     #[arg(long, value_name = "ENV", requires = "down")]
     pub delete_data: Option<String>,
+    /// Plan the removal of the dumps in the cluster too; type the environment's name
+    #[arg(long, value_name = "ENV", requires = "down", conflicts_with = "delete_data")]
+    pub delete_dumps: Option<String>,
+    /// Plan an empty database in place of a lost one; type the environment's name
+    #[arg(long, value_name = "ENV", conflicts_with = "down")]
+    pub accept_data_loss: Option<String>,
     /// Compare with the recorded state only, without reading the sites
     #[arg(long, conflicts_with_all = ["out", "policy"])]
     pub no_refresh: bool,
@@ -503,6 +509,12 @@ pub struct Up {
     /// In an emergency, enter a phase without the evidence of the phase before; the journal records the --reason
     #[arg(long)]
     pub from_scratch: bool,
+    /// Create an empty database in place of a lost one; type the environment's name
+    ///
+    /// With `data: protected`, `up` is refused while the database is gone: its disk may not be mounted, or a backup is to
+    /// be restored first.
+    #[arg(long, value_name = "ENV")]
+    pub accept_data_loss: Option<String>,
     /// Prompt of the first text
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
@@ -553,6 +565,12 @@ pub struct Down {
     /// Remove data too; type the environment's name
     #[arg(long, value_name = "ENV")]
     pub delete_data: Option<String>,
+    /// Remove the dumps in the cluster too, of a database that a cloud runs; type the environment's name
+    ///
+    /// The database stays, with the cloud's own backups and the copies in a bucket. Without the volume of dumps the
+    /// cluster and its nodes can be removed.
+    #[arg(long, value_name = "ENV", conflicts_with = "delete_data")]
+    pub delete_dumps: Option<String>,
 }
 
 /// See [`Command::Key`].

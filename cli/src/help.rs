@@ -73,7 +73,14 @@ const EXAMPLES: [(&str, &[&str]); 21] = [
             "gate --env pilot --waive availability --until 2026-12-31 --reason INC-7",
         ],
     ),
-    ("down", &["down --env staging", "down --env staging --delete-data staging"]),
+    (
+        "down",
+        &[
+            "down --env staging",
+            "down --env staging --delete-dumps staging",
+            "down --env staging --delete-data staging",
+        ],
+    ),
     ("drift", &["drift --env staging"]),
     ("doctor", &["doctor --env staging"]),
     ("deps", &["deps --env staging", "deps --env pilot -o json", "deps check-updates --env staging"]),

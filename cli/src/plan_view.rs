@@ -341,7 +341,7 @@ fn cut(text: &str, skipped: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use textnlp_orchestrator::plan::Summary;
+    use textnlp_orchestrator::plan::{DeleteData, Summary};
     use textnlp_orchestrator::state::Shortage;
     use textnlp_provider::ResourceId;
     use textnlp_service::RerunFlags;
@@ -369,7 +369,7 @@ mod tests {
             environment: "shop".parse().unwrap(),
             purpose: Purpose::Up,
             lineage: None,
-            delete_data: false,
+            delete_data: DeleteData::Nothing,
             steps: Vec::new(),
             unchanged: Vec::new(),
             blocked: vec![Blocked { resource: "main/db".parse().unwrap(), because }],

@@ -110,7 +110,7 @@ pub struct Import {
 /// See [`crate::args::Command::Hold`].
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
-    textnlp-deploy hold --env staging --reason 'exam week'   block `up` and `down`\n  \
+    textnlp-deploy hold --env staging --reason 'exam week'   block changes\n  \
     textnlp-deploy hold --env staging                        show the hold\n  \
     textnlp-deploy hold --env staging --release              remove the hold")]
 pub struct Hold {

@@ -19,8 +19,8 @@ use crate::apply::{ApplyError, Drive, Gates, Limits, Outcome, apply, recover};
 use crate::clock::Clock;
 use crate::event::{Event, EventKind, Events};
 use crate::plan::{
-    Audited, Call, ChoiceBasis, Consent, Facts, Node, Plan, PlanRefusal, Purpose, SiteFacts, Violation, approve, audit,
-    plan,
+    Audited, Call, ChoiceBasis, Consent, DeleteData, Facts, Node, Plan, PlanRefusal, Purpose, SiteFacts, Violation,
+    approve, audit, plan,
 };
 use crate::state::{End, Entry, Hold, Holder, Locked, Operator, SiteLocation, State, StateError, Store};
 
@@ -69,8 +69,8 @@ pub struct RunSite {
 pub struct RunOptions {
     /// `up` or `down`.
     pub purpose: Purpose,
-    /// Whether resources that hold data may be removed: the operator confirmed with the environment's name.
-    pub delete_data: bool,
+    /// Which protected data may be deleted.
+    pub delete_data: DeleteData,
     /// Whether replaced or unwanted resources are removed only after a gate measured the new ones from outside.
     pub gated: bool,
 }
@@ -92,7 +92,7 @@ pub struct RunOutcome {
 
 impl RunOptions {
     /// The options of `up` without any flag.
-    pub const UP: Self = Self { purpose: Purpose::Up, delete_data: false, gated: false };
+    pub const UP: Self = Self { purpose: Purpose::Up, delete_data: DeleteData::Nothing, gated: false };
 }
 
 impl RunOutcome {

@@ -405,7 +405,7 @@ fn answer(done: Result<serde_json::Value, KeysError>) -> Result<(), CommandError
     let hint = match &error {
         KeysError::Command { hint, .. } => hint.clone(),
         KeysError::Watch(why) => why.hint.clone(),
-        KeysError::Store(StoreError::Missing(_)) => Some(
+        KeysError::Store(StoreError::Missing(_) | StoreError::Empty(_)) => Some(
             "check that its disk is mounted; if it is lost, restore a backup: `textnlp-deploy backup list` lists them, \
              `textnlp-deploy restore` restores one"
                 .to_owned(),
@@ -490,6 +490,11 @@ fn print(value: &serde_json::Value) -> Result<(), CommandError> {
     Ok(())
 }
 
+/// The hint of a server whose database is missing or empty. A status shows the last line of its log.
+const LOST_DATABASE: &str = "the file of the database is missing or empty: check that its disk is mounted; if it is lost, restore a backup \
+     (`textnlp-deploy backup list`), or create an empty one: `textnlp-deploy up`, or `textnlp-server admin migrate` with the same \
+     configuration";
+
 fn report(error: &CommandError) {
     let mut err = std::io::stderr().lock();
     let mut text = format!("error: {error}\n");
@@ -498,9 +503,14 @@ fn report(error: &CommandError) {
         text.push_str(&format!("  cause: {next}\n"));
         cause = next.source();
     }
-    if let CommandError::Gateway(gateway) = error
-        && let Some(hint) = gateway.hint()
-    {
+    let hint = match error {
+        CommandError::Gateway(gateway) => gateway.hint(),
+        CommandError::Start(StartError::Database { source: StoreError::Missing(_) | StoreError::Empty(_), .. }) => {
+            Some(LOST_DATABASE.to_owned())
+        }
+        _ => None,
+    };
+    if let Some(hint) = hint {
         text.push_str(&format!("hint: {hint}\n"));
     }
     // There is no other place to report that standard error is closed.

@@ -129,11 +129,18 @@ async fn open(address: &Address) -> Result<(Listener, Address), StartError> {
 }
 
 impl Server {
-    /// Creates everything and listens; `/health` already answers while models are loaded.
+    /// Creates everything but the database and listens; `/health` already answers while models are loaded.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let place = executors::place(config.models.device).map_err(StartError::Device)?;
         let database = |source| StartError::Database { at: config.database.at.to_string(), source };
-        let store = Store::open(&config.database).await.map_err(database)?;
+        let store = match config.container {
+            // Its database ends with it.
+            Some(_) => Store::open(&config.database).await,
+            // `admin migrate` created it and its schema. An empty one in place of a lost one would hide the loss: no key
+            // would be valid.
+            None => Store::open_existing(&config.database).await,
+        };
+        let store = store.map_err(database)?;
         store.prepare().await.map_err(database)?;
         if let Some(role) = store.role_above_row_security().await.map_err(database)? {
             tracing::warn!(

@@ -294,6 +294,12 @@ fn invalid_arguments_are_refused_before_any_change() {
             "wrong_name",
             &["--delete-data staging"],
         ),
+        wrong(
+            &["down", "--env", "staging", "--delete-data", "staging", "--delete-dumps", "staging"],
+            2,
+            "usage",
+            &["--delete-data", "--delete-dumps"],
+        ),
         wrong(&["up", "--env", "staging"], 4, "not_approved", &["not approved", "--yes"]),
         wrong(&["stauts"], 2, "usage", &["'status'"]),
         wrong(&["up", "staging"], 2, "usage", &["did you mean `--env staging`?"]),

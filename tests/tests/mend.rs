@@ -162,6 +162,63 @@ fn changed_model_is_not_loaded_again() {
     answers(&sandbox).expect("the recorded model answers");
 }
 
+#[test]
+fn lost_database_is_not_created_again_by_a_server() {
+    let sandbox = Sandbox::new("lost");
+    sandbox.up("development");
+    let database = sandbox.site("development").join("data/textnlp.db");
+    for ending in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{database}{ending}"));
+    }
+    killed_server_fails(&sandbox, "check that its disk is mounted");
+    assert!(!database.exists(), "an empty one would hide the loss");
+    let plan = sandbox.run(&["plan", "--env", "development"]).expect(0).out;
+    let line = plan.lines().find(|line| line.contains("here/database ")).unwrap_or_default();
+    assert!(line.contains("it is gone"), "{plan}");
+    sandbox.up("development");
+    answers(&sandbox).expect("it has an empty database");
+}
+
+#[test]
+fn protected_database_that_is_lost_is_created_again_only_when_its_loss_is_typed() {
+    let sandbox = Sandbox::new("unmounted");
+    let up = |more: &[&str]| {
+        let set = ["up", "--yes", "--no-gate", "--env", "development", "--set", "data=protected"];
+        sandbox.run(&[&set[..], more].concat())
+    };
+    up(&[]).expect(0);
+    // As a disk that is not mounted.
+    let (data, aside) = (sandbox.site("development").join("data"), sandbox.folder().join("aside"));
+    std::fs::rename(&data, &aside).unwrap();
+    killed_server_fails(&sandbox, "check that its disk is mounted");
+    let refused = up(&[]).expect(4).err;
+    for words in ["here/database: it is gone", "check that its disk is mounted", "--accept-data-loss"] {
+        assert!(refused.contains(words), "{words}: {refused}");
+    }
+    up(&["--accept-data-loss", "staging"]).expect(4);
+    assert!(!data.join("textnlp.db").exists(), "an empty one would hide the loss");
+    let _ = std::fs::remove_dir(&data);
+    std::fs::rename(&aside, &data).unwrap();
+    up(&[]).expect(0);
+    answers(&sandbox).expect("it has its database again");
+    std::fs::remove_dir_all(&data).unwrap();
+    killed_server_fails(&sandbox, "check that its disk is mounted");
+    up(&["--accept-data-loss", "development"]).expect(0);
+    answers(&sandbox).expect("it has an empty database");
+}
+
+#[test]
+fn down_ends_although_the_data_was_removed_by_hand() {
+    let sandbox = Sandbox::new("removed");
+    let set = ["--env", "development", "--set", "data=protected"];
+    sandbox.run(&[&["up", "--yes", "--no-gate"][..], &set].concat()).expect(0);
+    std::fs::remove_dir_all(sandbox.site("development").join("data")).unwrap();
+    let plan = sandbox.run(&[&["plan", "--down"][..], &set].concat()).expect(0).out;
+    assert!(plan.contains("here/database: it is gone, with the data in it"), "{plan}");
+    sandbox.run(&[&["down", "--yes", "--delete-data", "development"][..], &set].concat()).expect(0);
+    assert!(!sandbox.site("development").exists(), "nothing is left");
+}
+
 /// No drift, and ready. The supervisor looks at certificates every two seconds, so its word may be that old.
 fn whole_again(sandbox: &Sandbox, environment: &str) {
     eventually("up has mended everything", || drifted(sandbox, environment).is_empty().then_some(()));

@@ -213,6 +213,9 @@ fn protected_data_survives_down_until_its_name_is_typed() {
     let created = sandbox.run(&["key", "create", "before", "-o", "json"]).expect(0).json();
     let planned = sandbox.run(&["plan", "--down", "--env", "development", "--set", "data=protected"]).expect(0);
     assert!(planned.out.contains("kept: ") && !planned.out.contains("Cost"), "{}", planned.out);
+    let refused = run(&["down", "--delete-dumps", "development"]).expect(4).json();
+    assert!(refused.to_string().contains("no volume with dumps in a cluster"), "{refused:#}");
+    assert!(!sandbox.processes().is_empty(), "nothing was removed");
     let down = run(&["down"]).expect(0).json();
     let retained: Vec<_> =
         down["retained"].as_array().unwrap().iter().map(|r| r["resource"].as_str().unwrap()).collect();

@@ -66,7 +66,9 @@ fn recorded_state_is_shown_compared_and_frozen() {
     let first = sandbox.first_key("development");
     let rotate_key = ["key", "rotate", first.split('_').nth(1).unwrap(), "--yes", "--no-gate"];
     let rotate = ["secret", "rotate", "jwt", "--yes", "--no-gate"];
-    for args in [&["up", "--yes", "--no-gate"][..], &["down", "--yes"], &rotate, &rotate_key] {
+    // It is refused before the backup is read.
+    let restore = ["restore", "none.age", "--replace", "development"];
+    for args in [&["up", "--yes", "--no-gate"][..], &["down", "--yes"], &rotate, &rotate_key, &restore] {
         let refused = run(&sandbox, &[args, &["-o", "json"]].concat()).expect(4).json();
         assert_eq!(refused["error"]["code"], "frozen");
         assert!(refused["error"]["message"].as_str().unwrap().contains("exam week"), "{refused:#}");
@@ -134,6 +136,7 @@ fn commands_are_in_the_audit_log(sandbox: &Sandbox) {
         ("down", "failed", "frozen"),
         ("secret rotate", "failed", "frozen"),
         ("key rotate", "failed", "frozen"),
+        ("restore", "failed", "frozen"),
         ("up", "failed", "frozen"),
         ("hold", "succeeded", ""),
         ("up", "succeeded", ""),
@@ -142,11 +145,11 @@ fn commands_are_in_the_audit_log(sandbox: &Sandbox) {
     assert_eq!(ended, expected, "{listed:#}");
     assert_eq!((&listed["damage"], &all[3]["reason"]), (&json!([]), &json!("exam week")));
     has(&all[0], &["id", "time", "environment", "arguments", "actor", "host", "pid", "tool", "end.time", "end.exit"]);
-    assert!(all[8]["arguments"].to_string().contains("--set=tags.note=***"), "{:#}", all[8]);
+    assert!(all[9]["arguments"].to_string().contains("--set=tags.note=***"), "{:#}", all[9]);
     let shown = run(sandbox, &["audit", "list", "--limit", "1"]).expect(0).out;
-    assert!(shown.contains("succeeded") && shown.contains("10 earlier ones"), "{shown}");
+    assert!(shown.contains("succeeded") && shown.contains("11 earlier ones"), "{shown}");
     let exported = run(sandbox, &["audit", "export", "--commands"]).expect(0).out;
-    assert_eq!(exported.lines().count(), 11, "{exported}");
+    assert_eq!(exported.lines().count(), 12, "{exported}");
     assert_eq!(json_of(sandbox, &["audit", "list", "--since", "2999-01-01"])["commands"], json!([]));
 
     let folder = sandbox.state("development").join("audit");
@@ -185,6 +188,18 @@ fn lost_state_is_recovered_and_a_damaged_one_repaired() {
     let lineage = json_of(&sandbox, &["state", "list"])["lineage"].as_str().unwrap().to_owned();
     let before = sandbox.processes().len();
     let state = sandbox.state("development");
+
+    // Only the journals, as in a copy that is not complete: nothing claims that nothing is deployed.
+    let (journal, aside) = (state.join("journal"), sandbox.folder().join("aside"));
+    std::fs::rename(&journal, &aside).unwrap();
+    for args in [&["status"][..], &["drift"], &["down", "--yes"], &["health", "check"]] {
+        let lost = run(&sandbox, &[args, &["-o", "json"]].concat()).expect(1).json();
+        assert_eq!(lost["error"]["code"], "damaged_state", "{args:?}: {lost:#}");
+        assert!(lost["error"]["hint"].as_str().unwrap().contains("restore FILE --replace"), "{lost:#}");
+    }
+    let doctor = run(&sandbox, &["doctor"]).expect(1);
+    assert!(doctor.out.contains("journal cannot be read"), "{}", doctor.out);
+    std::fs::rename(&aside, &journal).unwrap();
 
     std::fs::remove_file(state.join("lineage.json")).unwrap();
     let said = run(&sandbox, &["up", "--yes", "--no-gate"]).expect(1);

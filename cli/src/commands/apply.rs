@@ -2,11 +2,11 @@
 
 use anyhow::Context;
 use camino::Utf8Path;
-use textnlp_orchestrator::plan::{MOST_BYTES, Purpose, Saved, SavedPlanError};
+use textnlp_orchestrator::plan::{DeleteData, MOST_BYTES, Purpose, Saved, SavedPlanError};
 
 use super::prelude::*;
 use super::{down, plan, up};
-use crate::args::{Apply, Up};
+use crate::args::{Apply, Down, Up};
 
 /// `apply PLAN`.
 pub async fn apply(session: &Session, args: &Apply, console: Console) -> Result<Success, Failure> {
@@ -23,8 +23,9 @@ pub async fn apply(session: &Session, args: &Apply, console: Console) -> Result<
             up::run(&session, &up, Some(planned), console).await
         }
         Purpose::Down => {
-            let typed = planned.delete_data.then(|| planned.environment.to_string());
-            down::run(&session, typed.as_deref(), Some(planned), console).await
+            let typed = |data: DeleteData| (planned.delete_data == data).then(|| planned.environment.to_string());
+            let down = Down { delete_data: typed(DeleteData::All), delete_dumps: typed(DeleteData::Dumps) };
+            down::run(&session, &down, Some(planned), console).await
         }
     }
 }

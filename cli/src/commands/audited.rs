@@ -45,6 +45,8 @@ enum Selected<'a> {
     New,
     /// The same; the command repairs what may keep a record from being written.
     Rescue,
+    /// The same; the command frees space or revokes a key, so a full disk does not prevent it.
+    Freeing,
     /// The one of a saved plan.
     Planned(&'a Apply),
     /// The one with this name; the command may be the first one with it.
@@ -56,7 +58,7 @@ enum Selected<'a> {
 /// What each command does.
 fn effect<'a>(command: &'a Command, global: &Global) -> Effect<'a> {
     use Effect::{Changes, ChangesOthers, IsPartOfService, Reads};
-    use Selected::{Deployed, Named, New, Planned, Rescue, Restored};
+    use Selected::{Deployed, Freeing, Named, New, Planned, Rescue, Restored};
     let when = |changes: bool| if changes { Changes(Deployed) } else { Reads };
     match command {
         Command::Init(_) => ChangesOthers,
@@ -91,9 +93,11 @@ fn effect<'a>(command: &'a Command, global: &Global) -> Effect<'a> {
         Command::Db(command) => match command {
             Db::Vacuum | Db::Analyze | Db::Bench(_) | Db::Failover | Db::Promote(_) => Changes(Deployed),
         },
-        Command::Cleanup(args) => when(!args.dry_run),
+        Command::Cleanup(args) if !args.dry_run => Changes(Freeing),
+        Command::Cleanup(_) => Reads,
         Command::Key(command) => match command {
-            Key::Create { .. } | Key::Rotate { .. } | Key::Revoke { .. } => Changes(Deployed),
+            Key::Create { .. } | Key::Rotate { .. } => Changes(Deployed),
+            Key::Revoke { .. } => Changes(Freeing),
             Key::List { .. } => Reads,
         },
         Command::Feature(command) => match command {
@@ -131,7 +135,8 @@ fn effect<'a>(command: &'a Command, global: &Global) -> Effect<'a> {
         },
         Command::Backup(command) => match command {
             Backup::List => Reads,
-            Backup::Create(_) | Backup::Verify(_) | Backup::Prune { .. } | Backup::Key(_) => Changes(Deployed),
+            Backup::Create(_) | Backup::Verify(_) | Backup::Key(_) => Changes(Deployed),
+            Backup::Prune { .. } => Changes(Freeing),
             Backup::Run(_) | Backup::Archive(_) | Backup::Encrypt(_) | Backup::Decrypt(_) => IsPartOfService,
         },
         Command::Alert(_) => Reads,
@@ -144,12 +149,14 @@ fn effect<'a>(command: &'a Command, global: &Global) -> Effect<'a> {
 }
 
 /// Arguments whose values are recorded. Of every other one the record has `***`.
-const SHOWN: [&str; 54] = [
+const SHOWN: [&str; 56] = [
+    "accept_data_loss",
     "accept_loss",
     "at",
     "backup",
     "clients",
     "delete_data",
+    "delete_dumps",
     "done",
     "duration",
     "env",
@@ -361,7 +368,7 @@ async fn begin(
 ) -> Result<Option<Attempt>, Failure> {
     let Some((name, folder, chosen)) = locate(session, selected)? else { return Ok(None) };
     let located = stores::recorded(&folder);
-    let store = match open(&folder, &located, chosen.as_ref(), session) {
+    let mut store = match open(&folder, &located, chosen.as_ref(), session) {
         Ok(store) => store,
         Err(failure) => {
             // Other commands fail for the same reason.
@@ -380,13 +387,20 @@ async fn begin(
     let may_create = matches!(selected, Selected::New | Selected::Planned(_) | Selected::Named(_));
     let release = chosen.as_ref().and_then(|chosen| chosen.lock().ok().flatten()).map(|lock| short(&lock.server));
     let command = typed.command(session, name.clone(), release);
-    let write = async {
+    let write = async |store: &dyn Store| {
         if !may_create && store.document(LINEAGE).await?.is_none() && store.sites().await?.is_empty() {
             return Ok::<bool, StateError>(false);
         }
-        audit::append(&*store, &SystemClock, &[AuditEvent::Begin(Box::new(command.clone()))]).await.map(|()| true)
+        audit::append(store, &SystemClock, &[AuditEvent::Begin(Box::new(command.clone()))]).await.map(|()| true)
     };
-    match write.await {
+    let mut written = write(&*store).await;
+    let is_full = written.as_ref().is_err_and(StateError::is_full);
+    if is_full && matches!(selected, Selected::Freeing) && located.is_none() && Folder::at(&*folder).lend_reserve() {
+        // A failed write closed the store.
+        store = stores::of_folder(&folder)?;
+        written = write(&*store).await;
+    }
+    match written {
         Ok(true) => Ok(Some(Attempt { command, folder, located, store, is_restore })),
         Ok(false) => Ok(None),
         Err(error) if matches!(selected, Selected::Rescue | Selected::Restored(_)) => {
@@ -410,7 +424,7 @@ type Located = (EnvironmentName, Utf8PathBuf, Option<ChosenEnvironment>);
 
 fn locate(session: &Session, selected: &Selected<'_>) -> Result<Option<Located>, Failure> {
     let chosen = match selected {
-        Selected::Deployed | Selected::New | Selected::Rescue => load(session)?,
+        Selected::Deployed | Selected::New | Selected::Rescue | Selected::Freeing => load(session)?,
         Selected::Planned(args) => match apply::planned_session(session, args) {
             Ok(planned) => load(&planned)?,
             Err(_) => None,
@@ -549,6 +563,23 @@ mod tests {
             &["bundle", "keygen"],
         ] {
             assert!(!is_recorded(reading), "{reading:?}");
+        }
+    }
+
+    #[test]
+    fn what_frees_space_or_revokes_a_key_is_recorded_on_a_full_disk() {
+        let is_freeing = |words: &[&str]| {
+            let cli = Cli::try_parse_from(["textnlp-deploy"].iter().chain(words)).unwrap();
+            matches!(effect(&cli.command, &cli.global), Effect::Changes(Selected::Freeing))
+        };
+        let key = "0123456789abcdef";
+        let cleanup = ["cleanup", "--older-than", "30d"];
+        for freeing in [&cleanup[..], &["backup", "prune"], &["key", "revoke", key]] {
+            assert!(is_freeing(freeing), "{freeing:?}");
+        }
+        let shown = [&cleanup[..], &["--dry-run"]].concat();
+        for other in [&shown[..], &["backup", "create"], &["key", "create", "a"], &["down"]] {
+            assert!(!is_freeing(other), "{other:?}");
         }
     }
 

@@ -16,12 +16,14 @@ use textnlp_orchestrator::gate::phases::PhaseDefinition;
 use textnlp_orchestrator::state::SCHEDULE;
 use textnlp_provider::operations::SiteBackups;
 use textnlp_provider::{EnvironmentName, Secret};
+use textnlp_service::Platform as _;
 use textnlp_service::backup::create::{Created, Encryption, Expired};
 use textnlp_service::backup::{
     self, FetchedBackup, ValidAgain, Withdrawn, backup_status, create, failed, key, point_in_time, put_file,
     restore as restoring, secret_file, small_file,
 };
 use textnlp_service::cleanup::MIN_AGE;
+use textnlp_service::up::is_store_not_frozen;
 
 use super::prelude::*;
 use crate::args::Up;
@@ -539,7 +541,6 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
     }
     let began = Instant::now();
     let at = args.at.as_deref().map(point_in_time::read).transpose()?;
-    let file = chosen(session, args, at, console)?;
     let root = session.state_root()?;
     // A state that still exists here has the key of its own backups.
     let here = match (&session.global.env, &args.replace) {
@@ -549,6 +550,11 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
     if here != root {
         textnlp_service::access::check(&Linked, &here)?;
     }
+    if let Some(name) = &args.replace {
+        let release = session.again().named("hold --release", name);
+        is_store_not_frozen(Linked.store(&root.join(name)), &release).await?;
+    }
+    let file = chosen(session, args, at, console)?;
     let key = key_file(&args.opening, session)?;
     let opener = Arc::new(opener(session, &args.opening, key.as_ref(), &here).await?);
     let progress = Progress::new(console);

@@ -4,13 +4,13 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use textnlp_orchestrator::plan::{Plan, Purpose};
+use textnlp_orchestrator::plan::{DeleteData, Plan, Purpose};
 use textnlp_orchestrator::release::History;
 use textnlp_orchestrator::run::RunOptions;
 use textnlp_orchestrator::state::{Folder, State, StateError};
 use textnlp_provider::{Error, Leftovers, Recorded, Sweep, error_chain};
 use textnlp_service::running::lost_state;
-use textnlp_service::up::{confirmed, incomplete};
+use textnlp_service::up::{data_to_delete, incomplete};
 
 use super::prelude::*;
 use super::up::{document, go};
@@ -18,27 +18,22 @@ use crate::args::Down;
 use crate::deployment::Deployment;
 use crate::{clouds, deployment};
 
-/// `down [--delete-data ENV]`.
+/// `down [--delete-data ENV | --delete-dumps ENV]`.
 pub async fn down(session: &Session, args: &Down, console: Console) -> Result<Success, Failure> {
     let global = &session.global;
     if global.yes && global.env.is_none() && global.file.is_none() {
         let error = anyhow::anyhow!("`down --yes` removes without asking, so it needs the name of the environment");
         return Err(Failure::usage("no_environment", error).hint("textnlp-deploy down --yes --env NAME"));
     }
-    run(session, args.delete_data.as_deref(), None, console).await
+    run(session, args, None, console).await
 }
 
 /// `down`, with a saved plan that was approved, if there is one.
-pub async fn run(
-    session: &Session,
-    typed: Option<&str>,
-    saved: Option<&Plan>,
-    console: Console,
-) -> Result<Success, Failure> {
+pub async fn run(session: &Session, args: &Down, saved: Option<&Plan>, console: Console) -> Result<Success, Failure> {
     let began = Instant::now();
     let chosen = session.load_to_remove(console)?;
     let name = chosen.scope.name.clone();
-    let delete_data = confirmed("--delete-data", typed, &name)?;
+    let delete_data = data_to_delete(args.delete_data.as_deref(), args.delete_dumps.as_deref(), &name)?;
     let lost = clouds::open_outages(&chosen.scope.folder).context("look for leftovers of drills")?;
     if !lost.is_empty() {
         let error =
@@ -66,7 +61,7 @@ pub async fn run(
         return Err(incomplete(&outcome, "down", scope).document(document));
     }
     // A rollback would need the deleted data. With `--site`, the other sites keep theirs.
-    if delete_data && session.global.site.is_none() {
+    if delete_data == DeleteData::All && session.global.site.is_none() {
         History::at(&scope.folder).remove().map_err(|error| Failure::new(Exit::Failed, "history", error))?;
     }
     if session.global.site.is_none() {

@@ -7,15 +7,15 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use textnlp_files::Replace;
 use textnlp_orchestrator::plan::{
-    Call, Cost, Deletion, Estimate, Facts, Impact, ImpactKind, Node, Plan as Steps, Policy, Purpose, Saved, boundaries,
-    estimate, impact, policies, shortages, swept,
+    Call, Cost, DeleteData, Deletion, Estimate, Facts, Impact, ImpactKind, Node, Plan as Steps, Policy, Purpose, Saved,
+    boundaries, estimate, impact, policies, shortages, swept,
 };
 use textnlp_orchestrator::run::{RunOptions, plan_with_refresh, plan_without_refresh};
 use textnlp_provider::{KindName, Problem};
 use textnlp_service::backup::{key, put_file};
 use textnlp_service::bundle::installed;
 use textnlp_service::gate::order;
-use textnlp_service::up::confirmed;
+use textnlp_service::up::{accepted_loss, data_to_delete};
 use textnlp_service::{Scope, gate, output};
 
 use super::compare;
@@ -32,7 +32,10 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     }
     let chosen = if args.down { session.load_to_remove(console)? } else { session.load_to_deploy(console)? };
     let name = chosen.scope.name.clone();
-    let delete_data = confirmed("--delete-data", args.delete_data.as_deref(), &name)?;
+    let delete_data = match args.down {
+        true => data_to_delete(args.delete_data.as_deref(), args.delete_dumps.as_deref(), &name)?,
+        false => accepted_loss(args.accept_data_loss.as_deref(), &name)?,
+    };
     let (deployment, purpose) = if args.down {
         (deployment::recorded(session, chosen).await?, Purpose::Down)
     } else {
@@ -106,7 +109,12 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
             let down = if args.down { "plan --down" } else { "plan" };
             let _ = write!(text, "\nPermissions it needs: {} --policy", deployment.chosen.scope.same(down));
         }
-        let typed = args.delete_data.as_ref().map_or_else(String::new, |name| format!(" --delete-data {name}"));
+        let typed = match delete_data {
+            DeleteData::Nothing => String::new(),
+            DeleteData::Lost => format!(" --accept-data-loss {name}"),
+            DeleteData::Dumps => format!(" --delete-dumps {name}"),
+            DeleteData::All => format!(" --delete-data {name}"),
+        };
         let verb = match (args.down, is_measured) {
             (true, _) => "down",
             (false, true) => "up",

@@ -7,21 +7,19 @@ use textnlp_orchestrator::environment::model::DatabaseKind;
 use textnlp_orchestrator::environment::{
     ACCOUNT_KEY, CACHE_PASSWORD, DATABASE_PASSWORD, REPLICATION_PASSWORD, SIGNING_KEY, names,
 };
-use textnlp_orchestrator::plan::Purpose;
 use textnlp_orchestrator::rotation::{self, RotationTarget};
-use textnlp_orchestrator::run::RunError;
-use textnlp_orchestrator::state::State;
 use textnlp_provider::{Recorded, Rotation};
 use textnlp_service::backup::{backup_status, key};
 use textnlp_service::keys::Admin;
 use textnlp_service::security::replaces_password;
+use textnlp_service::up::is_not_frozen;
 use textnlp_service::{Scope, gate, running};
 
 use super::prelude::*;
 use super::up;
 use crate::args::{Global, RotatedSecret, SecretCommand, Up};
 use crate::clouds::Linked;
-use crate::deployment::{self, Deployment, run_failed, state_failed};
+use crate::deployment::{self, Deployment};
 use crate::rerun_flags::quoted;
 use crate::signals;
 
@@ -296,15 +294,6 @@ pub async fn request(
     let prepared = prepared.await;
     locked.close().await.map_err(failed)?;
     Ok((deployment, prepared?))
-}
-
-/// Refuses a frozen environment before a rotation is recorded: its `up` would be refused, and the first one after the
-/// freeze would carry out a rotation that failed. A key that leaked can be revoked all the same.
-async fn is_not_frozen(scope: &Scope, state: &State) -> Result<(), Failure> {
-    match state.held().await.map_err(|error| state_failed(error, &scope.again, &scope.name))? {
-        Some(hold) => Err(run_failed(RunError::Frozen(Box::new(hold)), Purpose::Up, scope)),
-        None => Ok(()),
-    }
 }
 
 /// The operator's approval of what was just said.

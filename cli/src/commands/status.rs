@@ -169,11 +169,13 @@ fn gate_document(LastGate { phase, measured, outdated }: &LastGate) -> Value {
 pub async fn drift(session: &Session, exit_code: bool, console: Console) -> Result<Success, Failure> {
     let deployment = deployment::recorded(session, session.load(console)?).await?;
     let state = deployment.state().await?;
+    if let Some(lost) = lost_state(&state, &deployment.chosen.scope) {
+        return Err(lost);
+    }
     if state.is_new() {
         let scope = &deployment.chosen.scope;
         let error = anyhow::anyhow!("environment {} has no state in {}", scope.name, state.place());
-        let failure = || Failure::usage("not_up", error).hint(scope.last_up());
-        return Err(lost_state(&state, scope).unwrap_or_else(failure));
+        return Err(Failure::usage("not_up", error).hint(scope.last_up()));
     }
     let facts = deployment.facts(&state).await?;
     let drift = status::drift(&facts);

@@ -11,7 +11,7 @@ use textnlp_service::bundle::installed;
 use textnlp_service::client::{Client, Refusal, Target, completed};
 use textnlp_service::gate::{Occasion, order};
 use textnlp_service::running::{self, RunningEnvironment};
-use textnlp_service::up::{incomplete, prepare, record, shut};
+use textnlp_service::up::{accepted_loss, incomplete, prepare, record, shut};
 use textnlp_service::{Progress as _, Scope, origin, program_digests};
 
 use super::prelude::*;
@@ -40,6 +40,7 @@ pub async fn run(session: &Session, args: &Up, saved: Option<&Plan>, console: Co
     let began = Instant::now();
     let chosen = session.load_to_deploy(console)?;
     let phase = chosen.loaded.environment.phase;
+    let delete_data = accepted_loss(args.accept_data_loss.as_deref(), &chosen.scope.name)?;
     let mut deployment = deployment::wanted(session, chosen, console).await?;
     let gated = args.gated || saved.is_some_and(|plan| plan.steps.iter().any(|s| matches!(s.node, Node::Gate(_))));
     let bundle = installed::basis(&session.library, &deployment);
@@ -53,7 +54,7 @@ pub async fn run(session: &Session, args: &Up, saved: Option<&Plan>, console: Co
         deployment = deployment::wanted(session, deployment.chosen, console).await?;
     }
     deployment.entry = entry;
-    let options = RunOptions { gated: args.gated, ..RunOptions::UP };
+    let options = RunOptions { gated: args.gated, delete_data, ..RunOptions::UP };
     let gates = gate::WithinRun::new(session, &deployment, &args.audit, console);
     let arrival = go(session, &deployment, options, Some(&gates), saved, console).await?;
     let mut document = document(&deployment, &arrival);

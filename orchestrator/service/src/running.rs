@@ -7,7 +7,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use futures::FutureExt as _;
 use textnlp_orchestrator::dr::control_client;
 use textnlp_orchestrator::environment::{API_KEY, names};
-use textnlp_orchestrator::state::{Folder, RecordedObjects, State};
+use textnlp_orchestrator::release::History;
+use textnlp_orchestrator::state::{Folder, RecordedObjects, State, StateError};
 use textnlp_orchestrator::status;
 use textnlp_provider::component::Program;
 use textnlp_provider::operations::{EndpointAccess, ServerProgram, ServiceEndpoint, SiteOutputs};
@@ -96,6 +97,9 @@ pub async fn running(scope: &Scope) -> Result<RunningEnvironment, Failure> {
     }
     let endpoints = endpoints(scope, &state)?;
     let Some(endpoint) = for_clients(&endpoints) else {
+        if let Some(lost) = lost_state(&state, scope) {
+            return Err(lost);
+        }
         if let Some(failure) = unfinished(scope, &state).await? {
             return Err(failure);
         }
@@ -125,10 +129,19 @@ pub async fn running(scope: &Scope) -> Result<RunningEnvironment, Failure> {
     })
 }
 
-/// The refusal if nothing is recorded and objects of another lineage exist here: they would be left as they are.
+/// The refusal if nothing is recorded although something was deployed, which would be left as it is: objects of another
+/// lineage exist here, or releases were applied and the journals are missing.
 pub fn lost_state(state: &State, scope: &Scope) -> Option<Failure> {
-    let other =
-        (!state.has_records()).then(|| scope.platform.other_lineage(&scope.folder, state.lineage())).flatten()?;
+    if state.has_records() {
+        return None;
+    }
+    let Some(other) = scope.platform.other_lineage(&scope.folder, state.lineage()) else {
+        let releases = History::at(&scope.folder).read().ok()?;
+        let is_applied = releases.newest().is_ok_and(|newest| newest.is_some());
+        let (what, because) = (format!("{}/journal", state.place()), "it is missing, and releases were applied");
+        let lost = StateError::Unreadable { what, because: because.to_owned() };
+        return (is_applied && !state.is_new()).then(|| state_failed(lost, &scope.again, &scope.name));
+    };
     let error = anyhow::anyhow!(
         "objects of deployment {other} exist in {}, and the state does not record them: it was lost",
         scope.folder.join("sites")

@@ -1,17 +1,23 @@
 //! Runs of `up` and `down`: their budget, what they record, and why one failed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::json;
 use textnlp_orchestrator::apply::{ApplyError, Outcome};
 use textnlp_orchestrator::environment::names;
-use textnlp_orchestrator::plan::{Cost, Plan, PlanRefusal, Purpose};
+use textnlp_orchestrator::plan::{Cost, DeleteData, Plan, PlanRefusal, Purpose};
 use textnlp_orchestrator::run::{RunError, RunOutcome};
+use textnlp_orchestrator::state::{Hold, State, StateError, Store, held_in};
 use textnlp_provider::{EnvironmentName, Problems, SiteName};
 
 use crate::failure::{preflight_failure, state_failed};
 use crate::{ChosenEnvironment, Deployment, Exit, Failure, Scope, backup, gate, release};
+
+/// Timeout for the freeze in a store that may be lost with a site.
+const HOLD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Refuses an `up` whose gate cannot be measured or that costs more than the budget, before anything is created. Keeps
 /// the replaced server program. Returns warnings. `gated`: there is a gate within the run.
@@ -30,7 +36,7 @@ pub async fn prepare(deployment: &Deployment, no_gate: bool, gated: bool) -> Res
     Ok(warnings.chain(kept).collect())
 }
 
-/// Whether the environment's name was typed to confirm a deletion of data by a flag: `--delete-data`.
+/// Whether the environment's name was typed to confirm a deletion or loss of data by a flag.
 pub fn confirmed(flag: &str, typed: Option<&str>, name: &EnvironmentName) -> Result<bool, Failure> {
     match typed {
         None => Ok(false),
@@ -40,6 +46,27 @@ pub fn confirmed(flag: &str, typed: Option<&str>, name: &EnvironmentName) -> Res
             Err(Failure::refused("wrong_name", error).hint(format!("type its name: {flag} {name}")))
         }
     }
+}
+
+/// Which protected data may be deleted, by the flags that name the environment.
+pub fn data_to_delete(
+    delete_data: Option<&str>,
+    delete_dumps: Option<&str>,
+    name: &EnvironmentName,
+) -> Result<DeleteData, Failure> {
+    let (all, dumps) =
+        (confirmed("--delete-data", delete_data, name)?, confirmed("--delete-dumps", delete_dumps, name)?);
+    Ok(match (all, dumps) {
+        (true, _) => DeleteData::All,
+        (false, true) => DeleteData::Dumps,
+        (false, false) => DeleteData::Nothing,
+    })
+}
+
+/// Whether the loss of a database that is gone was accepted, by the flag that names the environment.
+pub fn accepted_loss(accept_data_loss: Option<&str>, name: &EnvironmentName) -> Result<DeleteData, Failure> {
+    let is_accepted = confirmed("--accept-data-loss", accept_data_loss, name)?;
+    Ok(if is_accepted { DeleteData::Lost } else { DeleteData::Nothing })
 }
 
 /// Records a completed `up`: what was applied, and the environment for later commands.
@@ -172,6 +199,35 @@ fn away(plan: &Plan) -> (BTreeSet<&str>, BTreeSet<&str>) {
     (away.collect(), works)
 }
 
+/// The refusal of a change to a frozen environment. `release`: the command that ends the freeze.
+pub fn frozen(hold: Box<Hold>, release: &str) -> Failure {
+    let document = json!({ "hold": hold });
+    Failure::refused("frozen", RunError::Frozen(hold))
+        .hint(format!("contact that operator; to allow changes again: {release}"))
+        .document(document)
+}
+
+/// Refuses a change to a frozen environment before anything else.
+pub async fn is_not_frozen(scope: &Scope, state: &State) -> Result<(), Failure> {
+    let hold = state.held().await.map_err(|error| state_failed(error, &scope.again, &scope.name))?;
+    hold.map_or(Ok(()), |hold| Err(frozen(Box::new(hold), &scope.command("hold --release"))))
+}
+
+/// The same for a change that reads nothing else of the state. One that cannot be reached does not prevent it: a failover
+/// does not wait for the bucket of its state.
+pub async fn is_store_not_frozen(store: Result<Arc<dyn Store>, Failure>, release: &str) -> Result<(), Failure> {
+    let Ok(store) = store else { return Ok(()) };
+    let Ok(held) = tokio::time::timeout(HOLD_TIMEOUT, held_in(&*store)).await else { return Ok(()) };
+    match held {
+        Ok(Some(hold)) => Err(frozen(Box::new(hold), release)),
+        Err(error @ (StateError::Unreadable { .. } | StateError::Future { .. })) => {
+            let hint = format!("it may be frozen: repair the state with `state repair`; to allow changes: {release}");
+            Err(Failure::refused("frozen", error).hint(hint))
+        }
+        Ok(None) | Err(_) => Ok(()),
+    }
+}
+
 /// Converts an error of a run.
 pub fn run_failed(error: RunError, purpose: Purpose, scope: &Scope) -> Failure {
     let plan = || scope.same(if purpose == Purpose::Down { "plan --down" } else { "plan" });
@@ -189,13 +245,7 @@ pub fn run_failed(error: RunError, purpose: Purpose, scope: &Scope) -> Failure {
                 Failure::refused("not_approved", no).hint(format!("review it with `{}`, approve it with --yes", plan()))
             }
         },
-        RunError::Frozen(hold) => {
-            let release = scope.command("hold --release");
-            let document = json!({ "hold": hold });
-            Failure::refused("frozen", RunError::Frozen(hold))
-                .hint(format!("contact that operator; to allow changes again: {release}"))
-                .document(document)
-        }
+        RunError::Frozen(hold) => frozen(hold, &scope.command("hold --release")),
         RunError::State(error) | RunError::Apply(ApplyError::State(error)) => {
             state_failed(error, &scope.again, &scope.name)
         }

@@ -89,7 +89,7 @@ pub struct StoredBackup {
     pub bytes: u64,
     /// Its metadata; `None` for a file that was copied here by hand.
     pub facts: Option<BackupFacts>,
-    /// The last verification, if it verified exactly this file.
+    /// The last verification, if it verified exactly this file, or failed.
     pub proof: Option<VerificationResult>,
 }
 
@@ -427,7 +427,9 @@ fn described(file: Utf8PathBuf, bytes: u64, facts: Option<Vec<u8>>, proof: Optio
     let facts: Option<BackupFacts> =
         facts.and_then(|text| serde_json::from_slice(&text).ok()).filter(|facts: &BackupFacts| facts.bytes == bytes);
     let proof: Option<VerificationResult> = proof.and_then(|text| serde_json::from_slice(&text).ok());
-    let proof = proof.filter(|proof| facts.as_ref().is_none_or(|facts| facts.sha256 == proof.sha256));
+    // One that failed may have read another content than was written: the file is damaged.
+    let is_of_this = |proof: &VerificationResult| facts.as_ref().is_none_or(|facts| facts.sha256 == proof.sha256);
+    let proof = proof.filter(|proof| !proof.ok || is_of_this(proof));
     StoredBackup { file, bytes, facts, proof }
 }
 

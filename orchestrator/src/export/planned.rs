@@ -148,7 +148,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::plan::Purpose;
+    use crate::plan::{DeleteData, Purpose};
 
     /// A provider of things, which a tool can declare, and of what none can.
     struct Things;
@@ -253,7 +253,7 @@ mod tests {
             purpose: Purpose::Up,
             lineage: Lineage(Uuid::nil()),
             is_new: true,
-            delete_data: false,
+            delete_data: DeleteData::Nothing,
             gated: false,
             now: Timestamp::UNIX_EPOCH,
             sites: BTreeMap::from([(SiteName::new("here").unwrap(), site)]),

@@ -5,10 +5,12 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 
-use textnlp_provider::{DataClass, Foreign, Object, Observed, Origin, Ownership, Recorded, ResourceId, Wanted};
+use textnlp_provider::{
+    DataClass, DatabasePart, Foreign, Object, Observed, Origin, Ownership, Recorded, ResourceId, Wanted,
+};
 
 use super::facts::{needs_of, recorded_needs};
-use super::{Call, ChoiceBasis, Facts, Gate, Node, Note, ObjectRole, Plan, Purpose, Step, gated};
+use super::{Call, ChoiceBasis, DeleteData, Facts, Gate, Node, Note, ObjectRole, Plan, Purpose, Step, gated};
 use crate::state::RecordedObjects;
 
 /// A plan that violates no invariant.
@@ -137,13 +139,13 @@ impl<'a> Auditor<'a> {
                     if foreign_objects.contains(&recorded.cloud_id) {
                         self.breach(&step.resource, "an object that contains an external object must not be removed");
                     }
-                    if self.holds_data(recorded) && !self.plan.delete_data {
+                    if self.holds_data(recorded) && !self.has_consent(recorded) {
                         self.breach(&step.resource, "an object with data must be removed only with consent");
                     }
                 }
             }
         }
-        if self.plan.delete_data && !self.facts.delete_data {
+        if self.plan.delete_data > self.facts.delete_data {
             let resource = self.plan.steps.first().map(|step| step.resource.clone());
             resource
                 .into_iter()
@@ -184,6 +186,35 @@ impl<'a> Auditor<'a> {
         let host = self.wanted.get(id).and_then(|wanted| wanted.via.as_ref());
         host.and_then(|host| self.ready(&host.0))
             .is_some_and(|step| matches!(step.node, Node::Call(Call::Create { .. })))
+    }
+
+    /// Whether the consent of the plan covers this object. That to dumps covers none that may be the only copy: the
+    /// database is outside of their cluster, all of it was observed, and the plan leaves it.
+    fn has_consent(&self, recorded: &Recorded) -> bool {
+        match self.plan.delete_data {
+            DeleteData::Nothing | DeleteData::Lost => false,
+            DeleteData::All => true,
+            DeleteData::Dumps => self.facts.sites.get(&recorded.site).is_some_and(|site| {
+                let part = |one: &Recorded| site.provider.database_part(one);
+                let current = site.holdings.values().filter_map(|holding| holding.current.as_ref());
+                let mut data = current.filter(|one| part(one) == Some(DatabasePart::Data)).peekable();
+                let is_dumps = part(recorded) == Some(DatabasePart::Dumps);
+                let stays = |one: &Recorded| {
+                    let is_seen =
+                        |seen: &Observed| matches!(seen, Observed::Present(object) if object.cloud_id == one.cloud_id);
+                    site.observed.iter().any(|(id, seen)| *id == one.id && is_seen(seen)) && !self.leaves(&one.id)
+                };
+                is_dumps
+                    && self.facts.purpose == Purpose::Down
+                    && data.peek().is_some()
+                    && data.all(|one| one.via != recorded.via && stays(one))
+            }),
+        }
+    }
+
+    /// Whether the plan removes or forgets a resource.
+    fn leaves(&self, id: &ResourceId) -> bool {
+        self.steps.get(id).is_some_and(|steps| steps.iter().any(|step| removes_current(step) || forgets(step)))
     }
 
     fn holds_data(&self, recorded: &Recorded) -> bool {
@@ -309,11 +340,7 @@ impl<'a> Auditor<'a> {
             }
         }
         for (id, holding) in self.holdings.iter().filter(|(id, _)| !self.wanted.contains_key(**id)) {
-            let leaves = self
-                .steps
-                .get(*id)
-                .is_some_and(|steps| steps.iter().any(|step| removes_current(step) || forgets(step)));
-            if holding.current.is_some() && !leaves && !reported.contains(id.as_str()) {
+            if holding.current.is_some() && !self.leaves(id) && !reported.contains(id.as_str()) {
                 breaches.push(((*id).clone(), "an unwanted resource must be removed, forgotten, or listed as kept"));
             }
         }

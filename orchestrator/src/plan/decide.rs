@@ -7,12 +7,12 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use textnlp_provider::{
-    DataClass, Effect, FieldChange, Identity, Kind, Object, Observed, Origin, Outputs, Ownership, Problem, Recorded,
-    ReplaceOrder, ResourceId, SiteName, Spec, Wanted,
+    DataClass, DatabasePart, Effect, FieldChange, Identity, Kind, Object, Observed, Origin, Outputs, Ownership,
+    Problem, Recorded, ReplaceOrder, ResourceId, SiteName, Spec, Wanted,
 };
 
-use super::facts::{ResourceIndex, World, degraded, needs_of};
-use super::{Branch, Note};
+use super::facts::{ResourceIndex, SiteFacts, World, degraded, needs_of};
+use super::{Branch, DeleteData, Note, Purpose};
 use crate::state::{ReplacedObject, within};
 
 /// The decisions about all resources that are wanted, recorded or observed.
@@ -98,7 +98,7 @@ pub(super) struct DecisionBuilder<'w, 'a> {
     /// By index, like all fields below.
     known: Vec<Option<KnownOutputs<'a>>>,
     pub(super) all: Vec<Option<Decided<'a>>>,
-    warnings: Vec<Problem>,
+    pub(super) warnings: Vec<Problem>,
     /// Resources that others are or will be reached through.
     hosts: Vec<bool>,
     /// Hosts of resources that hold data whose loss was not approved.
@@ -384,15 +384,74 @@ impl<'a> DecisionBuilder<'_, 'a> {
                 decided.because = "it is gone".to_owned();
                 decided.what = Decision::Create;
                 if is_kept(self.world, recorded, &wanted.site) {
-                    let cause = "it is gone, with the data in it: what `up` creates in its place is empty";
-                    let fix = "to have the data back, restore a backup first (`backup list`)";
-                    self.warnings.push(Problem::warning(wanted.id.as_str(), cause, fix));
+                    self.data_is_gone(wanted, recorded, decided);
                 }
             }
             (None, _) => decided.what = Decision::Create,
         }
         decided.strays = strays.into_iter().map(|(recorded, _)| recorded).collect();
         self.wait_for_needs(place, decided);
+    }
+
+    /// Names the loss of protected data before an empty object takes its place. Without the operator's consent, that of
+    /// a database is refused: clients would get the empty one, and its backups would replace those of the lost one.
+    fn data_is_gone(&mut self, wanted: &'a Wanted, recorded: &Recorded, decided: &mut Decided<'a>) {
+        let resource = wanted.id.as_str();
+        if let Some(copies) = self.copies_elsewhere(wanted, recorded) {
+            self.warnings.push(Problem::note(resource, format!("it is gone: {copies}"), "no restore is needed"));
+            return;
+        }
+        let cause = "it is gone, with the data in it: what `up` creates in its place is empty";
+        let by_restore =
+            "check that its disk is mounted; to have lost data back, restore a backup first (`backup list`)";
+        let is_database = self.world.site(&wanted.site).provider.database_part(recorded) == Some(DatabasePart::Data);
+        // A managed server is restored by its cloud, beside the lost one; a promoted replica has the database already.
+        let is_managed =
+            self.world.kind_of(wanted).is_some_and(|kind| kind.replica.is_some() || kind.identity == Identity::Part);
+        if !is_database || is_managed {
+            self.warnings.push(Problem::warning(resource, cause, by_restore));
+        } else if self.world.facts.delete_data == DeleteData::Lost {
+            let fix = "its loss was accepted with `--accept-data-loss`";
+            self.warnings.push(Problem::warning(resource, cause, fix));
+        } else {
+            let fix = format!("{by_restore}; to begin with an empty one: `up --accept-data-loss ENV`");
+            decided.what = Decision::Refused { problem: Problem::new(resource, cause, fix) };
+        }
+    }
+
+    /// Where the data of an object that is gone still is, from where it is filled again.
+    fn copies_elsewhere(&self, wanted: &'a Wanted, gone: &Recorded) -> Option<&'static str> {
+        let facts = self.world.facts;
+        let site = self.world.site(&wanted.site);
+        let source = self.world.kind_of(wanted)?.replica.as_ref().map(|fields| fields.source);
+        if source.and_then(|source| gone.spec.get(source)).is_some_and(|source| !source.is_null()) {
+            return Some("it is a copy, and its source has the data");
+        }
+        let part = site.provider.database_part(gone)?;
+        let parts = |site: &'a SiteFacts| {
+            let current = site.holdings.values().filter_map(|holding| holding.current.as_ref());
+            current.filter_map(move |one| Some((one, site.provider.database_part(one)?)))
+        };
+        let is_there = |site: &SiteFacts, one: &Recorded| {
+            let is_seen =
+                |seen: &Observed| matches!(seen, Observed::Present(object) if object.cloud_id == one.cloud_id);
+            site.observed.iter().any(|(id, seen)| *id == one.id && is_seen(seen))
+        };
+        let is_member = parts(site).any(|(_, part)| part == DatabasePart::Shared);
+        // The log of a witness has no data.
+        let is_data = |part: DatabasePart| matches!(part, DatabasePart::Data | DatabasePart::Loaded);
+        let has_data = |site: &'a SiteFacts| parts(site).any(|(one, part)| is_data(part) && is_there(site, one));
+        let others_have = || facts.sites.iter().any(|(other, site)| *other != wanted.site && has_data(site));
+        match part {
+            // A run of one site does not read the others.
+            DatabasePart::Data | DatabasePart::Loaded | DatabasePart::Shared
+                if is_member && (facts.sites.len() == 1 || others_have()) =>
+            {
+                Some("the other sites have the data, and fill it")
+            }
+            DatabasePart::Shared => Some("it is filled from the databases of the sites"),
+            _ => None,
+        }
     }
 
     /// Whether an object is managed: it carries this lineage, or it is a part that cannot carry one, of a managed
@@ -728,7 +787,7 @@ impl<'a> DecisionBuilder<'_, 'a> {
     /// Whether an object and everything in it may be lost: it holds no protected data, or the operator approved.
     fn may_lose(&self, place: ResourceIndex, wanted: &Wanted, recorded: &Recorded, kind: &Kind) -> bool {
         let facts = self.world.facts;
-        if facts.delete_data {
+        if facts.delete_data == DeleteData::All {
             return true;
         }
         let precious =
@@ -794,7 +853,50 @@ impl ExpectedRecord<'_> {
 pub(super) fn is_kept(world: &World<'_>, recorded: &Recorded, site: &SiteName) -> bool {
     let Some((site, facts)) = world.facts.sites.get_key_value(site) else { return true };
     let precious = world.kind(site, &recorded.kind).is_some_and(|kind| kind.data == DataClass::Precious);
-    !world.facts.delete_data && !recorded.tainted && (recorded.protected || (precious && facts.protect_data))
+    let is_approved = match world.facts.delete_data {
+        DeleteData::Nothing | DeleteData::Lost => false,
+        DeleteData::Dumps => {
+            world.facts.purpose == Purpose::Down
+                && facts.are_dumps(recorded)
+                && only_copy(world, recorded, site).is_none()
+        }
+        DeleteData::All => true,
+    };
+    !is_approved && !recorded.tainted && (recorded.protected || (precious && facts.protect_data))
+}
+
+/// Why dumps may be the only copy of a database, so that their deletion alone is refused.
+pub(super) fn only_copy(world: &World<'_>, dumps: &Recorded, site: &SiteName) -> Option<String> {
+    let facts = world.facts.sites.get(site)?;
+    let current = facts.holdings.values().filter_map(|holding| holding.current.as_ref());
+    let data: Vec<&Recorded> =
+        current.filter(|one| facts.provider.database_part(one) == Some(DatabasePart::Data)).collect();
+    if data.is_empty() {
+        return Some("no database outside of the cluster is recorded: these may be the only copy".to_owned());
+    }
+    // Every part has to be there: a server whose database was dropped still exists.
+    data.into_iter().find_map(|one| {
+        if one.via == dumps.via {
+            return Some(format!("the database `{}` runs in the same cluster: these are its only copy", one.id));
+        }
+        let is_seen = |seen: &Observed| matches!(seen, Observed::Present(object) if object.cloud_id == one.cloud_id);
+        let missing = if !facts.observed.iter().any(|(id, seen)| *id == one.id && is_seen(seen)) {
+            "was not found"
+        } else if !is_kept(world, one, site) {
+            "is not kept"
+        } else {
+            return None;
+        };
+        Some(format!("`{}` of the database outside of the cluster {missing}: these may be the only copy", one.id))
+    })
+}
+
+/// Whether `down --delete-dumps` would delete these dumps, which this plan keeps.
+pub(super) fn may_go_alone(world: &World<'_>, recorded: &Recorded, site: &SiteName) -> bool {
+    let facts = world.facts;
+    (facts.purpose, facts.delete_data) == (Purpose::Down, DeleteData::Nothing)
+        && facts.sites.get(site).is_some_and(|site| site.are_dumps(recorded))
+        && only_copy(world, recorded, site).is_none()
 }
 
 /// The record of an object that matches what is wanted.

@@ -8,11 +8,11 @@ use jiff::Timestamp;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use textnlp_provider::{
-    CloudId, EnvironmentName, Health, Kind, KindName, Lineage, Object, Observed, OperationId, Problem, Problems,
-    Provider, Recorded, ResourceId, SiteName, Wanted,
+    CloudId, DatabasePart, EnvironmentName, Health, Kind, KindName, Lineage, Object, Observed, OperationId, Problem,
+    Problems, Provider, Recorded, ResourceId, SiteName, Wanted,
 };
 
-use super::Purpose;
+use super::{DeleteData, Purpose};
 use crate::state::{Durations, OpenOperation, RecordedObjects, Shortages, UnresolvedCreate};
 
 /// The input of a plan.
@@ -26,8 +26,8 @@ pub struct Facts {
     pub lineage: Lineage,
     /// Whether the environment has no state yet.
     pub is_new: bool,
-    /// Whether resources that hold data may be removed.
-    pub delete_data: bool,
+    /// Which protected data may be deleted.
+    pub delete_data: DeleteData,
     /// Whether removals need a gate.
     pub gated: bool,
     /// The wall clock when the providers were read.
@@ -57,6 +57,13 @@ pub struct SiteFacts {
     pub took: Durations,
     /// What lacked capacity lately: for the order of alternatives, never for the plan.
     pub shortages: Shortages,
+}
+
+impl SiteFacts {
+    /// Whether an object has only dumps of a database.
+    pub(super) fn are_dumps(&self, recorded: &Recorded) -> bool {
+        self.provider.database_part(recorded) == Some(DatabasePart::Dumps)
+    }
 }
 
 impl Facts {

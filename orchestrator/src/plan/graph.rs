@@ -7,13 +7,15 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-use textnlp_provider::{CloudId, FieldChange, Object, Problem, Problems, Recorded, ReplaceOrder, SiteName, Wanted};
+use textnlp_provider::{
+    CloudId, FieldChange, Object, Ownership, Problem, Problems, Recorded, ReplaceOrder, SiteName, Wanted,
+};
 
-use super::decide::{Decided, Decision, Decisions, is_kept, sorted_needs};
+use super::decide::{Decided, Decision, Decisions, is_kept, may_go_alone, sorted_needs};
 use super::facts::{ResourceIndex, World};
 use super::{
-    Alternative, Blocked, Branch, Call, Choice, ChoiceBasis, FORMAT, Facts, Node, Note, ObjectRole, Plan, Purpose,
-    Retained, Step, Summary, gated,
+    Alternative, Blocked, Branch, Call, Choice, ChoiceBasis, DeleteData, FORMAT, Facts, Node, Note, ObjectRole, Plan,
+    Purpose, Retained, Step, Summary, gated,
 };
 
 /// The steps of a resource.
@@ -65,10 +67,13 @@ pub(super) fn assemble(world: &World<'_>, mut decisions: Decisions<'_>) -> Resul
     graph.gentle_edges();
     let outliving = graph.outliving();
     let mut steps = graph.numbered()?;
-    let Graph { refusals, retained, blocked, unchanged, summary, .. } = graph;
+    let Graph { mut refusals, retained, blocked, unchanged, summary, .. } = graph;
     let facts = world.facts;
+    refusals.extend(without_dumps(facts));
+    let kept_hosts = hosts_kept_without_dumps(world, &decisions);
     let mut warnings = decisions.warnings;
     warnings.extend(outliving);
+    warnings.extend(kept_hosts);
     if facts.gated && facts.purpose == Purpose::Up {
         steps = gated::behind_gates(steps, &mut warnings);
     }
@@ -93,6 +98,41 @@ pub(super) fn assemble(world: &World<'_>, mut decisions: Decisions<'_>) -> Resul
         summary,
         reads: BTreeMap::new(),
     })
+}
+
+/// A consent to the deletion of dumps where there are none: it would do nothing.
+fn without_dumps(facts: &Facts) -> Option<Problem> {
+    let has_dumps = facts.sites.values().any(|site| {
+        site.holdings.values().filter_map(|holding| holding.current.as_ref()).any(|one| site.are_dumps(one))
+    });
+    let is_refused = facts.delete_data == DeleteData::Dumps && !has_dumps;
+    let cause = "no volume with dumps in a cluster is recorded: there is nothing that it would delete";
+    is_refused.then(|| Problem::new("--delete-dumps", cause, "omit `--delete-dumps`"))
+}
+
+/// Clusters that are kept although their dumps are deleted, because other data is in them.
+fn hosts_kept_without_dumps(world: &World<'_>, decisions: &Decisions<'_>) -> Vec<Problem> {
+    let facts = world.facts;
+    if facts.delete_data != DeleteData::Dumps {
+        return Vec::new();
+    }
+    let hosts: BTreeSet<ResourceIndex> = world
+        .rows
+        .iter()
+        .filter_map(|row| {
+            let (site, holding) = row.holding?;
+            let dumps = holding.current.as_ref().filter(|one| facts.sites[site].are_dumps(one))?;
+            world.place(&dumps.via.as_ref()?.0)
+        })
+        .collect();
+    let warning = |host: ResourceIndex| {
+        let decided = decisions.all[host].as_ref()?;
+        let Decision::Retain { recorded } = &decided.what else { return None };
+        let cause = format!("it is kept although its dumps are deleted: {}", decided.because);
+        let fix = "`--delete-data ENV` deletes all data, and with it the cluster; until then, its cost goes on";
+        (recorded.ownership == Ownership::Ours).then(|| Problem::warning(world.ids[host].as_str(), cause, fix))
+    };
+    hosts.into_iter().filter_map(warning).collect()
 }
 
 /// Warnings about changes that interrupt the requests of clients.
@@ -195,7 +235,14 @@ impl<'w, 'a> Graph<'w, 'a> {
 
     fn retain(&mut self, index: ResourceIndex, recorded: &Recorded, because: &str) {
         let holds = is_kept(self.world, recorded, &recorded.site);
-        let because = if holds { "it holds data".to_owned() } else { because.to_owned() };
+        let because = match holds {
+            true if may_go_alone(self.world, recorded, &recorded.site) => {
+                "it holds dumps; `down --delete-dumps ENV` deletes them, and keeps the database"
+            }
+            true => "it holds data",
+            false => because,
+        };
+        let because = because.to_owned();
         let resource = self.world.ids[index].clone();
         self.retained.push(Retained { resource, kind: recorded.kind.clone(), because });
     }

@@ -21,7 +21,9 @@ mod unwanted;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use textnlp_provider::{
     CloudId, EnvironmentName, FieldChange, KindName, Lineage, Object, Problem, Problems, Recorded, ResourceId,
@@ -63,6 +65,52 @@ impl fmt::Display for Purpose {
     }
 }
 
+/// Which protected data a run may delete, or do without: the operator typed the environment's name for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum DeleteData {
+    /// None.
+    #[default]
+    Nothing,
+    /// That of a database that is gone already, in whose place `up` creates an empty one: `--accept-data-loss`. Nothing
+    /// is deleted.
+    Lost,
+    /// The dumps that a cluster has of a database that is kept elsewhere: `--delete-dumps`.
+    Dumps,
+    /// All of it: `--delete-data`.
+    All,
+}
+
+/// How [`DeleteData::Lost`] is written. `Nothing` and `All` are `false` and `true`, as in plans of before.
+const LOST: &str = "lost";
+/// How [`DeleteData::Dumps`] is written.
+const DUMPS: &str = "dumps";
+
+impl Serialize for DeleteData {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Nothing => serializer.serialize_bool(false),
+            Self::Lost => serializer.serialize_str(LOST),
+            Self::Dumps => serializer.serialize_str(DUMPS),
+            Self::All => serializer.serialize_bool(true),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for DeleteData {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::Bool(false) => Ok(Self::Nothing),
+            Value::String(text) if text == LOST => Ok(Self::Lost),
+            Value::String(text) if text == DUMPS => Ok(Self::Dumps),
+            Value::Bool(true) => Ok(Self::All),
+            other => {
+                let text = format!("`delete_data` is false, \"{LOST}\", \"{DUMPS}\" or true, not {other}");
+                Err(D::Error::custom(text))
+            }
+        }
+    }
+}
+
 /// The steps from the actual state to the wanted one, with every call they may make.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
@@ -74,8 +122,8 @@ pub struct Plan {
     pub purpose: Purpose,
     /// The lineage of the deployment; `None` if the first `up` has yet to create it.
     pub lineage: Option<Lineage>,
-    /// Whether it may remove resources that hold data.
-    pub delete_data: bool,
+    /// Which protected data it may delete.
+    pub delete_data: DeleteData,
     /// The steps, each after those it waits for.
     pub steps: Vec<Step>,
     /// Resources without changes.

@@ -2,11 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use textnlp_provider::{Ownership, Problem, Recorded, Spec};
+use textnlp_provider::{Ownership, Problem, Recorded, SiteName, Spec};
 
-use super::decide::{Decided, Decision, DecisionBuilder, is_kept, is_other, record_of, unproven_problem};
+use super::decide::{
+    Decided, Decision, DecisionBuilder, is_kept, is_other, may_go_alone, only_copy, record_of, unproven_problem,
+};
 use super::facts::ResourceIndex;
-use super::{Purpose, TAKEN_DOWN};
+use super::{DeleteData, Purpose, TAKEN_DOWN};
+
+/// Why `down --delete-dumps` deletes dumps.
+const DUMPS_GO: &str = "the operator confirmed the deletion of these dumps; copies in a bucket stay";
 
 impl<'a> DecisionBuilder<'_, 'a> {
     /// Decides about everything that is recorded or observed but not wanted.
@@ -87,15 +92,31 @@ impl<'a> DecisionBuilder<'_, 'a> {
                 decided.strays.push(record_of(self.world.ids[place], site.clone(), object.via.clone(), schema, object));
             }
         }
+        if let (Some(recorded), Some(_)) = (current, sight.seen)
+            && let Some(problem) = self.refused_dumps(recorded, site)
+        {
+            decided.what = Decision::Refused { problem };
+            return Some(decided);
+        }
         match (current, sight.seen) {
             (Some(recorded), Some(_)) if is_kept(self.world, recorded, site) => {
                 decided.what = Decision::Retain { recorded };
             }
             (Some(recorded), Some(_)) => match &self.guests[place] {
                 Some(guests) => (decided.what, decided.because) = (Decision::Blocked, guests.clone()),
-                None => decided.what = Decision::Delete { recorded },
+                None => {
+                    if self.are_confirmed(recorded, site) {
+                        decided.because = DUMPS_GO.to_owned();
+                    }
+                    decided.what = Decision::Delete { recorded };
+                }
             },
             (Some(recorded), None) => {
+                if is_kept(self.world, recorded, site) {
+                    let cause = "it is gone, with the data in it, and its record is removed";
+                    let fix = "if its disk is not mounted, mount it first: then the data is kept";
+                    self.warnings.push(Problem::warning(recorded.id.as_str(), cause, fix));
+                }
                 decided.because = "it is gone".to_owned();
                 decided.what = Decision::Forget { recorded };
             }
@@ -103,6 +124,40 @@ impl<'a> DecisionBuilder<'_, 'a> {
             (None, _) => {}
         }
         Some(decided)
+    }
+
+    /// Whether an object has dumps, and only their deletion was approved.
+    fn are_confirmed(&self, recorded: &Recorded, site: &SiteName) -> bool {
+        let facts = self.world.facts;
+        facts.delete_data == DeleteData::Dumps && facts.sites.get(site).is_some_and(|site| site.are_dumps(recorded))
+    }
+
+    /// Why dumps stay although their deletion was approved.
+    fn refused_dumps(&self, recorded: &Recorded, site: &SiteName) -> Option<Problem> {
+        if !self.are_confirmed(recorded, site) {
+            return None;
+        }
+        let cause = only_copy(self.world, recorded, site)?;
+        let fix = "omit `--delete-dumps`; `--delete-data ENV` deletes the database and its dumps";
+        Some(Problem::new(recorded.id.as_str(), cause, fix))
+    }
+
+    /// Whether a host is kept only for dumps, which `--delete-dumps` deletes: no other object in it holds data.
+    fn is_only_for_dumps(&self, host: ResourceIndex, dumps: ResourceIndex) -> bool {
+        let in_host = |place: ResourceIndex| {
+            let (site, holding) = self.world.rows[place].holding?;
+            let recorded = holding.current.as_ref()?;
+            (self.world.place(&recorded.via.as_ref()?.0) == Some(host)).then_some((site, recorded))
+        };
+        let is_removed = |place: ResourceIndex| {
+            let decision = self.all[place].as_ref().map(|decided| &decided.what);
+            let is_stuck = matches!(decision, Some(Decision::Blocked | Decision::Refused { .. }));
+            in_host(place).is_none_or(|(site, recorded)| {
+                !is_stuck && (!is_kept(self.world, recorded, site) || may_go_alone(self.world, recorded, site))
+            })
+        };
+        in_host(dumps).is_some_and(|(site, recorded)| may_go_alone(self.world, recorded, site))
+            && (0..self.world.rows.len()).all(is_removed)
     }
 
     /// The existing hosts that would be forgotten although an operation inside them is open, each with its resource: nothing could
@@ -153,7 +208,12 @@ impl<'a> DecisionBuilder<'_, 'a> {
                 first = *next;
             }
             let for_data = matches!(&self.all[first], Some(Decided { what: Decision::Retain { .. }, .. }));
-            let because = format!("`{}` needs it", self.world.ids[*by]);
+            let mut because = format!("`{}` needs it", self.world.ids[*by]);
+            // An `existing:` host is not deleted.
+            let is_deleted = matches!(&self.all[*need], Some(Decided { what: Decision::Delete { .. }, .. }));
+            if for_data && is_deleted && self.is_only_for_dumps(*need, first) {
+                because.push_str("; `down --delete-dumps ENV` deletes both, and keeps the database");
+            }
             if let Some(decided) = &mut self.all[*need]
                 && let Decision::Delete { recorded } | Decision::Forget { recorded } = decided.what
             {

@@ -197,6 +197,12 @@ pub enum StateError {
 }
 
 impl StateError {
+    /// Whether its disk has no room left.
+    pub fn is_full(&self) -> bool {
+        let Self::Io(Io { source, .. }) = self else { return false };
+        matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+
     /// How to fix it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {

@@ -1,5 +1,6 @@
 //! A state in a local folder: `lineage.json`, `lock`, `lease.json`, and for each site `journal/SITE/log` with `bodies`.
-//! `reserve` keeps space for a `down` on a full disk. `audit` has the records of commands, with a lock of its own.
+//! `reserve` keeps space for a `down` on a full disk, and for records of commands that free space there. `audit` has the
+//! records of commands, with a lock of its own.
 //!
 //! The lock is the operating system's lock on the file `lock`; the kernel releases it when the process ends. Folders
 //! have mode 0700 and files 0600.
@@ -28,6 +29,9 @@ const LOG_LIMIT: u64 = 512 << 20;
 const RESERVE: &str = "reserve";
 /// Its size: a `down` writes its plan, its records and its markers, which take less.
 const RESERVE_BYTES: u64 = 4 << 20;
+/// What another command may take of it each time, and what stays for a `down`.
+const LENT_BYTES: u64 = 256 << 10;
+const KEPT_BYTES: u64 = 3 << 20;
 /// The free space below which the reserve is not created, and is released for a `down`.
 const RESERVE_NEEDED: u64 = 16 * RESERVE_BYTES;
 
@@ -73,6 +77,16 @@ impl Folder {
         }
     }
 
+    /// Frees a part of the reserved space, for the record of a command that frees more, or that must not wait for space.
+    /// Returns whether there was one.
+    pub fn lend_reserve(&self) -> bool {
+        let path = self.path.join(RESERVE);
+        let Ok(there) = path.symlink_metadata() else { return false };
+        let left = there.len().saturating_sub(LENT_BYTES);
+        let shrink = || OpenOptions::new().write(true).open(&path).and_then(|file| file.set_len(left));
+        there.is_file() && left >= KEPT_BYTES && shrink().is_ok()
+    }
+
     /// Removes the reserve: nothing is left to remove.
     pub fn remove_reserve(&self) {
         // Without it, a later run fails as it would have without the reserve.
@@ -83,9 +97,12 @@ impl Folder {
     fn keep_reserve(&self) {
         let path = self.path.join(RESERVE);
         let has_room = || textnlp_files::filesystem(&self.path).is_ok_and(|disk| disk.free >= RESERVE_NEEDED);
-        if path.symlink_metadata().is_ok() || !has_room() {
+        let is_whole = path.symlink_metadata().is_ok_and(|there| there.len() >= RESERVE_BYTES);
+        if is_whole || !has_room() {
             return;
         }
+        // A part of it was lent.
+        self.remove_reserve();
         let reserved = OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -216,11 +233,7 @@ impl Folder {
 /// The result of a write that a full disk may prevent.
 fn written_if_room(written: Result<(), StateError>) -> Result<(), StateError> {
     match written {
-        Err(StateError::Io(Io { source, .. }))
-            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
-        {
-            Ok(())
-        }
+        Err(error) if error.is_full() => Ok(()),
         written => written,
     }
 }
@@ -433,6 +446,17 @@ impl Store for Folder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn most_of_the_reserve_stays_for_a_removal() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::at(Utf8Path::from_path(dir.path()).unwrap());
+        assert!(!folder.lend_reserve());
+        let reserve = std::fs::File::create(dir.path().join(RESERVE)).unwrap();
+        reserve.set_len(RESERVE_BYTES).unwrap();
+        assert_eq!((0..10).filter(|_| folder.lend_reserve()).count(), 4);
+        assert_eq!(reserve.metadata().unwrap().len(), KEPT_BYTES);
+    }
 
     #[test]
     fn only_a_full_disk_may_leave_the_holder_of_a_lock_to_read_unrecorded() {

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{FORMAT, Locked, State, StateError};
+use super::{FORMAT, Locked, State, StateError, Store};
 
 pub(super) const HOLD: &str = "hold.json";
 
@@ -32,8 +32,13 @@ struct HoldFile {
 impl State {
     /// The freeze of this environment, if any.
     pub async fn held(&self) -> Result<Option<Hold>, StateError> {
-        self.store.document(HOLD).await?.map_or(Ok(None), |bytes| read(&self.place(), &bytes))
+        held_in(&*self.store).await
     }
+}
+
+/// The freeze in a store, also where the rest of the state cannot be read.
+pub async fn held_in(store: &dyn Store) -> Result<Option<Hold>, StateError> {
+    store.document(HOLD).await?.map_or(Ok(None), |bytes| read(&store.place(), &bytes))
 }
 
 /// The freeze in a file of the state at `place`.

@@ -382,6 +382,13 @@ fn backups_are_named_by_date_and_private() {
     assert_eq!(std::fs::metadata(&third.file).unwrap().permissions().mode() & 0o777, 0o600);
     proven(&shelf, &first, true);
     assert!(shelf.list().unwrap()[2].is_proven());
+    // One whose file changed on the disk failed, and is no other backup's.
+    let rotten = |ok: bool| {
+        let facts = third.facts.clone().map(|facts| BackupFacts { sha256: "of what was read".into(), ..facts });
+        proven(&shelf, &StoredBackup { facts, ..third.clone() }, ok);
+        shelf.list().unwrap()[0].proof.as_ref().map(|proof| proof.ok)
+    };
+    assert_eq!((rotten(false), rotten(true)), (Some(false), None));
     // Another file under the same name is not the one that was proven.
     std::fs::write(&second.file, b"something else").unwrap();
     let dumps = shelf.list().unwrap();

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use textnlp_orchestrator::apply::{Answer, Gates, Limits};
 use textnlp_orchestrator::clock::VirtualClock;
 use textnlp_orchestrator::event::{Event, EventKind};
-use textnlp_orchestrator::plan::{Audited, Facts, Node, Plan, Purpose, Step};
+use textnlp_orchestrator::plan::{Audited, DeleteData, Facts, Node, Plan, Purpose, Step};
 use textnlp_orchestrator::run::{Run, RunError, RunOptions, RunOutcome, RunSite, plan_with_refresh, run_phases};
 use textnlp_orchestrator::state::{MemoryStore, Operator, SiteLocation, State, Store};
 use textnlp_orchestrator::status::{Unfinished, unfinished};
@@ -358,7 +358,7 @@ impl World {
 pub const UP: RunOptions = RunOptions::UP;
 pub const GATED: RunOptions = RunOptions { gated: true, ..UP };
 pub const DOWN: RunOptions = RunOptions { purpose: Purpose::Down, ..UP };
-pub const DOWN_WITH_DATA: RunOptions = RunOptions { delete_data: true, ..DOWN };
+pub const DOWN_WITH_DATA: RunOptions = RunOptions { delete_data: DeleteData::All, ..DOWN };
 
 /// A plan in lines: `VERB RESOURCE (fields) <- steps it waits for`.
 pub fn lines(plan: &Plan) -> Vec<String> {

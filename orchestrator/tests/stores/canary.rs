@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use textnlp_orchestrator::backup::Key;
 use textnlp_orchestrator::environment::{self, Catalogue, Library, Overrides, components};
 use textnlp_orchestrator::event::Event;
+use textnlp_orchestrator::plan::DeleteData;
 use textnlp_orchestrator::release::{Artifacts, Release, digest};
 use textnlp_orchestrator::run::{RunOptions, RunSite, plan_with_refresh, run_phases};
 use textnlp_orchestrator::state::{Folder, SiteLocation, State, Store};
@@ -217,7 +218,7 @@ fn live(name: &str, folder: &Utf8Path, sets: &[String], key: &textnlp_provider::
         for store in stores {
             let events = Mutex::new(Vec::new());
             let listener = |event: Event| events.lock().unwrap().push(event);
-            let asks: [RunOptions; 3] = [UP, RunOptions { delete_data: true, ..UP }, DOWN_WITH_DATA];
+            let asks: [RunOptions; 3] = [UP, RunOptions { delete_data: DeleteData::All, ..UP }, DOWN_WITH_DATA];
             for (i, ask) in asks.into_iter().enumerate() {
                 let mut sites = sites.clone();
                 if i == 1 {

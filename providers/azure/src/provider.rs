@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use textnlp_cloud::{GeneratesSecrets, ImageSource, Images, NoSecrets, Work, region_of};
 use textnlp_provider::connect::Bearer;
 use textnlp_provider::{
-    Billed, BilledRequest, CloudId, Component, CostLine, Declaration, Declare, FieldChange, Handle, Kind, KindName,
-    Leftovers, Lineage, Object, Observed, Operation, PlannedObject, PolicyDocument, PolicyRequest, Problem, Problems,
-    Progress, Provider, Recorded, ResourceId, Result, Scope, Secret, SecretStore, Site, Spec, Sweep, Wanted,
+    Billed, BilledRequest, CloudId, Component, CostLine, DatabasePart, Declaration, Declare, FieldChange, Handle, Kind,
+    KindName, Leftovers, Lineage, Object, Observed, Operation, PlannedObject, PolicyDocument, PolicyRequest, Problem,
+    Problems, Progress, Provider, Recorded, ResourceId, Result, Scope, Secret, SecretStore, Site, Spec, Sweep, Wanted,
 };
 use tokio::sync::OnceCell;
 
@@ -110,6 +110,11 @@ impl Provider for Azure {
         table::row(&wanted.kind).map(|row| textnlp_cloud::diff(row, wanted, recorded, seen)).unwrap_or_default()
     }
 
+    /// A server, and the database in it, which is an object of its own: without it, the server is empty.
+    fn database_part(&self, recorded: &Recorded) -> Option<DatabasePart> {
+        matches!(recorded.kind.as_str(), "azure.database-server" | "azure.database").then_some(DatabasePart::Data)
+    }
+
     fn costs(&self, kind: &KindName, spec: &Spec) -> Vec<CostLine> {
         costs::costs(kind, spec, region_of(spec).unwrap_or(&self.access.region)).unwrap_or_else(|| {
             let known = self.kinds().iter().find(|known| known.name == kind.as_str());
@@ -166,6 +171,7 @@ impl Provider for Azure {
 #[cfg(test)]
 mod tests {
     use textnlp_provider::conformance::{lowers_purely, well_formed};
+    use textnlp_provider::{DataClass, Ownership};
 
     use super::*;
     use crate::lower::tests::{component, site};
@@ -177,5 +183,33 @@ mod tests {
         let network =
             textnlp_provider::component::ComponentSpec::Network(textnlp_provider::component::Network::default());
         lowers_purely(&azure, &component("network", network), &site(true)).unwrap();
+    }
+
+    #[test]
+    fn a_server_without_its_database_is_no_copy_of_the_data() {
+        let azure = Azure::new(Access::default(), Arc::new(NoSecrets));
+        let precious = azure.kinds().iter().filter(|kind| kind.data == DataClass::Precious);
+        let of_database: Vec<&str> =
+            precious.map(|kind| kind.name).filter(|name| azure.database_part(&recorded(name)).is_some()).collect();
+        assert_eq!(of_database, ["azure.database-server", "azure.database"]);
+        assert_eq!(azure.database_part(&recorded("azure.dns-zone")), None);
+    }
+
+    fn recorded(kind: &str) -> Recorded {
+        Recorded {
+            id: "main/database/part".parse().unwrap(),
+            kind: KindName::new(kind).unwrap(),
+            site: "main".parse().unwrap(),
+            via: None,
+            spec: Spec::default(),
+            needs: Vec::new(),
+            ownership: Ownership::Ours,
+            schema: 1,
+            cloud_id: CloudId::new("part").unwrap(),
+            created: None,
+            outputs: Default::default(),
+            protected: false,
+            tainted: false,
+        }
     }
 }

@@ -12,7 +12,7 @@ use crate::component::{Component, Site};
 use crate::cost::{Charge, CostLine};
 use crate::declare::{Declaration, Declare, PlannedObject};
 use crate::error::Result;
-use crate::kind::{Kind, joined};
+use crate::kind::{DatabasePart, Kind, joined};
 use crate::name::{CloudId, KindName, Lineage, ResourceId};
 use crate::operation::{Handle, Operation, Progress};
 use crate::permission::{PolicyDocument, PolicyRequest};
@@ -112,6 +112,10 @@ impl Provider for Combined {
 
     fn controller(&self, seen: &Object) -> Option<String> {
         self.of(&seen.kind).controller(seen)
+    }
+
+    fn database_part(&self, recorded: &Recorded) -> Option<DatabasePart> {
+        self.of(&recorded.kind).database_part(recorded)
     }
 
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {

@@ -114,6 +114,19 @@ pub enum DataClass {
     Precious,
 }
 
+/// What an object has of the service's database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DatabasePart {
+    /// The data itself: the server, or its files.
+    Data,
+    /// The data itself, in a server that loads what a restore left beside it once it is created.
+    Loaded,
+    /// The log of what the sites of a deployment have together: each is filled from it by the others.
+    Shared,
+    /// Only dumps of it, which a job in a cluster takes.
+    Dumps,
+}
+
 /// The order in which an object is replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplaceOrder {

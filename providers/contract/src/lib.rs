@@ -52,7 +52,7 @@ pub use cost::{Charge, CostLine, HOURS_PER_MONTH, Price, PriceUnit, Pricing, SPO
 pub use declare::{Declaration, Declare, Placeholder, PlannedObject, Plugin, SUBSCRIPTION_SCOPE, Tool, Within};
 pub use delivery::{Controller, Delivery, GitFolder};
 pub use error::{ContestedField, Error, ErrorKind, Result, error_chain};
-pub use kind::{DataClass, Identity, Kind, ReplaceOrder, ReplicaFields, Verified};
+pub use kind::{DataClass, DatabasePart, Identity, Kind, ReplaceOrder, ReplicaFields, Verified};
 pub use minimum::{Disk, Minimum};
 pub use name::{CloudId, ComponentName, EnvironmentName, InvalidName, KindName, Lineage, ResourceId, SiteName};
 pub use operation::{DeleteBounds, Handle, Operation, OperationId, Progress, Token, Verb};

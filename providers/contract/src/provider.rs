@@ -11,7 +11,7 @@ use crate::component::{Component, Site};
 use crate::cost::CostLine;
 use crate::declare::{Declaration, Declare, PlannedObject};
 use crate::error::Result;
-use crate::kind::Kind;
+use crate::kind::{DatabasePart, Kind};
 use crate::name::{CloudId, EnvironmentName, KindName, Lineage, ResourceId, SiteName};
 use crate::operation::{Handle, Operation, Progress};
 use crate::permission::{PolicyDocument, PolicyRequest};
@@ -108,6 +108,14 @@ pub trait Provider: Send + Sync {
     fn controller(&self, seen: &Object) -> Option<String> {
         let _ = seen;
         None
+    }
+
+    /// What an object has of the service's database. Pure. `None` where it has nothing of it. The servers of managed
+    /// databases are those with replicas in other regions; a provider whose servers do not contain the data names more.
+    fn database_part(&self, recorded: &Recorded) -> Option<DatabasePart> {
+        let mut kinds = self.kinds().iter();
+        let kind = kinds.find(|kind| kind.name == recorded.kind.as_str())?;
+        kind.replica.is_some().then_some(DatabasePart::Data)
     }
 
     /// Checks for anything that would make these fail: sign-in, permissions, quota, capacity, names, ports. Reads only.

@@ -19,7 +19,7 @@ use crate::connect::{Connect, HostEndpoint, NAME_NOT_FOUND};
 use crate::cost::{Charge, CostLine};
 use crate::declare::{Declaration, Declare, PlannedObject};
 use crate::error::{Error, ErrorKind, Result, error_chain};
-use crate::kind::{Kind, joined};
+use crate::kind::{DatabasePart, Kind, joined};
 use crate::name::{CloudId, ComponentName, KindName, Lineage, ResourceId};
 use crate::operation::{Handle, Operation, Progress};
 use crate::permission::{PolicyDocument, PolicyRequest};
@@ -384,6 +384,11 @@ impl Provider for Through {
     fn controller(&self, seen: &Object) -> Option<String> {
         let provider = if self.is_inner(&seen.kind) { &self.inner } else { &self.outer };
         provider.controller(seen)
+    }
+
+    fn database_part(&self, recorded: &Recorded) -> Option<DatabasePart> {
+        let provider = if self.is_inner(&recorded.kind) { &self.inner } else { &self.outer };
+        provider.database_part(recorded)
     }
 
     /// Objects of a host that is missing, or that is to change itself, are not checked.

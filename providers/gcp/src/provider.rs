@@ -7,10 +7,10 @@ use async_trait::async_trait;
 use textnlp_cloud::{GeneratesSecrets, ImageSource, Images, NoSecrets, Work, region_of};
 use textnlp_provider::connect::Bearer;
 use textnlp_provider::{
-    Billed, BilledRequest, CloudId, Component, CostLine, Declaration, Declare, Error, ErrorKind, FieldChange, Handle,
-    Kind, KindName, Leftovers, Lineage, Object, Observed, Operation, PlannedObject, PolicyDocument, PolicyRequest,
-    Problem, Problems, Progress, Provider, Recorded, ResourceId, Result, Scope, Secret, SecretStore, Site, Spec, Sweep,
-    Wanted,
+    Billed, BilledRequest, CloudId, Component, CostLine, DatabasePart, Declaration, Declare, Error, ErrorKind,
+    FieldChange, Handle, Kind, KindName, Leftovers, Lineage, Object, Observed, Operation, PlannedObject,
+    PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, Recorded, ResourceId, Result, Scope, Secret,
+    SecretStore, Site, Spec, Sweep, Wanted,
 };
 use tokio::sync::OnceCell;
 
@@ -120,6 +120,11 @@ impl Provider for Gcp {
         textnlp_cloud::diff(row, wanted, recorded, seen).into_iter().chain(moved).collect()
     }
 
+    /// A server, and the database in it, which is an object of its own: without it, the server is empty.
+    fn database_part(&self, recorded: &Recorded) -> Option<DatabasePart> {
+        matches!(recorded.kind.as_str(), "gcp.sql-instance" | "gcp.sql-database").then_some(DatabasePart::Data)
+    }
+
     fn costs(&self, kind: &KindName, spec: &Spec) -> Vec<CostLine> {
         costs::costs(kind, spec, region_of(spec).unwrap_or(&self.access.region)).unwrap_or_else(|| {
             let known = self.kinds().iter().find(|known| known.name == kind.as_str());
@@ -183,6 +188,7 @@ impl Provider for Gcp {
 #[cfg(test)]
 mod tests {
     use textnlp_provider::conformance::{lowers_purely, well_formed};
+    use textnlp_provider::{DataClass, Ownership};
 
     use super::*;
     use crate::lower::tests::{component, site};
@@ -194,5 +200,33 @@ mod tests {
         let network =
             textnlp_provider::component::ComponentSpec::Network(textnlp_provider::component::Network::default());
         lowers_purely(&gcp, &component("network", network), &site(true)).unwrap();
+    }
+
+    #[test]
+    fn a_server_without_its_database_is_no_copy_of_the_data() {
+        let gcp = Gcp::new(Access::default(), Arc::new(NoSecrets));
+        let precious = gcp.kinds().iter().filter(|kind| kind.data == DataClass::Precious);
+        let of_database: Vec<&str> =
+            precious.map(|kind| kind.name).filter(|name| gcp.database_part(&recorded(name)).is_some()).collect();
+        assert_eq!(of_database, ["gcp.sql-instance", "gcp.sql-database"]);
+        assert_eq!(gcp.database_part(&recorded("gcp.sql-user")), None);
+    }
+
+    fn recorded(kind: &str) -> Recorded {
+        Recorded {
+            id: "main/database/part".parse().unwrap(),
+            kind: KindName::new(kind).unwrap(),
+            site: "main".parse().unwrap(),
+            via: None,
+            spec: Spec::default(),
+            needs: Vec::new(),
+            ownership: Ownership::Ours,
+            schema: 1,
+            cloud_id: CloudId::new("part").unwrap(),
+            created: None,
+            outputs: Default::default(),
+            protected: false,
+            tainted: false,
+        }
     }
 }

@@ -18,7 +18,7 @@ use textnlp_provider::{Error, ErrorKind, Lineage, Result, SecretStore, Wanted, e
 
 use crate::canary::{OperatorCommand, RolloutReport};
 use crate::export;
-use crate::lower::BACKUP;
+use crate::lower::{BACKUP, DUMPS_CLAIM};
 use crate::provider::{Access, Kubernetes};
 
 /// The deployment of the servers, and its container with access to the database.
@@ -237,7 +237,7 @@ impl RolloutReport {
 impl SiteBackups for ClusterOperations {
     fn location(&self) -> String {
         let copies = self.copies.as_ref().map_or(String::new(), |url| format!(", to be copied to {url}"));
-        format!("volume textnlp-backups of namespace {}{copies}", self.namespace)
+        format!("volume {DUMPS_CLAIM} of namespace {}{copies}", self.namespace)
     }
 
     fn log_command(&self) -> String {

@@ -18,9 +18,9 @@ use textnlp_provider::cluster::ClusterSite;
 use textnlp_provider::connect::{HostEndpoint, Locate};
 use textnlp_provider::units::quoted;
 use textnlp_provider::{
-    CloudId, Component, CostLine, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Object, Observed, Operation,
-    PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, Recorded, ResourceId, Result, Scope,
-    SecretStore, Site, Spec, Wanted,
+    CloudId, Component, CostLine, DatabasePart, Error, ErrorKind, FieldChange, Handle, Kind, KindName, Object,
+    Observed, Operation, PolicyDocument, PolicyRequest, Problem, Problems, Progress, Provider, Recorded, ResourceId,
+    Result, Scope, SecretStore, Site, Spec, Wanted,
 };
 use tokio::sync::Mutex;
 
@@ -483,6 +483,15 @@ impl Provider for Kubernetes {
 
     fn controller(&self, seen: &Object) -> Option<String> {
         manifest::controller(&seen.spec)
+    }
+
+    fn database_part(&self, recorded: &Recorded) -> Option<DatabasePart> {
+        let is_dumps = || recorded.spec.get("metadata").is_some_and(|metadata| metadata["name"] == lower::DUMPS_CLAIM);
+        match table::row(&recorded.kind)?.kind {
+            table::POSTGRES_CLUSTER => Some(DatabasePart::Data),
+            table::VOLUME_CLAIM => is_dumps().then_some(DatabasePart::Dumps),
+            _ => None,
+        }
     }
 
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {

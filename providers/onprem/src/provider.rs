@@ -7,8 +7,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_keys::acme::PUBLIC_CERTIFICATE_FILE;
 use textnlp_keys::{FolderProvider, Keys, Marker, Observation, SiteFolder, Work, diff, observe, read};
 use textnlp_provider::{
-    CloudId, Component, FieldChange, Handle, Kind, KindName, Object, Observed, Operation, Problem, Problems, Progress,
-    Provider, Recorded, ResourceId, Result, Scope, Site, Wanted,
+    CloudId, Component, DatabasePart, FieldChange, Handle, Kind, KindName, Object, Observed, Operation, Problem,
+    Problems, Progress, Provider, Recorded, ResourceId, Result, Scope, Site, Wanted,
 };
 
 use crate::jobs::Jobs;
@@ -78,6 +78,15 @@ impl Provider for OnPrem {
     fn interruption(&self, wanted: &Wanted, changes: &[FieldChange], among: &[Wanted]) -> Option<Problem> {
         match ResourceKind::of(&wanted.kind)? {
             ResourceKind::Process => verbs::interruption(wanted, changes, among),
+            _ => None,
+        }
+    }
+
+    fn database_part(&self, recorded: &Recorded) -> Option<DatabasePart> {
+        match ResourceKind::of(&recorded.kind)? {
+            ResourceKind::Database => Some(DatabasePart::Data),
+            ResourceKind::Postgres => Some(DatabasePart::Loaded),
+            ResourceKind::Control => Some(DatabasePart::Shared),
             _ => None,
         }
     }

@@ -5,7 +5,7 @@ use sqlx::Row;
 use sqlx::any::AnyRow;
 use textnlp_net::error_chain as chain;
 
-use super::dialect::Dialect;
+use super::dialect::{self, Dialect};
 use super::{Store, StoreError};
 use crate::config::{Database, DatabaseAt};
 
@@ -47,7 +47,7 @@ fn obstacle(cause: impl Into<String>, fix: impl Into<String>) -> CheckFinding {
 pub async fn check_database(database: &Database) -> CheckResult {
     let mut found = CheckResult::default();
     let checked = async {
-        let store = Store::open_existing(database).await?;
+        let store = dialect::open(database, false).await?;
         let checked = store.look(&mut found).await;
         store.close().await;
         checked
@@ -68,7 +68,7 @@ fn hint(error: &StoreError) -> &'static str {
     let text = chain(error);
     let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
     match error {
-        StoreError::Missing(_) => {
+        StoreError::Missing(_) | StoreError::Empty(_) => {
             "check that its disk is mounted; if it is lost, restore a backup, or create an empty one: `textnlp-server admin migrate`"
         }
         StoreError::Address(_) => "correct the address, or the file that contains it",

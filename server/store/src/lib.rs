@@ -95,6 +95,9 @@ pub enum StoreError {
     /// Its SQLite file is missing, and the caller may not create one.
     #[error("the database {0} does not exist")]
     Missing(camino::Utf8PathBuf),
+    /// Its SQLite file has no schema, and the caller may not create one.
+    #[error("the database {0} is empty: it has no schema")]
+    Empty(camino::Utf8PathBuf),
 }
 
 impl StoreError {
@@ -140,14 +143,24 @@ const MOVES: Duration = Duration::from_secs(1);
 const CHANGES: Duration = Duration::from_secs(5);
 
 impl Store {
-    /// Opens the database; a missing SQLite file is created. The schema is not changed. For servers and migrations.
+    /// Opens the database; a missing SQLite file is created. The schema is not changed. For migrations, and for
+    /// databases that are filled again from elsewhere or end with their container.
     pub async fn open(database: &config::Database) -> Result<Self, StoreError> {
         dialect::open(database, true).await
     }
 
-    /// The same for commands on a database: a missing SQLite file is an error, because an empty one in its place would hide the loss.
+    /// The same for servers and for commands on a database: a SQLite file that is missing or has no schema is an error,
+    /// because an empty database in its place would hide the loss.
     pub async fn open_existing(database: &config::Database) -> Result<Self, StoreError> {
-        dialect::open(database, false).await
+        let store = dialect::open(database, false).await?;
+        if let config::DatabaseAt::File(file) = &database.at {
+            let schema = store.schema().await;
+            if !matches!(schema, Ok(1..)) {
+                store.close().await;
+                return Err(schema.err().unwrap_or_else(|| StoreError::Empty(file.clone())));
+            }
+        }
+        Ok(store)
     }
 
     /// A PostgreSQL that need not be there yet.

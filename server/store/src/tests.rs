@@ -96,13 +96,19 @@ async fn locked_database_file_is_busy_and_an_invalid_one_fails() {
 }
 
 #[tokio::test]
-async fn only_a_server_that_starts_creates_a_database_file() {
+async fn servers_and_commands_create_no_database_file_and_no_schema() {
     let bench = Bench::sqlite();
     let DatabaseAt::File(file) = bench.at.clone() else { panic!("SQLite") };
     let database = Database { at: bench.at.clone(), pool_size: 2, max_overflow: 2 };
     let refused = Store::open_existing(&database).await;
     assert!(matches!(&refused, Err(StoreError::Missing(missing)) if *missing == file), "{refused:?}");
     assert!(!file.exists());
+    // Also one that something else created, such as a copy on a full disk.
+    std::fs::write(&file, "").unwrap();
+    for _ in 0..2 {
+        let refused = Store::open_existing(&database).await;
+        assert!(matches!(&refused, Err(StoreError::Empty(empty)) if *empty == file), "{refused:?}");
+    }
     let store = bench.store().await;
     Store::open_existing(&database).await.unwrap().put_key(&key("a"), None).await.unwrap();
     let away = bench.folder.path().join("away.db");

@@ -50,10 +50,14 @@ impl Files {
         child.wait_with_output().unwrap()
     }
 
+    fn migrate(&self) {
+        assert!(self.run(&["admin", "migrate"], "").status.success());
+    }
+
     /// Creates the database first if it is missing, as `up` does.
     pub(crate) fn keys(&self, command: Value) -> (Option<i32>, Value) {
         if !path(&self.folder, "data/t.db").exists() {
-            assert!(self.run(&["admin", "migrate"], "").status.success());
+            self.migrate();
         }
         let output = self.run(&["admin", "keys"], &command.to_string());
         (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
@@ -145,7 +149,7 @@ fn audit_log_is_printed_in_pages() {
 }
 
 #[test]
-fn commands_do_not_create_a_database_in_place_of_a_lost_one() {
+fn servers_and_commands_do_not_create_a_database_in_place_of_a_lost_one() {
     let files = Files::new();
     files.keys(json!({ "do": "create" }));
     let (data, away) = (path(&files.folder, "data"), path(&files.folder, "away"));
@@ -170,7 +174,23 @@ fn commands_do_not_create_a_database_in_place_of_a_lost_one() {
     let output = files.run(&["admin", "check"], "");
     let checked: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(checked["problems"][0]["cause"].as_str().unwrap().ends_with("does not exist"), "{checked}");
+    let output = files.run(&["serve"], "");
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && error.contains("data/t.db does not exist"), "{error}");
+    // A status shows the last line.
+    let last = error.lines().last().unwrap_or_default();
+    assert!(last.starts_with("hint: the file of the database is missing") && last.contains("backup list"), "{error}");
     assert!(!data.exists());
+    // An empty file hides the loss too.
+    std::fs::create_dir(&data).unwrap();
+    std::fs::write(data.join("t.db"), "").unwrap();
+    let list = json!({ "do": "list" }).to_string();
+    for (command, input) in [(&["serve"][..], ""), (&["admin", "keys"], list.as_str()), (&["serve"], "")] {
+        let output = files.run(command, input);
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
+        assert!(output.status.code() != Some(0) && said.contains("data/t.db is empty"), "{command:?}: {said}");
+    }
+    std::fs::remove_dir_all(&data).unwrap();
     std::fs::rename(&away, &data).unwrap();
     assert_eq!(files.keys(json!({ "do": "list" })).1["keys"].as_array().unwrap().len(), 1);
 }
@@ -301,6 +321,7 @@ async fn access_line_of_a_traced_request_has_its_trace() {
     let file = path(&files.folder, "server.yaml");
     let traces = "{ enable_tracing: true, traces: { endpoint: \"http://127.0.0.1:9/v1/traces\", ratio: 0 }, log_file";
     std::fs::write(&file, std::fs::read_to_string(&file).unwrap().replace("{ log_file", traces)).unwrap();
+    files.migrate();
     let mut child = files.command(&["serve"]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     let client = Client::new(&Address::Unix(path(&files.folder, "s.sock")));
     until("it is ready", async || {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use textnlp_server::Server;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::support::{Client, Setup, Site, config, path, start, until};
+use super::support::{Client, Setup, Site, config, create_database, path, start, until};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -295,6 +295,7 @@ async fn secret_is_sent_in_its_header_and_an_unusable_one_stops_the_start() {
     );
     std::fs::write(&secret, "hunter2\nhunter3\n").unwrap();
     let unusable = config(&folder, &Setup { monitoring: Some(&monitoring), ..Setup::default() });
+    create_database(&unusable).await;
     let Err(error) = Server::start(unusable).await else { panic!("it started") };
     assert!(error.to_string().contains(secret.as_str()) && !error.to_string().contains("hunter"), "{error}");
     std::fs::write(&secret, "Bearer hunter2\n").unwrap();

@@ -16,7 +16,9 @@ use textnlp_server::config::Config;
 use textnlp_store::now_ms;
 
 use super::postgres::cluster;
-use super::support::{Client, Setup, Shape, Site, config, make_key, path, start_in, until, write_model};
+use super::support::{
+    Client, Setup, Shape, Site, config, create_database, make_key, path, start_in, until, write_model,
+};
 
 const SECRET: [u8; 32] = *b"0123456789abcdef0123456789abcdef";
 
@@ -233,6 +235,7 @@ async fn unusable_secret_is_named_by_its_file_before_the_server_listens() {
     let batch =
         json!({ "webhooks": [{ "url": "https://hooks.example.com/", "secret_file": secret.as_str() }] }).to_string();
     let config = config(&folder, &Setup { batch: Some(&batch), ..Setup::default() });
+    create_database(&config).await;
     let Err(error) = Server::start(config).await else { panic!("it started") };
     let said = error.to_string();
     assert!(said.contains(secret.as_str()) && said.contains("whsec_") && !said.contains("hunter2"), "{said}");

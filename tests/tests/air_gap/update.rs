@@ -112,6 +112,47 @@ fn update_and_rollback_fail_no_request() {
 }
 
 #[test]
+fn refused_update_and_rollback_leave_the_content() {
+    let goods = Goods::get();
+    let stage = Stage::new("held");
+    let trust = ["--trust", goods.public.as_str()];
+    let step = goods.step(&stage, &goods.first, &goods.second, &[]);
+    stage.install(&goods.first, &trust).expect(0);
+    let first = stage.digest();
+    let hold = |more: &[&str]| stage.there(&[&["hold", "--env", NAME][..], more].concat()).expect(0);
+    hold(&["--reason", "exams"]);
+    names(&stage.update(&[&step], &trust).expect(4).err, &["exams", "hold --release"]);
+    names(&stage.install(&goods.second, &trust).expect(4).err, &["exams", "hold --release"]);
+    assert_eq!(stage.digest(), first);
+    hold(&["--release"]);
+    stage.update(&[&step], &trust).expect(0);
+    let second = stage.digest();
+    let rollback = |more: &[&str]| {
+        stage.run(&[&["bundle", "update", "rollback", "--root", stage.root().as_str()][..], more].concat())
+    };
+    // There is no terminal.
+    names(&rollback(&[]).expect(4).err, &["approve it with --yes"]);
+    hold(&["--reason", "exams"]);
+    for _ in 0..2 {
+        names(&rollback(&["--yes"]).expect(4).err, &["exams", "hold --release"]);
+        assert_eq!(stage.digest(), second);
+    }
+    hold(&["--release"]);
+    // A rollback that was killed once the content was switched: the same command finishes it.
+    let previous = std::fs::read(stage.root().join("installed.json")).unwrap();
+    let previous: Value = serde_json::from_slice(&previous).unwrap();
+    let open = json!({ "format": 1, "target": previous["previous"] });
+    std::fs::write(stage.root().join("rollback.json"), open.to_string()).unwrap();
+    for expected in [&first, &second] {
+        rollback(&["--yes"]).expect(0);
+        assert_eq!(stage.digest(), *expected);
+        assert!(!stage.root().join("rollback.json").exists());
+        stage.is_well();
+    }
+    stage.down();
+}
+
+#[test]
 fn model_update_delivers_and_uses_one_model() {
     let goods = Goods::get();
     let stage = Stage::new("model");

@@ -145,6 +145,9 @@ fn pilot_deploys_as_shipped_and_its_backups_restore_lost_data() {
     assert!(opens(newer));
     day_two(&operator);
 
+    // The dumps of this database are its only copy.
+    let refused = operator.run(&["down", "--yes", "--delete-dumps", "pilot"], &[]).expect(4);
+    assert!(refused.err.contains("`main/database/cluster` runs in the same cluster"), "{}", refused.err);
     // What people rely on stays until it is named.
     let down = operator.run(&["down", "--yes", "-o", "json"], &[]).expect(0).json();
     let kept = down["retained"].to_string();

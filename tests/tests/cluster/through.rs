@@ -15,7 +15,7 @@ use textnlp_kubernetes::Kubernetes;
 use textnlp_orchestrator::apply::Limits;
 use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::event::DiscardEvents;
-use textnlp_orchestrator::plan::{Audited, Facts, Plan, Purpose};
+use textnlp_orchestrator::plan::{Audited, DeleteData, Facts, Plan, Purpose};
 use textnlp_orchestrator::run::{Run, RunError, RunOptions, RunOutcome, RunSite, plan_with_refresh, run_phases};
 use textnlp_orchestrator::state::{MemoryStore, Operator, SiteLocation, State};
 use textnlp_provider::connect::{Bearer, CA, Connect, ENDPOINT, HostEndpoint, TokenSource};
@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 const UP: RunOptions = RunOptions::UP;
-const DOWN: RunOptions = RunOptions { purpose: Purpose::Down, delete_data: false, gated: false };
+const DOWN: RunOptions = RunOptions { purpose: Purpose::Down, delete_data: DeleteData::Nothing, gated: false };
 /// Where a cluster of the memory cloud is in truth.
 #[derive(Clone)]
 struct Address {

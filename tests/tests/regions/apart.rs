@@ -33,6 +33,12 @@ fn drill_on_a_clone_changes_nothing_and_cleans_up_even_when_killed() {
     let ours = regions.processes();
     let refused = regions.run(&["dr", "drill", "--fault", "disk_full"]).expect(4);
     assert!(refused.err.contains("no filesystem of its own"), "{}", refused.err);
+    regions.run(&["hold", "--reason", "exams"]).expect(0);
+    for args in [&["dr", "drill"][..], &["dr", "failover", "--to", "b"], &["dr", "failback"]] {
+        let refused = regions.run(args).expect(4).err;
+        assert!(refused.contains("exams") && refused.contains("hold --release"), "{args:?}: {refused}");
+    }
+    regions.run(&["hold", "--release"]).expect(0);
 
     // Killed in the middle: its clone goes on, with the data of the environment, and the next drill removes it.
     let mut drill = regions.start(&["dr", "drill"]);

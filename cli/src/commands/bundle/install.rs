@@ -59,6 +59,8 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
         ));
     }
 
+    let state = site::wanted_state(&root, requested_state(session).as_deref())?;
+    run::is_not_frozen(&bundle.manifest().items, &state).await?;
     let progress = Progress::new(console);
     let stop = signals::stop(console);
     let shared = user.as_ref().filter(|user| !user.is_root()).map(|_| SharedFiles::begin());
@@ -67,7 +69,6 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
             installation.unpack(&mut bundle, &UnpackOptions { authenticity: authenticity.clone(), deep: false, drive })
         }))
         .map_err(failed)?;
-    let state = site::wanted_state(&root, requested_state(session).as_deref())?;
     if is_stream {
         let file = unpacked.folder.join(recipe::environment_path(&name));
         let text = std::fs::read_to_string(&file).with_context(|| format!("read {file}"))?;

@@ -4,9 +4,13 @@ use std::process::Stdio;
 
 use anyhow::Context;
 use camino::Utf8Path;
+use textnlp_bundle::manifest::{Item, ItemKind};
 use textnlp_bundle::recipe;
+use textnlp_orchestrator::state::{Folder, held_in};
+use textnlp_provider::units::quoted;
 use textnlp_service::bundle::platform;
-use textnlp_service::bundle::site::{STATE, passed_on, state_folder};
+use textnlp_service::bundle::site::{STATE, names, passed_on, state_folder};
+use textnlp_service::up::frozen;
 use tokio::process::Command;
 
 use crate::args::Output;
@@ -72,6 +76,18 @@ pub async fn up(session: &Session, run: &Run<'_>, console: Console) -> Result<Va
         Some(0) => Ok(serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)),
         code => Err(passed_on(code, &output.stdout, "up")),
     }
+}
+
+/// Refuses to switch the content while one of its environments is frozen: the `up` of the other content would be refused.
+pub async fn is_not_frozen(items: &[Item], state: &Utf8Path) -> Result<(), Failure> {
+    for name in names(items, ItemKind::Environment) {
+        // `up` reports a state that cannot be read; its program may know a newer format.
+        if let Ok(Some(hold)) = held_in(&Folder::at(state.join(&name))).await {
+            let release = format!("textnlp-deploy hold --release --env {name} --state-dir {}", quoted(state.as_str()));
+            return Err(frozen(Box::new(hold), &release));
+        }
+    }
+    Ok(())
 }
 
 fn own(program: &Utf8Path, session: &Session, run: &Run<'_>) -> Command {

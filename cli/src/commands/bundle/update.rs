@@ -101,7 +101,8 @@ async fn apply(
     let trust = trusted(trust)?;
     let root = absolute(session, &root.root);
     let (installation, before) = site::installed(&root)?;
-    site::wanted_state(&root, requested_state(session).as_deref())?;
+    let state = site::wanted_state(&root, requested_state(session).as_deref())?;
+    run::is_not_frozen(&before.contents.items, &state).await?;
     let progress = Progress::new(console);
     let stop = signals::stop(console);
     let mut applied = Vec::new();
@@ -149,12 +150,21 @@ async fn rollback(
 ) -> Result<Success, Failure> {
     let root = absolute(session, &root.root);
     let (installation, before) = site::installed(&root)?;
-    site::wanted_state(&root, requested_state(session).as_deref())?;
+    let state = site::wanted_state(&root, requested_state(session).as_deref())?;
+    run::is_not_frozen(&before.contents.items, &state).await?;
+    let names = site::names(&before.contents.items, ItemKind::Environment);
+    let runs = names.iter().any(|name| is_deployed(&state, name));
+    // `up` would refuse it once the content is switched.
+    if runs && !no_up && !session.global.yes && !console.can_ask() {
+        let error = anyhow::anyhow!("a rollback changes what runs, and there is no terminal to ask at");
+        return Err(Failure::refused("not_approved", error).hint("approve it with --yes"));
+    }
     installation.rollback().map_err(not_rolled_back)?;
     let (_, now) = site::installed(&root)?;
     let mut document = json!({ "root": root, "before": before.content, "digest": now.content });
     let rolled = roll(session, &installation, &now, no_up, no_gate, console).await;
-    let rolled = rolled.map_err(|failure| failure.document(document.clone()))?;
+    let rolled = rolled.map_err(|failure| unfinished(failure.document(document.clone())))?;
+    installation.finish_rollback().map_err(failed)?;
     merge(&mut document, rolled);
     Ok(Success::new(
         format!(
@@ -163,6 +173,18 @@ async fn rollback(
         ),
         document,
     ))
+}
+
+/// A failure after the content was switched: the rollback stays open, so the same command does not lead forward again.
+fn unfinished(failure: Failure) -> Failure {
+    let again = "the same command finishes the rollback";
+    let hint = failure.hint.as_ref().map_or_else(|| again.to_owned(), |hint| format!("{hint}\nthen {again}"));
+    failure.hint(hint)
+}
+
+/// Whether an environment of a site was deployed.
+fn is_deployed(state: &Utf8Path, environment: &str) -> bool {
+    state.join(environment).join("lineage.json").exists()
 }
 
 /// Why an installed site is not rolled back. Where it has no earlier version, another bundle is the next step.
@@ -187,8 +209,7 @@ async fn roll(
     let root = installation.root();
     let names = site::names(&installed.contents.items, ItemKind::Environment);
     let state = site::wanted_state(root, requested_state(session).as_deref())?;
-    let running = |name: &&String| state.join(name.as_str()).join("lineage.json").exists();
-    let up: Vec<&String> = names.iter().filter(running).collect();
+    let up: Vec<&String> = names.iter().filter(|name| is_deployed(&state, name)).collect();
     let mut last = Value::Null;
     let chosen = session.global.env.as_deref().or_else(|| names.first().map(String::as_str)).unwrap_or_default();
     let (requested, progress) = (requested_state(session), Progress::new(console));
@@ -242,6 +263,8 @@ mod tests {
         let root = Utf8PathBuf::from("/srv/site");
         let first = not_rolled_back(Error::Site { root: root.clone(), why: "nothing was installed before".to_owned() });
         assert!(first.hint.is_some_and(|hint| hint.starts_with("install another bundle")));
+        let shut = unfinished(Failure::new(Exit::GateShut, "gate_not_open", anyhow::anyhow!("shut")).hint("measure"));
+        assert_eq!(shut.hint.as_deref(), Some("measure\nthen the same command finishes the rollback"));
         let source = IoError::from(ErrorKind::PermissionDenied);
         let denied = not_rolled_back(Error::Io { action: "link", path: root, source });
         assert!(denied.hint.is_some_and(|hint| hint.contains("that you may read and write")));

@@ -11,7 +11,7 @@ use textnlp_service::dr::drill::{self, Request};
 use textnlp_service::dr::{CloneRunner, environment_file};
 use textnlp_service::up::incomplete;
 
-use super::sites;
+use super::sites_to_change;
 use crate::args::{Down, Global, Output};
 use crate::commands::prelude::*;
 use crate::commands::{down, up};
@@ -21,7 +21,7 @@ use crate::signals;
 
 /// `dr drill`.
 pub async fn drill(session: &Session, args: &Drill, console: Console) -> Result<Success, Failure> {
-    let (sites, progress) = (sites(session)?, Progress::new(console));
+    let (sites, progress) = (sites_to_change(session).await?, Progress::new(console));
     let request = Request {
         site: session.global.site.as_deref(),
         fault: args.fault,
@@ -90,7 +90,7 @@ impl CloneRunner for Clones<'_> {
     }
 
     async fn down(&self, root: &Utf8Path, name: &str) -> Result<(), Failure> {
-        let args = Down { delete_data: Some(name.to_owned()) };
+        let args = Down { delete_data: Some(name.to_owned()), delete_dumps: None };
         down::down(&self.session(root, None)?, &args, Console::new(Output::Text, true)).await.map(drop)
     }
 }

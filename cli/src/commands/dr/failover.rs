@@ -3,20 +3,20 @@
 use textnlp_orchestrator::dr::failover::{FailoverKind, FailoverOutcome};
 use textnlp_service::dr::{self, Sites};
 
-use super::sites;
+use super::sites_to_change;
 use crate::commands::prelude::*;
 use crate::deployment::operator;
 use crate::dr_args::{Failback, Failover};
 
 /// `dr failover --to SITE`.
 pub async fn failover(session: &Session, args: &Failover, console: Console) -> Result<Success, Failure> {
-    let (sites, by, progress) = (sites(session)?, operator(session).by, Progress::new(console));
+    let (sites, by, progress) = (sites_to_change(session).await?, operator(session).by, Progress::new(console));
     Ok(done(&sites, &dr::failover::failover(&sites, &args.to, &by, &progress).await?))
 }
 
 /// `dr failback`.
 pub async fn failback(session: &Session, args: &Failback, console: Console) -> Result<Success, Failure> {
-    let (sites, by, progress) = (sites(session)?, operator(session).by, Progress::new(console));
+    let (sites, by, progress) = (sites_to_change(session).await?, operator(session).by, Progress::new(console));
     Ok(done(&sites, &dr::failover::failback(&sites, args.wait.0, &by, &progress).await?))
 }
 

@@ -6,6 +6,7 @@ mod reports;
 mod status;
 
 use textnlp_service::dr::Sites;
+use textnlp_service::up::is_store_not_frozen;
 
 use crate::clouds;
 use crate::commands::prelude::*;
@@ -27,6 +28,14 @@ pub async fn dr(session: &Session, verb: &Dr, console: Console) -> Result<Succes
             Ok(Success::new(format!("{given} nodes are schedulable again"), json!({ "nodes": given })))
         }
     }
+}
+
+/// The sites of an environment that is not frozen, for a command that changes what they do.
+async fn sites_to_change(session: &Session) -> Result<Sites, Failure> {
+    let sites = sites(session)?;
+    let scope = &sites.chosen.scope;
+    is_store_not_frozen(scope.platform.store(&scope.folder), &scope.command("hold --release")).await?;
+    Ok(sites)
 }
 
 /// The sites of the environment.

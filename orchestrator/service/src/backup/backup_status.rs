@@ -277,6 +277,14 @@ fn lines(
         let cause = format!("backup FAILED at {} ({})", last.at.strftime("%Y-%m-%d %H:%M UTC"), last.says);
         lines.push(BackupWarning { cause, fix: again.command("backup create", name) });
     }
+    let verified = ours.iter().filter_map(|dump| Some((dump, dump.proof.as_ref()?)));
+    let last = verified.max_by_key(|(_, proof)| proof.at);
+    // A run that failed is the warning above.
+    if let Some((dump, proof)) = last.filter(|(_, proof)| !proof.ok && lines.is_empty()) {
+        let (file, at) = (dump.file.file_name().unwrap_or_default(), proof.at.strftime("%Y-%m-%d %H:%M UTC"));
+        let cause = format!("the verification of {name}'s backup {file} FAILED at {at} ({})", proof.says);
+        lines.push(BackupWarning { cause, fix: again.command("backup create", name) });
+    }
     if facts.protected && !facts.first_is_due {
         let young = facts.every.saturating_mul(2);
         let is_young = |dump: &&&StoredBackup| {
@@ -374,6 +382,9 @@ mod tests {
                 .contains("no verified backup: textnlp-deploy backup verify")
         );
         assert!(warnings_of(true, &shown, &[dump(1, Some(false), now)]).contains("no verified backup"));
+        let rotten = warnings_of(false, &shown, &[dump(1, Some(false), now), dump(2, Some(true), now)]);
+        assert!(rotten.contains("a's backup f FAILED at 2026-11-20 11:00 UTC"), "{rotten}");
+        assert_eq!(warnings_of(false, &shown, &[dump(1, Some(true), now), dump(2, Some(false), now)]), "");
         assert!(warnings_of(true, &shown, &[dump(49, Some(true), now)]).contains("is old"));
         assert_eq!(warnings_of(true, &shown, &[dump(1, None, now), dump(47, Some(true), now)]), "");
         assert!(warnings_of(true, &BackupStatus::default(), &[dump(1, Some(true), now)]).contains("backup key show"));

@@ -274,7 +274,7 @@ words! {
     pub enum DataProtection {
         /// `down` deletes it.
         Disposable = "disposable",
-        /// Only `--delete-data ENV` deletes it.
+        /// Only `--delete-data ENV` deletes it; `--delete-dumps ENV` only dumps in a cluster.
         Protected = "protected",
     }
 }

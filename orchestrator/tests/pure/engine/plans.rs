@@ -2,9 +2,11 @@
 
 use expect_test::expect;
 use serde_json::json;
-use textnlp_orchestrator::plan::{self, Call, Consent, Node, PlanRefusal, Purpose, approve, audit};
-use textnlp_orchestrator::run::RunError;
-use textnlp_provider::Wanted;
+use textnlp_orchestrator::plan::{
+    self, Call, Consent, DeleteData, Facts, Node, Plan, PlanRefusal, Purpose, Violation, approve, audit,
+};
+use textnlp_orchestrator::run::{RunError, RunOptions};
+use textnlp_provider::{Observed, ReadFailure, ResourceId, Wanted};
 
 use crate::world::*;
 
@@ -193,7 +195,19 @@ fn audit_detects_every_broken_invariant() {
         edited(Purpose::Up, |plan| plan.steps[4].resource = "there/net".parse().unwrap()),
         "which belongs to another site",
     );
-    has(edited(Purpose::Down, |plan| plan.delete_data = true), "consent must come from the facts");
+    has(edited(Purpose::Down, |plan| plan.delete_data = DeleteData::All), "consent must come from the facts");
+}
+
+/// A `down` of a service whose database has two parts outside of the cluster, and dumps in it.
+fn with_dumps(delete_data: DeleteData) -> (Plan, Facts) {
+    let mut world = World::new();
+    world.protect_data = true;
+    let mut all = service();
+    all.push(want("db/schema", "database", json!({"server": output("db", "address")})));
+    all.push(via(want("backup/volume", "database", json!({"dumps": true})), "cluster"));
+    world.up(&all);
+    let (planned, facts) = world.plan(RunOptions { delete_data, ..DOWN }, &[]).unwrap();
+    (planned.plan().clone(), facts)
 }
 
 #[test]
@@ -203,10 +217,38 @@ fn audit_detects_calls_on_unobserved_or_protected_resources() {
     world.up(&service());
     let (planned, mut facts) = world.plan(DOWN_WITH_DATA, &[]).unwrap();
     let mut plan = planned.plan().clone();
-    plan.delete_data = false;
-    facts.delete_data = false;
+    plan.delete_data = DeleteData::Nothing;
+    facts.delete_data = DeleteData::Nothing;
     let breaches = audit(plan.clone(), &facts).unwrap_err();
     assert!(breaches.iter().any(|breach| breach.law.contains("only with consent")), "{breaches:?}");
+    // That to dumps is no consent to the loss of the database itself.
+    (plan.delete_data, facts.delete_data) = (DeleteData::Dumps, DeleteData::Dumps);
+    let breaches = audit(plan.clone(), &facts).unwrap_err();
+    assert!(breaches.iter().any(|breach| breach.law.contains("only with consent")), "{breaches:?}");
+    let dumped = || with_dumps(DeleteData::Dumps);
+    let (dumps, of_dumps) = dumped();
+    audit(dumps, &of_dumps).expect("the database stays");
+    // Nor is it one to the loss of dumps while a part of the database is removed, gone, or not seen.
+    let (mut removed, of_removed) = with_dumps(DeleteData::All);
+    removed.delete_data = DeleteData::Dumps;
+    let refuses_dumps = |plan: Plan, facts: &Facts| {
+        let breaches = audit(plan, facts).unwrap_err();
+        let is_so = |breach: &Violation| {
+            breach.resource == id("here/backup/volume") && breach.law.contains("only with consent")
+        };
+        assert!(breaches.iter().any(is_so), "{breaches:?}");
+    };
+    refuses_dumps(removed, &of_removed);
+    for seen in [Observed::Absent, Observed::Unknown(ReadFailure("lost".to_owned()))] {
+        let (plan, mut facts) = dumped();
+        let site = facts.sites.get_mut(&here()).unwrap();
+        let of_part = |of: &&mut (ResourceId, Observed)| of.0 == id("here/db/schema");
+        site.observed.iter_mut().filter(of_part).for_each(|of| of.1 = seen.clone());
+        refuses_dumps(plan, &facts);
+    }
+    let (of_down, mut of_up) = dumped();
+    of_up.purpose = Purpose::Up;
+    refuses_dumps(of_down, &of_up);
     let site = facts.sites.get_mut(&here()).unwrap();
     let why = textnlp_provider::ReadFailure("lost".to_owned());
     site.observed.iter_mut().for_each(|(_, seen)| *seen = textnlp_provider::Observed::Unknown(why.clone()));

@@ -9,12 +9,12 @@ use textnlp_orchestrator::clock::Clock;
 use textnlp_orchestrator::environment::model::Phase;
 use textnlp_orchestrator::event::EventKind;
 use textnlp_orchestrator::gate::{EnteredPhase, EntryBasis, Exemption, RecordedExemption};
-use textnlp_orchestrator::plan::{Purpose, Summary};
-use textnlp_orchestrator::run::{Run, RunError, run_phases};
+use textnlp_orchestrator::plan::{self, DeleteData, Facts, Node, Note, Plan, Purpose, Summary};
+use textnlp_orchestrator::run::{Run, RunError, RunOptions, run_phases};
 use textnlp_orchestrator::state::{Entry, Holder, Operator, SCHEDULE, StateError, Store};
 use textnlp_orchestrator::status::{self, ResourceHealth};
 use textnlp_provider::memory::{Fault, FaultEffect, Fuse, Stage};
-use textnlp_provider::{CloudId, ErrorKind, KindName, Lineage, Spec, Verb};
+use textnlp_provider::{CloudId, ErrorKind, KindName, Lineage, Ownership, Problem, Spec, Verb, Wanted};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -95,7 +95,7 @@ fn unwanted_resources_are_deleted_after_their_users_are_updated() {
     assert_eq!(
         text,
         ["0 delete here/cache", "1 update here/gateway (backends)", "2 delete here/server/replica-1 <- 1"],
-        "the gateway lets go first"
+        "the gateway releases it first"
     );
     world.up(&less);
     world.check(&less);
@@ -126,6 +126,136 @@ fn down_retains_data_and_the_resources_it_needs() {
     assert!(world.ours().is_empty());
 }
 
+const DOWN_WITH_DUMPS: RunOptions = RunOptions { delete_data: DeleteData::Dumps, ..DOWN };
+
+/// The service, with dumps of its database on a volume of its cluster.
+fn dumped() -> Vec<Wanted> {
+    let mut all = service();
+    all.push(via(want("backup/volume", "database", json!({"dumps": true})), "cluster"));
+    all
+}
+
+/// What a plan keeps, and why.
+fn kept(plan: &Plan) -> Vec<String> {
+    plan.retained.iter().map(|kept| format!("{}: {}", kept.resource, kept.because)).collect()
+}
+
+/// What a `down` that deletes the dumps is refused for.
+fn refusal_of_dumps(world: &World) -> String {
+    let calls = world.cloud.mutations();
+    let refused = world.go(DOWN_WITH_DUMPS, &[], &Fuse::default()).expect("the run ends").unwrap_err();
+    assert_eq!(world.cloud.mutations(), calls, "nothing was done");
+    assert!(matches!(refused, RunError::Refused(_)), "{refused:?}");
+    textnlp_provider::error_chain(&refused)
+}
+
+#[test]
+fn cluster_is_removed_with_its_dumps_and_the_database_is_kept() {
+    let mut world = World::new();
+    world.protect_data = true;
+    world.up(&dumped());
+    let (planned, _) = world.plan(DOWN, &[]).unwrap();
+    assert_eq!(
+        kept(planned.plan()),
+        [
+            "here/backup/volume: it holds dumps; `down --delete-dumps ENV` deletes them, and keeps the database",
+            "here/cluster: `here/backup/volume` needs it; `down --delete-dumps ENV` deletes both, and keeps the database",
+            "here/db: it holds data",
+            "here/net: `here/cluster` needs it",
+        ]
+    );
+    let arrival = world.down(DOWN_WITH_DUMPS);
+    assert!(arrival.is_complete());
+    let plan = arrival.plan.unwrap();
+    assert_eq!(kept(&plan), ["here/db: it holds data"]);
+    let dumps = plan.steps.iter().find(|step| step.resource == id("here/backup/volume")).unwrap();
+    assert!(dumps.because.contains("copies in a bucket stay"), "{}", dumps.because);
+    let left: Vec<_> = world.ours().into_iter().filter_map(|thing| thing.resource).collect();
+    assert_eq!(left, [id("here/db")]);
+    // The flag never does nothing in silence.
+    let refused = refusal_of_dumps(&world);
+    assert!(refused.contains("no volume with dumps in a cluster"), "{refused}");
+    world.down(DOWN_WITH_DATA);
+    assert!(world.ours().is_empty());
+}
+
+#[test]
+fn other_data_in_the_cluster_stays_when_only_dumps_are_deleted() {
+    let mut world = World::new();
+    world.protect_data = true;
+    let mut all = dumped();
+    all.push(via(protected(want("files", "bucket", json!({}))), "cluster"));
+    world.up(&all);
+    let (planned, _) = world.plan(DOWN, &[]).unwrap();
+    let kept_before = kept(planned.plan());
+    let hints: Vec<&String> = kept_before.iter().filter(|line| line.contains("--delete-dumps")).collect();
+    assert!(hints.len() == 1 && hints[0].starts_with("here/backup/volume"), "the cluster stays: {kept_before:?}");
+    let arrival = world.down(DOWN_WITH_DUMPS);
+    assert!(arrival.is_complete());
+    let plan = arrival.plan.unwrap();
+    let (kept, warnings) = (kept(&plan), &plan.warnings);
+    let names: Vec<&str> = kept.iter().filter_map(|line| line.split_once(':')).map(|(name, _)| name).collect();
+    assert_eq!(names, ["here/cluster", "here/db", "here/files", "here/net"]);
+    let warning = warnings.iter().find(|problem| problem.place == "here/cluster").expect("the cluster costs on");
+    assert!(warning.cause.contains("`here/files` needs it"), "{warning:?}");
+}
+
+#[test]
+fn existing_cluster_of_dumps_is_not_said_to_be_deleted() {
+    let mut world = World::new();
+    world.protect_data = true;
+    world.up(&dumped());
+    let (_, mut facts) = world.plan(DOWN, &[]).unwrap();
+    let holdings = &mut facts.sites.get_mut(&here()).unwrap().holdings;
+    let cluster = holdings.get_mut(&id("here/cluster")).unwrap().current.as_mut().unwrap();
+    cluster.ownership = Ownership::External(cluster.cloud_id.clone());
+    let before = kept(&plan::plan(&facts).unwrap());
+    assert!(before.contains(&"here/cluster: `here/backup/volume` needs it".to_owned()), "{before:?}");
+    facts.delete_data = DeleteData::Dumps;
+    let plan = plan::plan(&facts).unwrap();
+    assert_eq!(kept(&plan), ["here/db: it holds data"]);
+    let of_cluster = plan.steps.iter().find(|step| step.resource == id("here/cluster")).unwrap();
+    assert!(matches!(of_cluster.node, Node::Note(Note::Forget)), "it is its owner's: {of_cluster:?}");
+    assert!(plan.warnings.iter().all(|problem| problem.place != "here/cluster"), "{:?}", plan.warnings);
+}
+
+#[test]
+fn dumps_that_may_be_the_only_copy_are_not_deleted_alone() {
+    let mut world = World::new();
+    world.protect_data = true;
+    let beside = |mut all: Vec<Wanted>| {
+        all[6] = via(all[6].clone(), "cluster");
+        all
+    };
+    world.up(&beside(dumped()));
+    let refused = refusal_of_dumps(&world);
+    assert!(refused.contains("`here/db` runs in the same cluster"), "{refused}");
+    assert!(refused.contains("`--delete-data ENV` deletes the database"), "{refused}");
+    let (planned, _) = world.plan(DOWN, &[]).unwrap();
+    assert!(kept(planned.plan()).contains(&"here/backup/volume: it holds data".to_owned()), "no way out is named");
+
+    let mut world = World::new();
+    world.protect_data = true;
+    world.up(&dumped());
+    assert!(world.cloud.remove_behind_our_back(&id("here/db")));
+    let refused = refusal_of_dumps(&world);
+    assert!(refused.contains("`here/db` of the database outside of the cluster was not found"), "{refused}");
+}
+
+#[test]
+fn server_whose_database_is_gone_is_no_copy_of_the_dumps() {
+    let mut world = World::new();
+    world.protect_data = true;
+    let mut all = dumped();
+    all.push(want("db/schema", "database", json!({"server": output("db", "address")})));
+    world.up(&all);
+    assert!(world.cloud.remove_behind_our_back(&id("here/db/schema")));
+    let refused = refusal_of_dumps(&world);
+    assert!(refused.contains("`here/db/schema` of the database outside of the cluster was not found"), "{refused}");
+    let (planned, _) = world.plan(DOWN, &[]).unwrap();
+    assert!(kept(planned.plan()).contains(&"here/backup/volume: it holds data".to_owned()), "no way out is named");
+}
+
 #[test]
 fn recorded_protection_holds_when_the_configuration_drops_it() {
     let world = World::new();
@@ -148,7 +278,7 @@ fn replacing_a_resource_with_data_needs_consent() {
     let refused = world.try_up(&changed).unwrap_err();
     assert!(matches!(refused, RunError::Refused(_)), "{refused:?}");
     assert_eq!(world.cloud.mutations(), calls, "nothing was done");
-    let done = world.go(textnlp_orchestrator::run::RunOptions { delete_data: true, ..UP }, &changed, &Fuse::default());
+    let done = world.go(RunOptions { delete_data: DeleteData::All, ..UP }, &changed, &Fuse::default());
     assert!(done.unwrap().unwrap().is_complete());
     world.check(&changed);
 }
@@ -198,20 +328,63 @@ fn externally_removed_resource_is_reported_and_recreated() {
     assert!(status::status(&facts, world.state().places(), world.unfinished()).ready);
 }
 
+/// The plan of `up` once a resource of these is gone.
+fn plan_without(all: &[Wanted], gone: &str, protect_data: bool, delete_data: DeleteData) -> (Plan, Facts) {
+    let mut world = World::new();
+    world.protect_data = protect_data;
+    world.up(all);
+    assert!(world.cloud.remove_behind_our_back(&id(gone)));
+    let (planned, facts) = world.plan(RunOptions { delete_data, ..UP }, all).unwrap();
+    (planned.plan().clone(), facts)
+}
+
+fn causes(problems: &[Problem]) -> Vec<String> {
+    problems.iter().map(|problem| format!("{} {}: {}", problem.word(), problem.place, problem.cause)).collect()
+}
+
 #[test]
-fn data_that_is_gone_is_named_before_an_empty_object_takes_its_place() {
-    let warned = |protect_data: bool, gone: &str| -> Vec<String> {
-        let mut world = World::new();
-        world.protect_data = protect_data;
-        world.up(&service());
-        assert!(world.cloud.remove_behind_our_back(&id(gone)));
-        let (planned, _) = world.plan(UP, &service()).unwrap();
-        planned.plan().warnings.iter().map(|warning| format!("{}: {}", warning.place, warning.cause)).collect()
+fn database_that_is_gone_is_not_replaced_by_an_empty_one_until_its_loss_is_typed() {
+    let of = |all: &[Wanted], gone: &str, protect_data: bool, consent: DeleteData| {
+        let (plan, _) = plan_without(all, gone, protect_data, consent);
+        let creates = plan.steps.iter().any(|step| step.resource == id(gone));
+        (creates, [causes(&plan.refusals), causes(&plan.warnings)].concat())
     };
     let lost = "here/db: it is gone, with the data in it: what `up` creates in its place is empty";
-    assert_eq!(warned(true, "here/db"), [lost]);
-    assert_eq!(warned(false, "here/db"), [""; 0]);
-    assert_eq!(warned(true, "here/cert"), [""; 0]);
+    let (refused, accepted) = (format!("refused {lost}"), format!("warning {lost}"));
+    assert_eq!(of(&service(), "here/db", true, DeleteData::Nothing), (false, vec![refused.clone()]));
+    assert_eq!(of(&service(), "here/db", true, DeleteData::Lost), (true, vec![accepted.clone()]));
+    assert_eq!(of(&service(), "here/db", false, DeleteData::Nothing), (true, vec![]));
+    assert_eq!(of(&service(), "here/cert", true, DeleteData::Nothing), (true, vec![]));
+    // A restore leaves a dump beside it, which is loaded once it is created.
+    let loaded = with(service(), "db", "loaded", json!(true));
+    assert_eq!(of(&loaded, "here/db", true, DeleteData::Nothing), (true, vec![accepted]));
+    let (plan, _) = plan_without(&service(), "here/db", true, DeleteData::Nothing);
+    let fix = &plan.refusals[0].fix;
+    let order = ["is mounted", "restore a backup", "--accept-data-loss"].map(|word| fix.find(word).expect(word));
+    assert!(order.is_sorted(), "{fix}");
+    let mut world = World::new();
+    world.protect_data = true;
+    world.up(&service());
+    assert!(world.cloud.remove_behind_our_back(&id("here/db")));
+    assert!(matches!(world.try_up(&service()), Err(RunError::Refused(_))));
+
+    // Sites of a deployment fill each other: a restore would take all of them back.
+    let mut shared = service();
+    shared.push(want("watch", "database", json!({"shared": true})));
+    let filled = |of: &str| format!("note {of}: it is gone: the other sites have the data, and fill it");
+    assert_eq!(of(&shared, "here/db", true, DeleteData::Nothing), (true, vec![filled("here/db")]));
+    assert_eq!(of(&shared, "here/watch", true, DeleteData::Nothing), (true, vec![filled("here/watch")]));
+    // No other site has it.
+    let (_, mut facts) = plan_without(&shared, "here/db", true, DeleteData::Nothing);
+    let mut other = facts.sites[&here()].clone();
+    (other.wanted, other.holdings, other.observed) = Default::default();
+    facts.sites.insert("there".parse().unwrap(), other.clone());
+    assert_eq!(causes(&plan::plan(&facts).unwrap().refusals), [refused]);
+    // After a restore, the logs of control data are filled from what was restored.
+    let (_, mut facts) = plan_without(&shared, "here/watch", true, DeleteData::Nothing);
+    facts.sites.insert("there".parse().unwrap(), other);
+    let restored = "note here/watch: it is gone: it is filled from the databases of the sites";
+    assert_eq!(causes(&plan::plan(&facts).unwrap().warnings), [restored]);
 }
 
 #[test]

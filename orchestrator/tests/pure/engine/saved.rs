@@ -1,8 +1,8 @@
 //! Saved plans: exactly what was read is applied, or nothing.
 
 use serde_json::json;
-use textnlp_orchestrator::plan::{self, ImpactKind, Plan, Saved, SavedPlanError, impact};
-use textnlp_orchestrator::run::{RunError, RunOutcome, run_saved_plan};
+use textnlp_orchestrator::plan::{self, DeleteData, ImpactKind, Plan, Saved, SavedPlanError, impact};
+use textnlp_orchestrator::run::{RunError, RunOptions, RunOutcome, run_saved_plan};
 use textnlp_provider::memory::Fuse;
 use textnlp_provider::{Provider, Wanted};
 use tokio_util::sync::CancellationToken;
@@ -68,6 +68,34 @@ fn saved_plan_is_stale_only_when_its_inputs_changed() {
     check(&|world| assert!(world.cloud.change_behind_our_back(&id("here/db"), "size", json!(9))), &["here/db"]);
     check(&|world| assert!(world.cloud.remove_behind_our_back(&id("here/gateway"))), &["here/gateway"]);
     check(&|world| drop(world.up(&with(service(), "store", "limit", json!(6)))), &["here/store"]);
+}
+
+#[test]
+fn consent_to_delete_data_is_saved_with_the_plan() {
+    // Files of earlier versions have `true` and `false`.
+    for (consent, written) in [
+        (DeleteData::Nothing, json!(false)),
+        (DeleteData::Lost, json!("lost")),
+        (DeleteData::Dumps, json!("dumps")),
+        (DeleteData::All, json!(true)),
+    ] {
+        assert_eq!(serde_json::to_value(consent).unwrap(), written);
+        assert_eq!(serde_json::from_value::<DeleteData>(written).unwrap(), consent);
+    }
+    assert!(serde_json::from_value::<DeleteData>(json!("all")).is_err());
+
+    let mut world = World::new();
+    world.protect_data = true;
+    let mut all = service();
+    all.push(via(want("backup/volume", "database", json!({"dumps": true})), "cluster"));
+    world.up(&all);
+    let (planned, _) = world.plan(RunOptions { delete_data: DeleteData::Dumps, ..DOWN }, &[]).unwrap();
+    let reviewed: Plan = serde_json::from_str(&planned.plan().to_json()).unwrap();
+    // Without the consent, the same facts lead to another plan.
+    let edited = Plan { delete_data: DeleteData::Nothing, ..reviewed.clone() };
+    assert!(matches!(apply(&world, &edited, &[]), Err(RunError::OtherPlanner)));
+    assert!(apply(&world, &reviewed, &[]).unwrap().is_complete());
+    assert_eq!(world.ours().len(), 1, "the database");
 }
 
 #[test]

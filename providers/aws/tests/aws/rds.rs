@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
+use textnlp_orchestrator::plan::DeleteData;
 use textnlp_orchestrator::run::RunOptions;
 use textnlp_provider::component::{Component, ComponentSpec, MaintenanceWindow, ManagedPostgres};
 use textnlp_provider::conformance::{TestBed, Violation, lowers_purely};
@@ -596,7 +597,7 @@ fn a_database_that_is_kept_lets_the_cluster_go() {
     let mut wanted = shape.wanted(&account, "staging");
     wanted.iter_mut().find(|one| one.id.as_str() == "here/database/instance").unwrap().protected = true;
     stack.reach(UP, &wanted);
-    stack.reach(RunOptions { delete_data: false, ..DOWN }, &[]);
+    stack.reach(RunOptions { delete_data: DeleteData::Nothing, ..DOWN }, &[]);
     let left = stack.recorded();
     let kinds: BTreeSet<&str> = left.iter().map(|one| one.kind.as_str()).collect();
     let of_server = ["aws.db-instance", "aws.db-parameter-group", "aws.db-subnet-group", "aws.security-group"];

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use textnlp_orchestrator::apply::Limits;
 use textnlp_orchestrator::clock::VirtualClock;
 use textnlp_orchestrator::event::DiscardEvents;
-use textnlp_orchestrator::plan::{Facts, Plan, Purpose};
+use textnlp_orchestrator::plan::{DeleteData, Facts, Plan, Purpose};
 use textnlp_orchestrator::replica::{ReplicaError, find, promote};
 use textnlp_orchestrator::run::{
     Run, RunError, RunOptions, RunOutcome, RunSite, plan_with_refresh, plan_without_refresh, run_phases,
@@ -28,7 +28,7 @@ use uuid::Uuid;
 
 pub(crate) const UP: RunOptions = RunOptions::UP;
 /// With the consent to remove data.
-pub(crate) const DOWN: RunOptions = RunOptions { purpose: Purpose::Down, delete_data: true, gated: false };
+pub(crate) const DOWN: RunOptions = RunOptions { purpose: Purpose::Down, delete_data: DeleteData::All, gated: false };
 
 /// The most calls of the provider in a run: one that makes more does not end.
 const MOST_CALLS: u64 = 30_000;

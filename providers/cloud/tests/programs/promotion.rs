@@ -1,7 +1,7 @@
 //! Promotions of a database's replica in another region, on clouds with one API for all regions.
 
 use serde_json::{Value, json};
-use textnlp_orchestrator::plan::Purpose;
+use textnlp_orchestrator::plan::{DeleteData, Purpose};
 use textnlp_orchestrator::replica::ReplicaError;
 use textnlp_orchestrator::run::RunOptions;
 use textnlp_provider::memory::Fuse;
@@ -18,7 +18,7 @@ const LINEAGE: u128 = 0x1234_5678_9abc_4def_8000_0000_0000_0004;
 /// The most times that a promotion is killed: one makes fewer calls and writes.
 const MAX_KILLS: u64 = 300;
 /// A removal without the consent to remove data.
-const KEEPING: RunOptions = RunOptions { delete_data: false, ..DOWN };
+const KEEPING: RunOptions = RunOptions { delete_data: DeleteData::Nothing, ..DOWN };
 
 /// A cloud with such replicas.
 pub(crate) trait Replicated: Simulated {

@@ -21,7 +21,7 @@ use serde_json::json;
 use crate::component::{Component, Site};
 use crate::cost::CostLine;
 use crate::error::Result;
-use crate::kind::Kind;
+use crate::kind::{DatabasePart, Kind};
 use crate::name::{CloudId, KindName, Lineage, ResourceId};
 use crate::operation::{Handle, Operation, Progress, Token};
 use crate::permission::{FilledPermission, PolicyDocument, PolicyFormat, PolicyRequest};
@@ -223,6 +223,19 @@ impl Provider for MemoryCloud {
 
     fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
         lower::lower(component, site)
+    }
+
+    /// A database whose spec has `dumps` stands for a volume with dumps of another one; `shared` and `loaded` are named
+    /// after the part.
+    fn database_part(&self, recorded: &Recorded) -> Option<DatabasePart> {
+        let has = |field: &str| recorded.spec.get(field).is_some();
+        let part = match (has("dumps"), has("shared"), has("loaded")) {
+            (true, ..) => DatabasePart::Dumps,
+            (_, true, _) => DatabasePart::Shared,
+            (.., true) => DatabasePart::Loaded,
+            _ => DatabasePart::Data,
+        };
+        (recorded.kind.as_str() == "memory.database").then_some(part)
     }
 
     fn diff(&self, wanted: &Wanted, _recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {

@@ -1,6 +1,6 @@
 //! The site's folder with its subfolders.
 
-use serde_json::Map;
+use serde_json::{Map, Value};
 use textnlp_provider::{Error, ErrorKind, Health, Object, Progress, Result};
 
 use super::Work;
@@ -37,7 +37,8 @@ pub(crate) async fn remove(work: &Work<'_>, mut last: Object) -> Result<Progress
     let root = work.folder.root();
     let others = Marker::all(&work.folder).map_err(work.io(root))?;
     // The marker of an unfinished object is in no record, so it would never be removed otherwise.
-    if let Some(other) = others.iter().find(|marker| marker.complete && marker.resource != work.op.resource) {
+    let is_there = |marker: &&Marker| marker.complete && !is_gone(marker, &work.folder);
+    if let Some(other) = others.iter().filter(is_there).find(|marker| marker.resource != work.op.resource) {
         let why = format!("{} is still in it", other.resource);
         return Err(Error::new(ErrorKind::Conflict, "delete", root.as_str()).because(why));
     }
@@ -64,6 +65,20 @@ pub(crate) async fn remove(work: &Work<'_>, mut last: Object) -> Result<Progress
         Err(error) => return Err(work.io(root)(error)),
     }
     Ok(Progress::Done(last))
+}
+
+/// Whether the file or folder of a marker was removed by someone else, or that which its object was a part of. A run
+/// only forgets such an object, so its marker is in no record either.
+fn is_gone(marker: &Marker, folder: &SiteFolder) -> bool {
+    // The id of a part is `FILE#PART`. One in a database that a server has is no file's.
+    let is_served = marker.spec.get("served") == Some(&Value::Bool(true));
+    let mut paths = ["path", "database"].into_iter().filter_map(|field| marker.spec.get(field)?.as_str());
+    paths.any(|path| {
+        let id = marker.cloud_id.as_str();
+        let is_its_object = folder.cloud_id(path).is_ok_and(|own| id.split('#').next() == Some(own.as_str()));
+        let found = std::fs::symlink_metadata(folder.join(path));
+        is_its_object && !is_served && found.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+    })
 }
 
 /// Removes the leftovers of an interrupted write, and the folder when it is empty then.
@@ -116,4 +131,51 @@ pub(crate) fn observe(folder: &SiteFolder, marker: &Marker) -> Result<Observatio
         observed.drift("sockets", format!("{} is gone", folder.sockets()));
     }
     Ok(Observation::There(observed))
+}
+
+#[cfg(test)]
+mod tests {
+    use camino::Utf8Path;
+    use serde_json::json;
+    use textnlp_provider::{CloudId, KindName, Lineage, OperationId, Spec};
+
+    use super::*;
+
+    #[test]
+    fn only_what_has_a_file_in_the_folder_is_found_to_be_gone() {
+        let state = tempfile::tempdir().unwrap();
+        let folder = SiteFolder::of(Utf8Path::from_path(state.path()).unwrap(), &"here".parse().unwrap());
+        std::fs::create_dir_all(folder.join("data")).unwrap();
+        let marker = |id: &str, spec: Value| Marker {
+            lineage: Lineage(Default::default()),
+            environment: "staging".parse().unwrap(),
+            site: "here".parse().unwrap(),
+            resource: "here/one".parse().unwrap(),
+            operation: OperationId(1),
+            kind: KindName::new("onprem.file").unwrap(),
+            cloud_id: CloudId::new(id).unwrap(),
+            complete: true,
+            spec: Spec::of(&spec),
+            facts: Map::new(),
+        };
+        let of_file = ["sites/here/data/a.db", "sites/here/data/a.db#schema", "sites/here/data/a.db#keys/b"];
+        let are_gone = || {
+            let spec = |id: &str| match id.contains('#') {
+                true => json!({ "database": "data/a.db" }),
+                false => json!({ "path": "data/a.db" }),
+            };
+            of_file.map(|id| is_gone(&marker(id, spec(id)), &folder))
+        };
+        assert_eq!(are_gone(), [true; 3]);
+        std::fs::write(folder.join("data/a.db"), "").unwrap();
+        assert_eq!(are_gone(), [false; 3]);
+        let served = json!({ "database": "data/other", "served": true });
+        for (id, spec) in [
+            ("sites/here/data/other#schema", served),
+            ("sites/here/units/server", json!({ "unit": "server" })),
+            ("sites/here/server", json!({ "path": "data/other" })),
+        ] {
+            assert!(!is_gone(&marker(id, spec), &folder), "{id}");
+        }
+    }
 }

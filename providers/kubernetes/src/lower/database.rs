@@ -17,6 +17,8 @@ use crate::manifest::PLAIN;
 pub(crate) const POSTGRES: &str = "textnlp-database";
 /// The CronJob that takes backups.
 pub const BACKUP: &str = "textnlp-backup";
+/// The claim of the volume with dumps.
+pub(crate) const DUMPS_CLAIM: &str = "textnlp-backups";
 /// The suspended CronJob for restores: a job created from it restores a backup.
 pub const RESTORE: &str = "textnlp-restore";
 /// The mount path of the database's certificate authority.
@@ -283,7 +285,7 @@ impl Lowering<'_> {
             return;
         };
         let namespace = self.cluster.namespace.clone();
-        let claim = json!({ "namespace": namespace, "name": "textnlp-backups", "size": disk(backup_bytes), "access": "ReadWriteOnce", "class": null });
+        let claim = json!({ "namespace": namespace, "name": DUMPS_CLAIM, "size": disk(backup_bytes), "access": "ReadWriteOnce", "class": null });
         self.object(volume.clone(), Template::VolumeClaim, &claim, []);
         let mut files = json!({ "backup.sh": SCRIPT });
         if let Some(ca) = ca {

@@ -38,8 +38,8 @@ use textnlp_provider::{
 
 use crate::canary::ACCOUNT;
 use crate::manifest::{PLAIN, REGISTRY};
-pub(crate) use database::POSTGRES;
 pub use database::{BACKUP, RESTORE};
+pub(crate) use database::{DUMPS_CLAIM, POSTGRES};
 pub(crate) use gateway::AUTHORITY;
 use images::DEVICE_PLUGIN;
 pub(crate) use images::is_pinned;

@@ -1,18 +1,19 @@
 //! What an environment's components become in a cluster: golden objects, refusals, and the word of a real API server.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use expect_test::{expect, expect_file};
 use serde_json::{Value, json};
 use textnlp_cluster::Cluster as ControlPlane;
-use textnlp_kubernetes::{local_part, server_pod};
+use textnlp_kubernetes::{Access, Kubernetes, local_part, server_pod};
 use textnlp_provider::cluster::{
     Analytics, Balancer, BucketIdentity, CloudCache, ClusterAccess, ClusterGpus, ClusterNodes, EgressRule,
     IdentityToken, NodeAutoscaler, NodeChoice, OwnPostgres, Transport,
 };
 use textnlp_provider::component::*;
 use textnlp_provider::settings::{CacheKind, DatabaseKind, Hosting, NodeSize, Runtime, Spot, Strategy, TlsMode};
-use textnlp_provider::{Component, OutputRef, Ownership, Site, Wanted};
+use textnlp_provider::{CloudId, Component, DatabasePart, OutputRef, Ownership, Provider, Recorded, Site, Wanted};
 
 use crate::parts::*;
 
@@ -758,6 +759,42 @@ fn managed_database_uses_tls_and_verifies_its_backups() {
     let managed = Database { hosting: Some(Hosting::Managed), ..own_stored() };
     // A cloud's provider creates it; pods reach it by its outputs.
     assert!(lowered(&component("database", ComponentSpec::Database(managed)), fixture()).unwrap().is_empty());
+}
+
+#[test]
+fn one_object_of_a_site_has_its_dumps_and_one_its_database() {
+    let kubernetes = Kubernetes::new(Access::kubeconfig(None, None), Arc::new(crate::world::Vault::default()));
+    let recorded = |wanted: &Wanted| Recorded {
+        id: wanted.id.clone(),
+        kind: wanted.kind.clone(),
+        site: wanted.site.clone(),
+        via: wanted.via.clone(),
+        spec: wanted.spec.clone(),
+        needs: wanted.needs.clone(),
+        ownership: Ownership::Ours,
+        schema: 1,
+        cloud_id: CloudId::new("object").unwrap(),
+        created: None,
+        outputs: BTreeMap::new(),
+        protected: false,
+        tainted: false,
+    };
+    let parts = |made: Vec<Wanted>| -> BTreeMap<String, DatabasePart> {
+        let part = |one: &Wanted| Some((one.id.to_string(), kubernetes.database_part(&recorded(one))?));
+        made.iter().filter_map(part).collect()
+    };
+    let dumps = ("main/backup/volume".to_owned(), DatabasePart::Dumps);
+    let database = ("main/database/cluster".to_owned(), DatabasePart::Data);
+    assert_eq!(parts(own_objects(&own_fixture())), BTreeMap::from([dumps.clone(), database]));
+    let managed = ManagedDumps {
+        version: 16,
+        disk_bytes: 100 << 30,
+        backup_bytes: 200 << 30,
+        secrets: "secrets".parse().unwrap(),
+        private_ca: None,
+    };
+    let of_cloud = component("backup", ComponentSpec::Backup(Backup { managed: Some(managed), ..backup() }));
+    assert_eq!(parts(lowered(&of_cloud, fixture()).unwrap()), BTreeMap::from([dumps]));
 }
 
 const COPIES: &str = "s3://company-backups/textnlp/pilot/main";

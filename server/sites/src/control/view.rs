@@ -32,6 +32,9 @@ pub(super) struct Stores {
 
 /// Opens the site's database; its schema is created elsewhere. A PostgreSQL server may not run yet, or may be a replica
 /// at the moment.
+///
+/// A missing SQLite file is created: a site whose disk was lost joins the others again without an `up`, and its keys and
+/// feature flags are filled in from the acknowledged table.
 pub(super) async fn open(watch: &AgentConfig) -> Result<Stores, StoreError> {
     if let Some(outside) = &watch.outside {
         let store = Store::open_later(&outside.at().map_err(StoreError::Address)?, 2)?;
@@ -39,6 +42,12 @@ pub(super) async fn open(watch: &AgentConfig) -> Result<Stores, StoreError> {
     }
     let Some(postgres) = &watch.postgres else {
         let file = watch.database.strip_prefix("sqlite://").unwrap_or(&watch.database);
+        if !tokio::fs::try_exists(file).await.unwrap_or(true) {
+            tracing::warn!(
+                file,
+                "the database file was missing and is created: what only this site had, such as usage and the audit log, is not in it"
+            );
+        }
         let at = DatabaseAt::File(file.into());
         let store = Store::open(&Database { at, pool_size: 2, max_overflow: 2 }).await?;
         store.prepare().await?;

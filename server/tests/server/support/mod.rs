@@ -109,9 +109,15 @@ pub(crate) async fn start_in(folder: tempfile::TempDir, config: Config) -> Site 
     Site { folder, config, server: Some(server), client, metrics, key }
 }
 
+/// As `up` does: neither commands nor servers create a database.
+pub(crate) async fn create_database(config: &Config) {
+    let store = textnlp_store::Store::open(&config.database).await.unwrap();
+    store.prepare().await.unwrap();
+    store.close().await;
+}
+
 pub(crate) async fn make_key(config: &Config, command: Value) -> String {
-    // As `up` does: the command itself does not create the database.
-    textnlp_store::Store::open(&config.database).await.unwrap().close().await;
+    create_database(config).await;
     let made = keys(config, &command.to_string()).await.unwrap();
     made["key"].as_str().unwrap().to_owned()
 }

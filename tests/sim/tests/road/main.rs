@@ -567,8 +567,29 @@ fn managed_life(
     let text = follower.about("generate 'Once upon a time'");
     assert!(text.exit == 0 && !text.out.trim().is_empty(), "{text:?}");
     assert!(records() > had, "the zone has the name of the service");
+    keeps_the_database(follower);
     follower.run(follower.printed("textnlp-deploy down --file production.yaml --delete-data")).expect(0);
     assert_eq!(records(), had, "the zone has what it had");
+}
+
+/// Without its dumps, the database of the cloud lets the cluster go.
+fn keeps_the_database(follower: &Follower<'_>) {
+    let plan = follower.about("plan --down -o json").expect(0).json();
+    let kept = plan["retained"].as_array().cloned().unwrap_or_default();
+    let because = |name: &str| kept.iter().find(|one| one["resource"] == name).map(|one| one["because"].to_string());
+    for name in ["main/backup/volume", "main/cluster"] {
+        assert!(because(name).is_some_and(|text| text.contains("down --delete-dumps")), "{name}: {kept:#?}");
+    }
+    let printed = follower.printed("textnlp-deploy down --file production.yaml --delete-dumps");
+    let command = printed.split(" #").next().unwrap_or(printed).trim_end();
+    let down = follower.run(&format!("{command} -o json")).expect(0).json();
+    let kept = down["retained"].as_array().cloned().unwrap_or_default();
+    assert!(kept.iter().any(|one| one["resource"] == "main/database/instance"), "{kept:#?}");
+    let in_cluster = |one: &&Value| {
+        let kind = one["kind"].as_str().unwrap_or_default();
+        kind.starts_with("kubernetes.") || kind.ends_with("cluster")
+    };
+    assert_eq!(kept.iter().filter(in_cluster).collect::<Vec<_>>(), Vec::<&Value>::new(), "the cluster is gone");
 }
 
 /// The cluster dumps the database of the cloud, and restores what is lost.
