@@ -11,7 +11,7 @@ use textnlp_service::dr::drill::{self, Request};
 use textnlp_service::dr::{CloneRunner, environment_file};
 use textnlp_service::up::incomplete;
 
-use super::sites_to_change;
+use super::{sites, sites_to_change};
 use crate::args::{Down, Global, Output};
 use crate::commands::prelude::*;
 use crate::commands::{down, up};
@@ -21,7 +21,9 @@ use crate::signals;
 
 /// `dr drill`.
 pub async fn drill(session: &Session, args: &Drill, console: Console) -> Result<Success, Failure> {
-    let (sites, progress) = (sites_to_change(session).await?, Progress::new(console));
+    // A freeze keeps no fault in place.
+    let sites = if args.finish { sites(session)? } else { sites_to_change(session).await? };
+    let progress = Progress::new(console);
     let request = Request {
         site: session.global.site.as_deref(),
         fault: args.fault,
