@@ -364,7 +364,12 @@ impl BackupDirectory {
         self.place.put_document(&record, &document_bytes(proof)).or_else(|error| {
             // A bucket may retain the earlier result: the same one has nothing to add.
             if says_the_same() == Some(true) { Ok(()) } else { Err(error) }
-        })
+        })?;
+        // The backup may have been removed while it was verified.
+        if self.place.names()?.iter().all(|(there, _)| there != name) {
+            self.place.remove(&record)?;
+        }
+        Ok(())
     }
 
     /// Removes backups of this directory with their metadata. Returns those that the place retains, with the reason.

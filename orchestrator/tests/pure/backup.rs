@@ -393,6 +393,10 @@ fn backups_are_named_by_date_and_private() {
     std::fs::write(&second.file, b"something else").unwrap();
     let dumps = shelf.list().unwrap();
     assert_eq!(dumps.iter().find(|dump| dump.file == second.file).unwrap().facts, None);
+    // One that was removed while it was verified leaves nothing.
+    assert!(shelf.remove(std::slice::from_ref(&first)).unwrap().is_empty());
+    proven(&shelf, &first, true);
+    assert!(!Utf8PathBuf::from(format!("{}.verified.json", first.file)).exists());
 }
 
 #[test]
