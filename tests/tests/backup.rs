@@ -261,6 +261,15 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     std::fs::write(&pointer, "").unwrap();
     refused(elsewhere(&sandbox, &replace), 1, "damaged_state");
     std::fs::remove_file(&pointer).unwrap();
+    // A freeze ends without the journals, also one that cannot be read.
+    let freeze = other.join("development/hold.json");
+    let held = json!({ "by": "a person", "host": "here", "since": "2026-01-01T00:00:00Z", "why": "exams", "tool": "t" });
+    for held in [json!({ "format": 1, "held": held }).to_string(), String::new()] {
+        std::fs::write(&freeze, held).unwrap();
+        refused(elsewhere(&sandbox, &replace), 4, "frozen");
+        let released = elsewhere(&sandbox, &["hold", "--release", "--file", whole]).expect(0).json();
+        assert_eq!(released["hold"], Value::Null, "{released:#}");
+    }
     let replaced = elsewhere(&sandbox, &replace).expect(0).json();
     assert!(replaced["audit_ends"].as_str().unwrap().contains("damaged"), "{replaced:#}");
     assert_eq!(journal(Utf8Path::new(replaced["replaced"].as_str().unwrap())), damaged);

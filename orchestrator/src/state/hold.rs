@@ -3,7 +3,8 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{FORMAT, Locked, State, StateError, Store};
+use super::{FORMAT, Holder, Locked, Operator, State, StateError, Store, lock_after_schedule};
+use crate::clock::Clock;
 
 pub(super) const HOLD: &str = "hold.json";
 
@@ -39,6 +40,25 @@ impl State {
 /// The freeze in a store, also where the rest of the state cannot be read.
 pub async fn held_in(store: &dyn Store) -> Result<Option<Hold>, StateError> {
     store.document(HOLD).await?.map_or(Ok(None), |bytes| read(&store.place(), &bytes))
+}
+
+/// Ends the freeze of a state whose journals cannot be read. Returns the freeze; `None` without one, or if its file
+/// cannot be read either.
+pub async fn release_in(store: &dyn Store, operator: &Operator, clock: &dyn Clock) -> Result<Option<Hold>, StateError> {
+    let Operator { by, pid, host, tool, .. } = operator.clone();
+    let holder = Holder { by, pid, host, since: clock.now(), tool };
+    let lock = lock_after_schedule(store, &holder, clock, &mut |_| true).await?;
+    let held = match held_in(store).await {
+        Err(StateError::Unreadable { .. }) => Ok(None),
+        held => held,
+    };
+    let released = match held {
+        Ok(held) => store.replace(&lock, HOLD, &written(None)).await.map(|()| held),
+        Err(error) => Err(error),
+    };
+    let unlocked = store.unlock(lock).await;
+    let held = released?;
+    unlocked.map(|()| held)
 }
 
 /// The freeze in a file of the state at `place`.

@@ -42,7 +42,7 @@ pub use durations::Durations;
 pub use error::{Io, StateError, io_hint};
 pub use fold::{Intent, OpenOperation, RecordedObjects, ReplacedObject, UnfinishedRun, UnresolvedCreate};
 pub use folder::Folder;
-pub use hold::{Hold, held_in};
+pub use hold::{Hold, held_in, release_in};
 pub use lineage::{LineageFile, SiteLocation};
 pub use memory::MemoryStore;
 pub use objects::{Objects, Timing};
