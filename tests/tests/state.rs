@@ -195,7 +195,9 @@ fn lost_state_is_recovered_and_a_damaged_one_repaired() {
     for args in [&["status"][..], &["drift"], &["down", "--yes"], &["health", "check"]] {
         let lost = run(&sandbox, &[args, &["-o", "json"]].concat()).expect(1).json();
         assert_eq!(lost["error"]["code"], "damaged_state", "{args:?}: {lost:#}");
-        assert!(lost["error"]["hint"].as_str().unwrap().contains("restore FILE --replace"), "{lost:#}");
+        let hint = lost["error"]["hint"].as_str().unwrap();
+        let (import, restore) = (format!("state import --lineage {lineage}"), "restore FILE --replace");
+        assert!(hint.find(&import).unwrap() < hint.find(restore).unwrap(), "{lost:#}");
     }
     let doctor = run(&sandbox, &["doctor"]).expect(1);
     assert!(doctor.out.contains("journal cannot be read"), "{}", doctor.out);

@@ -140,7 +140,13 @@ pub fn lost_state(state: &State, scope: &Scope) -> Option<Failure> {
         let is_applied = releases.newest().is_ok_and(|newest| newest.is_some());
         let (what, because) = (format!("{}/journal", state.place()), "it is missing, and releases were applied");
         let lost = StateError::Unreadable { what, because: because.to_owned() };
-        return (is_applied && !state.is_new()).then(|| state_failed(lost, &scope.again, &scope.name));
+        // An import rebuilds the records without loss; a backup would put earlier data in place of today's.
+        let import = scope.same(&format!("state import --lineage {}", state.lineage()));
+        let restore = scope.again.bare(&format!("restore FILE --replace {}", scope.name));
+        let hint = format!(
+            "nothing was changed, and the service keeps running: put the journals back, or record its objects again: {import}; if that fails, in a state in a folder, from a backup: {restore}"
+        );
+        return (is_applied && !state.is_new()).then(|| state_failed(lost, &scope.again, &scope.name).hint(hint));
     };
     let error = anyhow::anyhow!(
         "objects of deployment {other} exist in {}, and the state does not record them: it was lost",
