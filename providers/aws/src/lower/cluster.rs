@@ -44,7 +44,7 @@ pub(crate) fn addon(name: &str) -> String {
 /// Whether this is a minor version of Kubernetes, as EKS takes it: `1.34`.
 fn is_version(version: &str) -> bool {
     version.split_once('.').is_some_and(|(major, minor)| {
-        major == "1" && !minor.is_empty() && minor.bytes().all(|byte| byte.is_ascii_digit())
+        major == "1" && !minor.is_empty() && !minor.starts_with('0') && minor.bytes().all(|byte| byte.is_ascii_digit())
     })
 }
 

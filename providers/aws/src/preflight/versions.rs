@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use aws_sdk_rds::types::DbEngineVersion;
 use serde_json::Value;
+use textnlp_cloud::region_of;
 use textnlp_provider::{Ownership, Problem, Wanted};
 
 use super::unknown;
@@ -12,11 +13,14 @@ use crate::api::Api;
 const SERVICE: &str = "rds";
 const PLACE: &str = "the versions of PostgreSQL";
 
-/// New servers of a major version that RDS does not have. A replica has that of its source.
+/// New servers of a major version that RDS does not have. A replica has that of its source, also in another region.
 pub(super) async fn databases(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let is_server = |one: &&Wanted| {
         let is_replica = one.spec.get("source").is_some_and(|source| !source.is_null());
-        one.kind.as_str() == "aws.db-instance" && one.ownership == Ownership::Ours && !is_replica
+        one.kind.as_str() == "aws.db-instance"
+            && one.ownership == Ownership::Ours
+            && !is_replica
+            && region_of(&one.spec).is_none()
     };
     let servers: Vec<&Wanted> = wanted.iter().filter(is_server).collect();
     if servers.is_empty() {

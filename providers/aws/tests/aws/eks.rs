@@ -217,9 +217,11 @@ fn an_upgrade_goes_by_one_minor_version_and_add_ons_follow() {
         let error = finish(&bench, &older).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Invalid);
         // The plan refuses it before.
-        for (version, expected) in
-            [("1.32", Some("cannot go back")), ("1.38", Some("set `cluster.version` to 1.37")), ("1.35", None)]
-        {
+        for (version, expected) in [
+            ("1.32", Some("cannot go back to 1.32; set `cluster.version` to 1.34")),
+            ("1.38", Some("set `cluster.version` to 1.37")),
+            ("1.35", None),
+        ] {
             let wanted = with(&wanted, json!({ "version": version }));
             let Ok(Observed::Present(object)) = bench.provider.read(&wanted.kind, &recorded.cloud_id).await else {
                 panic!()
@@ -1228,7 +1230,7 @@ fn version_that_eks_never_has_is_refused() {
         bench.provider.lower(&component("cluster", ComponentSpec::Cluster(spec)), &full_site())
     };
     assert!(lowered("1.34").is_ok());
-    for version in ["9.99", "1.34.2", "v1.34", "1.", "latest"] {
+    for version in ["9.99", "1.34.2", "v1.34", "1.", "1.034", "latest"] {
         let problems = lowered(version).unwrap_err().to_string();
         assert!(problems.contains("is no version of EKS"), "{version}: {problems}");
     }

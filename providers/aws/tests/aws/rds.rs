@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use aws_credential_types::Credentials;
+use aws_sdk_rds::config::{BehaviorVersion, Region};
 use serde_json::{Value, json};
 use textnlp_orchestrator::plan::DeleteData;
 use textnlp_orchestrator::run::RunOptions;
@@ -284,6 +286,9 @@ fn new_rds_server_of_an_unknown_major_version_is_refused_by_preflight() {
         let problems = found(of("99")).await;
         assert_eq!(problems.len(), 1, "{problems:?}");
         assert!(problems[0].word() == "refused" && problems[0].fix.contains("15, 16"), "{problems:?}");
+        // A replica in another region has the version of its source.
+        let far = of("99");
+        assert!(found(Wanted { spec: with(&far, "region", json!("eu-west-1")), ..far }).await.is_empty());
         // A server that is there keeps a version that RDS does not offer any more.
         bed.make(&known).await?;
         assert!(found(of("99")).await.is_empty());
@@ -301,7 +306,7 @@ fn changes_of_an_rds_server_that_never_work_are_refused_in_the_plan() {
         let object = seen(&bench, &old, &made).await;
         for (field, value, expected) in [
             ("version", json!("16"), Some("--allow-major-version-upgrade")),
-            ("version", json!("14"), Some("--allow-major-version-upgrade")),
+            ("version", json!("14"), Some("PostgreSQL 15 cannot become 14: set `database.version` to 15")),
             ("storage_gb", json!(99), Some("cannot shrink to 99: set `database.size` to 100GiB")),
             ("storage_gb", json!(109), Some("set `database.size` to 110GiB or more")),
             ("storage_gb", json!(110), None),
@@ -320,6 +325,43 @@ fn changes_of_an_rds_server_that_never_work_are_refused_in_the_plan() {
                 None => assert_eq!(refused, None, "{value}"),
             }
         }
+        Ok(())
+    });
+}
+
+/// The call of the refused plan: after it, the next `up` has nothing but the parameters to change.
+#[test]
+fn rds_server_that_was_upgraded_outside_is_taken_over() {
+    let bench = bench();
+    run(async {
+        let bed = bench.bed();
+        let old = instance(&place(&bed).await?);
+        let made = bed.make(&old).await?;
+        let credentials = Credentials::new(Simulator::ACCESS_KEY, Simulator::SECRET_KEY, None, None, "test");
+        let config = aws_sdk_rds::Config::builder()
+            .behavior_version(BehaviorVersion::v2026_01_12())
+            .region(Region::new(REGION))
+            .endpoint_url(bench.simulator.url())
+            .credentials_provider(credentials);
+        let rds = aws_sdk_rds::Client::from_conf(config.build());
+        let upgrade = || {
+            let call = rds.modify_db_instance().db_instance_identifier(made.cloud_id.as_str()).engine_version("16");
+            call.allow_major_version_upgrade(true).apply_immediately(true)
+        };
+        // Without a group of the new family it keeps its own one, which is of the old.
+        assert!(upgrade().send().await.is_err());
+        assert!(upgrade().db_parameter_group_name("default.postgres15").send().await.is_err());
+        upgrade().db_parameter_group_name("default.postgres16").send().await.unwrap();
+        bench.simulator.advance(std::time::Duration::from_secs(3_600));
+
+        bed.make(&parameter_group(16)).await?;
+        let fields = [("version", json!("16")), ("parameter_group", json!("textnlp-staging-here-postgres16"))];
+        let newer = Wanted { spec: changed(&old, &fields), ..old.clone() };
+        let changes = bench.provider.diff(&newer, &made, &seen(&bench, &newer, &made).await);
+        let left = changes.iter().map(|change| (change.field.as_str(), &change.effect)).collect::<Vec<_>>();
+        assert_eq!(left, [("parameter_group", &Effect::InPlace)]);
+        let object = finish(&bench, &operation(Verb::Update, &newer, Some(&made), 100)).await.unwrap();
+        assert_eq!(object.spec.get("parameter_group"), Some(&json!("textnlp-staging-here-postgres16")));
         Ok(())
     });
 }

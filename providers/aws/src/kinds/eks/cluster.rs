@@ -336,9 +336,10 @@ fn next_version(seen: &Option<String>, wanted: &Option<String>) -> Result<String
         (Some((from_major, from)), Some((to_major, to))) if from_major == to_major && from < to => {
             Ok(format!("{from_major}.{}", from + 1))
         }
-        (Some(from), Some(to)) if from > to => {
-            Err(format!("the cluster has version {}.{}, and EKS cannot go back to {}.{}", from.0, from.1, to.0, to.1))
-        }
+        (Some((major, minor)), Some((to_major, to))) if (major, minor) > (to_major, to) => Err(format!(
+            "the cluster has version {major}.{minor}, and EKS cannot go back to {to_major}.{to}; set `cluster.version` to \
+             {major}.{minor}"
+        )),
         _ => Err(format!("`{}` is no version of Kubernetes such as 1.34", wanted.as_deref().unwrap_or_default())),
     }
 }

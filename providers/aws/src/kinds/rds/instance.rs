@@ -244,11 +244,20 @@ impl Resource<Api> for Instance {
     }
 
     fn refuses(field: &str, wanted: &Value, seen: &Value) -> Option<String> {
-        let (why, hint) = match (field, wanted.as_i64(), seen.as_i64()) {
-            ("storage_gb", Some(wanted), Some(seen)) => storage_refusal(wanted, seen)?,
-            _ => return None,
-        };
-        Some(format!("{why}: {hint}"))
+        match field {
+            "storage_gb" => {
+                let (why, hint) = storage_refusal(wanted.as_i64()?, seen.as_i64()?)?;
+                Some(format!("{why}: {hint}"))
+            }
+            // The way to a newer one is that of the kind.
+            "version" => {
+                let major = |version: &Value| version.as_str()?.parse::<u32>().ok();
+                let (wanted, seen) = (major(wanted)?, major(seen)?);
+                let why = || format!("PostgreSQL {seen} cannot become {wanted}: set `database.version` to {seen}");
+                (wanted < seen).then(why)
+            }
+            _ => None,
+        }
     }
 
     /// As if the primary had failed: <https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_RebootInstance.html>.

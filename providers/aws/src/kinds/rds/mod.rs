@@ -114,7 +114,9 @@ pub(crate) static ROWS: &[Row] = &[
             ("user", "the master user is chosen once; create another role with SQL"),
             (
                 "version",
-                "upgrade the server with `aws rds modify-db-instance --engine-version VERSION --allow-major-version-upgrade`",
+                "upgrade the server with `aws rds modify-db-instance --db-instance-identifier NAME --engine-version VERSION \
+                 --allow-major-version-upgrade --db-parameter-group-name default.postgresVERSION --apply-immediately`, then set \
+                 `database.version`",
             ),
         ],
     },

@@ -53,8 +53,11 @@ pub(super) fn subnets(world: &World, call: &Call, name: &str) -> Option<Vec<Stri
     Some(world.find::<Rds>(&call.scope())?.subnet_groups.get(name)?.subnets.clone())
 }
 
-/// The family of a parameter group.
+/// The family of a parameter group. Each family has a group of RDS.
 pub(super) fn family(world: &World, call: &Call, name: &str) -> Option<String> {
+    if let Some(family) = name.strip_prefix("default.") {
+        return Some(family.to_owned());
+    }
     Some(world.find::<Rds>(&call.scope())?.parameter_groups.get(name)?.family.clone())
 }
 

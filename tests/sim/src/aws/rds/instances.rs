@@ -554,9 +554,10 @@ pub(super) fn modify(world: &mut World, call: &Call) -> Result<Value, Fault> {
         later.insert("EngineVersion".to_owned(), wanted.into());
         stages = vec![(LATE, "upgrading"), (25 * MINUTE, "available")];
     }
-    let group =
-        call.str("DBParameterGroupName").or_else(|| shown["DBParameterGroups"][0]["DBParameterGroupName"].as_str());
-    if let Some(group) = group.filter(|group| !group.starts_with("default.")) {
+    // RDS exchanges a group of its own itself.
+    let own = || shown["DBParameterGroups"][0]["DBParameterGroupName"].as_str();
+    let kept = || own().filter(|group| !group.starts_with("default."));
+    if let Some(group) = call.str("DBParameterGroupName").or_else(kept) {
         check_family(world, call, group, &engine)?;
     }
     if let Some(group) = call.str("DBParameterGroupName") {

@@ -101,6 +101,13 @@ const LEDGER: &[Behaviour] = &[
     },
     Behaviour {
         service: "rds",
+        what: "each family has a parameter group of RDS: `default.` and its name",
+        source: Source::Documentation(
+            "https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/USER_WorkingWithParamGroups.html",
+        ),
+    },
+    Behaviour {
+        service: "rds",
         what: "a protected server is not deleted; a last snapshot needs a name that no other has, and replicas get none",
         source: Source::Documentation(
             "https://docs.aws.amazon.com/AmazonRDS/latest/APIReference/API_DeleteDBInstance.html",
