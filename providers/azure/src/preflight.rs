@@ -33,9 +33,10 @@ const RESERVED: u64 = 5;
 /// An upgrade adds a node for each of these, and at least one: AKS's default of 10 %
 /// (<https://learn.microsoft.com/azure/aks/upgrade-aks-node-pools-rolling>).
 const SURGE_OF: u64 = 10;
-/// The code of an answer for a region that does not exist
-/// (<https://learn.microsoft.com/azure/azure-resource-manager/troubleshooting/common-deployment-errors>).
-const NO_REGION: &str = "LocationNotAvailableForResourceType";
+/// The codes of an answer for a region that does not exist, or that has none of a type
+/// (<https://learn.microsoft.com/azure/azure-resource-manager/troubleshooting/common-deployment-errors>;
+/// Azure/azure-sdk-for-python#21283, Azure/azure-cli#2003).
+const NO_REGION: [&str; 2] = ["LocationNotAvailableForResourceType", "NoRegisteredProviderFound"];
 /// What an operator does about a quota.
 const RAISE: &str = "raise it: portal, Subscriptions > Usage + quotas; a new subscription has no GPUs until then";
 /// The checks of names that are unique in all of Azure: the kind, the path, the API version, the type, and the member with its name.
@@ -322,9 +323,9 @@ async fn machines(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem> {
                 problems.extend(need.check(&format!("the quota `{name}`"), " vCPUs", *limit, *used, RAISE, is_new));
             }
         }
-        Err(error) if error.code.as_deref() == Some(NO_REGION) => {
-            let cause = format!("Azure has no such region with virtual machines: `{}`", api.region);
-            let fix = "name one of `az account list-locations --output table`";
+        Err(error) if error.code.as_deref().is_some_and(|code| NO_REGION.contains(&code)) => {
+            let cause = format!("Azure has no virtual machines in `{}` for this subscription", api.region);
+            let fix = "check the region's name with `az account list-locations`";
             problems.push(Problem::new("the region", cause, fix));
         }
         Err(error) => problems.push(unknown("the quotas", &error.signed_in_as(who))),

@@ -61,6 +61,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         "some families have no quota at first; here those with GPUs",
         Source::Report("MicrosoftDocs/azure-docs#24803"),
     ),
+    rule(
+        "usages of a location that does not exist are 400 NoRegisteredProviderFound (also Azure/azure-cli#2003)",
+        Source::Report("Azure/azure-sdk-for-python#21283"),
+    ),
 ];
 
 const fn rule(what: &'static str, source: Source) -> Behaviour {
@@ -132,8 +136,13 @@ fn skus(cloud: &mut Cloud, call: &Call) -> Result<Answer, Problem> {
 fn usages(cloud: &mut Cloud, call: &Call) -> Result<Answer, Problem> {
     let region = call.name().to_lowercase();
     if !REGIONS.iter().any(|row| row.0 == region) {
-        let message = format!("The provided location '{region}' is not available.");
-        return Err(super::problem::bad("LocationNotAvailableForResourceType", message));
+        let known: Vec<&str> = REGIONS.iter().map(|row| row.0).collect();
+        let message = format!(
+            "No registered resource provider found for location '{region}' and API version '2024-07-01' for type \
+             'locations/usages'. The supported locations are '{}'.",
+            known.join(", ")
+        );
+        return Err(super::problem::bad("NoRegisteredProviderFound", message));
     }
     let mut names: Vec<&str> = SIZES.iter().map(|row| row.1).chain([CORES, SPOT]).collect();
     names.sort_unstable();
