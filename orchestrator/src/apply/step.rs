@@ -222,7 +222,7 @@ fn refuse(resource: &ResourceId, changes: &[FieldChange]) -> Result<(), StepFail
     for change in changes {
         if let textnlp_provider::Effect::Refuse(reason) = &change.effect {
             let message = format!("`{}` would have to change: {reason}", change.field);
-            return Err(StepFailure::plain(resource, message, "restore the old value"));
+            return Err(StepFailure::plain(resource, message, "set it as the cause says, or restore the old value"));
         }
     }
     Ok(())

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde_json::Value;
 use textnlp_provider::{
     DataClass, DatabasePart, Effect, FieldChange, Identity, Kind, Object, Observed, Origin, Outputs, Ownership,
     Problem, Recorded, ReplaceOrder, ResourceId, SiteName, Spec, Wanted,
@@ -397,8 +398,8 @@ impl<'a> DecisionBuilder<'_, 'a> {
     /// a database is refused: clients would get the empty one, and its backups would replace those of the lost one.
     fn data_is_gone(&mut self, wanted: &'a Wanted, recorded: &Recorded, decided: &mut Decided<'a>) {
         let resource = wanted.id.as_str();
-        if let Some(copies) = self.copies_elsewhere(wanted, recorded) {
-            self.warnings.push(Problem::note(resource, format!("it is gone: {copies}"), "no restore is needed"));
+        if let Some(problem) = self.copies_elsewhere(wanted, recorded) {
+            self.warnings.push(problem);
             return;
         }
         let cause = "it is gone, with the data in it: what `up` creates in its place is empty";
@@ -414,18 +415,25 @@ impl<'a> DecisionBuilder<'_, 'a> {
             let fix = "its loss was accepted with `--accept-data-loss`";
             self.warnings.push(Problem::warning(resource, cause, fix));
         } else {
-            let fix = format!("{by_restore}; to begin with an empty one: `up --accept-data-loss ENV`");
+            // A dump is restored into a server that runs; its volume is no disk that is mounted by hand.
+            let fix = match recorded.via {
+                Some(_) => "begin with an empty one: `up --accept-data-loss ENV`, then restore a dump into it".to_owned(),
+                None => format!("{by_restore}; to begin with an empty one: `up --accept-data-loss ENV`"),
+            };
             decided.what = Decision::Refused { problem: Problem::new(resource, cause, fix) };
         }
     }
 
-    /// Where the data of an object that is gone still is, from where it is filled again.
-    fn copies_elsewhere(&self, wanted: &'a Wanted, gone: &Recorded) -> Option<&'static str> {
+    /// What is lost of an object that is gone, and from where the rest is filled again; `None` if nothing fills it.
+    fn copies_elsewhere(&self, wanted: &'a Wanted, gone: &Recorded) -> Option<Problem> {
         let facts = self.world.facts;
         let site = self.world.site(&wanted.site);
-        let source = self.world.kind_of(wanted)?.replica.as_ref().map(|fields| fields.source);
-        if source.and_then(|source| gone.spec.get(source)).is_some_and(|source| !source.is_null()) {
-            return Some("it is a copy, and its source has the data");
+        let resource = wanted.id.as_str();
+        let note = |why: &str| Problem::note(resource, format!("it is gone: {why}"), "no restore is needed");
+        let warning =
+            |why: &str| Problem::warning(resource, format!("it is gone: {why}"), "check that its disk is mounted");
+        if site.is_copy(gone) {
+            return Some(note("it is a copy, and its source has the data"));
         }
         let part = site.provider.database_part(gone)?;
         let parts = |site: &'a SiteFacts| {
@@ -442,15 +450,20 @@ impl<'a> DecisionBuilder<'_, 'a> {
         let is_data = |part: DatabasePart| matches!(part, DatabasePart::Data | DatabasePart::Loaded);
         let has_data = |site: &'a SiteFacts| parts(site).any(|(one, part)| is_data(part) && is_there(site, one));
         let others_have = || facts.sites.iter().any(|(other, site)| *other != wanted.site && has_data(site));
+        // A run of one site does not read the others.
+        let is_alone = facts.sites.len() == 1;
         match part {
-            // A run of one site does not read the others.
-            DatabasePart::Data | DatabasePart::Loaded | DatabasePart::Shared
-                if is_member && (facts.sites.len() == 1 || others_have()) =>
-            {
-                Some("the other sites have the data, and fill it")
-            }
-            DatabasePart::Shared => Some("it is filled from the databases of the sites"),
-            _ => None,
+            DatabasePart::Shared => Some(note("it is filled from the databases of the sites")),
+            _ if !is_member => None,
+            DatabasePart::Data if is_alone => Some(warning(
+                "if another site has the data, it fills in keys and feature flags; usage and the audit log of this site are lost",
+            )),
+            DatabasePart::Data if others_have() => Some(warning(
+                "the other sites fill in keys and feature flags; usage and the audit log of this site are lost",
+            )),
+            DatabasePart::Loaded if is_alone => Some(warning("if another site has the data, it fills it")),
+            DatabasePart::Loaded if others_have() => Some(note("the other sites have the data, and fill it")),
+            DatabasePart::Data | DatabasePart::Loaded | DatabasePart::Dumps => None,
         }
     }
 
@@ -612,8 +625,8 @@ impl<'a> DecisionBuilder<'_, 'a> {
             Effect::Refuse(reason) => Some(format!("`{}` would have to change: {reason}", change.field)),
             _ => None,
         }) {
-            decided.what =
-                Decision::Refused { problem: Problem::new(wanted.id.as_str(), reason, "restore the old value") };
+            let fix = "set it as the cause says, or restore the old value";
+            decided.what = Decision::Refused { problem: Problem::new(wanted.id.as_str(), reason, fix) };
             return;
         }
         let least = branch_of(&certain);
@@ -747,7 +760,11 @@ impl<'a> DecisionBuilder<'_, 'a> {
             // replaced with it. What an output sets for the first time changes for certain.
             let is_sure = match change.effect {
                 Effect::Replace => refers.iter().any(fresh),
-                Effect::Refuse(_) => change.before.is_none() || refers.iter().any(fresh),
+                // An observation may lack a value that the object has.
+                Effect::Refuse(_) => {
+                    let has_none = recorded.spec.get(&change.field).is_none_or(Value::is_null);
+                    (change.before.is_none() && has_none) || refers.iter().any(fresh)
+                }
                 Effect::InPlace => false,
             };
             if is_sure {
@@ -869,8 +886,7 @@ pub(super) fn is_kept(world: &World<'_>, recorded: &Recorded, site: &SiteName) -
 pub(super) fn only_copy(world: &World<'_>, dumps: &Recorded, site: &SiteName) -> Option<String> {
     let facts = world.facts.sites.get(site)?;
     let current = facts.holdings.values().filter_map(|holding| holding.current.as_ref());
-    let data: Vec<&Recorded> =
-        current.filter(|one| facts.provider.database_part(one) == Some(DatabasePart::Data)).collect();
+    let data: Vec<&Recorded> = current.filter(|one| facts.is_data(one)).collect();
     if data.is_empty() {
         return Some("no database outside of the cluster is recorded: these may be the only copy".to_owned());
     }

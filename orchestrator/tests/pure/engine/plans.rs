@@ -149,6 +149,16 @@ fn immutable_field_that_a_new_resource_sets_is_refused_before_the_first_change()
 }
 
 #[test]
+fn immutable_field_that_an_observation_lacks_may_keep_its_value() {
+    let world = World::new();
+    world.up(&[want("a", "vault", json!({"frozen": "key"}))]);
+    world.cloud.change_behind_our_back(&id("here/a"), "frozen", json!(null));
+    let with_key = want("a", "vault", json!({"frozen": output("b", "id")}));
+    let (planned, _) = world.plan(UP, &[with_key, want("b", "vault", json!({}))]).unwrap();
+    assert!(planned.plan().refusals.is_empty(), "{:?}", planned.plan().refusals);
+}
+
+#[test]
 fn plan_without_consent_is_not_applied() {
     let (planned, _) = World::new().plan(UP, &service()).unwrap();
     assert!(matches!(approve(planned, Consent { changes: false }), Err(PlanRefusal::NoConsent)));

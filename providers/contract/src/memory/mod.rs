@@ -228,6 +228,9 @@ impl Provider for MemoryCloud {
     /// A database whose spec has `dumps` stands for a volume with dumps of another one; `shared` and `loaded` are named
     /// after the part.
     fn database_part(&self, recorded: &Recorded) -> Option<DatabasePart> {
+        if recorded.kind.as_str() == "memory.replica" {
+            return Some(DatabasePart::Data);
+        }
         let has = |field: &str| recorded.spec.get(field).is_some();
         let part = match (has("dumps"), has("shared"), has("loaded")) {
             (true, ..) => DatabasePart::Dumps,
@@ -246,7 +249,7 @@ impl Provider for MemoryCloud {
                 let effect = kinds::effect(field);
                 changes.push(FieldChange {
                     field: field.clone(),
-                    before: before.cloned(),
+                    before: before.filter(|value| !value.is_null()).cloned(),
                     after: Some(after.clone()),
                     effect,
                 });
