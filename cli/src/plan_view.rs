@@ -27,7 +27,7 @@ const PARTS: usize = 8;
 const OUTPUT: &str = "$output";
 
 /// The plan as text: a sign for the action, the resource, its kind and the reason, followed by the changed fields.
-pub fn text(plan: &Plan, scope: &Scope) -> String {
+pub fn text(plan: &Plan, scope: &Scope, refused: usize) -> String {
     let mut out = String::new();
     let retained = plan.retained.iter().map(|kept| kept.resource.as_str());
     let names = width(plan.steps.iter().map(|step| step.resource.as_str()).chain(retained), NAME);
@@ -53,7 +53,7 @@ pub fn text(plan: &Plan, scope: &Scope) -> String {
     for problem in completed(&plan.refusals, scope).iter().chain(&completed(&plan.warnings, scope)) {
         let _ = writeln!(out, "{}", finding(problem));
     }
-    let _ = write!(out, "{}", sum(plan));
+    let _ = write!(out, "{}", sum(plan, refused));
     out
 }
 
@@ -162,12 +162,13 @@ pub fn cost_lines(cost: &Cost) -> String {
     text
 }
 
-/// The counts of each action on one line.
-pub fn sum(plan: &Plan) -> String {
+/// The counts of each action on one line, with what is refused besides the plan's own.
+pub fn sum(plan: &Plan, refused: usize) -> String {
     let s = &plan.summary;
-    let refused = match plan.refusals.len() {
+    let is_complete = plan.is_complete() && refused == 0;
+    let refused = match plan.refusals.len() + refused {
         0 => String::new(),
-        count => format!(" Refused: {}.", counted(count, "change")),
+        count => format!(" Refused: {count}."),
     };
     let undone = match plan.blocked.len() {
         0 => refused,
@@ -175,7 +176,7 @@ pub fn sum(plan: &Plan) -> String {
     };
     if !plan.has_changes() {
         let are = if s.unchanged == 1 { "is" } else { "are" };
-        let nothing = if plan.is_complete() { "No changes" } else { "Nothing can be changed" };
+        let nothing = if is_complete { "No changes" } else { "Nothing can be changed" };
         return format!("{nothing}: {} {are} up to date.{undone}", counted(s.unchanged, "resource"));
     }
     let mut parts = Vec::new();

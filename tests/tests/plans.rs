@@ -7,6 +7,9 @@ use serde_json::json;
 use textnlp_tests::Sandbox;
 
 const DEVELOPMENT: [&str; 2] = ["--env", "development"];
+/// A machine with a price.
+const MACHINE: &str =
+    "budget.machines.here={ watts: 200, price_per_kwh: 0.3, purchase_price: 900, depreciation_months: 36 }";
 
 fn plan(sandbox: &Sandbox, more: &[&str]) -> textnlp_tests::Said {
     sandbox.run(&[&["plan"][..], &DEVELOPMENT, more].concat())
@@ -43,6 +46,12 @@ fn saved_plan_is_applied_without_further_confirmation() {
     assert!(planned["estimate"]["typical"] == json!([]) && planned["estimate"]["unknown"] == json!([]), "{planned}");
     sandbox.run(&["apply", file, "--no-gate", "--quiet"]).expect(0);
     plan(&sandbox, &[&change[..], &["--exit-code"]].concat()).expect(0);
+    // The budget alone refuses it.
+    let over = [&change[..], &["--set", "budget.monthly=1", "--set", MACHINE, "--exit-code"]].concat();
+    let said = plan(&sandbox, &over).expect(4);
+    assert!(said.out.contains("Refused: 1.") && !said.out.contains("No changes"), "{}", said.out);
+    let document = plan(&sandbox, &[&over[..], &["-o", "json"]].concat()).expect(4).json();
+    assert!(document["ok"] == false && document["exit"] == 4, "{document}");
 
     // Records that do not exist are not taken for now; and a removal that nobody agreed to is looked at as a removal.
     for past in [&["state", "at", "9999"][..], &["state", "diff", "9999", "10000"]] {
@@ -84,14 +93,12 @@ fn plan_shows_its_cost_as_far_as_it_is_known() {
     assert!(said.out.contains("the budget of 100.00 USD is not checked"), "{}", said.out);
     assert!(said.out.contains("\nTo apply: textnlp-deploy up"), "{}", said.out);
     // A command that would be refused is not the next one.
-    let machine =
-        "budget.machines.here={ watts: 200, price_per_kwh: 0.3, purchase_price: 900, depreciation_months: 36 }";
-    let said = plan(&sandbox, &["--set", "budget.monthly=1", "--set", machine]);
+    let said = plan(&sandbox, &["--set", "budget.monthly=1", "--set", MACHINE]);
     assert!(said.out.contains("  refused: budget.monthly: "), "{}", said.out);
     assert!(said.out.contains("\nBefore it can be applied: change what is refused above\nThen: "), "{}", said.out);
     assert!(!said.out.contains("To apply:"), "{}", said.out);
     let file = sandbox.folder().join("refused.plan");
-    let said = plan(&sandbox, &["--set", "budget.monthly=1", "--set", machine, "--out", file.as_str()]);
+    let said = plan(&sandbox, &["--set", "budget.monthly=1", "--set", MACHINE, "--out", file.as_str()]);
     let then = said.out.lines().find(|line| line.starts_with("Then: textnlp-deploy plan "));
     assert!(then.is_some_and(|then| then.ends_with(&format!(" --out {file}"))), "{}", said.out);
 }

@@ -84,7 +84,8 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
         }
         return policy(&policies, args, document, &deployment.chosen.scope);
     }
-    let mut text = plan_view::text(plan, &deployment.chosen.scope);
+    let refused = found.iter().filter(|problem| !problem.warning).count();
+    let mut text = plan_view::text(plan, &deployment.chosen.scope, refused);
     if args.no_refresh {
         text.push_str("\nThe sites were not read (--no-refresh): changes since the last `up` are not in this plan");
     }
@@ -120,7 +121,7 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
             (false, true) => "up",
             (false, false) => "up --no-gate",
         };
-        let is_refused = !plan.refusals.is_empty() || found.iter().any(|problem| !problem.warning);
+        let is_refused = !plan.refusals.is_empty() || refused > 0;
         let does = match &args.out {
             // What is changed for it is not in the saved plan.
             Some(file) if is_refused => {
@@ -168,7 +169,7 @@ pub async fn plan(session: &Session, args: &Plan, console: Console) -> Result<Su
     }
 }
 
-/// The exit status with `--exit-code`. `up` makes no change where one is refused, and fails at last where one cannot be planned.
+/// The exit status with `--exit-code`. `up` makes no change where one is refused, and fails in the end where one cannot be planned.
 fn exit(is_refused: bool, is_blocked: bool, has_changes: bool) -> Option<Exit> {
     match (is_refused, is_blocked, has_changes) {
         (true, ..) => Some(Exit::Refused),

@@ -178,7 +178,7 @@ pub async fn go(
     let mut agree = |plan: &Plan, facts: &Facts| {
         let cost = Cost::after(plan, facts, &loaded.environment.budget);
         let lacked = plan_view::shortages(&shortages(plan, facts));
-        progress.line(plan_view::text(plan, scope) + &lacked + &plan_view::costs(&cost, plan.purpose));
+        progress.line(plan_view::text(plan, scope, 0) + &lacked + &plan_view::costs(&cost, plan.purpose));
         let agreed = yes || progress.paused(|| console.confirm("Make these changes?"));
         if agreed {
             remember(plan.purpose);
@@ -203,7 +203,7 @@ pub async fn go(
     // A plan without changes needs no approval, so it was not printed yet.
     if let Some(plan) = arrival.plan.as_ref().filter(|p| !p.has_changes()) {
         remember_flags(plan.purpose);
-        console.say(plan_view::text(plan, scope));
+        console.say(plan_view::text(plan, scope, 0));
     }
     Ok(arrival)
 }
