@@ -393,6 +393,7 @@ fn model_store(e: &Environment, site: &SiteSettings, release: &Release) -> part:
         max_cache_bytes: e.storage.model_cache.0,
         // Validation rejected invalid ids.
         key: key.and_then(|id| CloudId::new(id.as_str()).ok()),
+        // Validation rejected what is not whole days.
         archive_after_days: e.storage.archive_after.map(|after| small(after.as_seconds() / 86_400)),
         replica: e
             .storage

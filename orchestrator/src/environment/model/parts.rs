@@ -288,6 +288,7 @@ section! {
         /// An existing bucket.
         pub existing: Option<String> = None,
         /// The age in whole days, such as `30d`, at which unused files move to a cheaper storage class.
+        #[schemars(extend("examples" = ["30d"]))]
         pub archive_after: Option<Span> = None,
         /// Another region that new files are copied to.
         pub replicate_to: Option<String> = None,
