@@ -150,8 +150,10 @@ impl Lowering<'_> {
         let Some(zones) = zones else {
             let cause = format!("`{region}` is not another region that {} can be copied to", self.site.region);
             let fix = match own.name {
-                "aws" => regions::another(&self.site.region),
-                other => format!("remove it: regions of the partition `{other}` have no replicas elsewhere"),
+                "aws" => regions::another("database.replica_region", &self.site.region),
+                other => format!(
+                    "remove `database.replica_region`: regions of the partition `{other}` have no replicas elsewhere"
+                ),
             };
             return self.problem("replica_region", cause, fix);
         };

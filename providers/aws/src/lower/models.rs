@@ -196,7 +196,7 @@ impl Lowering<'_> {
             self.problem("replicate_to", cause, "remove it, and set up the copies of that bucket yourself");
         } else if !is_there || region == self.site.region {
             let cause = format!("`{region}` is not another region that {} can be copied to", self.site.region);
-            self.problem("replicate_to", cause, regions::another(&self.site.region));
+            self.problem("replicate_to", cause, regions::another("storage.replicate_to", &self.site.region));
         }
         let name = names::global(self.site, "models-replica", MOST_OF_BUCKET);
         let arn = self.bucket_arn(&name);

@@ -27,14 +27,15 @@ pub fn region(name: &str) -> Option<Region> {
     })
 }
 
-/// The hint that names another region of the same partition: one that every account has, in the same part of the world if there is one.
-pub fn another(region: &str) -> String {
+/// The hint that names another region of the same partition for a setting: one that every account has, in the same part of the world
+/// if there is one.
+pub fn another(setting: &str, region: &str) -> String {
     let own = partition(region);
     let part = |name: &str| name.split('-').next().map(str::to_owned);
     let others = || DEFAULT.iter().filter(|one| **one != region && partition(one) == own);
     match others().find(|one| part(one) == part(region)).or_else(|| others().next()) {
-        Some(near) => format!("name another region of the partition `{}`, such as {near}", own.name),
-        None => format!("remove it: the partition `{}` has no other region", own.name),
+        Some(near) => format!("set `{setting}` to another region of the partition `{}`, such as {near}", own.name),
+        None => format!("remove `{setting}`: the partition `{}` has no other region", own.name),
     }
 }
 
@@ -150,7 +151,8 @@ print(json.dumps(rows))";
             ("cn-north-1", "partition `aws-cn`, such as cn-northwest-1"),
             ("eusc-de-east-1", "has no other region"),
         ] {
-            assert!(another(region).ends_with(expected), "{}", another(region));
+            let hint = another("a.b", region);
+            assert!(hint.contains("`a.b`") && hint.ends_with(expected), "{hint}");
         }
     }
 
