@@ -197,7 +197,7 @@ impl<'a> Auditor<'a> {
             DeleteData::Dumps => self.facts.sites.get(&recorded.site).is_some_and(|site| {
                 let part = |one: &Recorded| site.provider.database_part(one);
                 let current = site.holdings.values().filter_map(|holding| holding.current.as_ref());
-                let mut data = current.filter(|one| part(one) == Some(DatabasePart::Data)).peekable();
+                let mut data = current.filter(|one| site.is_data(one)).peekable();
                 let is_dumps = part(recorded) == Some(DatabasePart::Dumps);
                 let stays = |one: &Recorded| {
                     let is_seen =

@@ -417,7 +417,9 @@ impl<'a> DecisionBuilder<'_, 'a> {
         } else {
             // A dump is restored into a server that runs; its volume is no disk that is mounted by hand.
             let fix = match recorded.via {
-                Some(_) => "begin with an empty one: `up --accept-data-loss ENV`, then restore a dump into it".to_owned(),
+                Some(_) => {
+                    "begin with an empty one: `up --accept-data-loss ENV`, then restore a dump into it".to_owned()
+                }
                 None => format!("{by_restore}; to begin with an empty one: `up --accept-data-loss ENV`"),
             };
             decided.what = Decision::Refused { problem: Problem::new(resource, cause, fix) };

@@ -64,6 +64,18 @@ impl SiteFacts {
     pub(super) fn are_dumps(&self, recorded: &Recorded) -> bool {
         self.provider.database_part(recorded) == Some(DatabasePart::Dumps)
     }
+
+    /// Whether an object is a replica of a database in another region, which has no data that its source lacks.
+    pub(super) fn is_copy(&self, recorded: &Recorded) -> bool {
+        let kind = self.provider.kinds().iter().find(|kind| kind.name == recorded.kind.as_str());
+        let source = kind.and_then(|kind| recorded.spec.get(kind.replica.as_ref()?.source));
+        source.is_some_and(|source| !source.is_null())
+    }
+
+    /// Whether an object is a part of the database itself, which has to be there where its dumps are deleted alone.
+    pub(super) fn is_data(&self, recorded: &Recorded) -> bool {
+        self.provider.database_part(recorded) == Some(DatabasePart::Data) && !self.is_copy(recorded)
+    }
 }
 
 impl Facts {

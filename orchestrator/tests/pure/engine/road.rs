@@ -243,6 +243,29 @@ fn dumps_that_may_be_the_only_copy_are_not_deleted_alone() {
 }
 
 #[test]
+fn missing_replica_in_another_region_keeps_no_dumps() {
+    let mut world = World::new();
+    world.protect_data = true;
+    let mut all = dumped();
+    all.push(want("copy", "replica", json!({"region": "far", "source": output("db", "address")})));
+    world.up(&all);
+    assert!(world.cloud.remove_behind_our_back(&id("here/copy")));
+    let arrival = world.down(DOWN_WITH_DUMPS);
+    assert!(arrival.is_complete());
+    assert_eq!(kept(&arrival.plan.unwrap()), ["here/db: it holds data"]);
+
+    // One without a source is the database itself.
+    let mut world = World::new();
+    world.protect_data = true;
+    let last = all.len() - 1;
+    all[last] = want("copy", "replica", json!({"region": "far"}));
+    world.up(&all);
+    assert!(world.cloud.remove_behind_our_back(&id("here/copy")));
+    let refused = refusal_of_dumps(&world);
+    assert!(refused.contains("`here/copy` of the database outside of the cluster was not found"), "{refused}");
+}
+
+#[test]
 fn server_whose_database_is_gone_is_no_copy_of_the_dumps() {
     let mut world = World::new();
     world.protect_data = true;
@@ -362,6 +385,11 @@ fn database_that_is_gone_is_not_replaced_by_an_empty_one_until_its_loss_is_typed
     let fix = &plan.refusals[0].fix;
     let order = ["is mounted", "restore a backup", "--accept-data-loss"].map(|word| fix.find(word).expect(word));
     assert!(order.is_sorted(), "{fix}");
+    let mut inside = service();
+    inside[6] = via(inside[6].clone(), "cluster");
+    let (plan, _) = plan_without(&inside, "here/db", true, DeleteData::Nothing);
+    let fix = &plan.refusals[0].fix;
+    assert!(fix.ends_with("then restore a dump into it") && !fix.contains("mounted"), "{fix}");
     let mut world = World::new();
     world.protect_data = true;
     world.up(&service());
@@ -371,9 +399,11 @@ fn database_that_is_gone_is_not_replaced_by_an_empty_one_until_its_loss_is_typed
     // Sites of a deployment fill each other: a restore would take all of them back.
     let mut shared = service();
     shared.push(want("watch", "database", json!({"shared": true})));
-    let filled = |of: &str| format!("note {of}: it is gone: the other sites have the data, and fill it");
-    assert_eq!(of(&shared, "here/db", true, DeleteData::Nothing), (true, vec![filled("here/db")]));
-    assert_eq!(of(&shared, "here/watch", true, DeleteData::Nothing), (true, vec![filled("here/watch")]));
+    let filled = "warning here/db: it is gone: if another site has the data, it fills in keys and feature flags; usage \
+                  and the audit log of this site are lost";
+    let restored = "note here/watch: it is gone: it is filled from the databases of the sites";
+    assert_eq!(of(&shared, "here/db", true, DeleteData::Nothing), (true, vec![filled.to_owned()]));
+    assert_eq!(of(&shared, "here/watch", true, DeleteData::Nothing), (true, vec![restored.to_owned()]));
     // No other site has it.
     let (_, mut facts) = plan_without(&shared, "here/db", true, DeleteData::Nothing);
     let mut other = facts.sites[&here()].clone();
@@ -383,7 +413,6 @@ fn database_that_is_gone_is_not_replaced_by_an_empty_one_until_its_loss_is_typed
     // After a restore, the logs of control data are filled from what was restored.
     let (_, mut facts) = plan_without(&shared, "here/watch", true, DeleteData::Nothing);
     facts.sites.insert("there".parse().unwrap(), other);
-    let restored = "note here/watch: it is gone: it is filled from the databases of the sites";
     assert_eq!(causes(&plan::plan(&facts).unwrap().warnings), [restored]);
 }
 

@@ -6,7 +6,7 @@ use jiff::civil::{Date, date};
 use serde_json::Value;
 
 use crate::cost::{CostLine, Price, PriceUnit, Pricing};
-use crate::kind::{DataClass, Identity, Kind, ReplaceOrder};
+use crate::kind::{DataClass, Identity, Kind, ReplaceOrder, ReplicaFields, Verified};
 use crate::name::KindName;
 use crate::permission::{Condition, Permission};
 use crate::resource::Effect;
@@ -133,6 +133,17 @@ pub const KINDS: &[Kind] = &[
     kind("memory.bucket", "a bucket for models", Token, Derived, CreateFirst),
     kind("memory.model", "a model in a bucket", Part, Derived, DeleteFirst),
     Kind { pricing: Pricing::BySpec, ..kind("memory.database", "a database", Named, Precious, DeleteFirst) },
+    Kind {
+        replica: Some(ReplicaFields {
+            region: "region",
+            source: "source",
+            output: "address",
+            inherited: &[],
+            protection: None,
+            verified: Verified::Public,
+        }),
+        ..kind("memory.replica", "a copy of a database in another region", Named, Precious, DeleteFirst)
+    },
     Kind {
         settles: Duration::from_secs(5),
         ..kind("memory.cache", "a cache that lists late", Token, Nothing, CreateFirst)
