@@ -263,7 +263,8 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     std::fs::remove_file(&pointer).unwrap();
     // A freeze ends without the journals, also one that cannot be read.
     let freeze = other.join("development/hold.json");
-    let held = json!({ "by": "a person", "host": "here", "since": "2026-01-01T00:00:00Z", "why": "exams", "tool": "t" });
+    let held =
+        json!({ "by": "a person", "host": "here", "since": "2026-01-01T00:00:00Z", "why": "exams", "tool": "t" });
     for held in [json!({ "format": 1, "held": held }).to_string(), String::new()] {
         std::fs::write(&freeze, held).unwrap();
         refused(elsewhere(&sandbox, &replace), 4, "frozen");
