@@ -120,7 +120,7 @@ pub struct Site {
 /// The file [`ROLLBACK`]: the content of a rollback that has not been rolled out yet.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct OpenRollback {
+struct UnfinishedRollback {
     format: u32,
     target: String,
 }
@@ -215,16 +215,16 @@ impl Site {
     pub fn rollback(&self) -> Result<String> {
         self.check_folder()?;
         let _lock = self.lock()?;
-        if let Some(target) = self.open_rollback()? {
+        if let Some(target) = self.unfinished_rollback()? {
             self.switch(&target)?;
             return Ok(target);
         }
         let none = |why: &str| Error::Site { root: self.root.clone(), why: why.to_owned() };
         let record = self.installed()?.ok_or_else(|| none("nothing is installed"))?;
         let previous = record.previous.ok_or_else(|| none("nothing was installed before"))?;
-        let open = OpenRollback { format: FORMAT, target: previous.clone() };
+        let unfinished = UnfinishedRollback { format: FORMAT, target: previous.clone() };
         let path = self.root.join(ROLLBACK);
-        let text = serde_json::to_vec(&open).map_err(|error| Error::io("write", &path)(error.into()))?;
+        let text = serde_json::to_vec(&unfinished).map_err(|error| Error::io("write", &path)(error.into()))?;
         // Before the switch: after a crash between the two, the next call leads to the same content.
         Replace::mode(0o644).sole_writer().write(&path, &text)?;
         self.switch(&previous)?;
@@ -238,16 +238,16 @@ impl Site {
     }
 
     /// The content of a rollback that is not finished, while that content is still here.
-    fn open_rollback(&self) -> Result<Option<String>> {
+    fn unfinished_rollback(&self) -> Result<Option<String>> {
         let path = self.root.join(ROLLBACK);
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io("read", path)(error)),
         };
-        let open: OpenRollback = serde_json::from_slice(&bytes)
+        let unfinished: UnfinishedRollback = serde_json::from_slice(&bytes)
             .map_err(|error| Error::Altered { path, why: format!("it is not the record of a rollback: {error}") })?;
-        Ok(self.contents()?.contains(&open.target).then_some(open.target))
+        Ok(self.contents()?.contains(&unfinished.target).then_some(unfinished.target))
     }
 
     fn end_rollback(&self) -> Result<()> {

@@ -200,7 +200,7 @@ fn away(plan: &Plan) -> (BTreeSet<&str>, BTreeSet<&str>) {
 }
 
 /// The refusal of a change to a frozen environment. `release`: the command that ends the freeze.
-pub fn frozen(hold: Box<Hold>, release: &str) -> Failure {
+fn frozen(hold: Box<Hold>, release: &str) -> Failure {
     let document = json!({ "hold": hold });
     Failure::refused("frozen", RunError::Frozen(hold))
         .hint(format!("contact that operator; to allow changes again: {release}"))

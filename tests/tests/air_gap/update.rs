@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use textnlp_tests::Said;
+use textnlp_tests::{Said, said};
 
 use crate::stage::{Goods, NAME, Stage, names};
 
@@ -118,13 +118,15 @@ fn refused_update_and_rollback_leave_the_content() {
     let trust = ["--trust", goods.public.as_str()];
     let step = goods.step(&stage, &goods.first, &goods.second, &[]);
     stage.install(&goods.first, &trust).expect(0);
-    let first = stage.digest();
+    let (first, first_content) = (stage.digest(), stage.current());
     let hold = |more: &[&str]| stage.there(&[&["hold", "--env", NAME][..], more].concat()).expect(0);
     hold(&["--reason", "exams"]);
     names(&stage.update(&[&step], &trust).expect(4).err, &["exams", "hold --release"]);
-    names(&stage.install(&goods.second, &trust).expect(4).err, &["exams", "hold --release"]);
+    let refused = stage.install(&goods.second, &[&trust[..], &["--output", "json"]].concat()).expect(4).json();
     assert_eq!(stage.digest(), first);
-    hold(&["--release"]);
+    // The command of the hint is complete, wherever it is typed.
+    let (_, release) = refused["error"]["hint"].as_str().unwrap().split_once("again: ").unwrap();
+    said(stage.other("sh", &["-c", release]).output().unwrap()).expect(0);
     stage.update(&[&step], &trust).expect(0);
     let second = stage.digest();
     let rollback = |more: &[&str]| {
@@ -138,15 +140,18 @@ fn refused_update_and_rollback_leave_the_content() {
         assert_eq!(stage.digest(), second);
     }
     hold(&["--release"]);
-    // A rollback that was killed once the content was switched: the same command finishes it.
-    let previous = std::fs::read(stage.root().join("installed.json")).unwrap();
-    let previous: Value = serde_json::from_slice(&previous).unwrap();
-    let open = json!({ "format": 1, "target": previous["previous"] });
-    std::fs::write(stage.root().join("rollback.json"), open.to_string()).unwrap();
-    for expected in [&first, &second] {
-        rollback(&["--yes"]).expect(0);
+    // A rollback that was killed before or after the content was switched: the same command finishes it.
+    let record = stage.root().join("rollback.json");
+    let unfinished = json!({ "format": 1, "target": first_content }).to_string();
+    for (is_unfinished, says, expected) in
+        [(true, "is rolled back", &first), (true, "is finished", &first), (false, "is rolled back", &second)]
+    {
+        if is_unfinished {
+            std::fs::write(&record, &unfinished).unwrap();
+        }
+        names(&rollback(&["--yes"]).expect(0).out, &[says]);
         assert_eq!(stage.digest(), *expected);
-        assert!(!stage.root().join("rollback.json").exists());
+        assert!(!record.exists());
         stage.is_well();
     }
     stage.down();

@@ -60,7 +60,7 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
     }
 
     let state = site::wanted_state(&root, requested_state(session).as_deref())?;
-    run::is_not_frozen(&bundle.manifest().items, &state).await?;
+    run::is_not_frozen(&bundle.manifest().items, &root, &state).await?;
     let progress = Progress::new(console);
     let stop = signals::stop(console);
     let shared = user.as_ref().filter(|user| !user.is_root()).map(|_| SharedFiles::begin());

@@ -6,14 +6,16 @@ use anyhow::Context;
 use camino::Utf8Path;
 use textnlp_bundle::manifest::{Item, ItemKind};
 use textnlp_bundle::recipe;
-use textnlp_orchestrator::state::{Folder, held_in};
+use textnlp_orchestrator::state::StateError;
 use textnlp_provider::units::quoted;
+use textnlp_service::Platform;
 use textnlp_service::bundle::platform;
 use textnlp_service::bundle::site::{STATE, names, passed_on, state_folder};
-use textnlp_service::up::frozen;
+use textnlp_service::up::is_store_not_frozen;
 use tokio::process::Command;
 
 use crate::args::Output;
+use crate::clouds::Linked;
 use crate::commands::prelude::*;
 use crate::signals;
 
@@ -79,12 +81,19 @@ pub async fn up(session: &Session, run: &Run<'_>, console: Console) -> Result<Va
 }
 
 /// Refuses to switch the content while one of its environments is frozen: the `up` of the other content would be refused.
-pub async fn is_not_frozen(items: &[Item], state: &Utf8Path) -> Result<(), Failure> {
+/// `state`: the folder of their states.
+pub async fn is_not_frozen(items: &[Item], root: &Utf8Path, state: &Utf8Path) -> Result<(), Failure> {
+    let mut flag = String::new();
+    if state != root.join(STATE) {
+        flag = format!(" --state-dir {}", quoted(state.as_str()));
+    }
     for name in names(items, ItemKind::Environment) {
-        // `up` reports a state that cannot be read; its program may know a newer format.
-        if let Ok(Some(hold)) = held_in(&Folder::at(state.join(&name))).await {
-            let release = format!("textnlp-deploy hold --release --env {name} --state-dir {}", quoted(state.as_str()));
-            return Err(frozen(Box::new(hold), &release));
+        let root = quoted(root.as_str());
+        let release = format!("cd {root} && bin/textnlp-deploy hold --release --env {name}{flag}");
+        match is_store_not_frozen(Linked.store(&state.join(&name)), &release).await {
+            // The program of the other content may know it, and refuses a freeze itself.
+            Err(failure) if matches!(failure.error.downcast_ref(), Some(StateError::Future { .. })) => {}
+            result => result?,
         }
     }
     Ok(())

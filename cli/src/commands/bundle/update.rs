@@ -102,7 +102,7 @@ async fn apply(
     let root = absolute(session, &root.root);
     let (installation, before) = site::installed(&root)?;
     let state = site::wanted_state(&root, requested_state(session).as_deref())?;
-    run::is_not_frozen(&before.contents.items, &state).await?;
+    run::is_not_frozen(&before.contents.items, &root, &state).await?;
     let progress = Progress::new(console);
     let stop = signals::stop(console);
     let mut applied = Vec::new();
@@ -151,7 +151,7 @@ async fn rollback(
     let root = absolute(session, &root.root);
     let (installation, before) = site::installed(&root)?;
     let state = site::wanted_state(&root, requested_state(session).as_deref())?;
-    run::is_not_frozen(&before.contents.items, &state).await?;
+    run::is_not_frozen(&before.contents.items, &root, &state).await?;
     let names = site::names(&before.contents.items, ItemKind::Environment);
     let runs = names.iter().any(|name| is_deployed(&state, name));
     // `up` would refuse it once the content is switched.
@@ -166,13 +166,12 @@ async fn rollback(
     let rolled = rolled.map_err(|failure| unfinished(failure.document(document.clone())))?;
     installation.finish_rollback().map_err(failed)?;
     merge(&mut document, rolled);
-    Ok(Success::new(
-        format!(
-            "{root} is rolled back to {} (version {}); run the same command again to undo this",
-            now.content, now.version
-        ),
-        document,
-    ))
+    // An earlier rollback switched the content and left its end open.
+    let done = match before.content == now.content {
+        true => format!("{root}: the rollback to {} (version {}) is finished", now.content, now.version),
+        false => format!("{root} is rolled back to {} (version {})", now.content, now.version),
+    };
+    Ok(Success::new(format!("{done}; run the same command again to undo it"), document))
 }
 
 /// A failure after the content was switched: the rollback stays open, so the same command does not lead forward again.
