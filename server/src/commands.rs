@@ -492,8 +492,8 @@ fn print(value: &serde_json::Value) -> Result<(), CommandError> {
 
 /// The hint of a server whose database is missing or empty. A status shows the last line of its log.
 const LOST_DATABASE: &str = "the file of the database is missing or empty: check that its disk is mounted; if it is lost, restore a backup \
-     (`textnlp-deploy backup list`), or create an empty one: `textnlp-deploy up`, or `textnlp-server admin migrate` with the same \
-     configuration";
+     (`textnlp-deploy backup list`), or create an empty one: `textnlp-deploy up` (with `data: protected` also `--accept-data-loss ENV`), or \
+     `textnlp-server admin migrate` with the same configuration";
 
 fn report(error: &CommandError) {
     let mut err = std::io::stderr().lock();

@@ -46,7 +46,7 @@ enum Selected<'a> {
     /// The same; the command repairs what may keep a record from being written.
     Rescue,
     /// The same; the command frees space or revokes a key, so a full disk does not prevent it.
-    Freeing,
+    RecordedOnFullDisk,
     /// The one of a saved plan.
     Planned(&'a Apply),
     /// The one with this name; the command may be the first one with it.
@@ -58,7 +58,7 @@ enum Selected<'a> {
 /// What each command does.
 fn effect<'a>(command: &'a Command, global: &Global) -> Effect<'a> {
     use Effect::{Changes, ChangesOthers, IsPartOfService, Reads};
-    use Selected::{Deployed, Freeing, Named, New, Planned, Rescue, Restored};
+    use Selected::{Deployed, Named, New, Planned, RecordedOnFullDisk, Rescue, Restored};
     let when = |changes: bool| if changes { Changes(Deployed) } else { Reads };
     match command {
         Command::Init(_) => ChangesOthers,
@@ -93,11 +93,11 @@ fn effect<'a>(command: &'a Command, global: &Global) -> Effect<'a> {
         Command::Db(command) => match command {
             Db::Vacuum | Db::Analyze | Db::Bench(_) | Db::Failover | Db::Promote(_) => Changes(Deployed),
         },
-        Command::Cleanup(args) if !args.dry_run => Changes(Freeing),
+        Command::Cleanup(args) if !args.dry_run => Changes(RecordedOnFullDisk),
         Command::Cleanup(_) => Reads,
         Command::Key(command) => match command {
             Key::Create { .. } | Key::Rotate { .. } => Changes(Deployed),
-            Key::Revoke { .. } => Changes(Freeing),
+            Key::Revoke { .. } => Changes(RecordedOnFullDisk),
             Key::List { .. } => Reads,
         },
         Command::Feature(command) => match command {
@@ -136,7 +136,7 @@ fn effect<'a>(command: &'a Command, global: &Global) -> Effect<'a> {
         Command::Backup(command) => match command {
             Backup::List => Reads,
             Backup::Create(_) | Backup::Verify(_) | Backup::Key(_) => Changes(Deployed),
-            Backup::Prune { .. } => Changes(Freeing),
+            Backup::Prune { .. } => Changes(RecordedOnFullDisk),
             Backup::Run(_) | Backup::Archive(_) | Backup::Encrypt(_) | Backup::Decrypt(_) => IsPartOfService,
         },
         Command::Alert(_) => Reads,
@@ -395,7 +395,11 @@ async fn begin(
     };
     let mut written = write(&*store).await;
     let is_full = written.as_ref().is_err_and(StateError::is_full);
-    if is_full && matches!(selected, Selected::Freeing) && located.is_none() && Folder::at(&*folder).lend_reserve() {
+    if is_full
+        && matches!(selected, Selected::RecordedOnFullDisk)
+        && located.is_none()
+        && Folder::at(&*folder).release_part_of_reserve()
+    {
         // A failed write closed the store.
         store = stores::of_folder(&folder)?;
         written = write(&*store).await;
@@ -424,7 +428,7 @@ type Located = (EnvironmentName, Utf8PathBuf, Option<ChosenEnvironment>);
 
 fn locate(session: &Session, selected: &Selected<'_>) -> Result<Option<Located>, Failure> {
     let chosen = match selected {
-        Selected::Deployed | Selected::New | Selected::Rescue | Selected::Freeing => load(session)?,
+        Selected::Deployed | Selected::New | Selected::Rescue | Selected::RecordedOnFullDisk => load(session)?,
         Selected::Planned(args) => match apply::planned_session(session, args) {
             Ok(planned) => load(&planned)?,
             Err(_) => None,
@@ -570,7 +574,7 @@ mod tests {
     fn what_frees_space_or_revokes_a_key_is_recorded_on_a_full_disk() {
         let is_freeing = |words: &[&str]| {
             let cli = Cli::try_parse_from(["textnlp-deploy"].iter().chain(words)).unwrap();
-            matches!(effect(&cli.command, &cli.global), Effect::Changes(Selected::Freeing))
+            matches!(effect(&cli.command, &cli.global), Effect::Changes(Selected::RecordedOnFullDisk))
         };
         let key = "0123456789abcdef";
         let cleanup = ["cleanup", "--older-than", "30d"];

@@ -65,7 +65,8 @@ impl fmt::Display for Purpose {
     }
 }
 
-/// Which protected data a run may delete, or do without: the operator typed the environment's name for it.
+/// Which protected data may be deleted, or replaced by an empty database: the operator typed the environment's name for
+/// it. The order is that of what is deleted; a plan has none that comes after that of its facts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum DeleteData {
     /// None.

@@ -30,8 +30,8 @@ const RESERVE: &str = "reserve";
 /// Its size: a `down` writes its plan, its records and its markers, which take less.
 const RESERVE_BYTES: u64 = 4 << 20;
 /// What another command may take of it each time, and what stays for a `down`.
-const LENT_BYTES: u64 = 256 << 10;
-const KEPT_BYTES: u64 = 3 << 20;
+const RESERVE_PART_BYTES: u64 = 256 << 10;
+const MIN_RESERVE_BYTES: u64 = 3 << 20;
 /// The free space below which the reserve is not created, and is released for a `down`.
 const RESERVE_NEEDED: u64 = 16 * RESERVE_BYTES;
 
@@ -79,12 +79,12 @@ impl Folder {
 
     /// Frees a part of the reserved space, for the record of a command that frees more, or that must not wait for space.
     /// Returns whether there was one.
-    pub fn lend_reserve(&self) -> bool {
+    pub fn release_part_of_reserve(&self) -> bool {
         let path = self.path.join(RESERVE);
         let Ok(there) = path.symlink_metadata() else { return false };
-        let left = there.len().saturating_sub(LENT_BYTES);
+        let left = there.len().saturating_sub(RESERVE_PART_BYTES);
         let shrink = || OpenOptions::new().write(true).open(&path).and_then(|file| file.set_len(left));
-        there.is_file() && left >= KEPT_BYTES && shrink().is_ok()
+        there.is_file() && left >= MIN_RESERVE_BYTES && shrink().is_ok()
     }
 
     /// Removes the reserve: nothing is left to remove.
@@ -451,11 +451,11 @@ mod tests {
     fn most_of_the_reserve_stays_for_a_removal() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::at(Utf8Path::from_path(dir.path()).unwrap());
-        assert!(!folder.lend_reserve());
+        assert!(!folder.release_part_of_reserve());
         let reserve = std::fs::File::create(dir.path().join(RESERVE)).unwrap();
         reserve.set_len(RESERVE_BYTES).unwrap();
-        assert_eq!((0..10).filter(|_| folder.lend_reserve()).count(), 4);
-        assert_eq!(reserve.metadata().unwrap().len(), KEPT_BYTES);
+        assert_eq!((0..10).filter(|_| folder.release_part_of_reserve()).count(), 4);
+        assert_eq!(reserve.metadata().unwrap().len(), MIN_RESERVE_BYTES);
     }
 
     #[test]

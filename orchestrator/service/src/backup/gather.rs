@@ -233,7 +233,7 @@ fn database_missing(scope: &Scope, site: &SiteName, path: &str) -> Failure {
     let restore = again.bare(&format!("restore FILE --replace {name}"));
     Failure::new(Exit::Failed, "database_missing", error)
         .hint(format!(
-            "run it on the machine of that site, or put the database back; if a backup was just restored, `up` creates it: {}; or restore an earlier backup, after `down`: {restore}",
+            "run it on the machine of that site, or put the database back; if a backup was just restored, `up` creates it: {} (with `data: protected` also `--accept-data-loss {name}`); or restore an earlier backup, after `down`: {restore}",
             scope.last_up()
         ))
 }
