@@ -40,6 +40,9 @@ fn releases_are_recorded_compared_and_rolled_back() {
     assert!(
         with(&sandbox, &old, &["release", "history"]).expect(0).out.contains("textnlp-deploy up --env development")
     );
+    // A lock alone is no deployment whose records are lost.
+    with(&sandbox, &old, &["release", "set"]).expect(0);
+    with(&sandbox, &old, &["status"]).expect(0);
     with(&sandbox, &old, &[&UP[..], &["--reason", "the first"]].concat()).expect(0);
     with(&sandbox, &old, &UP).expect(0);
     let first = releases(&sandbox);
