@@ -8,7 +8,7 @@ use textnlp_bundle::manifest::{Item, ItemKind};
 use textnlp_bundle::recipe;
 use textnlp_orchestrator::state::StateError;
 use textnlp_provider::units::quoted;
-use textnlp_service::Platform;
+use textnlp_service::Platform as _;
 use textnlp_service::bundle::platform;
 use textnlp_service::bundle::site::{STATE, names, passed_on, state_folder};
 use textnlp_service::up::is_store_not_frozen;
@@ -83,10 +83,8 @@ pub async fn up(session: &Session, run: &Run<'_>, console: Console) -> Result<Va
 /// Refuses to switch the content while one of its environments is frozen: the `up` of the other content would be refused.
 /// `state`: the folder of their states.
 pub async fn is_not_frozen(items: &[Item], root: &Utf8Path, state: &Utf8Path) -> Result<(), Failure> {
-    let mut flag = String::new();
-    if state != root.join(STATE) {
-        flag = format!(" --state-dir {}", quoted(state.as_str()));
-    }
+    let is_elsewhere = state != root.join(STATE);
+    let flag = if is_elsewhere { format!(" --state-dir {}", quoted(state.as_str())) } else { String::new() };
     for name in names(items, ItemKind::Environment) {
         let root = quoted(root.as_str());
         let release = format!("cd {root} && bin/textnlp-deploy hold --release --env {name}{flag}");
