@@ -641,12 +641,12 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         Some(whole) => format!("--file {} --state-dir {}", quoted(whole.as_str()), quoted(root.as_str())),
         None => format!("--env {name} --state-dir {}", quoted(root.as_str())),
     };
-    let command = |verb: &str| match is_installed {
+    let of_restored = |verb: &str| match is_installed {
         true => session.again().named(verb, name),
         false => format!("textnlp-deploy {verb} {which}"),
     };
-    let next = command("up");
-    let again = |withdrawn: &Withdrawn| command(&withdrawn.command);
+    let next = of_restored("up");
+    let again = |withdrawn: &Withdrawn| of_restored(&withdrawn.command);
     lines.extend(valid_again_lines(&valid_again, again));
     if let Some(why) = &valid_again.unknown {
         console.warn(format!("more keys and secrets may be valid again than are known: {why}"));

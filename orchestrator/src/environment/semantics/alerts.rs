@@ -32,11 +32,7 @@ impl Checker<'_> {
                 Err(why) => self.error(&path, why.to_string(), fix),
                 // The environment is recorded, exported and in support bundles; the path of a webhook is its token.
                 Ok(destination) if destination.may_hold_token() => {
-                    let is_on_aws = self.environment.sites.iter().any(|site| site.provider == "aws");
-                    let fix = match is_on_aws {
-                        true => format!("{fix}; sites on AWS: no secret; a mailbox `{MAILBOX}`"),
-                        false => fix.to_owned(),
-                    };
+                    let fix = format!("{fix}; for sites on AWS, a mailbox instead: `{MAILBOX}`");
                     self.error(&path, "the path or query of a webhook usually holds its token", fix);
                 }
                 Ok(_) => {}

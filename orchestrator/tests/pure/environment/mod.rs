@@ -1157,7 +1157,7 @@ fn each_validation_rule_has_its_own_message() {
         (site("runtime: kubernetes") + "network: { proxy: { https: \"secret:env:PROXY\" } }\n", "a proxy address from a secret is not supported in pods yet"),
         (plus("monitoring: { receivers: { a: \"https://a\" } }\nnetwork: { proxy: { http: \"secret:file:proxy\" } }"), "`network.proxy.http`: the supervisor that sends the messages runs in another folder"),
         (plus("monitoring: { receivers: { a: \"https://hooks.example.com/services/hunter2\" } }"), "`monitoring.receivers.a`: the path or query of a webhook usually holds its token"),
-        (plus("monitoring: { receivers: { a: \"https://hooks.example.com/services/hunter2\" } }").replace("provider: onprem", "provider: aws"), "sites on AWS: no secret; a mailbox `smtps://"),
+        (plus("monitoring: { receivers: { a: \"https://hooks.example.com/services/hunter2\" } }"), "for sites on AWS, a mailbox instead: `smtps://"),
         (plus("monitoring: { receivers: { a: \"https://hooks.example.com/?t=hunter2\" } }"), "write a reference to a secret"),
         (site("runtime: kubernetes, cluster: { address: \"https://here:0\" }"), "is not the address of a service"),
         (site("runtime: kubernetes, cluster: { health_address: \"http://here\" }"), "is not the address of a service"),
