@@ -383,7 +383,8 @@ mod tests {
         let (again, name) = (RerunFlags::default(), plan.environment.clone());
         let scope = Scope { platform: &clouds::Linked, again, name, folder: "/srv/shop".into() };
         let says = "denied: `textnlp-deploy plan --policy --env shop` prints the role";
-        assert!(text(&plan, &scope).contains(says), "{}", text(&plan, &scope));
+        let shown = text(&plan, &scope, 0);
+        assert!(shown.contains(says), "{shown}");
         let document = &blocked_document(&plan, &scope)[0];
         assert!(document["resource"] == "main/db" && document["because"].as_str().unwrap().ends_with(says));
     }

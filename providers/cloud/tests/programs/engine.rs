@@ -237,6 +237,10 @@ impl Provider for Driven {
         self.provider.policies(request)
     }
 
+    fn boundaries(&self, request: &PolicyRequest) -> Vec<PolicyDocument> {
+        self.provider.boundaries(request)
+    }
+
     fn lower(&self, component: &Component, site: &Site) -> Result<Vec<Wanted>, Problems> {
         self.provider.lower(component, site)
     }
