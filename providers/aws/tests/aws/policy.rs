@@ -260,8 +260,11 @@ known = json.loads(aws_managed_policies_data)
 print(json.dumps({name: sorted(set(actions(known[name]["Document"]))) for name in names}))
 "#;
 
+/// An action on a resource, with the keys of its conditions.
+type Use = (String, String, Vec<(String, String)>);
+
 /// What a statement of a role allows: an action on a resource, with keys that its condition wants.
-fn uses(statement: &Value) -> Vec<(String, String, Vec<(String, String)>)> {
+fn uses(statement: &Value) -> Vec<Use> {
     let texts = |value: &Value| -> Vec<String> {
         let all = value.as_array().into_iter().flatten().chain(value.is_string().then_some(value));
         all.filter_map(|one| one.as_str().map(str::to_owned)).collect()
