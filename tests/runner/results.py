@@ -27,8 +27,8 @@ REPEATED = 0.05
 # Records that nobody asked for any more are removed after this time.
 KEPT_SECONDS = 30 * 86400
 
-# The seeds of random tests: inputs of those programs that read them, which have their names in them. So what passed in a run with new
-# seeds and draws nothing is not run again by the next run with the usual ones.
+# The seeds of random tests. They are inputs of a test program if it, or a program that it starts, contains their names: what passed
+# with new seeds and reads none is not run again with the usual ones.
 SEEDS = ("TEXTNLP_TESTS_SEED", "PROPTEST_RNG_SEED")
 
 # What a program does not read unless its line in the plan says so. The first kind that fits is that of the file.
@@ -74,9 +74,11 @@ def content(path):
 def key(row, argv, env, programs):
     """The digest of the inputs of a test program. `programs` are those of this workspace: it may start those that it names."""
     executable, data = content(argv[0])
-    started = sorted(f"{Path(path).name} {content(path)[0]}" for path in programs if Path(path).name.encode() in data)
+    starts = [path for path in programs if Path(path).name.encode() in data]
+    started = sorted(f"{Path(path).name} {content(path)[0]}" for path in starts)
+    unread = {name for name in SEEDS if not any(name.encode() in text for text in [data, *(content(path)[1] for path in starts)])}
     settings = {name: value for name, value in os.environ.items()
-                if name.startswith(("TEXTNLP_", "PROPTEST_")) and (name not in SEEDS or name.encode() in data)}
+                if name.startswith(("TEXTNLP_", "PROPTEST_")) and name not in unread}
     # Its place in the order is no input. What passed with the network may fail without it.
     is_cut_off = bool(row.network) and network.default().works
     plan = [row.package, row.target, row.threads, row.only, row.skip, row.reads, is_cut_off]

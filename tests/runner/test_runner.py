@@ -374,11 +374,14 @@ class Cached(RunnerTest):
         self.assertTrue(due())
 
     def test_another_seed_runs_again_what_reads_it(self):
+        tool = self.program("tool", "exit 0 # PROPTEST_RNG_SEED")
+
         def due(seed):
             with mock.patch.dict(results.os.environ, {"TEXTNLP_TESTS_SEED": seed, "PROPTEST_RNG_SEED": seed}):
                 jobs = [self.program_of_tests("oldest", PASSES), self.program_of_tests("random", PASSES + "\n# TEXTNLP_TESTS_SEED"),
-                        self.program_of_tests("drawn", PASSES + "\n# PROPTEST_RNG_SEED"), self.program_of_tests("fixed", PASSES)]
-                known, _ = self.split(jobs)
+                        self.program_of_tests("drawn", PASSES + "\n# PROPTEST_RNG_SEED"), self.program_of_tests("fixed", PASSES),
+                        self.program_of_tests("starter", PASSES + "\n# starts tool")]
+                known, _ = self.split(jobs, [tool])
                 ran = [job.name for job in jobs if job.name not in known.cached and job.name not in known.repeated]
                 for when, job in enumerate(jobs):
                     job.wall = 1.0
@@ -386,9 +389,9 @@ class Cached(RunnerTest):
                         known.record(job)
                 return ran
 
-        self.assertEqual(4, len(due("7")))
+        self.assertEqual(5, len(due("7")))
         self.assertEqual([], due("7"))
-        self.assertEqual(["package::random", "package::drawn"], due("8"))
+        self.assertEqual(["package::random", "package::drawn", "package::starter"], due("8"))
 
     def test_changes_that_are_not_committed_use_and_record_nothing(self):
         jobs = self.recorded("a", "b")

@@ -374,7 +374,7 @@ pub const UP_KEYS: &[&str] = &[
     "seconds",
 ];
 
-/// What a drill came to, for whoever reads the log of a test.
+/// Prints the measurements of a drill into the log of a test.
 #[allow(clippy::print_stderr)]
 pub fn print_drill(report: &Value) {
     let found = &report["figures"];

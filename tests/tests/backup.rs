@@ -510,7 +510,7 @@ fn backups_in_a_bucket_restore_a_deployment_and_are_pruned_there() {
     assert_eq!(answers(&sandbox, &first), 200);
     // It goes on in the same bucket, and retention applies to what is there.
     let port = bucket.credentials().trim().rsplit(':').next().unwrap().parse().unwrap();
-    // moto shows an object to everybody who signs in somehow.
+    // moto refuses a request for an object without a signature, and does not check the signature.
     let signed = ("Authorization", "AWS4-HMAC-SHA256 Credential=reader/20260101/us-east-1/s3/aws4_request");
     for key in bucket.keys("copies/development/").iter().filter(|key| key.ends_with(".dump.json")) {
         let path = bucket::url(key).replacen("s3:/", "", 1);

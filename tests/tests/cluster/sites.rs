@@ -187,12 +187,12 @@ fn lost_cluster_is_failed_over_and_fails_back() {
     }
 }
 
-/// What a drill promises, and what it came to for whoever reads the log.
+/// Prints the measurements of a drill, and checks what a drill promises.
 #[track_caller]
 fn shows(report: &Value) {
     print_drill(report);
     assert_eq!((&report["lost"], &report["leftovers"]), (&json!(0), &json!([])), "{report:#}");
     assert_eq!(report["missed"], json!([]), "{report:#}");
-    // R14: whoever leads works with a database that is not in recovery.
+    // R14: the primary works with a database that is not in recovery.
     assert_eq!(report["figures"]["database"], "primary", "{report:#}");
 }
