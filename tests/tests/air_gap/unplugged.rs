@@ -107,8 +107,10 @@ fn offline_install_and_update_make_no_external_connection() {
         let away: Vec<_> = calls.lines().filter_map(elsewhere).collect();
         assert!(away.is_empty(), "{name} calls others: {away:#?}");
         let who: BTreeSet<_> = calls.lines().filter_map(|line| line.split_whitespace().next()).collect();
-        let enough = if name == "again" { 1 } else { 3 };
-        let seen = calls.contains("AF_UNIX") && calls.contains("inet_addr(\"127.0.0.1\")") && who.len() >= enough;
+        // The gate finds the processes of the service by their locks, and asks the supervisor nothing.
+        let (enough, asks) = if name == "again" { (1, false) } else { (3, true) };
+        let is_asked = calls.contains("AF_UNIX") || !asks;
+        let seen = is_asked && calls.contains("inet_addr(\"127.0.0.1\")") && who.len() >= enough;
         assert!(seen, "too little was seen of {name}:\n{calls}");
         eprintln!("{name}: {} calls of {} threads, all at home", calls.lines().count(), who.len());
     }
