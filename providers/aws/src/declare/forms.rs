@@ -478,6 +478,7 @@ pub(super) static ALL: &[Form] = &[
             ("subnet_group", "/CacheSubnetGroupName"),
             ("security_groups", "/SecurityGroupIds"),
             ("snapshot_days", "/SnapshotRetentionLimit"),
+            ("maintenance_window", "/PreferredMaintenanceWindow"),
             ("tls", "/TransitEncryptionEnabled"),
             ("encrypted", "/AtRestEncryptionEnabled"),
             ("minor_upgrades", "/AutoMinorVersionUpgrade"),

@@ -5,6 +5,7 @@ use textnlp_provider::component::{CACHE_PART, CACHE_PASSWORD, Cache};
 use textnlp_provider::{ComponentName, ResourceId};
 
 use super::{Lowering, output};
+use crate::kinds::rds::window;
 use crate::names;
 use crate::tables::machines;
 
@@ -92,6 +93,7 @@ impl Lowering<'_> {
             "security_groups": [output(&access, "id")],
             // A lost vector is computed again.
             "snapshot_days": 0,
+            "maintenance_window": self.site.maintenance.as_ref().map(window::maintenance),
             "tls": true,
             "encrypted": true,
             "minor_upgrades": true,

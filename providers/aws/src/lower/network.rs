@@ -21,7 +21,7 @@ const LETTERS: [&str; 16] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "
 /// The fewest zones: EKS, RDS and load balancers need them.
 const MIN_ZONES: usize = 2;
 /// Services that nodes call, as the names of endpoints have them.
-const SERVICES: [&str; 6] = ["ec2", "ecr.api", "ecr.dkr", "logs", "secretsmanager", "sts"];
+const SERVICES: [&str; 4] = ["ec2", "ecr.api", "ecr.dkr", "sts"];
 /// How the names of log groups of this program start.
 const LOGS: &str = "/textnlp/";
 /// The longest name of a group without it.
@@ -272,17 +272,12 @@ impl Lowering<'_> {
     }
 }
 
-/// The policy of an endpoint: calls of the account's identities, if the account is known. Secrets and logs must be of that account too;
-/// images of machines and of containers also come from AWS's.
+/// The policy of an endpoint: calls of the account's identities, if the account is known. Images of machines and of containers also
+/// come from AWS's.
 fn policy(service: &str, account: &str) -> Value {
     let mut statement = json!({ "Effect": "Allow", "Principal": "*", "Action": "*", "Resource": "*" });
     if !account.is_empty() {
-        statement["Condition"] = match service {
-            "secretsmanager" | "logs" => {
-                json!({ "StringEquals": { "aws:PrincipalAccount": account, "aws:ResourceAccount": account } })
-            }
-            _ => json!({ "StringEquals": { "aws:PrincipalAccount": account } }),
-        };
+        statement["Condition"] = json!({ "StringEquals": { "aws:PrincipalAccount": account } });
     }
     let mut statements = vec![statement];
     if service == "sts" && !account.is_empty() {

@@ -1,9 +1,12 @@
 //! Caches.
 
 use serde_json::{Value, json};
-use textnlp_provider::component::{Cache, Component, ComponentSpec, ManagedCache, ManagedPostgres, Site};
+use textnlp_provider::component::{
+    Cache, Component, ComponentSpec, MaintenanceWindow, ManagedCache, ManagedPostgres, Site,
+};
 use textnlp_provider::conformance::lowers_purely;
-use textnlp_provider::settings::CacheKind;
+use textnlp_provider::settings::{CacheKind, Weekday};
+use textnlp_provider::units::TimeOfDay;
 use textnlp_provider::{CloudId, DataClass, Provider, SecretName, SecretRef, SecretVersion, Spec, Verb, Wanted};
 use textnlp_sim::aws::elasticache::ElastiCache;
 use textnlp_sim::{Options, Simulator, Timing};
@@ -53,6 +56,7 @@ fn cache(key: Option<&str>) -> Wanted {
         "subnet_group": "textnlp-staging-here-cache",
         "security_groups": ["sg-0a"],
         "snapshot_days": 1,
+        "maintenance_window": null,
         "tls": true,
         "encrypted": true,
         "minor_upgrades": true,
@@ -80,6 +84,7 @@ fn an_elasticache_group_lives() {
         let wanted = cache(Some(&output(&made, "arn")));
         let mut spec: Value = wanted.spec.as_value().clone();
         (spec["replicas"], spec["snapshot_days"], spec["class"]) = (json!(2), json!(5), json!("cache.t4g.medium"));
+        spec["maintenance_window"] = json!("sun:22:30-mon:02:30");
         bed.whole_life(&wanted, Some(&Spec::of(&spec))).await
     });
 }
@@ -176,12 +181,17 @@ fn a_managed_cache_is_a_group_with_tls_that_only_the_private_subnets_reach() {
         "subnet_group": { "$output": "here/cache/subnets#name" },
         "security_groups": [{ "$output": "here/cache/access#id" }],
         "snapshot_days": 0,
+        "maintenance_window": null,
         "tls": true,
         "encrypted": true,
         "minor_upgrades": true,
         "tags": { "team": "nlp" },
     });
     assert_eq!(*group, expected);
+    let window = MaintenanceWindow { day: Weekday::Sunday, at: TimeOfDay(150), hours: 4 };
+    let site = Site { maintenance: Some(window), ..site() };
+    let maintained = lowers_purely(&bench.provider, &of(1_000_000_000, 0), &site).unwrap();
+    assert_eq!(maintained[2].spec.as_value()["maintenance_window"], "sun:02:30-sun:06:30");
     // It holds nothing that is lost with it.
     assert!(!wanted[2].protected);
     let wanted = lowers_purely(&bench.provider, &of(4 << 30, 2), &site()).unwrap();

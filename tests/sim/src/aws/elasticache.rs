@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::kms;
+use super::{kms, rds};
 use crate::{Behaviour, Call, Fault, Market, Quota, Service, Source, Stages, World, timestamp};
 
 /// The service.
@@ -71,6 +71,11 @@ const LEDGER: &[Behaviour] = &[
     },
     Behaviour {
         service: "elasticache",
+        what: "a maintenance window is a range of a week in UTC, of an hour at least, and shown by nodes only; without one a group gets one",
+        source: CREATE,
+    },
+    Behaviour {
+        service: "elasticache",
         what: "how long each status lasts",
         source: Source::LeftOut("a wait of the simulator: callers poll until the state is there"),
     },
@@ -105,6 +110,7 @@ pub struct Group {
     version: String,
     subnet_group: String,
     security_groups: Vec<String>,
+    window: String,
     ready: Timestamp,
 }
 
@@ -248,6 +254,15 @@ fn check_token(token: &str) -> Result<(), Fault> {
     if is_valid { Ok(()) } else { Err(invalid("Invalid AuthToken provided.")) }
 }
 
+/// The maintenance window of the input.
+fn window(call: &Call) -> Result<Option<String>, Fault> {
+    let Some(window) = call.str("PreferredMaintenanceWindow") else { return Ok(None) };
+    match rds::weekly(&window.to_lowercase()) {
+        Some((_, 60..)) => Ok(Some(window.to_lowercase())),
+        _ => Err(invalid(format!("Invalid maintenance window: {window}"))),
+    }
+}
+
 /// The minor version that a version stands for.
 fn version(engine: &str, wanted: &str) -> Result<&'static str, Fault> {
     let known = match (engine, wanted) {
@@ -325,6 +340,7 @@ fn create(world: &mut World, call: &Call) -> Result<Value, Fault> {
     {
         return Err(Fault::new("InvalidKMSKeyFault", format!("The key {id} cannot be used.")));
     }
+    let window = window(call)?.unwrap_or_else(|| "wed:06:30-wed:07:30".to_owned());
     let subnet_group = call.str("CacheSubnetGroupName").unwrap_or("default").to_owned();
     let limit = world.quotas.of(&call.scope(), &NODES);
     let state = world.state::<ElastiCache>(&call.scope());
@@ -375,6 +391,7 @@ fn create(world: &mut World, call: &Call) -> Result<Value, Fault> {
         version: version.to_owned(),
         subnet_group: subnet_group.clone(),
         security_groups: call.texts("SecurityGroupIds").into_iter().map(str::to_owned).collect(),
+        window,
     };
     let subnets = state_subnets(world, call, &subnet_group);
     subnets.iter().for_each(|subnet| world.uses.add(&arn, subnet));
@@ -415,6 +432,7 @@ fn describe_nodes(world: &mut World, call: &Call) -> Result<Value, Fault> {
                 "NumCacheNodes": 1,
                 "CacheSubnetGroupName": group.subnet_group,
                 "SecurityGroups": groups.collect::<Vec<_>>(),
+                "PreferredMaintenanceWindow": group.window,
                 "ReplicationGroupId": name,
             }));
         }
@@ -445,6 +463,7 @@ fn busy(call: &Call, after: Duration) -> Stages {
 
 fn modify(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let name = call.text("ReplicationGroupId").to_owned();
+    let window = window(call)?;
     let group = changeable(world, call)?;
     let word = |on: &Value| if *on == true { "enabled" } else { "disabled" };
     let mut members = Map::new();
@@ -492,6 +511,9 @@ fn modify(world: &mut World, call: &Call) -> Result<Value, Fault> {
     if call.input.get("SecurityGroupIds").is_some() {
         group.security_groups = call.texts("SecurityGroupIds").into_iter().map(str::to_owned).collect();
         takes = Some(MINUTE);
+    }
+    if let Some(window) = window {
+        group.window = window;
     }
     if let Some(token) = token {
         match call.str("AuthTokenUpdateStrategy").unwrap_or("ROTATE") {

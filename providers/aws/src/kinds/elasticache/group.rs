@@ -41,6 +41,8 @@ pub(super) struct Spec {
     security_groups: Vec<String>,
     /// Days for which snapshots are kept; 0 is none.
     snapshot_days: i32,
+    /// When ElastiCache may restart nodes, in UTC: `sun:04:00-sun:08:00`. None leaves the window as it is.
+    maintenance_window: Option<String>,
     /// Whether only TLS connections are accepted.
     tls: bool,
     /// Whether disks and snapshots are encrypted.
@@ -62,6 +64,7 @@ impl Resource<Api> for Group {
         "replicas",
         "multi_az",
         "snapshot_days",
+        "maintenance_window",
         "minor_upgrades",
         "token",
     ];
@@ -113,6 +116,7 @@ impl Resource<Api> for Group {
             .cache_subnet_group_name(&spec.subnet_group)
             .set_security_group_ids(Some(spec.security_groups.clone()))
             .snapshot_retention_limit(spec.snapshot_days)
+            .set_preferred_maintenance_window(spec.maintenance_window.clone())
             .transit_encryption_enabled(spec.tls)
             .at_rest_encryption_enabled(spec.encrypted)
             .auto_minor_version_upgrade(spec.minor_upgrades)
@@ -145,6 +149,7 @@ impl Resource<Api> for Group {
             "class" => change.cache_node_type(&spec.class),
             "multi_az" => change.multi_az_enabled(spec.multi_az).automatic_failover_enabled(spec.multi_az),
             "snapshot_days" => change.snapshot_retention_limit(spec.snapshot_days),
+            "maintenance_window" => change.set_preferred_maintenance_window(spec.maintenance_window.clone()),
             "minor_upgrades" => change.auto_minor_version_upgrade(spec.minor_upgrades),
             _ => {
                 let Some(token) = &spec.token else {
@@ -166,6 +171,10 @@ impl Resource<Api> for Group {
             }
         };
         api.call(SERVICE, "change", id, change.send()).await.map(drop)
+    }
+
+    fn fits(field: &str, wanted: &Value, _seen: &Value) -> bool {
+        field == "maintenance_window" && wanted.is_null()
     }
 
     async fn tag(api: &Api, seen: &ObservedObject<Spec>, set: &Tags, remove: &[String]) -> Result<()> {
@@ -226,6 +235,7 @@ fn seen(id: &str, arn: String, group: Answer, node: Option<CacheCluster>, tags: 
         subnet_group: node.cache_subnet_group_name.unwrap_or_default(),
         security_groups: Vec::new(),
         snapshot_days: group.snapshot_retention_limit.unwrap_or_default(),
+        maintenance_window: node.preferred_maintenance_window,
         tls: group.transit_encryption_enabled.unwrap_or_default(),
         encrypted: group.at_rest_encryption_enabled.unwrap_or_default(),
         minor_upgrades: group.auto_minor_version_upgrade.unwrap_or_default(),

@@ -101,7 +101,7 @@ fn daily(window: &str) -> Option<(u32, u32)> {
 }
 
 /// The same of a weekly window, in a week.
-fn weekly(window: &str) -> Option<(u32, u32)> {
+pub(in crate::aws) fn weekly(window: &str) -> Option<(u32, u32)> {
     let of = |text: &str| {
         let (day, time) = text.split_once(':')?;
         let day = DAYS.iter().position(|one| one.eq_ignore_ascii_case(day))?;

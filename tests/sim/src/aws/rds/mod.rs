@@ -3,6 +3,8 @@
 mod groups;
 mod instances;
 
+pub(super) use instances::weekly;
+
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
