@@ -663,7 +663,7 @@ async fn up(bed: &TestBed<'_>, all: &[Wanted]) -> Outcome<Vec<(Wanted, Recorded)
 
 #[test]
 fn a_network_is_created_observed_unchanged_and_deleted() {
-    for (protect_data, nats, endpoints) in [(true, 3, 7), (false, 1, 1)] {
+    for (protect_data, nats, endpoints) in [(true, 3, 5), (false, 1, 1)] {
         let bench = Bench::new();
         run(async {
             let bed = bench.bed();
