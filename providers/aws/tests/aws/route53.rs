@@ -468,6 +468,29 @@ fn records_of_others_never_share_the_clients() {
 }
 
 #[test]
+fn a_record_that_is_deleted_while_another_one_is_read_is_not_one_of_another_client() {
+    let bench = bench();
+    let weighted = |set: &str| record(&json!({ "set": set, "weight": 10, "ttl": 60, "values": ["192.0.2.1"] }));
+    run(async {
+        bench.bed().make(&weighted("south")).await?;
+        let lists = bench.calls("ListResourceRecordSets");
+        // The records of the name are read second, after the owner.
+        let late = Disruption::Delayed(std::time::Duration::from_secs(2));
+        bench.simulator.faults().add(Rule::nth("route53", "ListResourceRecordSets", 2, late));
+        let wanted = weighted("north");
+        let gone = async {
+            while bench.calls("ListResourceRecordSets") < lists + 2 {
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+            bench.simulator.world().state::<Route53>(&global()).zones.get_mut(ZONE).unwrap().records.clear();
+        };
+        let (seen, ()) = tokio::join!(observed(&bench.provider, std::slice::from_ref(&wanted), &[]), gone);
+        assert!(matches!(seen.as_slice(), [] | [(_, Observed::Absent)]), "{seen:?}");
+        Ok(())
+    });
+}
+
+#[test]
 fn while_aws_is_lost_only_the_records_of_a_site_elsewhere_are_unknown() {
     let bench = bench();
     let records = Records::new(Aws::new(bench.access(), Arc::new(NoSecrets)));

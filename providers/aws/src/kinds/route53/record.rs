@@ -160,7 +160,10 @@ impl Pair {
             let owner = Id { set: other.set_identifier.as_deref(), ..*id }.owner();
             let tags = owned_by(&records(api, id.zone, &owner).await?);
             if tags.is_empty() {
-                taken.get_or_insert(other);
+                // Its deletion may have ended since: then the record went with its owner.
+                if records(api, id.zone, id.name).await?.contains(&other) {
+                    taken.get_or_insert(other);
+                }
             } else {
                 others.push(tags);
             }
