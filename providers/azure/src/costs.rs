@@ -2,6 +2,7 @@
 //! one.
 
 use serde_json::Value;
+use textnlp_cloud::machine_names;
 use textnlp_provider::{CostLine, KindName, SPOT_AT_MOST, Spec};
 
 use crate::kinds::cluster::{SPOT, SYSTEM_DISK_GB};
@@ -109,7 +110,8 @@ pub(crate) fn inside(kind: &KindName, spec: &Spec) -> Vec<CostLine> {
 fn pool(spec: &Spec, region: &str) -> Vec<CostLine> {
     let count = |member: &str| spec.get("scaling").and_then(|one| one[member].as_u64()).unwrap_or_default();
     let (least, most) = (count("min"), count("max"));
-    let name = spec.get("machine").and_then(Value::as_str).unwrap_or_default();
+    let names = machine_names(spec.get("machine"));
+    let name = names.first().copied().unwrap_or_default();
     let Some(machine) = machines::named(name) else {
         let what = if name.is_empty() { "machines".to_owned() } else { format!("{least} × {name}") };
         return vec![CostLine::unpriced(MACHINES, what, "no price of this machine is recorded")];
@@ -123,7 +125,14 @@ fn pool(spec: &Spec, region: &str) -> Vec<CostLine> {
     // https://learn.microsoft.com/azure/aks/concepts-storage#ephemeral-os-disk
     let at_most = if machine.gpu.is_some() { ", at most this" } else { "" };
     let disks = format!("{least} × {gib} GiB of disk{at_most}");
-    vec![priced(MACHINES, name, region, what, least), priced(STORAGE, disk(gib), region, disks, least)]
+    let mut lines = vec![priced(MACHINES, name, region, what, least), priced(STORAGE, disk(gib), region, disks, least)];
+    if let [first, others @ ..] = names.as_slice()
+        && !others.is_empty()
+    {
+        let why = format!("the price differs where Azure has no {first}: {}", others.join(", "));
+        lines.push(CostLine::unknown(MACHINES, "machines of another size", why));
+    }
+    lines
 }
 
 #[cfg(test)]

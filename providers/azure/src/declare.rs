@@ -317,7 +317,7 @@ mod tests {
     fn a_cluster_repeats_its_pools() {
         let id = format!("{GROUP}/providers/Microsoft.ContainerService/managedClusters/n");
         let cluster = recorded("azure.cluster", &id, json!({ "name": "n", "count": 2, "machine": "m" }));
-        let spec = json!({ "cluster": id, "name": "cpu", "zones": ["1"], "markets": ["spot"], "scaling": { "min": 1, "max": 3 } });
+        let spec = json!({ "cluster": id, "name": "cpu", "machine": "m", "zones": ["1"], "markets": ["spot"], "scaling": { "min": 1, "max": 3 } });
         let pool = recorded("azure.pool", &format!("{id}/agentPools/cpu"), spec);
         let body = declared(Tool::Bicep, &cluster, &[cluster.clone(), pool]).unwrap().remove(0).body;
         let pools = body["properties"]["agentPoolProfiles"].as_array().unwrap();
@@ -367,7 +367,7 @@ mod tests {
     #[test]
     fn new_pools_are_bought_as_the_first_alternative_in_no_zone() {
         let id = format!("{GROUP}/providers/Microsoft.ContainerService/managedClusters/n/agentPools/gpu");
-        let spec = json!({ "name": "gpu", "zones": ["1", "2"], "markets": ["spot", "on-demand"], "scaling": { "min": 1, "max": 3 } });
+        let spec = json!({ "name": "gpu", "machine": "m", "zones": ["1", "2"], "markets": ["spot", "on-demand"], "scaling": { "min": 1, "max": 3 } });
         let pool = recorded("azure.pool", &id, spec);
         assert!(declared(Tool::Bicep, &pool, &[]).is_err(), "the zone of an existing pool is not shown");
         let environment = EnvironmentName::new("staging").unwrap();

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use futures::FutureExt;
 use reqwest::Method;
 use serde_json::{Value, json};
-use textnlp_cloud::Range;
 use textnlp_cloud::document::last;
 use textnlp_cloud::preflight::{Check, LIMIT, Need, PoolNeed, PoolSettings, by_zone, is_new, names, run, unknown};
+use textnlp_cloud::{Range, machine_names};
 use textnlp_provider::{EnvironmentName, ErrorKind, Ownership, PolicyRequest, PolicyResource, Problem, Verb, Wanted};
 
 use crate::api::{Api, Call, RESOURCES, SUBSCRIPTIONS, tags_at};
@@ -257,6 +257,8 @@ struct Pool<'w> {
     more: u64,
     is_spot: bool,
     has_one_market: bool,
+    /// Whether no other machine is tried where this one lacks.
+    has_one_machine: bool,
     zones: Vec<&'w str>,
 }
 
@@ -274,6 +276,7 @@ fn pools(wanted: &[Wanted]) -> Vec<Pool<'_>> {
             more: 0,
             is_spot: false,
             has_one_market: true,
+            has_one_machine: true,
             zones: Vec::new(),
         })
     });
@@ -281,14 +284,17 @@ fn pools(wanted: &[Wanted]) -> Vec<Pool<'_>> {
         let markets = list(one, "markets");
         let scaling = |bound: &str| one.spec.get("scaling")?[bound].as_u64();
         let zones = one.spec.get("zones").and_then(Value::as_array).into_iter().flatten();
+        let names = machine_names(one.spec.get("machine"));
         Some(Pool {
             place: one.id.to_string(),
             settings: PoolSettings::of_part(&one.id),
-            machine: machines::named(text(one, "machine"))?,
+            // Another one is tried where it lacks, so that its quota refuses nothing.
+            machine: machines::named(names.first()?)?,
             count: scaling("min")?,
             more: scaling("max")?.saturating_sub(scaling("min")?),
             is_spot: markets.first().is_some_and(|market| market == SPOT),
-            has_one_market: markets.len() < 2,
+            has_one_market: markets.len() < 2 && names.len() < 2,
+            has_one_machine: names.len() < 2,
             zones: zones.filter_map(Value::as_str).collect(),
         })
     });
@@ -336,18 +342,18 @@ async fn machines(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem> {
 fn offered(region: &str, pool: &Pool<'_>, offers: &BTreeMap<String, Offer>) -> Option<Problem> {
     let name = pool.machine.name;
     let fix = "choose another `gpu.size`, or another region";
+    let lacking = |cause: String, fix: &str| match pool.has_one_machine {
+        true => Problem::new(pool.place.clone(), cause, fix),
+        false => Problem::warning(pool.place.clone(), cause, "the next one of `gpu.machines` is tried"),
+    };
     let Some(offer) = offers.get(name) else {
         let is_listed = !offers.is_empty();
         let cause = format!("Azure lists no {name} in {region}");
-        return is_listed.then(|| Problem::new(pool.place.clone(), cause, fix));
+        return is_listed.then(|| lacking(cause, fix));
     };
     if let Some(why) = &offer.refused {
         let cause = format!("{region} does not offer {name} to this subscription: {why}");
-        return Some(Problem::new(
-            pool.place.clone(),
-            cause,
-            "choose another region, or ask Azure's support for the size",
-        ));
+        return Some(lacking(cause, "choose another region, or ask Azure's support for the size"));
     }
     let lacks = pool.zones.iter().any(|zone| !offer.zones.is_empty() && !offer.zones.iter().any(|one| one == zone));
     lacks.then(|| {
@@ -732,6 +738,7 @@ mod tests {
             more: 0,
             is_spot,
             has_one_market: true,
+            has_one_machine: true,
             zones: vec!["1"],
         };
         let names = |pools: &[Pool<'_>]| needs(pools, &BTreeMap::new()).into_keys().collect::<Vec<_>>();

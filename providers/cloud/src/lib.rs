@@ -43,7 +43,7 @@ pub use container::{ContainerHost, by_digest, is_fetched};
 pub use diff::{PROMOTED, diff};
 pub use image::{ImageSource, ImageTarget, Images, PUSH_IT, has_image, has_images, lacking, tag_and_digest};
 pub use inside::{GPU_NODES, created_gpus, inside};
-pub use machines::wrong_machines;
+pub use machines::{MOST_MACHINES, by_machine, has_machine, machine_names, of_machines, wrong_machines};
 pub use nodes::{NodeTable, NodeType, Nodes, WrongNodes, reserved_cpu};
 pub use observe::{observe, read};
 pub use prices::{UsePrice, by_use, prices};

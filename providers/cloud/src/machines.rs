@@ -1,6 +1,34 @@
 //! The machine types that an environment names for its GPUs.
 
+use serde_json::Value;
 use textnlp_provider::component::GpuPool;
+
+/// The most machine types of a pool of GKE or AKS, which has one: each of them may wait for half an hour in each zone.
+pub const MOST_MACHINES: usize = 4;
+
+/// An attribute of a pool that depends on its machine: that of the only one, else those of all in their order.
+pub fn by_machine(each: impl Iterator<Item = Value>) -> Value {
+    let mut all: Vec<Value> = each.collect();
+    if all.len() == 1 { all.remove(0) } else { Value::Array(all) }
+}
+
+/// Such an attribute, one value a machine.
+pub fn of_machines(attribute: Option<&Value>) -> &[Value] {
+    match attribute {
+        Some(Value::Array(all)) => all,
+        one => one.map(std::slice::from_ref).unwrap_or_default(),
+    }
+}
+
+/// The names of machines, best first.
+pub fn machine_names(attribute: Option<&Value>) -> Vec<&str> {
+    of_machines(attribute).iter().filter_map(Value::as_str).collect()
+}
+
+/// Whether such an attribute of a pool is one of the wanted ones.
+pub fn has_machine(wanted: &Value, seen: &Value) -> bool {
+    of_machines(Some(wanted)).contains(seen)
+}
 
 /// What is wrong with the machines of a pool: causes and fixes. `known` are the provider's machines with GPUs and the number of these,
 /// `most` the types that a pool can have. Pure.
@@ -44,6 +72,18 @@ mod tests {
     use textnlp_provider::settings::GpuSize;
 
     use super::*;
+
+    #[test]
+    fn attributes_of_one_machine_and_of_several_are_read_alike() {
+        let (one, several) = (by_machine(["a"].map(Value::from).into_iter()), ["a", "b"].map(Value::from));
+        assert_eq!(one, "a");
+        let several = by_machine(several.into_iter());
+        assert_eq!((machine_names(Some(&one)), machine_names(Some(&several))), (vec!["a"], vec!["a", "b"]));
+        assert!(machine_names(None).is_empty());
+        assert!(
+            has_machine(&several, &"b".into()) && has_machine(&one, &"a".into()) && !has_machine(&one, &"b".into())
+        );
+    }
 
     #[test]
     fn every_wrong_machine_type_is_reported() {

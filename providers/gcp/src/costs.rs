@@ -2,6 +2,7 @@
 //! one.
 
 use serde_json::Value;
+use textnlp_cloud::{machine_names, of_machines};
 use textnlp_provider::units::counted;
 use textnlp_provider::{CostLine, KindName, SPOT_AT_MOST, Spec};
 
@@ -138,8 +139,9 @@ fn tier(name: &str) -> Option<(u64, u64)> {
 fn pool(spec: &Spec, region: &str) -> Vec<CostLine> {
     let count = |member: &str| spec.get("scaling").and_then(|one| one[member].as_u64()).unwrap_or_default();
     let (least, most) = (count("min"), count("max"));
-    let name = spec.get("machine").and_then(Value::as_str).unwrap_or_default();
-    let accelerator = spec.get("accelerator").and_then(|one| one["type"].as_str());
+    let names = machine_names(spec.get("machine"));
+    let name = names.first().copied().unwrap_or_default();
+    let accelerator = of_machines(spec.get("accelerator")).first().and_then(|one| one["type"].as_str());
     let Some(machine) = machines::machine(name, accelerator) else {
         let what = if name.is_empty() { "machines".to_owned() } else { format!("{least} × {name}") };
         return vec![CostLine::unpriced(Service::Compute.title(), what, "no price of this machine is recorded")];
@@ -157,12 +159,18 @@ fn pool(spec: &Spec, region: &str) -> Vec<CostLine> {
         lines.push(priced(Service::Compute, &key, region, format!("{count} × {}", gpu.name), count));
     }
     let disk = spec.get("disk_gb").and_then(Value::as_u64).unwrap_or_default() * least;
-    let kind = spec.get("disk_type").and_then(Value::as_str).unwrap_or("pd-balanced");
+    let kind = machine_names(spec.get("disk_type")).first().copied().unwrap_or("pd-balanced");
     let what = format!("{disk} GiB {kind} on {}", counted(least, "machine"));
     lines.push(priced(Service::Compute, &format!("compute/{kind}"), region, what, disk));
     let behind = least.min(MOST_OF_NAT);
     let what = format!("Cloud NAT for {}", counted(behind, "machine"));
     lines.push(priced(Service::Compute, "nat/machine", region, what, behind));
+    if let [first, others @ ..] = names.as_slice()
+        && !others.is_empty()
+    {
+        let why = format!("the price differs where Google has no {first}: {}", others.join(", "));
+        lines.push(CostLine::unknown(Service::Compute.title(), "machines of another type", why));
+    }
     lines
 }
 

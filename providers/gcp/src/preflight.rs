@@ -7,11 +7,11 @@ use std::sync::Arc;
 use futures::FutureExt;
 use futures::future::join_all;
 use serde_json::{Value, json};
-use textnlp_cloud::Range;
 use textnlp_cloud::document::{get, last};
 use textnlp_cloud::preflight::{
     Check, LIMIT, Need, PoolNeed, PoolSettings, by_zone, is_new, names, outside, run, unknown,
 };
+use textnlp_cloud::{Range, machine_names, of_machines};
 use textnlp_provider::units::counted;
 use textnlp_provider::{
     EnvironmentName, Error, ErrorKind, Ownership, PolicyRequest, PolicyResource, Problem, Spec, Verb, Wanted,
@@ -335,6 +335,8 @@ struct Pool<'w> {
     spare: u64,
     is_spot: bool,
     has_one_market: bool,
+    /// Whether no other machine is tried where this one lacks.
+    has_one_machine: bool,
     /// What the disk of a machine takes of the quota of SSDs.
     ssd_gb: u64,
     zones: Vec<&'w str>,
@@ -345,11 +347,14 @@ fn pools(wanted: &[Wanted]) -> Vec<Pool<'_>> {
 }
 
 fn pool(one: &Wanted) -> Option<Pool<'_>> {
-    let accelerator = one.spec.get("accelerator").and_then(|gpu| gpu["type"].as_str());
-    let machine = machines::machine(one.spec.get("machine")?.as_str()?, accelerator)?;
+    // Of several machines the first: another one is tried where it lacks, so that its quota refuses nothing.
+    let names = machine_names(one.spec.get("machine"));
+    let accelerator = of_machines(one.spec.get("accelerator")).first().and_then(|gpu| gpu["type"].as_str());
+    let machine = machines::machine(names.first()?, accelerator)?;
     let (markets, zones) = (texts(one, "markets"), texts(one, "zones"));
     let scaling = |bound: &str| one.spec.get("scaling")?[bound].as_u64();
-    let is_ssd = one.spec.get("disk_type").and_then(Value::as_str).is_some_and(|name| SSDS.contains(&name));
+    let disks = machine_names(one.spec.get("disk_type"));
+    let is_ssd = disks.first().is_some_and(|name| SSDS.contains(name));
     let upgrade = one.spec.get("upgrade")?;
     Some(Pool {
         place: one.id.to_string(),
@@ -359,7 +364,8 @@ fn pool(one: &Wanted) -> Option<Pool<'_>> {
         more: scaling("max")?.saturating_sub(scaling("min")?),
         spare: if upgrade["strategy"] == BLUE_GREEN { scaling("max")? } else { upgrade["max_surge"].as_u64()? },
         is_spot: markets.first() == Some(&SPOT),
-        has_one_market: markets.len() < 2,
+        has_one_market: markets.len() < 2 && names.len() < 2,
+        has_one_machine: names.len() < 2,
         ssd_gb: if is_ssd { one.spec.get("disk_gb")?.as_u64()? } else { 0 },
         zones,
     })
@@ -388,7 +394,7 @@ fn needs(
         if *is_spot && has_spot_cpus {
             add(&mut region, SPOT_CPUS, vcpus, *has_one_market);
         } else {
-            add(&mut region, machine.quota, vcpus, true);
+            add(&mut region, machine.quota, vcpus, pool.has_one_machine);
         }
         add(&mut project, ALL_CPUS, vcpus, true);
         if *ssd_gb > 0 {
@@ -596,7 +602,10 @@ async fn zones(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
         let name = pool.machine.name;
         if has.is_empty() && !is_unanswered(api).await {
             let cause = format!("no zone of {} has {name} with its GPU", api.region);
-            problems.push(Problem::new(pool.place, cause, "choose another `gpu.size`, or another region"));
+            problems.push(match pool.has_one_machine {
+                true => Problem::new(pool.place, cause, "choose another `gpu.size`, or another region"),
+                false => Problem::warning(pool.place, cause, "the next one of `gpu.machines` is tried"),
+            });
         } else if !has.is_empty() && has.len() < pool.zones.len() {
             problems.push(Problem::note(
                 pool.place,

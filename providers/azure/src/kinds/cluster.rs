@@ -3,7 +3,7 @@
 //! A cluster has one change at a time (Azure/AKS#1913, Azure/azure-workload-identity#417), and its document has its pools, which every
 //! change repeats (pulumi/pulumi-azure-native#579).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use base64::Engine;
@@ -11,12 +11,13 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::document::{get, set};
 use textnlp_cloud::tags::LINEAGE;
-use textnlp_cloud::{Candidate, State};
+use textnlp_cloud::{Candidate, State, has_machine, machine_names};
 use textnlp_provider::{Declare, Error, ErrorKind, Foreign, Identity, Kind, Outputs, Pricing, Recorded, Result, Spec};
 
 use super::identity::{CLUSTER_ADMIN, grant, is_granted};
 use super::{create, delete, external, put, read};
 use crate::api::{Api, Call};
+use crate::compute::Offer;
 use crate::operation::Pending;
 use crate::row::{Field, LOCATION, Marks, Rest, RestKind, Table, invalid, rewrite, state};
 use crate::table::{MINUTE, Row, kind};
@@ -429,6 +430,7 @@ impl RestKind for Pool {
             // A size without zones in the region has none.
             "zones" => seen.as_array().is_some_and(Vec::is_empty) || is_within(seen, wanted),
             "markets" => is_within(seen, wanted),
+            "machine" => has_machine(wanted, seen),
             "labels" => {
                 wanted.as_object().is_some_and(|all| all.iter().all(|(key, value)| seen.get(key) == Some(value)))
             }
@@ -437,28 +439,42 @@ impl RestKind for Pool {
     }
 
     fn alternatives(wanted: &Spec) -> Vec<String> {
-        alternatives(wanted).iter().map(|one| one.name(machine(wanted))).collect()
+        alternatives(wanted).iter().map(Alternative::name).collect()
     }
 
     /// Of a pool without a zone, those of all zones.
     fn tried(wanted: &Spec, seen: &Spec) -> Vec<usize> {
         let first = |field: &str| seen.get(field)?.as_array()?.first()?.as_str();
         let (market, zone) = (first("markets"), first("zones"));
+        let machines = machine_names(seen.get("machine"));
         let is_seen = |one: &Alternative<'_>| {
-            Some(one.market) == market && (zone.is_none() || one.zone.is_none() || one.zone == zone)
+            let is_bought = Some(one.market) == market && machines == [one.machine];
+            is_bought && (zone.is_none() || one.zone.is_none() || one.zone == zone)
         };
         let all = alternatives(wanted).into_iter().enumerate();
         all.filter(|(_, one)| is_seen(one)).map(|(place, _)| place).collect()
     }
 
     async fn choose(api: &Api, spec: &Spec, rest: &[usize]) -> Result<Vec<Candidate>> {
-        let zones = offered_zones(api, spec).await?;
-        let candidates = candidates(&alternatives(spec), rest, zones.as_deref());
-        if candidates.is_empty() {
-            let error = without_capacity(format!("no zone is left that has {}", machine(spec)));
-            return Err(error.hint("choose another `gpu.size` or region"));
+        let machines = machine_names(spec.get("machine"));
+        let offers = offers(api, &machines).await?;
+        let candidates = candidates(&alternatives(spec), rest, &offers);
+        if !candidates.is_empty() {
+            return Ok(candidates);
         }
-        Ok(candidates)
+        let region = textnlp_cloud::Cloud::region(api);
+        let why = |(name, offer): (&String, &Offer)| {
+            let why = offer.refused.as_ref()?;
+            Some(format!("{region} does not offer {name} to this subscription: {why}"))
+        };
+        let refused: Vec<String> = offers.iter().filter_map(why).collect();
+        Err(match refused.is_empty() {
+            true => {
+                let error = without_capacity(format!("no zone is left that has {}", machines.join(" or ")));
+                error.hint("choose another `gpu.size` or region")
+            }
+            false => without_capacity(refused.join("; ")),
+        })
     }
 
     async fn prepare(_api: &Api, spec: &Spec, document: &mut Value, chosen: &Candidate) -> Result<()> {
@@ -569,9 +585,10 @@ fn scale(document: &mut Value, scaling: &Value) {
     properties["count"] = json!(count);
 }
 
-/// The zone of the machines, and how they are paid.
+/// The machines, their zone, and how they are paid.
 fn buy(document: &mut Value, chosen: &Alternative<'_>) {
     let properties = &mut document["properties"];
+    properties["vmSize"] = json!(chosen.machine);
     if let Some(zone) = chosen.zone {
         properties["availabilityZones"] = json!([zone]);
     }
@@ -590,50 +607,48 @@ fn taints(is_on: &Value) -> Value {
 #[derive(Debug, PartialEq, Eq)]
 struct Alternative<'a> {
     market: &'a str,
+    machine: &'a str,
     /// `None` for any zone.
     zone: Option<&'a str>,
 }
 
 impl Alternative<'_> {
-    fn name(&self, machine: &str) -> String {
-        match self.zone {
-            Some(zone) => format!("{} {zone} {machine}", self.market),
-            None => format!("{} {machine}", self.market),
+    fn name(&self) -> String {
+        let Self { market, machine, zone } = self;
+        match zone {
+            Some(zone) => format!("{market} {zone} {machine}"),
+            None => format!("{market} {machine}"),
         }
     }
-}
-
-fn machine(spec: &Spec) -> &str {
-    spec.get("machine").and_then(Value::as_str).unwrap_or_default()
 }
 
 fn without_capacity(why: String) -> Error {
     Error::new(ErrorKind::Capacity, "create", "a node pool").because(why)
 }
 
-/// The zones of the region that have the machines of a pool; none where their size is not tied to zones. `None`: the list does not
-/// come, or does not have the size.
-async fn offered_zones(api: &Api, spec: &Spec) -> Result<Option<Vec<String>>> {
-    let (region, machine) = (textnlp_cloud::Cloud::region(api), machine(spec));
-    let mut offers = match api.session.compute.offers(region, &[machine]).await {
-        Ok(offers) => offers,
-        Err(error) if error.kind.may_pass() => return Err(error),
-        Err(_) => return Ok(None),
-    };
-    let Some(offer) = offers.remove(machine) else { return Ok(None) };
-    match offer.refused {
-        Some(why) => Err(without_capacity(format!("{region} does not offer {machine} to this subscription: {why}"))),
-        None => Ok(Some(offer.zones)),
+/// What the region offers of machines, by their names: nothing is known of one that the list does not have, or if no list comes.
+async fn offers(api: &Api, machines: &[&str]) -> Result<BTreeMap<String, Offer>> {
+    match api.session.compute.offers(textnlp_cloud::Cloud::region(api), machines).await {
+        Err(error) if !error.kind.may_pass() => Ok(BTreeMap::new()),
+        answer => answer,
     }
 }
 
-/// Those of these alternatives that are offered, given the zones of [`offered_zones`].
-fn candidates(all: &[Alternative<'_>], rest: &[usize], zones: Option<&[String]>) -> Vec<Candidate> {
+/// Those of these alternatives that are offered.
+fn candidates(all: &[Alternative<'_>], rest: &[usize], offers: &BTreeMap<String, Offer>) -> Vec<Candidate> {
     let mut found: Vec<Candidate> = Vec::new();
     for (place, one) in rest.iter().filter_map(|place| Some((*place, all.get(*place)?))) {
-        match zones {
+        let offer = offers.get(one.machine);
+        if offer.is_some_and(|offer| offer.refused.is_some()) {
+            continue;
+        }
+        let is_same = |other: &Candidate| {
+            let other = &all[other.first()];
+            other.market == one.market && other.machine == one.machine
+        };
+        match offer.map(|offer| offer.zones.as_slice()) {
             // A size that is not tied to zones fails with them (Azure/AKS#1444): those of a market are the same.
-            Some([]) => match found.iter_mut().find(|other| all[other.first()].market == one.market) {
+            Some([]) => match found.iter_mut().find(|other| is_same(other)) {
                 Some(same) => same.places.push(place),
                 None => found.push(Candidate { without_zone: true, ..Candidate::of(place) }),
             },
@@ -649,18 +664,19 @@ fn candidates(all: &[Alternative<'_>], rest: &[usize], zones: Option<&[String]>)
     found
 }
 
-/// The alternatives of a pool, best first: each market in each zone.
+/// The alternatives of a pool, best first: in each market, each machine in each zone.
 fn alternatives(spec: &Spec) -> Vec<Alternative<'_>> {
     let list = |field: &str| -> Vec<&str> {
         spec.get(field).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect()
     };
-    let (markets, zones) = (list("markets"), list("zones"));
-    let of_market = |market| -> Vec<Alternative<'_>> {
+    let (markets, zones, machines) = (list("markets"), list("zones"), machine_names(spec.get("machine")));
+    let of_machine = |market, machine| -> Vec<Alternative<'_>> {
         match zones.is_empty() {
-            true => vec![Alternative { market, zone: None }],
-            false => zones.iter().map(|zone| Alternative { market, zone: Some(zone) }).collect(),
+            true => vec![Alternative { market, machine, zone: None }],
+            false => zones.iter().map(|zone| Alternative { market, machine, zone: Some(zone) }).collect(),
         }
     };
+    let of_market = |market| machines.iter().flat_map(move |machine| of_machine(market, *machine));
     markets.into_iter().flat_map(of_market).collect()
 }
 
@@ -694,7 +710,8 @@ mod tests {
     #[test]
     fn alternatives_are_markets_in_zones() {
         let wanted = Spec::of(&json!({ "zones": ["1", "2"], "markets": [SPOT, ON_DEMAND], "machine": "NC4" }));
-        let seen = |market: &str, zones: Value| Spec::of(&json!({ "zones": zones, "markets": [market] }));
+        let seen =
+            |market: &str, zones: Value| Spec::of(&json!({ "zones": zones, "markets": [market], "machine": "NC4" }));
         let tried = |market, zones| Pool::tried(&wanted, &seen(market, zones));
         assert_eq!(tried(SPOT, json!(["1"])), [0]);
         assert_eq!(tried(SPOT, json!(["2"])), [1]);
@@ -707,13 +724,17 @@ mod tests {
         assert!(!Pool::fits("zones", &json!(["1"]), &json!(["2"])));
     }
 
+    fn offer(zones: &[&str]) -> Offer {
+        Offer { zones: zones.iter().map(|zone| (*zone).to_owned()).collect(), ..Offer::default() }
+    }
+
     #[test]
     fn only_zones_that_azure_lists_are_tried() {
         let wanted = Spec::of(&json!({ "zones": ["1", "2", "3"], "markets": [SPOT, ON_DEMAND], "machine": "NC4" }));
         let all = alternatives(&wanted);
         let chosen = |rest: &[usize], zones: Option<&[&str]>| -> Vec<(Vec<usize>, bool)> {
-            let zones: Option<Vec<String>> = zones.map(|all| all.iter().map(|zone| (*zone).to_owned()).collect());
-            let found = candidates(&all, rest, zones.as_deref());
+            let offers = zones.map(|zones| ("NC4".to_owned(), offer(zones))).into_iter().collect();
+            let found = candidates(&all, rest, &offers);
             found.into_iter().map(|one| (one.places, one.without_zone)).collect()
         };
         assert_eq!(chosen(&[5, 2, 0, 1], Some(&["2", "3"])), [(vec![5], false), (vec![2], false), (vec![1], false)]);
@@ -723,8 +744,30 @@ mod tests {
         // Unknown: none is left out, and none is the same as another.
         assert_eq!(chosen(&[1, 0], None), [(vec![1], true), (vec![0], true)]);
         let anywhere = Spec::of(&json!({ "zones": [], "markets": [ON_DEMAND], "machine": "D4" }));
-        assert_eq!(candidates(&alternatives(&anywhere), &[0], Some(&["1".to_owned()])), [Candidate::of(0)]);
+        let offers = BTreeMap::from([("D4".to_owned(), offer(&["1"]))]);
+        assert_eq!(candidates(&alternatives(&anywhere), &[0], &offers), [Candidate::of(0)]);
         assert_eq!(Pool::alternatives(&anywhere), ["on-demand D4"]);
+    }
+
+    #[test]
+    fn several_machines_are_tried_in_each_market_where_they_are_offered() {
+        let wanted = Spec::of(&json!({ "zones": ["1", "2"], "markets": [SPOT, ON_DEMAND], "machine": ["NC4", "NC8"] }));
+        let all = alternatives(&wanted);
+        let names = ["spot 1 NC4", "spot 2 NC4", "spot 1 NC8", "spot 2 NC8", "on-demand 1 NC4", "on-demand 2 NC4"];
+        assert_eq!(Pool::alternatives(&wanted)[..6], names);
+        let second = Spec::of(&json!({ "zones": ["2"], "markets": [SPOT], "machine": "NC8" }));
+        assert_eq!(Pool::tried(&wanted, &second), [3]);
+        assert!(Pool::fits("machine", &json!(["NC4", "NC8"]), &json!("NC8")));
+        assert!(!Pool::fits("machine", &json!(["NC4", "NC8"]), &json!("NC16")));
+        // The first is refused to the subscription, and the second is not tied to zones.
+        let refused = Offer { refused: Some("not for this subscription".to_owned()), ..Offer::default() };
+        let offers = BTreeMap::from([("NC4".to_owned(), refused), ("NC8".to_owned(), offer(&[]))]);
+        let found = candidates(&all, &[0, 1, 2, 3, 4, 5, 6, 7], &offers);
+        let places: Vec<Vec<usize>> = found.into_iter().map(|one| one.places).collect();
+        assert_eq!(places, [[2, 3], [6, 7]]);
+        let mut document = json!({ "properties": { "vmSize": ["NC4", "NC8"] } });
+        buy(&mut document, &all[2]);
+        assert_eq!(document["properties"]["vmSize"], "NC8");
     }
 
     #[test]

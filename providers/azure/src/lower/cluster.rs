@@ -1,7 +1,7 @@
 //! The cluster of a site: a control plane with its system pool, the identity that it acts as, who may use it, and its pools.
 
 use serde_json::{Value, json};
-use textnlp_cloud::GPU_NODES;
+use textnlp_cloud::{GPU_NODES, MOST_MACHINES, by_machine};
 use textnlp_provider::cluster::POOL;
 use textnlp_provider::component::{Cluster, GpuPool, MaintenanceWindow};
 use textnlp_provider::settings::Spot;
@@ -119,7 +119,7 @@ impl Lowering<'_> {
         };
         let Some(machine) = general.types.first().and_then(|name| named(name)) else { return };
         let name = pool_name(&general.named(CPU));
-        let pool = self.pool(&name, machine, &main, network, json!({ "min": min, "max": max }), &[ON_DEMAND]);
+        let pool = self.pool(&name, &[machine], &main, network, json!({ "min": min, "max": max }), &[ON_DEMAND]);
         let nodes = self.part(&general.named(NODES_PART), "azure.pool", pool);
         if let Some(gpu) = &cluster.gpu {
             self.gpu_nodes(gpu, &main, network);
@@ -130,17 +130,20 @@ impl Lowering<'_> {
 
     fn gpu_nodes(&mut self, pool: &GpuPool, cluster: &ResourceId, network: &str) {
         let known = MACHINES.iter().filter_map(|machine| Some((machine.name, machine.gpu?.2)));
-        for (cause, fix) in textnlp_cloud::wrong_machines(pool, 1, known) {
+        for (cause, fix) in textnlp_cloud::wrong_machines(pool, MOST_MACHINES, known) {
             self.problem("gpu.machines", cause, fix);
         }
-        let machine = match pool.machines.first() {
-            Some(name) => named(name),
-            None => of_size(pool.size),
+        let machines: Vec<&Machine> = match pool.machines.is_empty() {
+            true => of_size(pool.size).into_iter().collect(),
+            false => pool.machines.iter().filter_map(|name| named(name)).collect(),
         };
-        let Some(machine) = machine else { return };
+        if machines.is_empty() {
+            return;
+        }
         let alike = MACHINES.iter().filter(|one| one.gpu.is_some_and(|(.., count)| count == pool.gpus()));
         let alike: Vec<_> = alike.map(Machine::node).collect();
-        if let Some((cause, fix)) = NODES.small_gpus(self.site, &[machine.node()], &alike) {
+        let tried: Vec<_> = machines.iter().map(|machine| machine.node()).collect();
+        if let Some((cause, fix)) = NODES.small_gpus(self.site, &tried, &alike) {
             self.problem("gpu.machines", cause, fix);
         }
         let markets: &[&str] = match pool.spot {
@@ -149,24 +152,24 @@ impl Lowering<'_> {
             Spot::Only => &[SPOT],
         };
         let scaling = json!({ "min": pool.count, "max": pool.most() });
-        let pool = self.pool(GPU, machine, cluster, network, scaling, markets);
+        let pool = self.pool(GPU, &machines, cluster, network, scaling, markets);
         self.part(GPU_NODES, "azure.pool", pool);
     }
 
     fn pool(
         &self,
         name: &str,
-        machine: &Machine,
+        machines: &[&Machine],
         cluster: &ResourceId,
         network: &str,
         scaling: Value,
         markets: &[&str],
     ) -> Value {
-        let has_gpu = machine.gpu.is_some();
+        let has_gpu = machines.iter().any(|machine| machine.gpu.is_some());
         json!({
             "name": name,
             "cluster": output(cluster, "id"),
-            "machine": machine.name,
+            "machine": by_machine(machines.iter().map(|machine| machine.name.into())),
             "disk_gb": if has_gpu { GPU_DISK_GB } else { DISK_GB },
             "subnet": self.output_of(network, "subnet", "id"),
             "labels": { POOL: if has_gpu { GPU } else { CPU } },

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use reqwest::Method;
 use serde_json::{Value, json};
 use textnlp_cloud::document::{get, last, set};
-use textnlp_cloud::{Candidate, State};
+use textnlp_cloud::{Candidate, State, has_machine, machine_names, of_machines};
 use textnlp_provider::{CloudId, Declare, Error, ErrorKind, Foreign, Identity, Kind, Outputs, Pricing, Result, Spec};
 
 use super::{create, delete, put, read};
@@ -481,9 +481,12 @@ impl RestKind for NodePool {
         if spec.get("markets").is_some_and(|markets| markets[0] == SPOT) {
             set(document, "/config/spot", json!(true));
         }
+        if let Some(first) = bought(spec).first() {
+            first.write(document);
+        }
         let accelerator = document["config"]["accelerators"].take();
         if let Some(first) = accelerator.get(0) {
-            let count = spec.get("accelerator").map(|one| one["count"].clone());
+            let count = of_machines(spec.get("accelerator")).first().map(|one| one["count"].clone());
             document["config"]["guestAccelerator"] = json!([{
                 "type": first["acceleratorType"],
                 "count": count,
@@ -504,6 +507,7 @@ impl RestKind for NodePool {
             // A pool of an earlier version keeps its disks without a key.
             "disk_key" => seen == "",
             "markets" => is_within(seen, wanted),
+            "machine" | "accelerator" | "disk_type" => has_machine(wanted, seen),
             // The autoscaler adds nodes; a group that is not shown yet says nothing.
             "nodes" => seen.is_null() || seen.as_u64() >= wanted.as_u64(),
             "gpu_taint" => *wanted == false,
@@ -515,30 +519,34 @@ impl RestKind for NodePool {
     }
 
     fn alternatives(wanted: &Spec) -> Vec<String> {
-        alternatives(wanted).iter().map(|one| one.name(machine(wanted))).collect()
+        alternatives(wanted).iter().map(Alternative::name).collect()
     }
 
     fn tried(wanted: &Spec, seen: &Spec) -> Vec<usize> {
         let first = |field: &str| seen.get(field)?.as_array()?.first()?.as_str();
         let Some((market, zone)) = first("markets").zip(first("zones")) else { return Vec::new() };
-        let is_seen = |one: &Alternative<'_>| one.market == market && one.zone.is_none_or(|name| name == zone);
+        let machines = machine_names(seen.get("machine"));
+        let is_seen = |one: &Alternative<'_>| {
+            one.market == market && machines == [one.machine.name] && one.zone.is_none_or(|name| name == zone)
+        };
         alternatives(wanted).iter().position(is_seen).into_iter().collect()
     }
 
     async fn choose(api: &Api, spec: &Spec, rest: &[usize]) -> Result<Vec<Candidate>> {
-        let accelerator = spec.get("accelerator").and_then(|one| one["type"].as_str());
         let all = alternatives(spec);
-        // The markets of a zone have the same machines: each zone is read once.
-        let mut zones: BTreeMap<&str, bool> = BTreeMap::new();
+        // The markets of a zone have the same machines: each of them is read once.
+        let mut zones: BTreeMap<(&str, &str), bool> = BTreeMap::new();
         let mut candidates = Vec::new();
         for place in rest {
             let Some(one) = all.get(*place) else { continue };
-            let is_offered = match one.zone.map(|zone| (zone, zones.get(zone).copied())) {
+            let name = one.machine.name;
+            let is_offered = match one.zone.map(|zone| (zone, zones.get(&(zone, name)).copied())) {
                 None => true,
                 Some((_, Some(known))) => known,
                 Some((zone, None)) => {
-                    let is_offered = is_offered(api, zone, machine(spec), accelerator).await?;
-                    zones.insert(zone, is_offered);
+                    let accelerator = one.machine.accelerator["type"].as_str();
+                    let is_offered = is_offered(api, zone, name, accelerator).await?;
+                    zones.insert((zone, name), is_offered);
                     is_offered
                 }
             };
@@ -567,6 +575,7 @@ impl RestKind for NodePool {
         if chosen.market == SPOT {
             set(document, "/config/spot", json!(true));
         }
+        chosen.machine.write(document);
         document["initialNodeCount"] = json!(each);
         Ok(())
     }
@@ -619,44 +628,72 @@ async fn counted(api: &Api, mut pool: Value) -> Result<Value> {
     Ok(pool)
 }
 
+/// A machine that a pool may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Bought<'a> {
+    name: &'a str,
+    accelerator: &'a Value,
+    disk_type: &'a Value,
+}
+
+impl Bought<'_> {
+    fn write(&self, document: &mut Value) {
+        set(document, "/config/machineType", self.name.into());
+        if !self.disk_type.is_null() {
+            set(document, "/config/diskType", self.disk_type.clone());
+        }
+        let accelerators = accelerators(self.accelerator);
+        if !accelerators.is_null() {
+            set(document, "/config/accelerators", accelerators);
+        }
+    }
+}
+
+/// The machines of a pool, best first.
+fn bought(spec: &Spec) -> Vec<Bought<'_>> {
+    let of = |field: &str, place: usize| of_machines(spec.get(field)).get(place).unwrap_or(&Value::Null);
+    let names = machine_names(spec.get("machine")).into_iter().enumerate();
+    let one = |(place, name)| Bought { name, accelerator: of("accelerator", place), disk_type: of("disk_type", place) };
+    names.map(one).collect()
+}
+
 /// Where and how the machines of a pool are bought.
 #[derive(Debug, PartialEq, Eq)]
 struct Alternative<'a> {
     market: &'a str,
+    machine: Bought<'a>,
     /// `None` for all zones of the cluster.
     zone: Option<&'a str>,
 }
 
 impl Alternative<'_> {
-    fn name(&self, machine: &str) -> String {
+    fn name(&self) -> String {
         match self.zone {
-            Some(zone) => format!("{} {zone} {machine}", self.market),
-            None => format!("{} {machine}", self.market),
+            Some(zone) => format!("{} {zone} {}", self.market, self.machine.name),
+            None => format!("{} {}", self.market, self.machine.name),
         }
     }
 }
 
-fn machine(spec: &Spec) -> &str {
-    spec.get("machine").and_then(Value::as_str).unwrap_or_default()
-}
-
 fn none_left(spec: &Spec) -> Error {
     let error = Error::new(ErrorKind::Capacity, "create", "a node pool");
-    error.because(format!("no zone is left that has {}", machine(spec))).hint("choose another `gpu.size` or region")
+    let machines = machine_names(spec.get("machine")).join(" or ");
+    error.because(format!("no zone is left that has {machines}")).hint("choose another `gpu.size` or region")
 }
 
-/// The alternatives of a pool, best first: each market in each zone.
+/// The alternatives of a pool, best first: in each market, each machine in each zone.
 fn alternatives(spec: &Spec) -> Vec<Alternative<'_>> {
     let list = |field: &str| -> Vec<&str> {
         spec.get(field).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect()
     };
-    let (markets, zones) = (list("markets"), list("zones"));
-    let of_market = |market| -> Vec<Alternative<'_>> {
+    let (markets, zones, machines) = (list("markets"), list("zones"), bought(spec));
+    let of_machine = |market, machine| -> Vec<Alternative<'_>> {
         match zones.is_empty() {
-            true => vec![Alternative { market, zone: None }],
-            false => zones.iter().map(|zone| Alternative { market, zone: Some(zone) }).collect(),
+            true => vec![Alternative { market, machine, zone: None }],
+            false => zones.iter().map(|zone| Alternative { market, machine, zone: Some(zone) }).collect(),
         }
     };
+    let of_market = |market| machines.iter().flat_map(move |machine| of_machine(market, *machine));
     markets.into_iter().flat_map(of_market).collect()
 }
 
@@ -810,7 +847,8 @@ mod tests {
     #[test]
     fn alternatives_are_markets_in_zones() {
         let wanted = Spec::of(&json!({ "zones": ["r-a", "r-b"], "markets": [SPOT, ON_DEMAND], "machine": "n1" }));
-        let seen = |market: &str, zone: &str| Spec::of(&json!({ "zones": [zone], "markets": [market] }));
+        let seen =
+            |market: &str, zone: &str| Spec::of(&json!({ "zones": [zone], "markets": [market], "machine": "n1" }));
         let tried = |market, zone| NodePool::tried(&wanted, &seen(market, zone));
         assert_eq!([tried(SPOT, "r-a"), tried(SPOT, "r-b"), tried(ON_DEMAND, "r-b")], [[0], [1], [3]]);
         assert!(tried(ON_DEMAND, "r-c").is_empty());
@@ -818,6 +856,24 @@ mod tests {
         assert_eq!(NodePool::alternatives(&wanted), names);
         let anywhere = Spec::of(&json!({ "zones": [], "markets": [ON_DEMAND], "machine": "e2" }));
         assert_eq!(NodePool::alternatives(&anywhere), ["on-demand e2"]);
+        let several = Spec::of(&json!({
+            "zones": ["r-a", "r-b"], "markets": [SPOT, ON_DEMAND], "machine": ["n1", "g2"], "disk_type": ["pd-ssd", "pd-balanced"],
+            "accelerator": [{ "type": "t4", "count": 1 }, { "type": "l4", "count": 1 }],
+        }));
+        let names =
+            ["spot r-a n1", "spot r-b n1", "spot r-a g2", "spot r-b g2", "on-demand r-a n1", "on-demand r-b n1"];
+        assert_eq!(NodePool::alternatives(&several)[..6], names);
+        let second = Spec::of(&json!({ "zones": ["r-a"], "markets": [SPOT], "machine": "g2" }));
+        assert_eq!(NodePool::tried(&several, &second), [2]);
+        for (field, seen) in [("machine", json!("g2")), ("accelerator", json!({ "type": "l4", "count": 1 }))] {
+            assert!(NodePool::fits(field, several.get(field).unwrap(), &seen), "{field}");
+            assert!(!NodePool::fits(field, several.get(field).unwrap(), &json!("other")), "{field}");
+        }
+        let mut document = json!({ "config": {} });
+        bought(&several)[1].write(&mut document);
+        let config = &document["config"];
+        assert_eq!((&config["machineType"], &config["diskType"]), (&json!("g2"), &json!("pd-balanced")));
+        assert_eq!(config["accelerators"][0]["acceleratorType"], "l4");
         assert!(NodePool::fits("zones", &json!(["r-a", "r-b"]), &json!(["r-b"])));
         assert!(!NodePool::fits("zones", &json!(["r-a"]), &json!(["r-b"])));
         assert!(NodePool::fits("zones", &json!([]), &json!(["r-b"])));

@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use textnlp_cloud::GPU_NODES;
+use textnlp_cloud::{GPU_NODES, MOST_MACHINES, by_machine};
 use textnlp_provider::cluster::{GPU_POOL, POOL};
 use textnlp_provider::component::{Cluster, GpuPool, MaintenanceWindow};
 use textnlp_provider::settings::{NodeUpgrade, Spot};
@@ -118,7 +118,7 @@ impl Lowering<'_> {
         let Some(machine) = general.types.first().and_then(|name| machine(name, None)) else { return };
         let scaling = json!({ "min": min, "max": max });
         let (name, surge) = (general.named(SYSTEM), NodeUpgrade::Surge);
-        let pool = self.pool(&name, machine, &main, &nodes, scaling, &[], &[ON_DEMAND], surge, &disk_key);
+        let pool = self.pool(&name, &[machine], &main, &nodes, scaling, &[], &[ON_DEMAND], surge, &disk_key);
         let system = self.part(&format!("{name}-nodes"), "gcp.node-pool", pool);
         self.after(disk_access.clone());
         if let Some(gpu) = &cluster.gpu {
@@ -131,17 +131,21 @@ impl Lowering<'_> {
 
     fn gpu_nodes(&mut self, pool: &GpuPool, cluster: &ResourceId, nodes: &ResourceId, disk_key: &Value) {
         let known = MACHINES.iter().filter_map(|machine| Some((machine.name, machine.gpu?.1)));
-        for (cause, fix) in textnlp_cloud::wrong_machines(pool, 1, known) {
+        for (cause, fix) in textnlp_cloud::wrong_machines(pool, MOST_MACHINES, known) {
             self.problem("gpu.machines", cause, fix);
         }
-        let machine = match pool.machines.first() {
-            Some(name) => MACHINES.iter().find(|machine| machine.name == name && machine.gpu.is_some()),
-            None => of_size(pool.size),
+        let named = |name: &String| MACHINES.iter().find(|machine| machine.name == name && machine.gpu.is_some());
+        let machines: Vec<&Machine> = match pool.machines.is_empty() {
+            true => of_size(pool.size).into_iter().collect(),
+            false => pool.machines.iter().filter_map(named).collect(),
         };
-        let Some(machine) = machine else { return };
+        if machines.is_empty() {
+            return;
+        }
         let alike = MACHINES.iter().filter(|one| one.gpu.is_some_and(|(_, count)| count == pool.gpus()));
         let alike: Vec<_> = alike.map(Machine::node).collect();
-        if let Some((cause, fix)) = NODES.small_gpus(self.site, &[machine.node()], &alike) {
+        let tried: Vec<_> = machines.iter().map(|machine| machine.node()).collect();
+        if let Some((cause, fix)) = NODES.small_gpus(self.site, &tried, &alike) {
             self.problem("gpu.machines", cause, fix);
         }
         let Some(zones) = zones::zones(&self.site.region) else {
@@ -156,7 +160,7 @@ impl Lowering<'_> {
         let scaling = json!({ "min": pool.count, "max": pool.most() });
         // GKE adds a node first unless told otherwise, and where no quota is left for its GPU, the upgrade fails.
         let how = pool.upgrade.unwrap_or(NodeUpgrade::Minimal);
-        let pool = self.pool(GPU_POOL, machine, cluster, nodes, scaling, &zones, markets, how, disk_key);
+        let pool = self.pool(GPU_POOL, &machines, cluster, nodes, scaling, &zones, markets, how, disk_key);
         self.part(GPU_NODES, "gcp.node-pool", pool);
     }
 
@@ -164,7 +168,7 @@ impl Lowering<'_> {
     fn pool(
         &self,
         name: &str,
-        machine: &Machine,
+        machines: &[&Machine],
         cluster: &ResourceId,
         nodes: &ResourceId,
         scaling: Value,
@@ -173,22 +177,26 @@ impl Lowering<'_> {
         how: NodeUpgrade,
         disk_key: &Value,
     ) -> Value {
-        let gpu = machine.gpu.map(|(gpu, count)| json!({ "type": gpu.accelerator, "count": count }));
+        let has_gpu = machines.iter().any(|machine| machine.gpu.is_some());
+        let gpu = |machine: &&Machine| match machine.gpu {
+            Some((gpu, count)) => json!({ "type": gpu.accelerator, "count": count }),
+            None => Value::Null,
+        };
         json!({
             "name": name,
             "cluster": output(cluster, "id"),
-            "machine": machine.name,
-            "accelerator": gpu,
-            "disk_gb": if gpu.is_some() { GPU_DISK_GB } else { DISK_GB },
-            "disk_type": machine.disk_type,
+            "machine": by_machine(machines.iter().map(|machine| machine.name.into())),
+            "accelerator": by_machine(machines.iter().map(gpu)),
+            "disk_gb": if has_gpu { GPU_DISK_GB } else { DISK_GB },
+            "disk_type": by_machine(machines.iter().map(|machine| machine.disk_type.into())),
             "disk_key": disk_key,
             "account": output(nodes, "email"),
             // GKE's drivers of GPUs are not signed for it in every version.
-            "secure_boot": machine.gpu.is_none(),
-            "labels": { POOL: if machine.gpu.is_some() { GPU_POOL } else { SYSTEM } },
+            "secure_boot": !has_gpu,
+            "labels": { POOL: if has_gpu { GPU_POOL } else { SYSTEM } },
             "nodes": scaling["min"],
             "scaling": scaling,
-            "gpu_taint": machine.gpu.is_some(),
+            "gpu_taint": has_gpu,
             "zones": zones,
             "markets": markets,
             "upgrade": upgrade(how),

@@ -666,8 +666,12 @@ struct GpuNodes {
 
 impl GpuNodes {
     async fn of(size: GpuSize) -> Self {
+        Self::with(GpuPool { spot: Spot::Prefer, ..GpuPool::of(size, 1) }).await
+    }
+
+    async fn with(pool: GpuPool) -> Self {
         let bench = Bench::new(Options::zero_latency().enabled(), false);
-        let bench = Bench { gpu: Some(GpuPool { spot: Spot::Prefer, ..GpuPool::of(size, 1) }), ..bench };
+        let bench = Bench { gpu: Some(pool), ..bench };
         let mut all = bench.all();
         let place = all.iter().position(|one| one.id.as_str() == "main/cluster/gpu-nodes").unwrap();
         let mut outputs = secrets();
@@ -676,7 +680,7 @@ impl GpuNodes {
         }
         let wanted = all.swap_remove(place);
         let spec = wanted.spec.resolve(|id| outputs.get(id)).unwrap();
-        let machine = spec.get("machine").and_then(Value::as_str).unwrap().to_owned();
+        let machine = textnlp_cloud::machine_names(spec.get("machine"))[0].to_owned();
         Self { bench, wanted, spec, machine }
     }
 
@@ -750,6 +754,26 @@ fn what_lacked_capacity_is_tried_last() {
         let (all_spot, all_on_demand) = (vec![pool.market("spot")], vec![pool.market("on-demand")]);
         assert_eq!(found, [spot, all_spot, on_demand, all_on_demand].concat());
         assert!(object.is_none());
+    });
+}
+
+#[test]
+fn the_next_machine_is_bought_where_the_first_one_lacks() {
+    run(async {
+        let machines = ["n1-standard-4", "g2-standard-8"].map(str::to_owned).to_vec();
+        let pool = GpuNodes::with(GpuPool { machines, ..GpuPool::of(GpuSize::Small, 1) }).await;
+        let all_zones = ["b", "c", "d"];
+        pool.stock(Market::OnDemand, &all_zones, 0);
+        let (found, object) = bought(&pool.bench.provider, &pool.operation(900, Vec::new())).await;
+        assert!(found.contains(&pool.market("on-demand")), "{found:?}");
+        let object = object.unwrap();
+        let (machine, gpu) = (object.spec.get("machine"), object.spec.get("accelerator"));
+        assert_eq!((machine, gpu), (Some(&json!("g2-standard-8")), Some(&json!({ "type": "nvidia-l4", "count": 1 }))));
+        // Nothing is to be changed: it is one of those that are wanted.
+        let wanted = Wanted { spec: pool.spec.clone(), ..pool.wanted.clone() };
+        let recorded = record(&pool.wanted, &pool.spec, &object);
+        let changes = pool.bench.provider.diff(&wanted, &recorded, &object);
+        assert!(changes.is_empty(), "{changes:?}");
     });
 }
 
