@@ -61,7 +61,7 @@ pub fn wrong_machines<'k>(
         }
     }
     if pool.machines.len() > most {
-        let cause = format!("{} machine types are listed, and a pool of this provider has {most}", pool.machines.len());
+        let cause = format!("{} machine types are listed, and a pool of this provider takes at most {most}", pool.machines.len());
         wrong.push((cause, format!("write `machines: [{}]`", pool.machines[..most].join(", "))));
     }
     wrong
@@ -104,7 +104,7 @@ mod tests {
                 "`four` has 4 GPUs, and each machine is counted with 1",
                 "`two` is no known machine type with GPUs of this provider",
                 "`one` is listed twice",
-                "4 machine types are listed, and a pool of this provider has 1",
+                "4 machine types are listed, and a pool of this provider takes at most 1",
             ]
         );
     }
