@@ -61,7 +61,10 @@ pub fn wrong_machines<'k>(
         }
     }
     if pool.machines.len() > most {
-        let cause = format!("{} machine types are listed, and a pool of this provider takes at most {most}", pool.machines.len());
+        let cause = format!(
+            "{} machine types are listed, and a pool of this provider takes at most {most}",
+            pool.machines.len()
+        );
         wrong.push((cause, format!("write `machines: [{}]`", pool.machines[..most].join(", "))));
     }
     wrong

@@ -1,5 +1,6 @@
 //! What would make a plan fail, found by reads: the region, permissions, names and address ranges. Everything is asked at once.
 
+mod endpoints;
 mod monitoring;
 mod network;
 mod nodes;
@@ -37,6 +38,7 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted], lineage: Option
         ("the nodes", nodes::nodes(api, wanted).boxed()),
         ("the quotas", quotas::quotas(api, wanted, lineage).boxed()),
         ("the quotas of endpoints", quotas::endpoints(api, wanted).boxed()),
+        ("the endpoints", endpoints::instance_types(api, wanted).boxed()),
         ("the machines of the region", quotas::offerings(api, wanted).boxed()),
         ("the versions of databases", versions::databases(api, wanted).boxed()),
         ("the DNS zones", zones::zones(api, wanted).boxed()),

@@ -488,6 +488,19 @@ fn an_instance_type_of_an_autoscaled_variant_does_not_change() {
         let error = finish_once(&bench, &operation(Verb::Update, &wanted, Some(&made), 100)).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Invalid);
         assert!(error.hint.unwrap().contains("autoscaling"));
+        // Which `up` says before it creates anything.
+        let needs = |one: Wanted, on: &Wanted| Wanted { needs: vec![Need::on(on.id.clone())], ..one };
+        let refused = async |instance_type: &str| {
+            let mut config = config(&first_model(&bed, &first).await);
+            let mut spec = config.spec.as_value().clone();
+            spec["variants"][0]["instance_type"] = json!(instance_type);
+            config.spec = Spec::of(&spec);
+            let endpoint = needs(wanted.clone(), &config);
+            let target = needs(target(&json!({})), &endpoint);
+            let problems = bench.provider.preflight(&[config, endpoint, target]).await.unwrap();
+            problems.into_iter().any(|one| !one.warning && one.cause.contains("does not change ml.c7i.xlarge"))
+        };
+        assert!(refused("ml.c7i.2xlarge").await && !refused(TYPE).await);
         Ok(())
     });
 }

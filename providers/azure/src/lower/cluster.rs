@@ -26,6 +26,9 @@ const MOST_OF_NODE_GROUP: usize = 80;
 const DISK_GB: u32 = 128;
 /// The same with a GPU: its images and models are larger.
 const GPU_DISK_GB: u32 = 256;
+/// The nodes of the system pool where data is protected: name resolution and metrics outlive a node
+/// (<https://learn.microsoft.com/azure/aks/use-system-pools#recommendations>).
+const PROTECTED_SYSTEM: u32 = 2;
 /// The channel with tested versions of the minor version.
 const CHANNEL: &str = "stable";
 
@@ -93,7 +96,7 @@ impl Lowering<'_> {
             "identity": output(&identity, "id"),
             "subnet": self.output_of(network, "subnet", "id"),
             "machine": SYSTEM,
-            "count": 1,
+            "count": if self.site.protect_data { PROTECTED_SYSTEM } else { 1 },
             "pods": beside("pods", PODS),
             "services": beside("services", SERVICES),
             "dns": beside("dns", DNS),
