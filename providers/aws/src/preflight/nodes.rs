@@ -1,6 +1,9 @@
-//! Nodes that take the place of others are in every zone.
+//! Nodes that take the place of others are in every zone, and the key of their disks.
+
+use std::sync::Arc;
 
 use serde_json::Value;
+use textnlp_cloud::preflight::is_new;
 use textnlp_provider::cluster::POOL;
 use textnlp_provider::{Ownership, Problem, Result, Wanted};
 
@@ -8,10 +11,13 @@ use super::quotas::NODE_GROUP;
 use crate::api::Api;
 
 const SERVICE: &str = "eks";
+/// The key of EBS that AWS manages: everybody in the account may use it.
+const AWS_KEY: &str = "alias/aws/ebs";
 
 /// Checks the groups of nodes of a site.
-pub(super) async fn nodes(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+pub(super) async fn nodes(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem> {
     let mut problems = Vec::new();
+    problems.extend(disk_key(api, wanted).await);
     for group in wanted.iter().filter(|one| one.kind.as_str() == NODE_GROUP && one.ownership == Ownership::Ours) {
         match elsewhere(api, group).await {
             Ok(found) => problems.extend(found),
@@ -19,6 +25,34 @@ pub(super) async fn nodes(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// Nodes of a new cluster end while they start if their disks have a key that Auto Scaling may not use
+/// (hashicorp/terraform-provider-aws#39904). Whether it may is decided by grants and by the policy of the key, which this identity
+/// seldom reads.
+async fn disk_key(api: &Arc<Api>, wanted: &[Wanted]) -> Option<Problem> {
+    let is_group = |one: &&Wanted| one.kind.as_str() == NODE_GROUP && one.ownership == Ownership::Ours;
+    let group = wanted.iter().find(is_group)?;
+    if !is_new(api, wanted, crate::table::CLUSTER).await {
+        return None;
+    }
+    let call = api.ec2.get_ebs_default_kms_key_id().send();
+    let key = match api.call("ec2", "read", "the default key of disks", call).await {
+        Ok(answer) => answer.kms_key_id.unwrap_or_default(),
+        Err(error) => return Some(super::unknown("the default key of disks", &error)),
+    };
+    if key.is_empty() || key.ends_with(AWS_KEY) {
+        return None;
+    }
+    let cause = format!(
+        "the account's default key of EBS in {} is {key}: nodes start only if AWSServiceRoleForAutoScaling may use it",
+        api.region
+    );
+    let fix = format!(
+        "`aws kms list-grants --region {} --key-id {key}` shows whether it may, `aws kms create-grant` lets it",
+        api.region
+    );
+    Some(Problem::warning(group.id.as_str(), cause, fix))
 }
 
 /// A group starts its nodes in any zones of its subnets, and a volume of EBS stays in its zone: without a node there, the pods that have

@@ -31,6 +31,8 @@ pub(crate) static ROWS: &[Row] = &[Row {
         permissions: &[
             Permission::read("ec2:DescribeImages"),
             Permission::read("ec2:DescribeLaunchTemplateVersions"),
+            // Of preflight.
+            Permission::read("ec2:GetEbsDefaultKmsKeyId"),
             Permission::on(PUT, "ec2:RunInstances"),
             only(Permission::on(CREATE, "eks:CreateNodegroup"), CLUSTER),
             only(Permission::on(DELETE, "eks:DeleteNodegroup"), CLUSTER),

@@ -104,6 +104,7 @@ pub const SERVICE: Service = Service {
         ("DescribeVpcs", |world, call| describe(world, call, &VPC)),
         ("DetachInternetGateway", network::detach_gateway),
         ("DisassociateRouteTable", routes::disassociate),
+        ("GetEbsDefaultKmsKeyId", volumes::default_key),
         ("ModifyLaunchTemplate", templates::modify),
         ("ModifySubnetAttribute", network::modify_subnet),
         ("ModifyVpcAttribute", network::modify_vpc),
@@ -228,6 +229,10 @@ const LEDGER: &[Behaviour] = &[
     row(
         "whether the role and the log group of a flow log exist is not looked at",
         Source::LeftOut("a plan creates both before the flow log"),
+    ),
+    row(
+        "the default key of EBS is `alias/aws/ebs`, unless the account has set one of its own",
+        Source::Documentation("https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_GetEbsDefaultKmsKeyId.html"),
     ),
     row(
         "an interface endpoint takes 60 s to become available and 60 s to be deleted",

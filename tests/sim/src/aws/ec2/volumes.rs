@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::items::{self, Collection, find};
+use crate::aws::eks::Eks;
 use crate::{Call, Fault, Scope, Stages, World};
 
 /// Disks.
@@ -25,6 +26,12 @@ pub fn leave_behind(world: &mut World, scope: &Scope, id: &str, cluster: &str) {
     let tags = vec![(format!("kubernetes.io/cluster/{cluster}"), "owned".to_owned())];
     let visible = world.now();
     items::place(world, scope, (id, &VOLUME), value, Stages::settled("available"), (tags, visible));
+}
+
+pub(super) fn default_key(world: &mut World, call: &Call) -> Result<Value, Fault> {
+    let is_own = world.find::<Eks>(&call.scope()).is_some_and(|eks| eks.lacks_disk_grant);
+    let own = || format!("arn:aws:kms:{}:{}:key/00000000-0000-4000-8000-0000000000eb", call.region, call.account);
+    Ok(json!({ "KmsKeyId": if is_own { own() } else { "alias/aws/ebs".to_owned() } }))
 }
 
 pub(super) fn delete(world: &mut World, call: &Call) -> Result<Value, Fault> {
