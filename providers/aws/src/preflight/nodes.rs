@@ -11,7 +11,7 @@ use super::quotas::NODE_GROUP;
 use crate::api::Api;
 
 const SERVICE: &str = "eks";
-/// The key of EBS that AWS manages: everybody in the account may use it.
+/// The key of EBS that AWS manages: each identity of the account may use it.
 const AWS_KEY: &str = "alias/aws/ebs";
 
 /// Checks the groups of nodes of a site.

@@ -432,18 +432,17 @@ fn nodes_that_cannot_use_the_key_of_their_disks_name_the_grant() {
 fn a_default_key_of_disks_that_is_the_accounts_own_is_named_before_anything_is_created() {
     let bench = Bench::new();
     let all = lowered(&bench, &full_site(), Spot::Never);
-    let found = || {
-        let found = std::cell::RefCell::new(Vec::new());
-        run(async {
-            *found.borrow_mut() = bench.provider.preflight(&all).await.unwrap();
-            Ok(())
-        });
-        found.into_inner().into_iter().find(|one| one.cause.contains("default key of EBS"))
+    let found = async || {
+        let all = bench.provider.preflight(&all).await.unwrap();
+        all.into_iter().find(|one| one.cause.contains("default key of EBS"))
     };
-    assert_eq!(found(), None);
-    bench.simulator.world().state::<Eks>(&Bench::scope()).lacks_disk_grant = true;
-    let problem = found().unwrap();
-    assert!(problem.warning && problem.fix.contains("aws kms create-grant"), "{problem:?}");
+    run(async {
+        assert!(found().await.is_none());
+        bench.simulator.world().state::<Eks>(&Bench::scope()).lacks_disk_grant = true;
+        let problem = found().await.unwrap();
+        assert!(problem.warning && problem.fix.contains("aws kms create-grant"), "{problem:?}");
+        Ok(())
+    });
 }
 
 /// An endpoint of a service in the subnets of a network without a default route.
