@@ -62,29 +62,117 @@ const RAISE: &str = "raise it: console, IAM & Admin > Quotas & System Limits";
 /// A constraint of organization policies that refuses what a plan creates.
 struct Constraint {
     name: &'static str,
-    /// The kind, and which of its objects.
     kind: &'static str,
-    is_refused: fn(&Spec) -> bool,
+    judge: Judge,
+}
+
+/// Which objects of its kind a constraint refuses.
+#[derive(Clone, Copy)]
+enum Judge {
+    /// Of one that is enforced or not: these.
+    Enforced(fn(&Spec) -> bool),
+    /// Of one that lists values: an object with a value that is denied or not allowed. Each object is refused where all values are.
+    Values(fn(&Spec) -> Vec<String>),
 }
 
 /// Constraints that refuse what a plan creates
 /// (<https://cloud.google.com/resource-manager/docs/organization-policy/org-policy-constraints>). Those on uniform bucket-level
 /// access, public access and external IP addresses refuse none: all buckets and nodes meet them.
 const CONSTRAINTS: &[Constraint] = &[
-    Constraint { name: "iam.disableServiceAccountCreation", kind: "gcp.service-account", is_refused: |_| true },
+    Constraint {
+        name: "iam.disableServiceAccountCreation",
+        kind: "gcp.service-account",
+        judge: Judge::Enforced(|_| true),
+    },
     Constraint {
         name: "iam.disableWorkloadIdentityClusterCreation",
         kind: crate::table::CLUSTER,
-        is_refused: |_| true,
+        judge: Judge::Enforced(|_| true),
     },
     Constraint {
         name: "compute.requireShieldedVm",
         kind: "gcp.node-pool",
-        is_refused: |pool| pool.get("secure_boot").and_then(Value::as_bool) == Some(false),
+        judge: Judge::Enforced(|pool| pool.get("secure_boot").and_then(Value::as_bool) == Some(false)),
     },
     // <https://cloud.google.com/dns/docs/configure-routing-policies>
-    Constraint { name: "compute.disableInternetNetworkEndpointGroup", kind: "gcp.health-check", is_refused: |_| true },
+    Constraint {
+        name: "compute.disableInternetNetworkEndpointGroup",
+        kind: "gcp.health-check",
+        judge: Judge::Enforced(|_| true),
+    },
+    // <https://cloud.google.com/resource-manager/docs/organization-policy/defining-locations>
+    Constraint { name: LOCATIONS, kind: crate::table::CLUSTER, judge: Judge::Values(location) },
+    Constraint { name: LOCATIONS, kind: "gcp.bucket", judge: Judge::Values(location) },
+    Constraint { name: LOCATIONS, kind: SERVICE, judge: Judge::Values(location) },
+    Constraint { name: "gcp.restrictServiceUsage", kind: "gcp.services", judge: Judge::Values(services_of) },
+    // <https://cloud.google.com/kms/docs/cmek-org-policy>
+    Constraint {
+        name: "gcp.restrictNonCmekServices",
+        kind: crate::table::CLUSTER,
+        judge: Judge::Values(|cluster| without_key(cluster, "container.googleapis.com")),
+    },
+    Constraint {
+        name: "gcp.restrictNonCmekServices",
+        kind: "gcp.bucket",
+        judge: Judge::Values(|bucket| without_key(bucket, "storage.googleapis.com")),
+    },
+    Constraint { name: "compute.restrictCloudNATUsage", kind: "gcp.router", judge: Judge::Values(|_| Vec::new()) },
+    Constraint {
+        name: "compute.restrictVpcPeering",
+        kind: "gcp.service-connection",
+        judge: Judge::Values(|_| Vec::new()),
+    },
+    Constraint { name: "run.allowedIngress", kind: SERVICE, judge: Judge::Values(|_| vec!["all".to_owned()]) },
 ];
+const LOCATIONS: &str = "gcp.resourceLocations";
+
+fn location(spec: &Spec) -> Vec<String> {
+    spec.get("location").and_then(Value::as_str).map(str::to_ascii_lowercase).into_iter().collect()
+}
+
+fn services_of(spec: &Spec) -> Vec<String> {
+    let names = spec.get("services").and_then(Value::as_array).into_iter().flatten();
+    names.filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+fn without_key(spec: &Spec, service: &str) -> Vec<String> {
+    let has_key = spec.get("key").is_some_and(|key| !key.is_null());
+    if has_key { Vec::new() } else { vec![service.to_owned()] }
+}
+
+impl Judge {
+    /// Why the effective policy of a constraint refuses an object. Groups of locations are Google's, so that of a value that only an
+    /// unknown one may have nothing is said.
+    fn refusal(self, policy: &Value, spec: &Spec) -> Option<String> {
+        let values = match self {
+            Self::Enforced(is_meant) => {
+                let is_refused = policy["booleanPolicy"]["enforced"] == true && is_meant(spec);
+                return is_refused.then(|| "refuses it in the project".to_owned());
+            }
+            Self::Values(values) => values(spec),
+        };
+        let list = &policy["listPolicy"];
+        if list["allValues"] == "DENY" {
+            return Some("refuses it in the project".to_owned());
+        }
+        let texts = |member: &str| -> Vec<&str> {
+            list[member].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+        };
+        let (allowed, denied) = (texts("allowedValues"), texts("deniedValues"));
+        let is = |entry: &str, value: &str| {
+            let entry = entry.trim_start_matches("is:");
+            entry == value
+                || entry.strip_prefix("in:").and_then(|group| group.strip_suffix("-locations")) == Some(value)
+        };
+        let is_unknown = |entry: &&str| entry.starts_with("in:") || entry.starts_with("under:");
+        let is_refused = |value: &&String| {
+            let is_allowed =
+                allowed.is_empty() || allowed.iter().any(|entry| is(entry, value)) || allowed.iter().any(is_unknown);
+            !is_allowed || denied.iter().any(|entry| is(entry, value))
+        };
+        values.iter().find(is_refused).map(|value| format!("does not allow `{value}`"))
+    }
+}
 
 /// The addresses that a node takes for its pods (<https://cloud.google.com/kubernetes-engine/docs/how-to/flexible-pod-cidr>).
 const ADDRESSES_OF_NODE: u64 = 256;
@@ -197,18 +285,27 @@ async fn billing(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
 /// (<https://cloud.google.com/resource-manager/reference/rest/v1/projects/getEffectiveOrgPolicy>).
 async fn constraints(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for Constraint { name, kind, is_refused } in CONSTRAINTS {
-        let Some(one) = of_kind(wanted, kind).find(|one| is_refused(&one.spec)) else { continue };
+    for Constraint { name, kind, judge } in CONSTRAINTS {
+        let is_meant = |one: &&Wanted| match judge {
+            Judge::Enforced(is_meant) => is_meant(&one.spec),
+            Judge::Values(_) => one.ownership == Ownership::Ours,
+        };
+        let objects: Vec<&Wanted> = of_kind(wanted, kind).filter(is_meant).collect();
+        if objects.is_empty() {
+            continue;
+        }
         let path = format!("projects/{}:getEffectiveOrgPolicy", api.project());
         let body = json!({ "constraint": format!("constraints/{name}") });
         let call = Call::post(Service::ResourceManager, path, body).saying("read", "the organization policies");
         match api.send(call).await {
-            Ok(found) if found["booleanPolicy"]["enforced"] == true => {
-                let cause = format!("the organization policy `constraints/{name}` refuses it in the project");
-                let fix = "ask the organization policy administrator to exempt the project, or use another project";
-                problems.push(Problem::new(one.id.as_str(), cause, fix));
+            Ok(found) => {
+                let mut refused = objects.iter().filter_map(|one| Some((one, judge.refusal(&found, &one.spec)?)));
+                problems.extend(refused.next().map(|(one, why)| {
+                    let cause = format!("the organization policy `constraints/{name}` {why}");
+                    let fix = "ask the organization policy administrator to exempt the project, or use another project";
+                    Problem::new(one.id.as_str(), cause, fix)
+                }));
             }
-            Ok(_) => {}
             Err(error) => {
                 problems.extend(unanswered("the organization policies", &error));
                 return problems;

@@ -215,6 +215,35 @@ fn preflight_names_the_organization_policy_that_refuses_the_plan() {
     });
 }
 
+#[test]
+fn preflight_names_the_values_that_an_organization_policy_does_not_allow() {
+    run(async {
+        let region = crate::REGION;
+        for (constraint, list, place) in [
+            ("gcp.resourceLocations", json!({ "allowedValues": ["in:us-central1-locations", region] }), None),
+            ("gcp.resourceLocations", json!({ "allowedValues": ["in:eu-locations"] }), None),
+            ("gcp.resourceLocations", json!({ "allowedValues": ["asia-east1"] }), Some("main/cluster")),
+            (
+                "gcp.resourceLocations",
+                json!({ "deniedValues": [format!("in:{region}-locations")] }),
+                Some("main/cluster"),
+            ),
+            ("gcp.restrictServiceUsage", json!({ "deniedValues": ["container.googleapis.com"] }), Some("services")),
+            ("compute.restrictCloudNATUsage", json!({ "allValues": "DENY" }), Some("main/network/router")),
+            ("compute.restrictCloudNATUsage", json!({ "allValues": "ALLOW" }), None),
+        ] {
+            let bench = Bench::new(Options::zero_latency().enabled(), false);
+            let project = bench.cloud.project().to_owned();
+            bench.cloud.world().restrict(&project, constraint, list.clone());
+            let problems = bench.provider.preflight(&bench.all()).await.unwrap();
+            let refused: Vec<_> = problems.iter().filter(|problem| !problem.warning).collect();
+            assert_eq!(refused.is_empty(), place.is_none(), "{constraint} {list}: {refused:#?}");
+            let is_named = |place: &str| refused[0].place.contains(place) && refused[0].cause.contains(constraint);
+            assert!(place.is_none_or(is_named), "{constraint} {list}: {refused:#?}");
+        }
+    });
+}
+
 /// A call that fails for another reason than a permission names who is signed in too.
 #[test]
 fn every_error_names_who_is_signed_in() {

@@ -28,6 +28,8 @@ pub struct Project {
     pub billing_account: Option<String>,
     /// The organisation's constraints that are enforced, such as `compute.requireOsLogin`.
     pub constraints: BTreeSet<String>,
+    /// The list policies that are in effect, by the names of their constraints.
+    pub lists: BTreeMap<String, Value>,
     /// Whether a cluster with Workload Identity was ever created.
     pub has_identity_pool: bool,
 }
@@ -325,6 +327,7 @@ impl Cloud {
             services: services.iter().map(|name| ((*name).to_owned(), now)).collect(),
             billing_account: Some("billingAccounts/000000-AAAAAA-000000".to_owned()),
             constraints: BTreeSet::new(),
+            lists: BTreeMap::new(),
             has_identity_pool: false,
         };
         self.projects.insert(id.to_owned(), project);
@@ -346,6 +349,13 @@ impl Cloud {
     pub fn enforce(&mut self, project: &str, constraint: &str) {
         if let Some(project) = self.projects.get_mut(project) {
             project.constraints.insert(constraint.to_owned());
+        }
+    }
+
+    /// Sets the list policy of a constraint of the organisation, such as `{ "deniedValues": ["europe-west4"] }`.
+    pub fn restrict(&mut self, project: &str, constraint: &str, list: Value) {
+        if let Some(project) = self.projects.get_mut(project) {
+            project.lists.insert(constraint.to_owned(), list);
         }
     }
 

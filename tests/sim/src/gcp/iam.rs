@@ -568,13 +568,25 @@ fn project(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
     })
 }
 
+/// Constraints that list values.
+const LISTS: &[&str] = &[
+    "compute.restrictCloudNATUsage",
+    "compute.restrictVpcPeering",
+    "compute.vmExternalIpAccess",
+    "gcp.resourceLocations",
+    "gcp.restrictNonCmekServices",
+    "gcp.restrictServiceUsage",
+    "iam.allowedPolicyMemberDomains",
+    "run.allowedIngress",
+];
+
 fn org_policy(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
     let constraint = call.body["constraint"].as_str().unwrap_or_default();
     let short = constraint.trim_start_matches("constraints/");
     let is_enforced = cloud.enforces(&call.project, short);
-    let is_list =
-        ["compute.vmExternalIpAccess", "iam.allowedPolicyMemberDomains", "compute.restrictVpcPeering"].contains(&short);
-    let policy = match (is_list, is_enforced) {
+    let list = cloud.project(&call.project).and_then(|project| project.lists.get(short)).cloned();
+    let policy = match (LISTS.contains(&short), is_enforced) {
+        _ if list.is_some() => json!({ "listPolicy": list }),
         (true, true) => json!({ "listPolicy": { "allValues": "DENY" } }),
         (true, false) => json!({ "listPolicy": { "allValues": "ALLOW" } }),
         (false, true) => json!({ "booleanPolicy": { "enforced": true } }),
