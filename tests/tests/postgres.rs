@@ -80,6 +80,41 @@ fn external_database_is_checked_first_and_left_in_place() {
     );
 }
 
+/// The way back that `restore` prints for a PostgreSQL that somebody else runs, followed to the letter.
+#[test]
+fn the_printed_pg_restore_brings_an_external_database_back() {
+    let Some(cluster) = postgres::shared() else { return };
+    let sandbox = Sandbox::new("pg-back");
+    let name = cluster.database();
+    let url = cluster.url(&name);
+    let up = with(&["up", "--env", "development", "--yes", "--no-gate"], &EXTERNAL);
+    run(&sandbox, &url, &up).expect(0);
+    let key = sandbox.first_key("development");
+    assert_eq!(generate(&sandbox, &key), 200);
+    let made = run(&sandbox, &url, &["backup", "create", "--env", "development", "-o", "json"]).expect(0).json();
+    let file = made["file"].as_str().unwrap();
+
+    // What the database loses after that day comes back: the key that `down` revokes, and a table.
+    run(&sandbox, &url, &["down", "--env", "development", "--yes"]).expect(0);
+    let revoked = "SELECT count(*) FROM api_keys WHERE revoked_at IS NOT NULL";
+    assert_eq!(cluster.sql(&name, revoked), "1");
+    cluster.sql(&name, "DROP TABLE feature_flags");
+    let restored = run(&sandbox, &url, &["restore", file, "--replace", "development"]).expect(0);
+    let line = restored.out.split_once("to restore into an external one: ").unwrap().1.lines().next().unwrap();
+    assert!(line.starts_with("pg_restore -c --if-exists --no-owner -d URL "), "{line}");
+    let path = format!("{}:{}", postgres::programs().unwrap().display(), std::env::var("PATH").unwrap());
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", &line.replace("-d URL ", "-d \"$DATABASE_URL\" ")]).env("PATH", path).env("DATABASE_URL", &url);
+    said(shell.current_dir(sandbox.folder()).output().unwrap()).expect(0);
+    assert_eq!(cluster.sql(&name, revoked), "0");
+
+    run(&sandbox, &url, &up).expect(0);
+    assert_eq!(generate(&sandbox, &key), 200, "the key of that day opens again");
+    let again = run(&sandbox, &url, &with(&["plan", "--env", "development", "--exit-code"], &EXTERNAL));
+    assert_eq!(again.exit, 0, "a second `up` plans nothing: {}{}", again.out, again.err);
+    run(&sandbox, &url, &["down", "--env", "development", "--yes", "--delete-data", "development"]).expect(0);
+}
+
 #[test]
 fn managed_database_survives_supervisor_loss_and_down_with_its_replica() {
     if !postgres::is_installed() {
