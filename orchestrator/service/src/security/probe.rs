@@ -61,6 +61,29 @@ pub(super) async fn probe(report: &mut Checks, deployment: &Deployment, running:
         },
     }
     anonymous(report, &client, address, &environment.server.security.api_key_header, &status).await;
+    if environment.network.waf {
+        firewall(report, &client, address, &status).await;
+    }
+}
+
+/// What the firewall has to block: a script, a path out of the folder and an SQL condition, each of which the rule set of OWASP
+/// scores above its limit (<https://coreruleset.org/docs/2-how-crs-works/2-1-anomaly_scoring/>).
+const ATTACK: &str =
+    "/v1/models?a=%3Cscript%3Ealert(1)%3C%2Fscript%3E&b=..%2F..%2F..%2Fetc%2Fpasswd&c=1%27%20OR%20%271%27%3D%271";
+
+/// One request that a firewall blocks with 403; the service itself answers 401, because it has no key.
+async fn firewall(report: &mut Checks, client: &reqwest::Client, address: &str, status: &str) {
+    const NAME: &str = "web application firewall";
+    report.rule = Some(Rule::Firewall);
+    match send(client.get(format!("{address}{ATTACK}"))).await {
+        Err(error) => report.unknown(NAME, format!("{error:#}"), status),
+        Ok(answer) if answer.status() == StatusCode::FORBIDDEN => report.well(NAME, "an attack was blocked"),
+        Ok(answer) => report.problem(
+            NAME,
+            format!("an attack was not blocked: status {}", answer.status().as_u16()),
+            "let ModSecurity block requests (`SecRuleEngine On`), with the rule set of OWASP: docs/guide/kubernetes.md",
+        ),
+    }
 }
 
 async fn send(request: reqwest::RequestBuilder) -> anyhow::Result<reqwest::Response> {
@@ -208,6 +231,7 @@ fn old_client_hello(name: Option<&str>) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checks::CheckResult;
 
     #[tokio::test]
     async fn old_handshake_is_accepted_only_with_a_server_hello() {
@@ -232,6 +256,26 @@ mod tests {
             };
             let (seen, ()) = tokio::join!(old_handshake(&url), serve);
             assert_eq!(seen.ok(), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_attack_that_reaches_the_service_is_a_problem() {
+        for (status, expected) in [("403 Forbidden", CheckResult::Well), ("401 Unauthorized", CheckResult::Problem)] {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = format!("http://{}", listener.local_addr().unwrap());
+            let serve = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = vec![0; 4096];
+                let length = stream.read(&mut request).await.unwrap();
+                assert!(String::from_utf8_lossy(&request[..length]).contains("%3Cscript%3E"));
+                let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            };
+            let (client, mut report) = (reqwest::Client::new(), Checks::default());
+            tokio::join!(firewall(&mut report, &client, &address, "status"), serve);
+            let line = report.lines.last().unwrap();
+            assert_eq!((line.mark, line.rule), (expected, Some(Rule::Firewall)), "{line:?}");
         }
     }
 

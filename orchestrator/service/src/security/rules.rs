@@ -20,6 +20,8 @@ pub enum Rule {
     Headers,
     /// Requests without a valid key.
     Anonymous,
+    /// The web application firewall.
+    Firewall,
     /// API keys are required.
     ApiKeysRequired,
     /// Certificates.
@@ -76,7 +78,7 @@ const fn row(rule: Rule, id: &'static str, requirement: &'static str) -> RuleDef
 }
 
 /// All rules, in the order of a report.
-pub const RULES: [RuleDefinition; 26] = [
+pub const RULES: [RuleDefinition; 27] = [
     row(Rule::StateFiles, "state-files", "the state belongs to the operator; no other user can change it"),
     row(Rule::SecretFiles, "secret-files", "only the owner can read the files of secrets"),
     row(Rule::ServiceUser, "service-user", "the programs of the service do not run as root"),
@@ -84,6 +86,7 @@ pub const RULES: [RuleDefinition; 26] = [
     row(Rule::TlsVersions, "tls-versions", "the service refuses TLS 1.1 and offers TLS 1.2 or later"),
     row(Rule::Headers, "headers", "responses have the headers that protect browsers and caches"),
     row(Rule::Anonymous, "anonymous", "requests without a valid key are refused"),
+    row(Rule::Firewall, "firewall", "the web application firewall blocks an attack, where the environment has one"),
     row(Rule::ApiKeysRequired, "api-keys-required", "requests need a valid key or token"),
     row(Rule::Certificates, "certificates", "certificates are valid for more than a week"),
     row(Rule::Credentials, "credentials", "generated credentials are not older than a year"),
