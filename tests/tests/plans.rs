@@ -396,3 +396,47 @@ fn links_in_the_folder_of_an_export_are_refused() {
     assert_eq!(std::fs::read_dir(&out).unwrap().count(), 2, "nothing was written");
     assert_eq!(std::fs::read_to_string(mine.join("id_ed25519")).unwrap(), "a key");
 }
+
+/// Each line of the guide for one machine, in its order, but for the build of the program and the models of a network.
+#[test]
+fn the_guide_for_one_machine_is_followed() {
+    const GUIDE: &str = "docs/guide/localhost.md";
+    let sandbox = Sandbox::new("localhost");
+    let bin = sandbox.folder().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    std::os::unix::fs::symlink(textnlp_tests::program(), bin.join("textnlp-deploy")).unwrap();
+    let path = format!("{bin}:{}", std::env::var("PATH").unwrap());
+    let is_left_out = |line: &str| {
+        let is_build = line.starts_with("cargo ") || line.starts_with("alias ");
+        is_build || line.contains("smollm2") || line.trim().is_empty()
+    };
+    let mut followed = 0;
+    for section in ["Install", "Start", "Models", "Requests", "Change something", "Logs and metrics", "Clean up"] {
+        let blocks = textnlp_tests::guide::blocks(GUIDE, section).into_iter().filter(|(language, _)| language == "sh");
+        let lines: String = blocks.map(|(_, text)| text).collect();
+        for line in lines.lines().filter(|line| !is_left_out(line)) {
+            // The ports of the sandbox, and an end where the operator interrupts.
+            let line = line.replace(":8080", &format!(":{}", sandbox.port));
+            let line = line.replace(":9089", &format!(":{}", sandbox.metrics_port));
+            let (line, exit) = match line.contains("--follow") {
+                true => (format!("timeout --signal=INT --kill-after=20 3 {line}"), None),
+                false => (line, Some(0)),
+            };
+            let said = textnlp_tests::said(
+                std::process::Command::new("sh")
+                    .args(["-euc", &line])
+                    .current_dir(sandbox.folder())
+                    .env_clear()
+                    .envs(sandbox.command(&[]).get_envs().filter_map(|(name, value)| Some((name, value?))))
+                    .env("PATH", &path)
+                    .stdin(std::process::Stdio::null())
+                    .output()
+                    .unwrap(),
+            );
+            assert!(exit.is_none_or(|exit| said.exit == exit), "`{line}`: {}\n{}{}", said.exit, said.out, said.err);
+            followed += 1;
+        }
+    }
+    assert!(followed > 20, "{followed} lines");
+    assert!(sandbox.processes().is_empty(), "{:?}", sandbox.processes());
+}
