@@ -801,8 +801,12 @@ def test_job(row, program, options, skipped):
                after=(ENVIRONMENTS,) if row.network else ())
 
 
-def fates(runner, rows, chosen, skipped, known_results, features):
-    """What became of each line of the plan. A line without a fate is a mistake of the runner."""
+FATES = ("RAN", "UNSTABLE", "CACHED", "SKIPPED", "LEFT OUT")
+
+
+def fates(runner, rows, chosen, skipped, known_results, features, unstable=()):
+    """What became of each line of the plan, one of `FATES`. A line without a fate is a mistake of the runner. `unstable` are the names
+    of lines with an unstable test."""
     jobs = {job.name: job for job in runner.done if job.row}
     found = {}
     for row in rows:
@@ -819,7 +823,7 @@ def fates(runner, rows, chosen, skipped, known_results, features):
             lost = [need for need in row.needs if not runner.facts.get(need)]
             found[row.name] = "LEFT OUT: " + REASONS.get(lost[0] if lost else "", "what it needs failed")
         elif job and job.state != ENDED:
-            found[row.name] = "RAN"
+            found[row.name] = "UNSTABLE" if row.name in unstable else "RAN"
         elif runner.ended_early:
             found[row.name] = "LEFT OUT: the run ended before"
     return found
@@ -840,7 +844,8 @@ def conclude(runner, looker, options, rows, skipped, known_results, began):
     say()
     known_results.report(say)
     chosen = [row for row in rows if not options.programs or row.target in options.programs]
-    became = fates(runner, rows, chosen, skipped, known_results, options.features)
+    unstable = {suspect.job.row.name for suspect in looker.unstable}
+    became = fates(runner, rows, chosen, skipped, known_results, options.features, unstable)
     for name, fate in became.items():
         if fate.startswith("LEFT OUT") and fate != "LEFT OUT: not asked for":
             say(f"{fate.replace('LEFT OUT', f'LEFT OUT: {name}', 1)}")
@@ -880,8 +885,9 @@ def conclude(runner, looker, options, rows, skipped, known_results, began):
         known_results.tidy()
     counted = [fate.partition(":")[0] for fate in became.values()]
     say(f"\n{len(rows)} lines of the plan: "
-        + ", ".join(f"{counted.count(fate)} {fate}" for fate in ("RAN", "CACHED", "SKIPPED", "LEFT OUT") if fate in counted)
-        + (f", {len(looker.unstable)} UNSTABLE" if looker.unstable else ""))
+        + ", ".join(f"{counted.count(fate)} {fate}" for fate in FATES if fate in counted))
+    for suspect in looker.unstable:
+        say(f"UNSTABLE: {suspect.name}")
     outcomes = [result for job in jobs for result in job.tests.values()]
     excused = sum(1 for suspect in looker.unstable if suspect.test)
     failed = outcomes.count(FAILED) - excused

@@ -278,8 +278,15 @@ class Verdict(RunnerTest):
 
     def test_a_run_passes_with_what_is_unstable_and_says_so(self):
         self.assertTrue(self.conclude(self.program_of_tests("story", self.only_alone(at("x.rs:1", "a")))))
-        for words in ("UNSTABLE: package::story a", "cause: x.rs:1", "    why", "1 passed, 0 failed", "1 RAN, 1 UNSTABLE"):
+        for words in ("UNSTABLE: package::story a failed", "cause: x.rs:1", "    why", "1 passed, 0 failed"):
             self.assertIn(words, self.out.getvalue())
+
+    def test_lines_of_the_plan_add_up_by_fate_and_the_end_names_what_is_unstable(self):
+        stable, unstable = (self.program_of_tests("stable", PASSES),
+                            self.program_of_tests("story", self.only_alone(at("x.rs:1", "a", "b"), PASSES.replace("test a", "test $2"))))
+        self.assertTrue(self.conclude(stable, unstable))
+        _, _, end = self.out.getvalue().partition("\n2 lines of the plan: ")
+        self.assertEqual(["1 RAN, 1 UNSTABLE", "UNSTABLE: package::story a", "UNSTABLE: package::story b"], end.splitlines()[:3])
 
     def test_a_defect_is_red(self):
         self.assertFalse(self.conclude(self.program_of_tests("story", fails("a"))))
