@@ -313,6 +313,21 @@ class Verdict(RunnerTest):
         self.assertIn("LEFT OUT: package::story: there is no Kubernetes control plane", self.out.getvalue())
         self.assertTrue(self.conclude(*jobs(), ci=False))
 
+    def test_what_needs_namespaces_may_be_left_out_where_none_can_be_made(self):
+        story = self.program_of_tests("story", PASSES, needs=("namespaces",))
+        story.row.needs = ("namespaces",)
+        self.runner.facts["namespaces"] = False
+        self.assertTrue(self.conclude(story))
+        self.assertIn("LEFT OUT: package::story: no network namespaces can be made here", self.out.getvalue())
+
+    def test_what_needs_namespaces_may_not_leave_itself_out(self):
+        row = Row("package", "story", "", 1.0, 1, 1.0, needs=("namespaces",))
+        job = runner.test_job(row, ("story", self.folder), mock.Mock(arguments=[]), tiers.Skipped(run_all=True))
+        self.assertEqual("1", job.env["TEXTNLP_TESTS_REQUIRE_NAMESPACES"])
+        for script, works in (("exit 0", True), ('[ "$1" = netns ]', False), ("exit 1", False)):
+            self.assertEqual(works, network.makes_cables(self.program("ip", script)), script)
+        self.assertFalse(network.makes_cables(str(self.folder / "missing")))
+
     def test_crates_of_features_that_are_not_built_are_left_out_aloud(self):
         rows = [Row("textnlp-aws", "lib", "", 1.0, 1, 1.0)]
         self.assertTrue(self.conclude(rows=rows, ci=False, features=""))
