@@ -8,7 +8,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use textnlp_models::Source;
 use textnlp_orchestrator::backup::{
-    BackupDirectory, CopiedDumps, Decryptor, DumpFolder, EncryptionMode, Key, StoredBackup,
+    BackupDirectory, BackupFacts, CopiedDumps, Decryptor, DumpFolder, EncryptionMode, Key, StoredBackup,
 };
 use textnlp_orchestrator::dr::report::signing_key;
 use textnlp_orchestrator::environment::model::{Backup as Settings, NetworkSettings, SecretSource};
@@ -117,11 +117,7 @@ async fn list(session: &Session, console: Console) -> Result<Success, Failure> {
         "ENCRYPTION"
     );
     for dump in &dumps {
-        let facts = dump.facts.as_ref();
-        let made = facts.map_or("?".to_owned(), |facts| facts.at.strftime("%Y-%m-%d %H:%M").to_string());
-        let sealed = facts.map_or("?", |facts| facts.sealed.as_str());
-        let name = dump.file.file_name().unwrap_or_default();
-        text.push_str(&format!("\n{name:<26} {made:<20} {:>9}  {sealed:<11} {}", size(dump.bytes), proof_text(dump)));
+        text.push_str(&format!("\n{}", row(dump)));
     }
     if !logs.is_empty() {
         text.push_str("\n\nPOINT-IN-TIME RECOVERY");
@@ -163,6 +159,19 @@ async fn list_of_site(chosen: &ChosenEnvironment, backups: &dyn SiteBackups) -> 
     Ok(Success::new(text, document))
 }
 
+/// A backup in the table.
+fn row(dump: &StoredBackup) -> String {
+    let (name, facts) = (dump.file.file_name().unwrap_or_default(), dump.facts.as_ref());
+    let sealed = facts.map_or("unknown", |facts| facts.sealed.as_str());
+    format!("{name:<26} {:<20} {:>9}  {sealed:<11} {}", created(dump), size(dump.bytes), proof_text(dump))
+}
+
+/// When it was created, if a record says so: a file that was copied here has none.
+fn created(dump: &StoredBackup) -> String {
+    let time = |facts: &BackupFacts| facts.at.strftime("%Y-%m-%d %H:%M").to_string();
+    dump.facts.as_ref().map_or("not recorded".to_owned(), time)
+}
+
 fn proof_text(dump: &StoredBackup) -> String {
     match &dump.proof {
         None => "never".to_owned(),
@@ -175,7 +184,7 @@ fn proof_text(dump: &StoredBackup) -> String {
 fn document(dump: &StoredBackup) -> serde_json::Value {
     let facts = dump.facts.as_ref();
     json!({
-        "file": dump.file, "bytes": dump.bytes,
+        "file": dump.file, "bytes": dump.bytes, "recorded": facts.is_some(),
         "at": facts.map(|f| f.at), "digest": facts.map(|f| format!("sha256:{}", f.sha256)),
         "lineage": facts.map(|f| f.lineage), "sealed": facts.map(|f| f.sealed),
         "recipients": facts.map(|f| f.recipients.clone()), "models": facts.map(|f| f.models),
@@ -363,7 +372,7 @@ fn least_age(text: &str) -> Result<Duration, Failure> {
 fn expired_text(dumps: &[StoredBackup], parts: usize) -> String {
     let mut text = String::new();
     for dump in dumps {
-        let made = dump.facts.as_ref().map_or("?".to_owned(), |facts| facts.at.strftime("%Y-%m-%d %H:%M").to_string());
+        let made = created(dump);
         text.push_str(&format!(
             "  {:<26} {made:<20} {:>9}\n",
             dump.file.file_name().unwrap_or_default(),
@@ -797,6 +806,14 @@ mod tests {
         assert_eq!(model_text("tiny", "bundled"), "model tiny is part of this program");
         let fetched = model_text("gpt2", "file:/srv/gpt2");
         assert_eq!(fetched, "model gpt2 will be fetched from file:/srv/gpt2 again");
+    }
+
+    #[test]
+    fn backup_without_a_record_is_listed_as_not_recorded() {
+        let dump = StoredBackup { file: "s3://bucket/copied.bak".into(), bytes: 2048, facts: None, proof: None };
+        let row = row(&dump);
+        assert!(row.starts_with("copied.bak ") && row.contains(" not recorded ") && row.ends_with(" never"), "{row}");
+        assert_eq!((&document(&dump)["recorded"], &document(&dump)["at"]), (&json!(false), &Value::Null));
     }
 
     #[test]
