@@ -19,7 +19,7 @@ use textnlp_provider::{EnvironmentName, Secret};
 use textnlp_service::Platform as _;
 use textnlp_service::backup::create::{Created, Encryption, Expired};
 use textnlp_service::backup::{
-    self, FetchedBackup, ValidAgain, Withdrawn, backup_status, create, failed, key, point_in_time, put_file,
+    self, FetchedBackup, LostKey, ValidAgain, Withdrawn, backup_status, create, failed, key, point_in_time, put_file,
     restore as restoring, secret_file, small_file,
 };
 use textnlp_service::cleanup::MIN_AGE;
@@ -591,7 +591,7 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         if is_without_key { with_states(failure, &root) } else { failure }
     })?;
     let restoring::Restored { manifest, state: target, moved, replaced, audit_ends, backup_keys, .. } = restored;
-    let (valid_again, is_verified) = (restored.valid_again, restored.is_verified);
+    let (valid_again, lost_keys, is_verified) = (restored.valid_again, restored.lost_keys, restored.is_verified);
     drop(fetched);
     let name = &manifest.environment;
     if !is_verified {
@@ -657,6 +657,10 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
     let next = of_restored("up");
     let again = |withdrawn: &Withdrawn| of_restored(&withdrawn.command);
     lines.extend(valid_again_lines(&valid_again, again));
+    match &lost_keys {
+        Some(keys) => lines.extend(lost_keys_lines(keys)),
+        None => console.warn("whether API keys of the earlier state are not in the backup is unknown"),
+    }
     if let Some(why) = &valid_again.unknown {
         console.warn(format!("more keys and secrets may be valid again than are known: {why}"));
     }
@@ -668,7 +672,7 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         "environment": name, "lineage": manifest.lineage, "made": manifest.at, "at": at, "file": file, "state": target, "replaced": replaced,
         "signer": manifest.signer, "signer_verified": is_verified,
         "databases": manifest.databases, "environment_file": whole, "next": next,
-        "audit_ends": audit_ends, "backup_keys_taken_over": backup_keys.as_ref().ok(), "valid_again": {
+        "audit_ends": audit_ends, "backup_keys_taken_over": backup_keys.as_ref().ok(), "lost_keys": lost_keys, "valid_again": {
             "keys": withdrawn(&valid_again.keys), "secrets": withdrawn(&valid_again.secrets), "unknown": valid_again.unknown,
         },
     });
@@ -717,6 +721,17 @@ fn valid_again_lines(valid_again: &ValidAgain, again: impl Fn(&Withdrawn) -> Str
         let name = one.name.as_ref().map_or(String::new(), |name| format!(" ({name})"));
         format!("    {}{name}, {}: {}", one.id, one.at.strftime("%Y-%m-%d %H:%M UTC"), again(one))
     }));
+    lines
+}
+
+/// The lines about API keys that are not in the backup.
+fn lost_keys_lines(keys: &[LostKey]) -> Vec<String> {
+    if keys.is_empty() {
+        return Vec::new();
+    }
+    let count = counted(keys.len(), "key");
+    let mut lines = vec![format!("  {count} of the earlier state not in the backup, and refused from now on:")];
+    lines.extend(keys.iter().map(|LostKey { id, name, tenant }| format!("    {id} ({name}), tenant {tenant}")));
     lines
 }
 
@@ -806,6 +821,17 @@ mod tests {
         assert_eq!(model_text("tiny", "bundled"), "model tiny is part of this program");
         let fetched = model_text("gpt2", "file:/srv/gpt2");
         assert_eq!(fetched, "model gpt2 will be fetched from file:/srv/gpt2 again");
+    }
+
+    #[test]
+    fn keys_that_a_restore_loses_are_listed_with_their_tenant() {
+        let lost = LostKey { id: "0f3a91c2".to_owned(), name: "ci".to_owned(), tenant: "acme".to_owned() };
+        let expect = [
+            "  1 key of the earlier state not in the backup, and refused from now on:",
+            "    0f3a91c2 (ci), tenant acme",
+        ];
+        assert_eq!(lost_keys_lines(&[lost]), expect);
+        assert!(lost_keys_lines(&[]).is_empty());
     }
 
     #[test]
