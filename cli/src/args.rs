@@ -1,6 +1,7 @@
 //! Command-line arguments. Most global flags can also be set by a variable `TEXTNLP_<FLAG>`.
 
 use camino::Utf8PathBuf;
+use clap::parser::ValueSource;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use textnlp_models::WeightFormat;
 use textnlp_orchestrator::environment::model::Span;
@@ -58,6 +59,9 @@ pub struct Global {
     /// Keep state, keys and reports in this folder [default: .textnlp beside `environments/`, else the user's state directory]
     #[arg(long, global = true, env = "TEXTNLP_STATE_DIR", value_name = "DIR", help_heading = "Environment")]
     pub state_dir: Option<Utf8PathBuf>,
+    /// Whether `--state-dir` was typed: an installed site ignores the variable.
+    #[arg(skip)]
+    pub is_state_dir_typed: bool,
     /// Limit the command to this site; commands that concern all sites ignore TEXTNLP_SITE
     #[arg(long, global = true, env = "TEXTNLP_SITE", value_name = "NAME", help_heading = "Environment")]
     pub site: Option<String>,
@@ -92,6 +96,15 @@ pub struct Global {
     /// Deploy this program as server and gateway [default: `textnlp-server` beside this program, else this program]
     #[arg(long, global = true, env = "TEXTNLP_SERVER", value_name = "FILE", help_heading = "Environment")]
     pub server: Option<Utf8PathBuf>,
+}
+
+impl Cli {
+    /// The command line with what only clap's matches tell.
+    pub fn of_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        let mut cli = <Self as clap::FromArgMatches>::from_arg_matches(matches)?;
+        cli.global.is_state_dir_typed = matches.value_source("state_dir") == Some(ValueSource::CommandLine);
+        Ok(cli)
+    }
 }
 
 /// Format of the results on stdout.

@@ -32,7 +32,7 @@ pub enum Dr {
     ///
     /// Exits with status 3 when a target is missed.
     Drill(Drill),
-    /// List drills with their results
+    /// List drills with their results, and failovers by commands
     History,
     /// Show the report of a drill
     Report(Report),

@@ -35,7 +35,7 @@ use std::ffi::OsStr;
 use std::process::ExitCode;
 
 use camino::Utf8PathBuf;
-use clap::{CommandFactory, FromArgMatches};
+use clap::CommandFactory;
 use rustix::fs::Mode;
 
 use crate::args::{Cli, Command};
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     let umask = rustix::process::umask(Mode::WGRP | Mode::WOTH);
     rustix::process::umask(umask | Mode::WGRP | Mode::WOTH);
     let typed = help::command().try_get_matches_from(textnlp_server::current(std::env::args_os()));
-    let cli = match typed.and_then(|matches| Cli::from_arg_matches(&matches)) {
+    let cli = match typed.and_then(|matches| Cli::of_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
             // clap reports `--help` and `--version` as errors, but for users they succeed.
@@ -180,6 +180,16 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+
+    #[test]
+    fn typed_state_dir_is_told_from_a_variable() {
+        let is_typed = |more: &[&str]| {
+            let words = ["textnlp-deploy"].iter().chain(more);
+            Cli::of_matches(&help::command().try_get_matches_from(words).unwrap()).unwrap().global.is_state_dir_typed
+        };
+        assert!(is_typed(&["status", "--state-dir", "/srv"]) && is_typed(&["--state-dir=/srv", "backup", "list"]));
+        assert!(!is_typed(&["status"]));
+    }
 
     #[test]
     fn limits_of_a_new_key_are_checked_before_it_is_created() {

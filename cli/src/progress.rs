@@ -2,21 +2,47 @@
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 use textnlp_orchestrator::event::{Event, EventKind, Events};
+use textnlp_provider::ResourceId;
 use textnlp_service::Scope;
 
 use crate::report::{Console, printable};
+
+/// How long a step waits before a log says what for, and until it says another reason.
+const LOG_INTERVAL: SignedDuration = SignedDuration::from_secs(30);
+
+/// What a log says of the steps that wait: a terminal shows that in its last line.
+#[derive(Default)]
+struct LoggedWaits(BTreeMap<ResourceId, (Timestamp, Option<String>)>);
+
+impl LoggedWaits {
+    /// The line about a reason, if it is due.
+    fn line(&mut self, resource: &ResourceId, reason: &str, at: Timestamp) -> Option<String> {
+        let (since, last) = self.0.entry(resource.clone()).or_insert((at, None));
+        if at.duration_since(*since) < LOG_INTERVAL || last.as_deref() == Some(reason) {
+            return None;
+        }
+        (*since, *last) = (at, Some(reason.to_owned()));
+        Some(format!("  … {resource}: {reason}"))
+    }
+
+    fn end(&mut self, resource: &ResourceId) {
+        self.0.remove(resource);
+    }
+}
 
 /// Prints events: one line per completed step, and on a terminal a last line with pending work.
 pub struct Progress {
     console: Console,
     bar: ProgressBar,
     waiting: Mutex<BTreeMap<String, String>>,
+    logged: Mutex<LoggedWaits>,
 }
 
 impl Progress {
@@ -31,7 +57,7 @@ impl Progress {
         if watched {
             bar.enable_steady_tick(Duration::from_millis(120));
         }
-        Self { console, bar, waiting: Mutex::new(BTreeMap::new()) }
+        Self { console, bar, waiting: Mutex::default(), logged: Mutex::default() }
     }
 
     /// Shows the current activity.
@@ -65,6 +91,10 @@ impl Progress {
     /// Removes the spinner.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
+    }
+
+    fn logged(&self) -> MutexGuard<'_, LoggedWaits> {
+        self.logged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wait_for(&self, resource: String, text: Option<String>) {
@@ -132,7 +162,12 @@ impl Events for Progress {
             }
             EventKind::Planned { .. } => {}
             EventKind::Started { resource, verb, .. } => self.wait_for(resource.to_string(), Some(verb.to_string())),
-            EventKind::Says { resource, text } => self.wait_for(resource.to_string(), Some(text)),
+            EventKind::Says { resource, text } => {
+                if let Some(line) = self.logged().line(&resource, &text, event.at) {
+                    self.log(&line);
+                }
+                self.wait_for(resource.to_string(), Some(text));
+            }
             EventKind::Retrying { resource, because, in_ms } => {
                 self.line(format!("  … {resource}: {because}; again in {in_ms} ms"));
             }
@@ -151,6 +186,7 @@ impl Events for Progress {
             }
             EventKind::Chose { .. } | EventKind::Noted { .. } => {}
             EventKind::Done { resource, verb, ms } => {
+                self.logged().end(&resource);
                 self.wait_for(resource.to_string(), None);
                 self.line(format!(
                     "  {} {verb:<7} {resource}  {:.1} s",
@@ -159,6 +195,7 @@ impl Events for Progress {
                 ));
             }
             EventKind::Failed { resource, verb, because, .. } => {
+                self.logged().end(&resource);
                 self.wait_for(resource.to_string(), None);
                 self.line(format!("  {} {verb:<7} {resource}: {because}", self.console.paint("31", "✗")));
             }
@@ -173,12 +210,28 @@ impl Events for Progress {
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
     use textnlp_provider::Verb;
 
     use super::*;
     use crate::clouds;
     use crate::rerun_flags::RerunFlags;
+
+    #[test]
+    fn log_says_what_a_long_step_waits_for_and_repeats_no_reason() {
+        let mut waits = LoggedWaits::default();
+        let resource: ResourceId = "main/db".parse().unwrap();
+        let mut said =
+            |second: i64, reason: &str| waits.line(&resource, reason, Timestamp::from_second(second).unwrap());
+        assert_eq!((said(0, "CREATING"), said(29, "CREATING")), (None, None));
+        assert_eq!(said(30, "CREATING"), Some("  … main/db: CREATING".to_owned()));
+        assert_eq!(
+            (said(61, "CREATING"), said(62, "no capacity in zone a")),
+            (None, Some("  … main/db: no capacity in zone a".to_owned()))
+        );
+        assert_eq!(said(63, "CREATING"), None);
+        waits.end(&resource);
+        assert_eq!(waits.line(&resource, "DELETING", Timestamp::from_second(99).unwrap()), None);
+    }
 
     #[test]
     fn hints_of_failed_steps_name_the_environment() {

@@ -21,6 +21,7 @@ use textnlp_orchestrator::environment::model::{Environment, NetworkSettings, Pro
 use textnlp_orchestrator::environment::{check_endpoint, is_region};
 use textnlp_orchestrator::state::{Folder, Objects, Store, io_hint, json_problem};
 use textnlp_provider::{EnvironmentName, Secret};
+use textnlp_service::Scope;
 use textnlp_service::backup::{put_file, secret_file};
 
 use crate::args::Output;
@@ -366,26 +367,43 @@ pub fn of_folder(folder: &Utf8Path) -> Result<Arc<dyn Store>, Failure> {
 pub fn of(session: &Session, chosen: &ChosenEnvironment) -> Result<Arc<dyn Store>, Failure> {
     let wanted = StateLocation::of(&chosen.loaded.environment)?;
     let repair = || chosen.scope.command("state repair");
-    let there = recorded(&chosen.scope.folder)
+    let other = other_place(&chosen.scope, &wanted.state.store)
         .map_err(|failure| if failure.code == DAMAGED { failure.hint(repair()) } else { failure })?;
-    let is = match &there {
-        Some(there) => Some(there.state.store.as_str()),
-        None if chosen.scope.folder.join("lineage.json").exists() => Some(LOCAL),
-        None => None,
-    };
-    if let Some(is) = is.filter(|is| *is != wanted.state.store) {
-        let name = |store: &str| if store == LOCAL { chosen.scope.folder.to_string() } else { store.to_owned() };
-        let error = anyhow::anyhow!(
-            "the state of {} is in {}, but the environment file names {}",
-            chosen.scope.name,
-            name(is),
-            name(&wanted.state.store)
-        );
-        let move_it = chosen.scope.same(&format!("state move --to {}", wanted.state.store));
-        return Err(Failure::refused("state_elsewhere", error)
-            .hint(format!("move it: {move_it}\nor restore `state.store: {is}`")));
+    if let Some(OtherPlace { text, fixes: [move_it, restore] }) = other {
+        return Err(Failure::refused("state_elsewhere", anyhow::anyhow!(text)).hint(format!("{move_it}\n{restore}")));
     }
     wanted.open(&chosen.scope.folder, session.console())
+}
+
+/// A state that is not in the store that its environment file names.
+pub struct OtherPlace {
+    /// Which places these are.
+    pub text: String,
+    /// What makes them the same again: one or the other.
+    pub fixes: [String; 2],
+}
+
+/// Compares the recorded location of a state with `wanted`, the store that the environment file names.
+pub fn other_place(scope: &Scope, wanted: &str) -> Result<Option<OtherPlace>, Failure> {
+    let there = recorded(&scope.folder)?;
+    let is = match &there {
+        Some(there) => Some(there.state.store.as_str()),
+        None if scope.folder.join("lineage.json").exists() => Some(LOCAL),
+        None => None,
+    };
+    let name = |store: &str| if store == LOCAL { scope.folder.to_string() } else { store.to_owned() };
+    Ok(is.filter(|is| *is != wanted).map(|is| OtherPlace {
+        text: format!(
+            "the state of {} is in {}, but the environment file names {}",
+            scope.name,
+            name(is),
+            name(wanted)
+        ),
+        fixes: [
+            format!("move it: {}", scope.same(&format!("state move --to {wanted}"))),
+            format!("or restore `state.store: {is}`"),
+        ],
+    }))
 }
 
 /// Records the location of the state on this machine.
@@ -408,6 +426,8 @@ pub fn remember(located: &StateLocation, folder: &Utf8Path) -> anyhow::Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clouds::Linked;
+    use crate::rerun_flags::RerunFlags;
 
     #[test]
     fn a_recorded_store_is_checked_like_that_of_an_environment_file() {
@@ -426,6 +446,26 @@ mod tests {
             let refused = of_folder(folder).err().unwrap_or_else(|| panic!("{store} at {endpoint}"));
             assert!(format!("{:#}", refused.error).contains(endpoint), "{:#}", refused.error);
         }
+    }
+
+    #[test]
+    fn state_in_another_store_than_the_file_names_is_reported_with_both_places() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = Utf8Path::from_path(folder.path()).unwrap().to_owned();
+        let name = EnvironmentName::new("prod").unwrap();
+        let scope = Scope { platform: &Linked, again: RerunFlags::default(), name, folder: folder.clone() };
+        let of = |wanted: &str| other_place(&scope, wanted).unwrap().map(|other| other.text);
+        assert_eq!(of("s3://b/x"), None, "nothing was deployed");
+        std::fs::write(folder.join("lineage.json"), "{}").unwrap();
+        assert_eq!(of(LOCAL), None);
+        let text = format!("the state of prod is in {folder}, but the environment file names s3://b/x");
+        assert_eq!(of("s3://b/x"), Some(text));
+        let pointer =
+            serde_json::json!({ "environment": "prod", "state": { "store": "gs://b/x" }, "private_ca": null });
+        std::fs::write(folder.join(POINTER), pointer.to_string()).unwrap();
+        assert_eq!(of("gs://b/x"), None);
+        let text = format!("the state of prod is in gs://b/x, but the environment file names {folder}");
+        assert_eq!(of(LOCAL), Some(text));
     }
 
     #[test]

@@ -10,8 +10,8 @@ use std::time::Duration;
 use futures::future::join_all;
 use jiff::Timestamp;
 use textnlp_provider::{
-    EnvironmentName, Health, Lineage, Object, Observed, Origin, Ownership, Problem, Problems, Provider, ReadFailure,
-    Recorded, ResourceId, Scope, SiteName, Wanted, error_chain,
+    DatabasePart, EnvironmentName, Health, Lineage, Object, Observed, Origin, Ownership, Problem, Problems, Provider,
+    ReadFailure, Recorded, ResourceId, Scope, SiteName, Wanted, error_chain,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -524,12 +524,19 @@ fn facts(run: &Run<'_>, state: &State, options: RunOptions, sites: BTreeMap<Site
 
 /// What is wanted and recorded at a site, before anything is observed.
 fn unobserved(state: &State, name: &SiteName, site: &RunSite) -> Result<SiteFacts, StateError> {
+    let holdings = state.holdings(name)?;
+    let is_unfilled = |recorded: &&Recorded| {
+        site.provider.database_part(recorded) == Some(DatabasePart::Loaded) && !site.provider.is_refilled(recorded)
+    };
+    let current = holdings.values().filter_map(|holding| holding.current.as_ref());
+    let unfilled = current.filter(is_unfilled).map(|recorded| recorded.id.clone()).collect();
     Ok(SiteFacts {
         provider: site.provider.clone(),
         protect_data: site.protect_data,
         wanted: site.wanted.clone(),
-        holdings: state.holdings(name)?,
+        holdings,
         observed: Vec::new(),
+        unfilled,
         open: state.open(name)?,
         unresolved: state.unresolved(name),
         took: state.took(name),

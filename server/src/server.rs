@@ -169,6 +169,7 @@ impl Server {
             queue: config.api.queue,
             prefix_cache: config.models.prefix_cache,
             draft_tokens: config.models.draft_tokens,
+            max_batch_size: config.models.max_batch_size,
             threads: config.models.threads,
             ..EngineOptions::default()
         };

@@ -2,6 +2,7 @@
 request to a cloud fails there, so that what passes asked a simulator.
 """
 
+import os
 import shutil
 import subprocess
 from functools import cache
@@ -24,6 +25,21 @@ def isolates(within):
         return subprocess.run([*within, *ISOLATED], capture_output=True, timeout=PROBE_LIMIT).returncode == 0
     except subprocess.TimeoutExpired:
         return False
+
+
+def makes_cables(ip="ip"):
+    """Whether this user can make network namespaces that a cable joins to a bridge: that takes root, and a kernel that has them."""
+    if shutil.which(ip) is None:
+        return False
+    space = f"probe-{os.getpid()}"
+    within = ["-n", space, "link", "add", "name"]
+    steps = [["netns", "add", space], [*within, "hub0", "type", "bridge"], [*within, "c0", "type", "veth", "peer", "name", "c1"]]
+    try:
+        return all(subprocess.run([ip, *step], capture_output=True, timeout=PROBE_LIMIT).returncode == 0 for step in steps)
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        subprocess.run([ip, "netns", "del", space], capture_output=True)
 
 
 class Network:

@@ -278,8 +278,15 @@ class Verdict(RunnerTest):
 
     def test_a_run_passes_with_what_is_unstable_and_says_so(self):
         self.assertTrue(self.conclude(self.program_of_tests("story", self.only_alone(at("x.rs:1", "a")))))
-        for words in ("UNSTABLE: package::story a", "cause: x.rs:1", "    why", "1 passed, 0 failed", "1 RAN, 1 UNSTABLE"):
+        for words in ("UNSTABLE: package::story a failed", "cause: x.rs:1", "    why", "1 passed, 0 failed"):
             self.assertIn(words, self.out.getvalue())
+
+    def test_lines_of_the_plan_add_up_by_fate_and_the_end_names_what_is_unstable(self):
+        stable, unstable = (self.program_of_tests("stable", PASSES),
+                            self.program_of_tests("story", self.only_alone(at("x.rs:1", "a", "b"), PASSES.replace("test a", "test $2"))))
+        self.assertTrue(self.conclude(stable, unstable))
+        _, _, end = self.out.getvalue().partition("\n2 lines of the plan: ")
+        self.assertEqual(["1 RAN, 1 UNSTABLE", "UNSTABLE: package::story a", "UNSTABLE: package::story b"], end.splitlines()[:3])
 
     def test_a_defect_is_red(self):
         self.assertFalse(self.conclude(self.program_of_tests("story", fails("a"))))
@@ -305,6 +312,21 @@ class Verdict(RunnerTest):
         self.assertFalse(self.conclude(*jobs()))
         self.assertIn("LEFT OUT: package::story: there is no Kubernetes control plane", self.out.getvalue())
         self.assertTrue(self.conclude(*jobs(), ci=False))
+
+    def test_what_needs_namespaces_may_be_left_out_where_none_can_be_made(self):
+        story = self.program_of_tests("story", PASSES, needs=("namespaces",))
+        story.row.needs = ("namespaces",)
+        self.runner.facts["namespaces"] = False
+        self.assertTrue(self.conclude(story))
+        self.assertIn("LEFT OUT: package::story: no network namespaces can be made here", self.out.getvalue())
+
+    def test_what_needs_namespaces_may_not_leave_itself_out(self):
+        row = Row("package", "story", "", 1.0, 1, 1.0, needs=("namespaces",))
+        job = runner.test_job(row, ("story", self.folder), mock.Mock(arguments=[]), tiers.Skipped(run_all=True))
+        self.assertEqual("1", job.env["TEXTNLP_TESTS_REQUIRE_NAMESPACES"])
+        for script, works in (("exit 0", True), ('[ "$1" = netns ]', False), ("exit 1", False)):
+            self.assertEqual(works, network.makes_cables(self.program("ip", script)), script)
+        self.assertFalse(network.makes_cables(str(self.folder / "missing")))
 
     def test_crates_of_features_that_are_not_built_are_left_out_aloud(self):
         rows = [Row("textnlp-aws", "lib", "", 1.0, 1, 1.0)]

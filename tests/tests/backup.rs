@@ -187,6 +187,8 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     // Valid again after the next restore, which says so.
     let revoked = second.split('_').nth(1).unwrap();
     elsewhere(&sandbox, &["key", "revoke", revoked, "--file", whole]).expect(0);
+    // Lost by the next restore, which says so too.
+    elsewhere(&sandbox, &["key", "create", "later", "--file", whole]).expect(0);
 
     // Never over something that is there, unless it is the same and its name is typed.
     refused(elsewhere(&sandbox, &restore), 4, "state_is_there");
@@ -215,9 +217,11 @@ fn backup_restores_a_deployment_with_its_keys_on_a_bare_machine() {
     kill_supervisor(&sandbox);
     let left = refused(elsewhere(&sandbox, &replace), 4, "running")["error"].to_string();
     assert!(left.contains("run without their supervisor") && left.contains("down --env development"), "{left}");
-    elsewhere(&sandbox, &["down", "--env", "development", "--yes"]).expect(0);
+    elsewhere(&sandbox, &["down", "--file", whole, "--yes"]).expect(0);
     let replaced = elsewhere(&sandbox, &replace).expect(0).json();
     assert_eq!(replaced["audit_ends"], Value::Null, "{replaced:#}");
+    let lost: Vec<_> = replaced["lost_keys"].as_array().unwrap().iter().map(|key| &key["name"]).collect();
+    assert_eq!(lost, ["later"], "{replaced:#}");
     let audited = elsewhere(&sandbox, &["audit", "list", "--env", "development"]).expect(0).json();
     let audited: Vec<_> = audited["commands"].as_array().unwrap().iter().map(|one| one["command"].clone()).collect();
     assert!(audited.contains(&json!("key revoke")), "it was recorded after the backup: {audited:?}");

@@ -267,6 +267,20 @@ fn a_state_folder_that_was_moved_while_programs_run_is_refused_with_both_paths()
 }
 
 #[test]
+fn check_of_an_environment_names_both_places_of_a_state_that_is_elsewhere() {
+    let sandbox = Sandbox::new("places");
+    let state = sandbox.state("development");
+    std::fs::create_dir_all(&state).unwrap();
+    std::fs::write(state.join("lineage.json"), "{}").unwrap();
+    let check = ["env", "check", "development", "--set", "state.store=s3://bucket/prefix"];
+    let said = sandbox.run(&check).expect(0).out;
+    for words in [state.as_str(), "names s3://bucket/prefix", "state move --to s3://bucket/prefix"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    assert!(!sandbox.run(&check[..3]).expect(0).out.contains("state.store"));
+}
+
+#[test]
 fn damaged_files_beside_the_journals_are_known_and_repaired() {
     let sandbox = Sandbox::new("files");
     sandbox.up("development");

@@ -3,7 +3,7 @@
 
 use jiff::Timestamp;
 use textnlp_orchestrator::report::table::Table;
-use textnlp_orchestrator::state::audit::{self, AuditDamage, CommandOutcome, CommandRecord};
+use textnlp_orchestrator::state::audit::{self, AuditDamage, CommandRecord};
 use textnlp_service::keys::Admin;
 
 use super::audited::log_store;
@@ -100,11 +100,7 @@ fn row(record: &CommandRecord) -> Vec<String> {
     let (outcome, took) = match end {
         None => ("did not end".to_owned(), String::new()),
         Some(end) => {
-            let outcome = match end.outcome {
-                CommandOutcome::Succeeded => "succeeded",
-                CommandOutcome::Failed => "failed",
-                CommandOutcome::Interrupted => "interrupted",
-            };
+            let outcome = end.outcome.word();
             let code = end.code.as_ref().map_or(String::new(), |code| format!(": {code}"));
             let took = end.time.duration_since(*time).as_secs_f64().max(0.0);
             (format!("{outcome}{code}"), format!("{took:.1} s"))

@@ -8,7 +8,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use textnlp_models::Source;
 use textnlp_orchestrator::backup::{
-    BackupDirectory, CopiedDumps, Decryptor, DumpFolder, EncryptionMode, Key, StoredBackup,
+    BackupDirectory, BackupFacts, CopiedDumps, Decryptor, DumpFolder, EncryptionMode, Key, StoredBackup,
 };
 use textnlp_orchestrator::dr::report::signing_key;
 use textnlp_orchestrator::environment::model::{Backup as Settings, NetworkSettings, SecretSource};
@@ -19,7 +19,7 @@ use textnlp_provider::{EnvironmentName, Secret};
 use textnlp_service::Platform as _;
 use textnlp_service::backup::create::{Created, Encryption, Expired};
 use textnlp_service::backup::{
-    self, FetchedBackup, ValidAgain, Withdrawn, backup_status, create, failed, key, point_in_time, put_file,
+    self, FetchedBackup, LostKey, ValidAgain, Withdrawn, backup_status, create, failed, key, point_in_time, put_file,
     restore as restoring, secret_file, small_file,
 };
 use textnlp_service::cleanup::MIN_AGE;
@@ -117,11 +117,7 @@ async fn list(session: &Session, console: Console) -> Result<Success, Failure> {
         "ENCRYPTION"
     );
     for dump in &dumps {
-        let facts = dump.facts.as_ref();
-        let made = facts.map_or("?".to_owned(), |facts| facts.at.strftime("%Y-%m-%d %H:%M").to_string());
-        let sealed = facts.map_or("?", |facts| facts.sealed.as_str());
-        let name = dump.file.file_name().unwrap_or_default();
-        text.push_str(&format!("\n{name:<26} {made:<20} {:>9}  {sealed:<11} {}", size(dump.bytes), proof_text(dump)));
+        text.push_str(&format!("\n{}", row(dump)));
     }
     if !logs.is_empty() {
         text.push_str("\n\nPOINT-IN-TIME RECOVERY");
@@ -163,6 +159,19 @@ async fn list_of_site(chosen: &ChosenEnvironment, backups: &dyn SiteBackups) -> 
     Ok(Success::new(text, document))
 }
 
+/// A backup in the table.
+fn row(dump: &StoredBackup) -> String {
+    let (name, facts) = (dump.file.file_name().unwrap_or_default(), dump.facts.as_ref());
+    let sealed = facts.map_or("unknown", |facts| facts.sealed.as_str());
+    format!("{name:<26} {:<20} {:>9}  {sealed:<11} {}", created(dump), size(dump.bytes), proof_text(dump))
+}
+
+/// When it was created, if a record says so: a file that was copied here has none.
+fn created(dump: &StoredBackup) -> String {
+    let time = |facts: &BackupFacts| facts.at.strftime("%Y-%m-%d %H:%M").to_string();
+    dump.facts.as_ref().map_or("not recorded".to_owned(), time)
+}
+
 fn proof_text(dump: &StoredBackup) -> String {
     match &dump.proof {
         None => "never".to_owned(),
@@ -175,7 +184,7 @@ fn proof_text(dump: &StoredBackup) -> String {
 fn document(dump: &StoredBackup) -> serde_json::Value {
     let facts = dump.facts.as_ref();
     json!({
-        "file": dump.file, "bytes": dump.bytes,
+        "file": dump.file, "bytes": dump.bytes, "recorded": facts.is_some(),
         "at": facts.map(|f| f.at), "digest": facts.map(|f| format!("sha256:{}", f.sha256)),
         "lineage": facts.map(|f| f.lineage), "sealed": facts.map(|f| f.sealed),
         "recipients": facts.map(|f| f.recipients.clone()), "models": facts.map(|f| f.models),
@@ -363,7 +372,7 @@ fn least_age(text: &str) -> Result<Duration, Failure> {
 fn expired_text(dumps: &[StoredBackup], parts: usize) -> String {
     let mut text = String::new();
     for dump in dumps {
-        let made = dump.facts.as_ref().map_or("?".to_owned(), |facts| facts.at.strftime("%Y-%m-%d %H:%M").to_string());
+        let made = created(dump);
         text.push_str(&format!(
             "  {:<26} {made:<20} {:>9}\n",
             dump.file.file_name().unwrap_or_default(),
@@ -582,7 +591,7 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         if is_without_key { with_states(failure, &root) } else { failure }
     })?;
     let restoring::Restored { manifest, state: target, moved, replaced, audit_ends, backup_keys, .. } = restored;
-    let (valid_again, is_verified) = (restored.valid_again, restored.is_verified);
+    let (valid_again, lost_keys, is_verified) = (restored.valid_again, restored.lost_keys, restored.is_verified);
     drop(fetched);
     let name = &manifest.environment;
     if !is_verified {
@@ -648,6 +657,10 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
     let next = of_restored("up");
     let again = |withdrawn: &Withdrawn| of_restored(&withdrawn.command);
     lines.extend(valid_again_lines(&valid_again, again));
+    match &lost_keys {
+        Some(keys) => lines.extend(lost_keys_lines(keys)),
+        None => console.warn("whether API keys of the earlier state are not in the backup is unknown"),
+    }
     if let Some(why) = &valid_again.unknown {
         console.warn(format!("more keys and secrets may be valid again than are known: {why}"));
     }
@@ -659,7 +672,7 @@ pub async fn restore(session: &Session, args: &Restore, console: Console) -> Res
         "environment": name, "lineage": manifest.lineage, "made": manifest.at, "at": at, "file": file, "state": target, "replaced": replaced,
         "signer": manifest.signer, "signer_verified": is_verified,
         "databases": manifest.databases, "environment_file": whole, "next": next,
-        "audit_ends": audit_ends, "backup_keys_taken_over": backup_keys.as_ref().ok(), "valid_again": {
+        "audit_ends": audit_ends, "backup_keys_taken_over": backup_keys.as_ref().ok(), "lost_keys": lost_keys, "valid_again": {
             "keys": withdrawn(&valid_again.keys), "secrets": withdrawn(&valid_again.secrets), "unknown": valid_again.unknown,
         },
     });
@@ -708,6 +721,17 @@ fn valid_again_lines(valid_again: &ValidAgain, again: impl Fn(&Withdrawn) -> Str
         let name = one.name.as_ref().map_or(String::new(), |name| format!(" ({name})"));
         format!("    {}{name}, {}: {}", one.id, one.at.strftime("%Y-%m-%d %H:%M UTC"), again(one))
     }));
+    lines
+}
+
+/// The lines about API keys that are not in the backup.
+fn lost_keys_lines(keys: &[LostKey]) -> Vec<String> {
+    if keys.is_empty() {
+        return Vec::new();
+    }
+    let count = counted(keys.len(), "key");
+    let mut lines = vec![format!("  {count} of the earlier state not in the backup, and refused from now on:")];
+    lines.extend(keys.iter().map(|LostKey { id, name, tenant }| format!("    {id} ({name}), tenant {tenant}")));
     lines
 }
 
@@ -797,6 +821,25 @@ mod tests {
         assert_eq!(model_text("tiny", "bundled"), "model tiny is part of this program");
         let fetched = model_text("gpt2", "file:/srv/gpt2");
         assert_eq!(fetched, "model gpt2 will be fetched from file:/srv/gpt2 again");
+    }
+
+    #[test]
+    fn keys_that_a_restore_loses_are_listed_with_their_tenant() {
+        let lost = LostKey { id: "0f3a91c2".to_owned(), name: "ci".to_owned(), tenant: "acme".to_owned() };
+        let expect = [
+            "  1 key of the earlier state not in the backup, and refused from now on:",
+            "    0f3a91c2 (ci), tenant acme",
+        ];
+        assert_eq!(lost_keys_lines(&[lost]), expect);
+        assert!(lost_keys_lines(&[]).is_empty());
+    }
+
+    #[test]
+    fn backup_without_a_record_is_listed_as_not_recorded() {
+        let dump = StoredBackup { file: "s3://bucket/copied.bak".into(), bytes: 2048, facts: None, proof: None };
+        let row = row(&dump);
+        assert!(row.starts_with("copied.bak ") && row.contains(" not recorded ") && row.ends_with(" never"), "{row}");
+        assert_eq!((&document(&dump)["recorded"], &document(&dump)["at"]), (&json!(false), &Value::Null));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::args::{Env, Init};
 use crate::clouds;
 use crate::rerun_flags::quoted;
 use crate::session::{invalid, known_models, supported_contexts};
+use crate::stores::{self, OtherPlace};
 
 /// `init [DIR]`.
 pub fn init(session: &Session, args: &Init) -> Result<Success, Failure> {
@@ -189,7 +190,12 @@ fn refused(session: &Session, mut loaded: Loaded) -> Loaded {
         let refusal = environment::Problem::error(written, problem.place, problem.cause, fix);
         Some(refusal.at(Severity::Refusal))
     });
-    let found: Vec<_> = found.collect();
+    let mut found: Vec<_> = found.collect();
+    if let Ok(Some(OtherPlace { text, fixes })) = stores::other_place(&scope, &loaded.environment.state.store) {
+        let written = loaded.origin_of("state", "`state.store`").unwrap_or(origin);
+        let refusal = environment::Problem::error(written, "state.store", text, fixes.join(", "));
+        found.push(refusal.at(Severity::Refusal));
+    }
     loaded.report.0.extend(found);
     loaded
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use camino::{Utf8Path, Utf8PathBuf};
 use textnlp_files::Replace;
-use textnlp_orchestrator::environment::{Catalogue, Library, Overrides, Source};
+use textnlp_orchestrator::environment::{Catalogue, Environment, Library, Overrides, Source};
 use textnlp_provider::{EnvironmentName, finished};
 use tokio::process::Command;
 
@@ -40,6 +40,8 @@ pub struct Restored {
     pub environment: EnvironmentName,
     /// The commit.
     pub commit: String,
+    /// The store that it names for the state.
+    pub store: String,
     /// Whether the file had other content.
     pub is_changed: bool,
 }
@@ -97,7 +99,8 @@ impl EnvironmentFile {
         if let Some(mode) = mode {
             Replace::mode(mode).write(&self.path, &bytes).with_context(|| format!("write {}", self.path))?;
         }
-        Ok(Restored { environment: loaded.environment.environment, commit: id, is_changed })
+        let Environment { environment, state, .. } = loaded.environment;
+        Ok(Restored { environment, commit: id, store: state.store, is_changed })
     }
 
     /// The permission bits of the file, if it has other content. Refused if git does not have its present content.

@@ -28,11 +28,6 @@ pub struct RerunFlags {
 }
 
 impl RerunFlags {
-    /// The state folder from the command line.
-    pub fn state_dir(&self) -> Option<&str> {
-        self.state_dir.as_deref()
-    }
-
     fn program(&self) -> &str {
         self.program.as_deref().unwrap_or("textnlp-deploy")
     }

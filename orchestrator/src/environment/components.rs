@@ -1053,6 +1053,9 @@ fn server_config(e: &Environment, site: &SiteSettings) -> Value {
     if inference.draft_tokens != Inference::default().draft_tokens {
         config["textnlp"]["models"]["draft_tokens"] = json!(inference.draft_tokens);
     }
+    if let Some(size) = inference.max_batch_size {
+        config["textnlp"]["models"]["max_batch_size"] = json!(size);
+    }
     if gpus(e, site).is_some() {
         // Never the CPU instead: a server that finds no GPU does not start.
         config["textnlp"]["models"]["device"] = json!("cuda");

@@ -243,6 +243,7 @@ mod tests {
             wanted,
             holdings: BTreeMap::new(),
             observed: Vec::new(),
+            unfilled: BTreeSet::new(),
             open: BTreeMap::new(),
             unresolved: BTreeMap::new(),
             took: crate::state::Durations::default(),

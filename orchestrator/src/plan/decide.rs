@@ -405,7 +405,13 @@ impl<'a> DecisionBuilder<'_, 'a> {
         let cause = "it is gone, with the data in it: what `up` creates in its place is empty";
         let by_restore =
             "check that its disk is mounted; to have lost data back, restore a backup first (`backup list`)";
-        let is_database = self.world.site(&wanted.site).provider.database_part(recorded) == Some(DatabasePart::Data);
+        let site = self.world.site(&wanted.site);
+        let is_database = match site.provider.database_part(recorded) {
+            Some(DatabasePart::Data) => true,
+            // A restore leaves a dump, which is loaded once the server is created.
+            Some(DatabasePart::Loaded) => site.unfilled.contains(&wanted.id),
+            Some(DatabasePart::Shared | DatabasePart::Dumps) | None => false,
+        };
         // A managed server is restored by its cloud, beside the lost one; a promoted replica has the database already.
         let is_managed =
             self.world.kind_of(wanted).is_some_and(|kind| kind.replica.is_some() || kind.identity == Identity::Part);

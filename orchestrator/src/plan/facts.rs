@@ -49,6 +49,8 @@ pub struct SiteFacts {
     pub holdings: BTreeMap<ResourceId, RecordedObjects>,
     /// The observations.
     pub observed: Vec<(ResourceId, Observed)>,
+    /// Recorded databases that would be created empty: nothing lies ready to be loaded into them.
+    pub unfilled: BTreeSet<ResourceId>,
     /// Operations that are still open.
     pub open: BTreeMap<OperationId, OpenOperation>,
     /// The tokens of creates that ended without a recorded object.

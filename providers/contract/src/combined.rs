@@ -118,6 +118,10 @@ impl Provider for Combined {
         self.of(&recorded.kind).database_part(recorded)
     }
 
+    fn is_refilled(&self, recorded: &Recorded) -> bool {
+        self.of(&recorded.kind).is_refilled(recorded)
+    }
+
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
         let (second, first): (Vec<_>, Vec<_>) = wanted.iter().cloned().partition(|one| self.is_second(&one.kind));
         let mut problems = self.first.preflight(&first).await?;

@@ -118,6 +118,12 @@ pub trait Provider: Send + Sync {
         kind.replica.is_some().then_some(DatabasePart::Data)
     }
 
+    /// Whether a [`DatabasePart::Loaded`] gets data when it is created again: a dump lies beside it, or it copies another one. Reads
+    /// only the own machine.
+    fn is_refilled(&self, _recorded: &Recorded) -> bool {
+        true
+    }
+
     /// Checks for anything that would make these fail: sign-in, permissions, quota, capacity, names, ports. Reads only.
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>>;
 

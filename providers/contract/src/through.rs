@@ -391,6 +391,11 @@ impl Provider for Through {
         provider.database_part(recorded)
     }
 
+    fn is_refilled(&self, recorded: &Recorded) -> bool {
+        let provider = if self.is_inner(&recorded.kind) { &self.inner } else { &self.outer };
+        provider.is_refilled(recorded)
+    }
+
     /// Objects of a host that is missing, or that is to change itself, are not checked.
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
         let (inside, outside): (Vec<_>, Vec<_>) = wanted.iter().cloned().partition(|one| self.is_inner(&one.kind));

@@ -13,8 +13,10 @@ use textnlp_provider::{
 
 use crate::jobs::Jobs;
 use crate::lower;
+use crate::names::DUMP;
 use crate::options::Options;
 use crate::preflight;
+use crate::spec::PostgresSpec;
 use crate::table::{KINDS, ResourceKind};
 use crate::verbs::{self, Supervisor};
 use crate::waiting::Waiting;
@@ -89,6 +91,11 @@ impl Provider for OnPrem {
             ResourceKind::Control => Some(DatabasePart::Shared),
             _ => None,
         }
+    }
+
+    fn is_refilled(&self, recorded: &Recorded) -> bool {
+        let follows = recorded.spec.typed::<PostgresSpec>().map_or(true, |spec| spec.follows);
+        follows || SiteFolder::of(&self.options.state_folder, &recorded.site).join(DUMP).is_file()
     }
 
     async fn preflight(&self, wanted: &[Wanted]) -> Result<Vec<Problem>> {
@@ -195,5 +202,40 @@ impl FolderProvider for OnPrem {
     /// removal.
     fn is_observed_before_removal(noun: ResourceKind) -> bool {
         !matches!(noun, ResourceKind::Model | ResourceKind::Schema | ResourceKind::ApiKey)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use textnlp_provider::{Outputs, Ownership, Spec};
+
+    use super::*;
+
+    #[test]
+    fn postgres_is_refilled_by_a_dump_beside_it_or_by_the_one_that_it_follows() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = Utf8Path::from_path(folder.path()).unwrap();
+        let onprem = OnPrem::new(Options::new(state, "/bin/false").unwrap());
+        let recorded = |follows: bool| Recorded {
+            id: "here/database/cluster".parse().unwrap(),
+            kind: KindName::new("onprem.postgres").unwrap(),
+            site: "here".parse().unwrap(),
+            via: None,
+            spec: Spec::of(&json!({ "path": "data/postgres", "version": 15, "schema": null, "follows": follows })),
+            needs: Vec::new(),
+            ownership: Ownership::Ours,
+            schema: 1,
+            cloud_id: CloudId::new("postgres").unwrap(),
+            created: None,
+            outputs: Outputs::default(),
+            protected: false,
+            tainted: false,
+        };
+        assert!(!onprem.is_refilled(&recorded(false)) && onprem.is_refilled(&recorded(true)));
+        let dump = SiteFolder::of(&onprem.options.state_folder, &recorded(false).site).join(DUMP);
+        std::fs::create_dir_all(dump.parent().unwrap()).unwrap();
+        std::fs::write(&dump, "dump").unwrap();
+        assert!(onprem.is_refilled(&recorded(false)));
     }
 }

@@ -205,6 +205,8 @@ pub struct Models {
     pub prefix_cache: bool,
     /// The most tokens that are guessed from a text itself and verified in one step; 0 guesses none.
     pub draft_tokens: usize,
+    /// The most requests of a model that are computed together; that of its executor if absent.
+    pub max_batch_size: Option<usize>,
 }
 
 /// One model that can be served.
@@ -652,6 +654,7 @@ fn models(section: Section<'_>, has_keys: bool) -> Models {
         device: section.parsed("device").unwrap_or(Device::Auto),
         prefix_cache: section.flag("prefix_cache").unwrap_or(true),
         draft_tokens: section.integer("draft_tokens", 0..=16).unwrap_or(8) as usize,
+        max_batch_size: section.integer("max_batch_size", 1..=256).map(|size| size as usize),
         cache_dir,
         serve,
     };

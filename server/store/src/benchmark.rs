@@ -251,7 +251,7 @@ impl Store {
                     Ok(()) => self.measure(database, plan, stop).await,
                     Err(refused) => Err(refused),
                 };
-                // Its lock ends with it.
+                self.release(&mut session).await;
                 let _ = self.ask(session.close()).await;
                 done
             }
@@ -368,11 +368,22 @@ fn failed(error: std::io::Error) -> MaintenanceError {
     io(error).into()
 }
 
-/// Locks the folder of a file for one benchmark, until the lock is dropped or the process ends.
-fn lock(folder: &Utf8Path) -> Result<File, MaintenanceError> {
+/// The lock of a folder, until it is dropped or the process ends.
+#[derive(Debug)]
+struct FolderLock(File);
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child process that is starting has the file open until its `exec`.
+        let _ = self.0.unlock();
+    }
+}
+
+/// Locks the folder of a file for one benchmark.
+fn lock(folder: &Utf8Path) -> Result<FolderLock, MaintenanceError> {
     let folder = File::open(folder).map_err(failed)?;
     match folder.try_lock() {
-        Ok(()) => Ok(folder),
+        Ok(()) => Ok(FolderLock(folder)),
         Err(TryLockError::WouldBlock) => Err(MaintenanceError::Refused(RUNS.to_owned())),
         Err(TryLockError::Error(error)) => Err(failed(error)),
     }
@@ -779,6 +790,18 @@ mod tests {
         assert_eq!(connections, expect);
         check_connections(9, 2).unwrap();
         check_connections(-1, 1).unwrap_err();
+    }
+
+    #[test]
+    fn lock_of_a_folder_is_free_although_another_process_has_it_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = Utf8Path::from_path(folder.path()).unwrap();
+        let held = lock(folder).unwrap();
+        assert_eq!(lock(folder).unwrap_err().to_string(), RUNS);
+        // The same open file, as a child process has it.
+        let _inherited = held.0.try_clone().unwrap();
+        drop(held);
+        lock(folder).unwrap();
     }
 
     #[tokio::test]

@@ -147,7 +147,8 @@ impl Store {
     async fn maintain_server(&self, task: Maintenance) -> Result<(), MaintenanceError> {
         let mut connection = self.ask(self.writes.acquire()).await?;
         let done = self.maintain_by(&mut connection, task).await;
-        // Its settings and its lock end with it.
+        self.release(&mut connection).await;
+        // Its settings end with it.
         let _ = self.ask(connection.close()).await;
         done
     }
@@ -184,6 +185,12 @@ impl Store {
             true => Ok(()),
             false => Err(MaintenanceError::Refused(why.to_owned())),
         }
+    }
+
+    /// Releases the locks of a session. PostgreSQL notices later that a session has ended, and until then its locks
+    /// would refuse the next command.
+    pub(super) async fn release(&self, connection: &mut AnyConnection) {
+        let _ = self.ask(sqlx::query("SELECT pg_advisory_unlock_all()").execute(&mut *connection)).await;
     }
 
     /// Refused while a backup reads the database.
@@ -271,6 +278,23 @@ mod tests {
     fn folder_of_the_copy_is_quoted() {
         let expect = "PRAGMA temp_store_directory = '/srv/o''brien'; VACUUM";
         assert_eq!(vacuum_within(Utf8Path::new("/srv/o'brien")), expect);
+    }
+
+    #[tokio::test]
+    async fn locks_are_free_before_their_session_ends() {
+        let Some((_, _, store)) = of_postgres().await else { return };
+        let options = store.writes.connect_options();
+        let mut first = AnyConnection::connect_with(&options).await.unwrap();
+        let mut next = AnyConnection::connect_with(&options).await.unwrap();
+        store.claim(&mut first, "schema", "it is taken").await.unwrap();
+        let refused = store.claim(&mut next, "schema", "it is taken").await.unwrap_err();
+        assert_eq!(refused.to_string(), "it is taken");
+        store.release(&mut first).await;
+        store.claim(&mut next, "schema", "it is taken").await.unwrap();
+        store.release(&mut next).await;
+        for _ in 0..20 {
+            store.maintain(Maintenance::Analyze).await.unwrap();
+        }
     }
 
     #[tokio::test]

@@ -69,6 +69,9 @@ fn documented_defaults_apply_to_omitted_settings() {
     assert_eq!(analytics.unwrap().retention_days, 90);
     assert_eq!(config.prices, None);
     assert_eq!((config.models.prefix_cache, config.models.draft_tokens), (true, 8));
+    assert_eq!(config.models.max_batch_size, None);
+    let lower = Config::parse(&text.replace("serve:", "max_batch_size: 4, serve:")).unwrap();
+    assert_eq!(lower.models.max_batch_size, Some(4));
     assert_eq!(config.models.device, Device::Auto);
     for (written, device) in [("cpu", Device::Cpu), ("cuda", Device::Cuda(0)), ("\"cuda:3\"", Device::Cuda(3))] {
         let text = text.replace("serve:", &format!("device: {written}, serve:"));
@@ -96,6 +99,10 @@ fn every_configuration_error_has_its_location_and_a_suggestion() {
     check("phase: staging", "phase: stagging", &["line 3", "did you mean `staging`"]);
     check("threads: 0", "device: gpu", &["textnlp.models.device", "not one of auto, cpu, cuda, cuda:N"]);
     check("threads: 0", "device: \"cuda:x\"", &["textnlp.models.device", "not one of auto, cpu, cuda, cuda:N"]);
+    for size in [0, 257] {
+        let written = format!("max_batch_size: {size}");
+        check("threads: 0", &written, &["textnlp.models.max_batch_size", "from 1 to 256"]);
+    }
     check("preload: [textnlp-tiny]", "preload: [textnlp-tinny]", &["models.preload", "did you mean `textnlp-tiny`"]);
     check("default: textnlp-tiny", "default: gpt2", &["models.default", "`gpt2`"]);
     check("default: textnlp-tiny", "default: textnlp-tiny, embeddings: bge", &["models.embeddings", "`bge`"]);

@@ -161,7 +161,10 @@ fn custom_state_directory_is_used_by_later_commands() {
     let stage = Stage::new("state");
     let trust = ["--trust", goods.public.as_str()];
     let state = stage.sandbox.folder().join("elsewhere");
-    let installed = stage.install(&goods.first, &[&trust[..], &["--state-dir", state.as_str()]].concat()).expect(0);
+    let args = stage.install_args(&goods.first, &[&trust[..], &["--state-dir", state.as_str()]].concat());
+    let mut command = stage.command(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    // What is typed counts, also where the variable, which an installation ignores, has the same value.
+    let installed = said(command.env("TEXTNLP_STATE_DIR", &state).output().unwrap()).expect(0);
     names(&installed.out, &[&format!("state      {state}")]);
     assert!(state.join(NAME).join("lineage.json").exists());
     stage.there(&["plan", "--env", NAME, "--exit-code"]).expect(0);

@@ -136,9 +136,10 @@ pub async fn install(session: &Session, args: &Install, console: Console) -> Res
     Ok(Success::new(text, document))
 }
 
-/// The state folder of `--state-dir`.
+/// The state folder of a typed `--state-dir`, also where a variable has the same value.
 pub fn requested_state(session: &Session) -> Option<Utf8PathBuf> {
-    session.again().state_dir().map(|requested| absolute(session, Utf8Path::new(requested)))
+    let requested = session.global.state_dir.as_ref().filter(|_| session.global.is_state_dir_typed);
+    requested.map(|requested| absolute(session, requested))
 }
 
 /// An absolute root, resolved against the session's working directory.

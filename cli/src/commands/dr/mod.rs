@@ -20,7 +20,7 @@ pub async fn dr(session: &Session, verb: &Dr, console: Console) -> Result<Succes
         Dr::Failover(args) => failover::failover(session, args, console).await,
         Dr::Failback(args) => failover::failback(session, args, console).await,
         Dr::Drill(args) => drill::drill(session, args, console).await,
-        Dr::History => reports::history(session),
+        Dr::History => reports::history(session).await,
         Dr::Report(args) => reports::report(session, args, console),
         Dr::VerifyReport(args) => reports::verify(session, args),
         Dr::TakeBack(args) => {

@@ -5,15 +5,29 @@ use std::fmt::Write as _;
 use camino::Utf8Path;
 use textnlp_bundle::PublicKey;
 use textnlp_orchestrator::dr::report::{self, Report, ReportError};
+use textnlp_orchestrator::state::audit::{self, CommandRecord};
 
 use super::sites;
+use crate::commands::audited::log_store;
 use crate::commands::prelude::*;
 use crate::dr_args::{Report as Wanted, VerifyReport};
+use crate::report::in_line;
 
 /// `dr history`.
-pub fn history(session: &Session) -> Result<Success, Failure> {
+pub async fn history(session: &Session) -> Result<Success, Failure> {
     let sites = sites(session)?;
-    let (reports, unread) = report::history(&sites.chosen.scope.folder);
+    let (reports, mut unread) = report::history(&sites.chosen.scope.folder);
+    let log = match log_store(session, &sites.chosen) {
+        Ok(store) => audit::read(&*store).await.map_err(|error| textnlp_provider::error_chain(&error)),
+        Err(failure) => Err(format!("{:#}", failure.error)),
+    };
+    let failovers = match log {
+        Ok(log) => failovers(log.commands),
+        Err(why) => {
+            unread.push(format!("the audit log: {why}"));
+            Vec::new()
+        }
+    };
     let name = &sites.chosen.scope.name;
     let mut text = match reports.len() {
         0 if !unread.is_empty() => "no report of a drill is as this environment signed it".to_owned(),
@@ -53,11 +67,37 @@ pub fn history(session: &Session) -> Result<Success, Failure> {
             one["drills"],
         );
     }
+    if !failovers.is_empty() {
+        text.push_str("\n\nFAILOVERS BY COMMANDS");
+        failovers.iter().for_each(|one| text.push_str(&format!("\n{}", failover_text(one))));
+    }
     for why in &unread {
         let _ = write!(text, "\nnot read: {why}");
     }
-    let drills: Vec<Value> = reports.iter().map(line).collect();
-    Ok(Success::new(text, json!({ "environment": name, "drills": drills, "trend": trend, "unread": unread })))
+    let document = json!({
+        "environment": name, "drills": reports.iter().map(line).collect::<Vec<_>>(), "trend": trend, "failovers": failovers,
+        "unread": unread,
+    });
+    Ok(Success::new(text, document))
+}
+
+/// The commands that move the primary. A drill has its report.
+const FAILOVERS: [&str; 4] = ["dr failover", "dr failback", "db failover", "db promote"];
+
+/// Those of the audit log that may have changed something.
+fn failovers(mut commands: Vec<CommandRecord>) -> Vec<CommandRecord> {
+    let is_refused = |one: &CommandRecord| {
+        one.end.as_ref().is_some_and(|end| [Exit::Usage as i32, Exit::Refused as i32].contains(&end.exit))
+    };
+    commands.retain(|one| FAILOVERS.contains(&one.command.command.as_str()) && !is_refused(one));
+    commands
+}
+
+fn failover_text(CommandRecord { time, command, end }: &CommandRecord) -> String {
+    let words = [&[command.command.clone()][..], &command.arguments[..]].concat().join(" ");
+    let outcome = end.as_ref().map_or("did not end", |end| end.outcome.word());
+    let text = format!("{}  {words}, by {}: {outcome}", time.strftime("%Y-%m-%d %H:%M UTC"), command.actor);
+    in_line(&text).into_owned()
 }
 
 /// `dr report [ID]`.
@@ -181,6 +221,49 @@ fn trend(reports: &[Report]) -> Vec<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use jiff::Timestamp;
+    use textnlp_orchestrator::state::audit::{AuditedCommand, CommandEnd, CommandOutcome};
+    use textnlp_provider::EnvironmentName;
+
+    fn ran(command: &str, exit: Option<Exit>) -> CommandRecord {
+        let end = exit.map(|exit| CommandEnd {
+            time: Timestamp::UNIX_EPOCH,
+            outcome: if exit == Exit::Done { CommandOutcome::Succeeded } else { CommandOutcome::Failed },
+            exit: exit as i32,
+            code: None,
+        });
+        let command = AuditedCommand {
+            id: uuid::Uuid::from_u128(1),
+            environment: EnvironmentName::new("regions").unwrap(),
+            command: command.to_owned(),
+            arguments: vec!["--env=regions".to_owned()],
+            actor: "ada".to_owned(),
+            user: None,
+            claimed_sudo_user: None,
+            host: "machine".to_owned(),
+            pid: 7,
+            tool: "test".to_owned(),
+            release: None,
+            reason: None,
+        };
+        CommandRecord { time: Timestamp::UNIX_EPOCH, command, end }
+    }
+
+    #[test]
+    fn failovers_by_commands_are_listed_unless_they_were_refused() {
+        let log = vec![
+            ran("up", Some(Exit::Done)),
+            ran("dr failover", Some(Exit::Done)),
+            ran("dr failback", Some(Exit::Refused)),
+            ran("db promote", Some(Exit::Failed)),
+            ran("dr failback", None),
+        ];
+        let listed: Vec<String> = failovers(log).iter().map(failover_text).collect();
+        let at = "1970-01-01 00:00 UTC";
+        let expect = ["dr failover --env=regions, by ada: succeeded", "db promote --env=regions, by ada: failed"];
+        assert_eq!(listed[..2], expect.map(|line| format!("{at}  {line}")));
+        assert_eq!(listed[2..], [format!("{at}  dr failback --env=regions, by ada: did not end")]);
+    }
 
     #[test]
     fn median_of_two_values_is_between_them() {

@@ -6,6 +6,7 @@ use textnlp_service::configuration::{EnvironmentFile, Restored};
 
 use crate::clouds;
 use crate::commands::prelude::*;
+use crate::stores::{self, OtherPlace};
 
 /// `rollback --config [--to COMMIT]`.
 pub async fn rollback(session: &Session, to: Option<&str>, console: Console) -> Result<Success, Failure> {
@@ -66,12 +67,15 @@ async fn restore(
     console: Console,
 ) -> Result<Success, Failure> {
     let loading = (&session.overrides(), &clouds::catalogue());
-    let Restored { environment: name, commit: id, is_changed: changed } =
+    let Restored { environment: name, commit: id, store, is_changed: changed } =
         file.restore(commit, &session.library, loading, &session.again()).await?;
     if changed {
         console.say("Files that it extends are not changed. Commit the file to keep it.");
     }
     let scope = session.scope(name.clone())?;
+    if let Ok(Some(OtherPlace { text, fixes })) = stores::other_place(&scope, &store) {
+        console.warn(format!("{text}: {}", fixes.join(", ")));
+    }
     let (plan, up) = (scope.last("plan"), scope.last_up());
     let text = match changed {
         true => {

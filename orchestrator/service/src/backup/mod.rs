@@ -29,7 +29,7 @@ pub(crate) use gather::{BackupContent, gather};
 pub(crate) use restore::into_cache;
 pub use settings::put as put_file;
 pub use signer::RequiredSigner;
-pub use valid_again::{ValidAgain, Withdrawn};
+pub use valid_again::{LostKey, ValidAgain, Withdrawn};
 pub use verify_backup::{check_backup, newest, verify_backup};
 
 /// The backup directory of an environment: a folder of its name in the destination, else beside its state. Sends no

@@ -10,7 +10,7 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 use textnlp_models::{FetchOptions, Source, Store};
-use textnlp_orchestrator::backup::{Decryptor, Manifest};
+use textnlp_orchestrator::backup::{Database, Decryptor, Manifest};
 use textnlp_orchestrator::clock::SystemClock;
 use textnlp_orchestrator::state::audit::{self, AUDIT};
 use textnlp_orchestrator::state::{
@@ -21,7 +21,7 @@ use textnlp_provider::{EnvironmentName, Lineage, SiteName, error_chain};
 
 use super::gather::STATE;
 use super::verify_backup::{KEYS_TIMEOUT, child, least_config};
-use super::{RequiredSigner, ValidAgain, point_in_time, settings, signer, verify_backup};
+use super::{LostKey, RequiredSigner, ValidAgain, point_in_time, settings, signer, verify_backup};
 use crate::failure::{DAMAGED_STATE, state_failed};
 use crate::{Failure, Platform, Progress, RerunFlags, Scope, origin, running, workplace};
 
@@ -69,6 +69,8 @@ pub struct Restored {
     pub backup_keys: Result<usize, String>,
     /// What the previous state had revoked or rotated after the backup.
     pub valid_again: ValidAgain,
+    /// The API keys of the previous state that the backup does not have. `None`: they cannot be read.
+    pub lost_keys: Option<Vec<LostKey>>,
     /// Whether the signature is of a key that was required.
     pub is_verified: bool,
 }
@@ -109,31 +111,71 @@ pub async fn restore(
             valid_again.keep(&known);
         }
     }
-    let Previous { kept: replaced, audit_ends, backup_keys } =
+    let Previous { kept: replaced, audit_ends, backup_keys, lost_keys } =
         put_in_place(request, &manifest, &mut staged, &target).await?;
     if backup_keys.as_ref().is_ok_and(|count| *count > 0) {
         valid_again.secrets.retain(|secret| secret.id != "backup");
     }
     origin::record(&target)?;
     let is_verified = matches!(required, Some(RequiredSigner::Key(_)));
-    Ok(Restored { manifest, state: target, moved, replaced, audit_ends, backup_keys, valid_again, is_verified })
+    Ok(Restored {
+        manifest,
+        state: target,
+        moved,
+        replaced,
+        audit_ends,
+        backup_keys,
+        valid_again,
+        lost_keys,
+        is_verified,
+    })
 }
 
 /// The API keys of the restored databases. `None`: they cannot be read, such as a dump that a PostgreSQL has to load first.
 async fn restored_keys(place: &Utf8Path, manifest: &Manifest) -> Option<Vec<Value>> {
     let mut keys = Vec::new();
     for (site, database) in &manifest.databases {
-        if database.base.is_some() || Utf8Path::new(&database.path).extension() == Some("dump") {
+        if is_of_postgres(database) {
             return None;
         }
-        let config = place.join(format!("{site}-keys.yaml"));
-        settings::put(&config, least_config(&place.join(STATE).join(&database.path)).as_bytes()).ok()?;
-        let (program, list) = (std::env::current_exe().ok()?, json!({ "do": "list" }));
-        let arguments = ["admin", "keys", "--config", config.as_str()];
-        let mut answer = child(&program, &arguments, Some(&list), KEYS_TIMEOUT).await.ok()?;
-        keys.extend(answer.get_mut("keys").and_then(Value::as_array_mut).map(std::mem::take)?);
+        keys.extend(keys_in(place, site, &place.join(STATE).join(&database.path)).await?);
     }
     Some(keys)
+}
+
+/// The API keys of the state in `target`, whose lock is held: of copies in `place`, because the list of keys is a record in the audit
+/// log of a database. `None`: they cannot be read.
+async fn replaced_keys(target: &Utf8Path, place: &Utf8Path, manifest: &Manifest) -> Option<Vec<Value>> {
+    let mut keys = Vec::new();
+    for (site, database) in &manifest.databases {
+        let (file, copy) = (target.join(&database.path), place.join(format!("{site}-replaced.db")));
+        if is_of_postgres(database) {
+            return None;
+        }
+        // `down --delete-data` has removed it.
+        if !file.exists() {
+            continue;
+        }
+        for ending in ["", "-wal"].into_iter().filter(|ending| Utf8Path::new(&format!("{file}{ending}")).exists()) {
+            std::fs::copy(format!("{file}{ending}"), format!("{copy}{ending}")).ok()?;
+        }
+        keys.extend(keys_in(place, site, &copy).await?);
+    }
+    Some(keys)
+}
+
+fn is_of_postgres(database: &Database) -> bool {
+    database.base.is_some() || Utf8Path::new(&database.path).extension() == Some("dump")
+}
+
+/// The API keys of an SQLite file. The settings for that are written into `place`.
+async fn keys_in(place: &Utf8Path, site: &SiteName, file: &Utf8Path) -> Option<Vec<Value>> {
+    let config = place.join(format!("{site}-keys.yaml"));
+    settings::put(&config, least_config(file).as_bytes()).ok()?;
+    let (program, list) = (std::env::current_exe().ok()?, json!({ "do": "list" }));
+    let arguments = ["admin", "keys", "--config", config.as_str()];
+    let mut answer = child(&program, &arguments, Some(&list), KEYS_TIMEOUT).await.ok()?;
+    answer.get_mut("keys").and_then(Value::as_array_mut).map(std::mem::take)
 }
 
 fn required_signer(request: &Request<'_>, manifest: &Manifest) -> Option<RequiredSigner> {
@@ -406,6 +448,8 @@ struct Previous {
     audit_ends: Option<String>,
     /// See [`Restored::backup_keys`].
     backup_keys: Result<usize, String>,
+    /// See [`Restored::lost_keys`].
+    lost_keys: Option<Vec<LostKey>>,
 }
 
 /// Moves the restored state into its place in one step.
@@ -427,7 +471,7 @@ async fn put_in_place(
         }
         std::fs::rename(&restored, target).with_context(|| format!("move the restored state to {target}"))?;
         flush(target)?;
-        return Ok(Previous { kept, audit_ends: None, backup_keys: Ok(0) });
+        return Ok(Previous { kept, audit_ends: None, backup_keys: Ok(0), lost_keys: Some(Vec::new()) });
     }
     let name = &manifest.environment;
     // The lock prevents new runs on the previous state. Another run may have started since the first check, so it is
@@ -444,11 +488,19 @@ async fn put_in_place(
         Ok(_) => continue_audit(&restored, target).await.err(),
         Err(damage) => Some(format!("the earlier state is damaged: {damage}")),
     };
+    let lost_keys = lost_keys(target, staged.path(), manifest).await;
     let keys = super::key::take_over(request.platform, &restored, target).await;
     exchange(staged, target, &kept)?;
     flush(target)?;
     let backup_keys = keys.map_err(|failure| format!("{:#}", failure.error));
-    Ok(Previous { kept: Some(kept), audit_ends, backup_keys })
+    Ok(Previous { kept: Some(kept), audit_ends, backup_keys, lost_keys })
+}
+
+/// The API keys that are in the state in `target`, and not in the restored one.
+async fn lost_keys(target: &Utf8Path, staged: &std::path::Path, manifest: &Manifest) -> Option<Vec<LostKey>> {
+    let place = Utf8Path::from_path(staged)?;
+    let replaced = replaced_keys(target, place, manifest).await?;
+    Some(LostKey::of(&replaced, &restored_keys(place, manifest).await?))
 }
 
 /// Writes the record of the lock again if it is damaged: no lock is granted without it, and it only counts the locks.

@@ -1,10 +1,11 @@
 //! What a restore makes valid again: API keys and secrets that were revoked or rotated after the backup, by the audit log of
-//! the state that it replaces.
+//! the state that it replaces. And the API keys of that state that it loses.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use camino::Utf8Path;
 use jiff::Timestamp;
+use serde::Serialize;
 use serde_json::Value;
 use textnlp_orchestrator::backup::Manifest;
 use textnlp_orchestrator::state::Folder;
@@ -35,6 +36,34 @@ pub struct Withdrawn {
     pub at: Timestamp,
     /// The command that does it again, without the program and the flags of the environment: `key revoke ID`.
     pub command: String,
+}
+
+/// An API key that a restore loses: it is not in the backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LostKey {
+    /// Its public ID.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its tenant.
+    pub tenant: String,
+}
+
+impl LostKey {
+    /// The keys of the replaced databases that no restored one has; those that were revoked are not missed.
+    pub(super) fn of(replaced: &[Value], restored: &[Value]) -> Vec<Self> {
+        let text = |key: &Value, field: &str| key[field].as_str().unwrap_or_default().to_owned();
+        let mut lost: Vec<Self> = Vec::new();
+        for key in replaced.iter().filter(|key| key["revoked_at"].is_null()) {
+            let id = text(key, "public_id");
+            // Sites that fill each other have the same keys.
+            let is_known = lost.iter().any(|known| known.id == id);
+            if !is_known && restored.iter().all(|known| known["public_id"] != id.as_str()) {
+                lost.push(Self { name: text(key, "name"), tenant: text(key, "tenant"), id });
+            }
+        }
+        lost
+    }
 }
 
 /// What had ended before a backup.
@@ -179,6 +208,14 @@ mod tests {
         let known: BTreeSet<Uuid> = log[..2].iter().map(|one| one.command.id).collect();
         let during = ValidAgain::of(&log, Before::Recorded(&known), Before::Recorded(&known));
         assert_eq!(commands(&during.keys), ["5 key revoke killed", "4 key revoke leaked"]);
+    }
+
+    #[test]
+    fn keys_of_the_replaced_databases_that_the_backup_lacks_are_lost() {
+        let key = |id: &str, revoked_at: Option<i64>| json!({ "public_id": id, "name": format!("of {id}"), "tenant": "acme", "revoked_at": revoked_at });
+        let replaced = [key("kept", None), key("later", None), key("revoked", Some(1)), key("later", None)];
+        let lost = LostKey::of(&replaced, &[key("kept", Some(1)), key("gone", None)]);
+        assert_eq!(lost, [LostKey { id: "later".into(), name: "of later".into(), tenant: "acme".into() }]);
     }
 
     #[test]

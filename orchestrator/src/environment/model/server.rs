@@ -346,6 +346,10 @@ section! {
         /// The most tokens that are guessed from a text itself and verified in one step; 0 guesses none.
         #[schemars(range(max = 16))]
         pub draft_tokens: u32 = 8,
+        /// Requests of a model that are computed together. If unset, 32 on the CPU and 256 on a GPU, where a lower number
+        /// needs less memory.
+        #[schemars(range(min = 1, max = 256))]
+        pub max_batch_size: Option<u32> = None,
     }
 }
 

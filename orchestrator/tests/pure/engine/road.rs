@@ -381,6 +381,8 @@ fn database_that_is_gone_is_not_replaced_by_an_empty_one_until_its_loss_is_typed
     // A restore leaves a dump beside it, which is loaded once it is created.
     let loaded = with(service(), "db", "loaded", json!(true));
     assert_eq!(of(&loaded, "here/db", true, DeleteData::Nothing), (true, vec![accepted]));
+    let unfilled = with(service(), "db", "loaded", json!(false));
+    assert_eq!(of(&unfilled, "here/db", true, DeleteData::Nothing), (false, vec![refused.clone()]));
     let (plan, _) = plan_without(&service(), "here/db", true, DeleteData::Nothing);
     let fix = &plan.refusals[0].fix;
     let order = ["is mounted", "restore a backup", "--accept-data-loss"].map(|word| fix.find(word).expect(word));

@@ -48,6 +48,7 @@ fn later_settings_reach_the_server_only_when_not_default() {
     assert_eq!(config(&["server.pii.kinds=[email]"])["pii"], json!(null));
     assert_eq!(config(&["server.inference.prefix_cache=false"])["models"]["prefix_cache"], json!(false));
     assert_eq!(config(&["server.inference.draft_tokens=0"])["models"]["draft_tokens"], json!(0));
+    assert_eq!(config(&["server.inference.max_batch_size=8"])["models"]["max_batch_size"], json!(8));
     let beta = json!({ "name": "beta", "enabled": true, "percent": 100, "tenants": [], "model": null });
     assert_eq!(config(&["features.beta=true"])["features"], json!([beta]));
     let prices = json!({ "currency": "USD", "prompt": "0.5", "answer": "0", "models": [] });
@@ -70,6 +71,7 @@ fn later_settings_reach_the_server_only_when_not_default() {
         &usual["features"],
         &usual["models"]["prefix_cache"],
         &usual["models"]["draft_tokens"],
+        &usual["models"]["max_batch_size"],
     ] {
         assert_eq!(later, &json!(null), "servers of earlier releases do not know it");
     }

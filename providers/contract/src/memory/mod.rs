@@ -241,6 +241,11 @@ impl Provider for MemoryCloud {
         (recorded.kind.as_str() == "memory.database").then_some(part)
     }
 
+    /// `loaded: false` stands for a server without a dump beside it.
+    fn is_refilled(&self, recorded: &Recorded) -> bool {
+        recorded.spec.get("loaded") != Some(&json!(false))
+    }
+
     fn diff(&self, wanted: &Wanted, _recorded: &Recorded, seen: &Object) -> Vec<FieldChange> {
         let mut changes = Vec::new();
         for (field, after) in wanted.spec.fields() {

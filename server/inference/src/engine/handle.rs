@@ -24,6 +24,8 @@ pub struct EngineOptions {
     pub queue: usize,
     /// The most requests of one model in one batch, unless its executor says how many.
     pub max_running: usize,
+    /// The operator's number instead. It lowers that of an executor, and never raises it.
+    pub max_batch_size: Option<usize>,
     /// Target duration of a step while a client reads a stream.
     pub step_target: Duration,
     /// A client that reads nothing for this long is given up.
@@ -41,11 +43,22 @@ impl Default for EngineOptions {
         EngineOptions {
             queue: 256,
             max_running: 32,
+            max_batch_size: None,
             step_target: Duration::from_millis(20),
             stall: Duration::from_secs(60),
             prefix_cache: true,
             draft_tokens: 8,
             threads: 0,
+        }
+    }
+}
+
+impl EngineOptions {
+    /// The most requests of a model in one batch; `of_executor` is how many that is made for.
+    pub(super) fn batch_size(&self, of_executor: Option<usize>) -> usize {
+        match (self.max_batch_size, of_executor) {
+            (Some(size), most) => size.min(most.unwrap_or(usize::MAX)).max(1),
+            (None, most) => most.unwrap_or(self.max_running),
         }
     }
 }

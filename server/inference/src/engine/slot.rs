@@ -76,7 +76,7 @@ impl Slot {
         Slot {
             reserve,
             block,
-            max_running: model.executor.most_sequences().unwrap_or(options.max_running),
+            max_running: options.batch_size(model.executor.most_sequences()),
             id,
             name,
             executor: model.executor,

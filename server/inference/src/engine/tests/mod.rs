@@ -318,6 +318,23 @@ fn request_generates_the_models_output_and_the_engine_goes_idle() {
 }
 
 #[test]
+fn batch_size_of_the_operator_lowers_that_of_the_executor() {
+    let with = |max_batch_size| EngineOptions { max_batch_size, ..options() };
+    assert_eq!((with(None).batch_size(None), with(None).batch_size(Some(256))), (8, 256));
+    assert_eq!((with(Some(64)).batch_size(None), with(Some(4)).batch_size(Some(256))), (64, 4));
+    assert_eq!(with(Some(64)).batch_size(Some(16)), 16);
+    let mut bench = Bench::new(with(Some(2)));
+    bench.load("m", Script::default());
+    let sent: Vec<Sent> = (0..5u32).map(|n| bench.send(request(vec![n, 1], 20), Client::Reads).unwrap()).collect();
+    let mut most = 0;
+    while sent.iter().any(|sent| sent.inbox().terminals() == 0) {
+        bench.scheduler.turn();
+        most = most.max(bench.scheduler.slots[0].running.len());
+    }
+    assert_eq!(most, 2);
+}
+
+#[test]
 fn seeded_output_does_not_depend_on_earlier_requests() {
     let mut bench = Bench::new(options());
     bench.load("m", Script::default());
