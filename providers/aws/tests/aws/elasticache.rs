@@ -189,8 +189,8 @@ fn a_managed_cache_is_a_group_with_tls_that_only_the_private_subnets_reach() {
     });
     assert_eq!(*group, expected);
     let window = MaintenanceWindow { day: Weekday::Sunday, at: TimeOfDay(150), hours: 4 };
-    let site = Site { maintenance: Some(window), ..site() };
-    let maintained = lowers_purely(&bench.provider, &of(1_000_000_000, 0), &site).unwrap();
+    let with_window = Site { maintenance: Some(window), ..site() };
+    let maintained = lowers_purely(&bench.provider, &of(1_000_000_000, 0), &with_window).unwrap();
     assert_eq!(maintained[2].spec.as_value()["maintenance_window"], "sun:02:30-sun:06:30");
     // It holds nothing that is lost with it.
     assert!(!wanted[2].protected);
