@@ -71,8 +71,12 @@ struct Constraint {
 enum Judge {
     /// Of one that is enforced or not: these.
     Enforced(fn(&Spec) -> bool),
-    /// Of one that lists values: an object with a value that is denied or not allowed. Each object is refused where all values are.
+    /// Of one that lists values: an object with a value that is denied or not allowed.
     Values(fn(&Spec) -> Vec<String>),
+    /// The same, by the denied ones alone: what an allow list has to name is not known of these.
+    Denied(fn(&Spec) -> Vec<String>),
+    /// Of one that lists values: each object, where all values are denied.
+    All,
 }
 
 /// Constraints that refuse what a plan creates
@@ -104,27 +108,25 @@ const CONSTRAINTS: &[Constraint] = &[
     Constraint { name: LOCATIONS, kind: crate::table::CLUSTER, judge: Judge::Values(location) },
     Constraint { name: LOCATIONS, kind: "gcp.bucket", judge: Judge::Values(location) },
     Constraint { name: LOCATIONS, kind: SERVICE, judge: Judge::Values(location) },
-    Constraint { name: "gcp.restrictServiceUsage", kind: "gcp.services", judge: Judge::Values(services_of) },
+    Constraint { name: "gcp.restrictServiceUsage", kind: SERVICES_KIND, judge: Judge::Denied(services_of) },
     // <https://cloud.google.com/kms/docs/cmek-org-policy>
     Constraint {
         name: "gcp.restrictNonCmekServices",
         kind: crate::table::CLUSTER,
-        judge: Judge::Values(|cluster| without_key(cluster, "container.googleapis.com")),
+        judge: Judge::Denied(|cluster| without_key(cluster, "container.googleapis.com")),
     },
     Constraint {
         name: "gcp.restrictNonCmekServices",
         kind: "gcp.bucket",
-        judge: Judge::Values(|bucket| without_key(bucket, "storage.googleapis.com")),
+        judge: Judge::Denied(|bucket| without_key(bucket, "storage.googleapis.com")),
     },
-    Constraint { name: "compute.restrictCloudNATUsage", kind: "gcp.router", judge: Judge::Values(|_| Vec::new()) },
-    Constraint {
-        name: "compute.restrictVpcPeering",
-        kind: "gcp.service-connection",
-        judge: Judge::Values(|_| Vec::new()),
-    },
+    Constraint { name: "compute.restrictCloudNATUsage", kind: "gcp.router", judge: Judge::All },
+    Constraint { name: "compute.restrictVpcPeering", kind: "gcp.service-connection", judge: Judge::All },
     Constraint { name: "run.allowedIngress", kind: SERVICE, judge: Judge::Values(|_| vec!["all".to_owned()]) },
 ];
 const LOCATIONS: &str = "gcp.resourceLocations";
+/// The enabled services of the project, which is there before the plan.
+const SERVICES_KIND: &str = "gcp.services";
 
 fn location(spec: &Spec) -> Vec<String> {
     spec.get("location").and_then(Value::as_str).map(str::to_ascii_lowercase).into_iter().collect()
@@ -144,21 +146,21 @@ impl Judge {
     /// Why the effective policy of a constraint refuses an object. Groups of locations are Google's, so that of a value that only an
     /// unknown one may have nothing is said.
     fn refusal(self, policy: &Value, spec: &Spec) -> Option<String> {
-        let values = match self {
+        let list = &policy["listPolicy"];
+        let is_denied = list["allValues"] == "DENY";
+        let (values, allows) = match self {
             Self::Enforced(is_meant) => {
                 let is_refused = policy["booleanPolicy"]["enforced"] == true && is_meant(spec);
                 return is_refused.then(|| "refuses it in the project".to_owned());
             }
-            Self::Values(values) => values(spec),
+            Self::All => return is_denied.then(|| "refuses it in the project".to_owned()),
+            Self::Values(values) => (values(spec), true),
+            Self::Denied(values) => (values(spec), false),
         };
-        let list = &policy["listPolicy"];
-        if list["allValues"] == "DENY" {
-            return Some("refuses it in the project".to_owned());
-        }
         let texts = |member: &str| -> Vec<&str> {
             list[member].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
         };
-        let (allowed, denied) = (texts("allowedValues"), texts("deniedValues"));
+        let (allowed, denied) = (if allows { texts("allowedValues") } else { Vec::new() }, texts("deniedValues"));
         let is = |entry: &str, value: &str| {
             let entry = entry.trim_start_matches("is:");
             entry == value
@@ -168,7 +170,7 @@ impl Judge {
         let is_refused = |value: &&String| {
             let is_allowed =
                 allowed.is_empty() || allowed.iter().any(|entry| is(entry, value)) || allowed.iter().any(is_unknown);
-            !is_allowed || denied.iter().any(|entry| is(entry, value))
+            is_denied || !is_allowed || denied.iter().any(|entry| is(entry, value))
         };
         values.iter().find(is_refused).map(|value| format!("does not allow `{value}`"))
     }
@@ -283,36 +285,53 @@ async fn billing(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
 
 /// Whether organization policies refuse what the plan creates
 /// (<https://cloud.google.com/resource-manager/reference/rest/v1/projects/getEffectiveOrgPolicy>).
-async fn constraints(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+async fn constraints(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem> {
     let mut problems = Vec::new();
+    let mut answers: BTreeMap<&str, Value> = BTreeMap::new();
     for Constraint { name, kind, judge } in CONSTRAINTS {
         let is_meant = |one: &&Wanted| match judge {
             Judge::Enforced(is_meant) => is_meant(&one.spec),
-            Judge::Values(_) => one.ownership == Ownership::Ours,
+            Judge::Values(_) | Judge::Denied(_) | Judge::All => one.ownership == Ownership::Ours,
         };
         let objects: Vec<&Wanted> = of_kind(wanted, kind).filter(is_meant).collect();
         if objects.is_empty() {
             continue;
         }
-        let path = format!("projects/{}:getEffectiveOrgPolicy", api.project());
-        let body = json!({ "constraint": format!("constraints/{name}") });
-        let call = Call::post(Service::ResourceManager, path, body).saying("read", "the organization policies");
-        match api.send(call).await {
-            Ok(found) => {
-                let mut refused = objects.iter().filter_map(|one| Some((one, judge.refusal(&found, &one.spec)?)));
-                problems.extend(refused.next().map(|(one, why)| {
-                    let cause = format!("the organization policy `constraints/{name}` {why}");
-                    let fix = "ask the organization policy administrator to exempt the project, or use another project";
-                    Problem::new(one.id.as_str(), cause, fix)
-                }));
+        if !answers.contains_key(name) {
+            let path = format!("projects/{}:getEffectiveOrgPolicy", api.project());
+            let body = json!({ "constraint": format!("constraints/{name}") });
+            let call = Call::post(Service::ResourceManager, path, body).saying("read", "the organization policies");
+            match api.send(call).await {
+                Ok(found) => drop(answers.insert(name, found)),
+                Err(error) => {
+                    problems.extend(unanswered("the organization policies", &error));
+                    return problems;
+                }
             }
-            Err(error) => {
-                problems.extend(unanswered("the organization policies", &error));
-                return problems;
-            }
+        }
+        let found = &answers[name];
+        let mut refused = objects.iter().filter_map(|one| Some((one, judge.refusal(found, &one.spec)?)));
+        if let Some((one, why)) = refused.next() {
+            let cause = format!("the organization policy `constraints/{name}` {why}");
+            let fix = "ask the organization policy administrator to exempt the project, or use another project";
+            // A policy holds for what is created after it.
+            let is_kept = !matches!(judge, Judge::Enforced(_)) && is_there(api, one).await;
+            problems.push(match is_kept {
+                true => Problem::warning(one.id.as_str(), cause, fix),
+                false => Problem::new(one.id.as_str(), cause, fix),
+            });
         }
     }
     problems
+}
+
+/// Whether an object exists. One whose id is not known before the plan runs does not.
+async fn is_there(api: &Arc<Api>, one: &Wanted) -> bool {
+    let Some(row) = crate::table::row(&one.kind) else { return false };
+    match row.resource.id(&one.spec) {
+        Some(id) => one.kind.as_str() != SERVICES_KIND && matches!(row.resource.read(api, &id).await, Ok(Some(_))),
+        None => false,
+    }
 }
 
 /// A bare project cannot even tell which services it has (hashicorp/terraform-provider-google#16883).
@@ -493,15 +512,15 @@ fn needs(
         } else {
             add(&mut region, machine.quota, vcpus, pool.has_one_machine);
         }
-        add(&mut project, ALL_CPUS, vcpus, true);
+        add(&mut project, ALL_CPUS, vcpus, pool.has_one_machine);
         if *ssd_gb > 0 {
-            add(&mut region, ALL_SSDS, *ssd_gb, true);
+            add(&mut region, ALL_SSDS, *ssd_gb, pool.has_one_machine);
         }
         if let Some((gpu, each)) = machine.gpu {
             let gpus = u64::from(each);
             let quota = if *is_spot { gpu.spot_quota } else { gpu.quota };
             add(&mut region, quota, gpus, *has_one_market);
-            add(&mut project, ALL_GPUS, gpus, true);
+            add(&mut project, ALL_GPUS, gpus, pool.has_one_machine);
             for (needs, quota) in [(&mut region, quota), (&mut project, ALL_GPUS)] {
                 needs.entry(quota).or_default().add_spare(gpus.saturating_mul(*spare));
             }

@@ -221,7 +221,10 @@ fn kill_up(operator: &Operator, event: &str, what: &str) {
         let before = written().matches('\n').count();
         let mut child = operator.command(&["up", "--yes", "--no-gate", "-o", "json"], &[]).spawn().unwrap();
         promptly("it has begun", || {
-            let is_there = written().lines().skip(before).any(|line| line.contains(&event) && line.contains(what));
+            let written = written();
+            // One that is shorter was begun anew.
+            let known = if written.matches('\n').count() < before { 0 } else { before };
+            let is_there = written.lines().skip(known).any(|line| line.contains(&event) && line.contains(what));
             (is_there || child.try_wait().unwrap().is_some()).then_some(())
         });
         let _ = child.kill();

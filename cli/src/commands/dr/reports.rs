@@ -13,12 +13,20 @@ use crate::commands::prelude::*;
 use crate::dr_args::{Report as Wanted, VerifyReport};
 use crate::report::in_line;
 
+/// How long `dr history` waits for the audit log.
+const AUDIT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// `dr history`.
 pub async fn history(session: &Session) -> Result<Success, Failure> {
     let sites = sites(session)?;
     let (reports, mut unread) = report::history(&sites.chosen.scope.folder);
+    let is_forged = !unread.is_empty();
     let log = match log_store(session, &sites.chosen) {
-        Ok(store) => audit::read(&*store).await.map_err(|error| textnlp_provider::error_chain(&error)),
+        // A store in a region that is lost must not keep the reports of this machine back.
+        Ok(store) => match tokio::time::timeout(AUDIT_TIMEOUT, audit::read(&*store)).await {
+            Ok(log) => log.map_err(|error| textnlp_provider::error_chain(&error)),
+            Err(_) => Err(format!("no answer within {} s", AUDIT_TIMEOUT.as_secs())),
+        },
         Err(failure) => Err(format!("{:#}", failure.error)),
     };
     let failovers = match log {
@@ -30,7 +38,7 @@ pub async fn history(session: &Session) -> Result<Success, Failure> {
     };
     let name = &sites.chosen.scope.name;
     let mut text = match reports.len() {
-        0 if !unread.is_empty() => "no report of a drill is as this environment signed it".to_owned(),
+        0 if is_forged => "no report of a drill is as this environment signed it".to_owned(),
         0 => format!("{name} has had no drill. To run one: {}", sites.chosen.scope.command("dr drill")),
         _ => format!(
             "{:<24} {:<10} {:<12} {:<6} {:>8} {:>8} {:>6} {:>11} {}\n",
@@ -81,7 +89,7 @@ pub async fn history(session: &Session) -> Result<Success, Failure> {
     Ok(Success::new(text, document))
 }
 
-/// The commands that move the primary. A drill has its report.
+/// The commands that fail over a site or a database. A drill has its report.
 const FAILOVERS: [&str; 4] = ["dr failover", "dr failback", "db failover", "db promote"];
 
 /// Those of the audit log that may have changed something.

@@ -143,8 +143,8 @@ async fn restored_keys(place: &Utf8Path, manifest: &Manifest) -> Option<Vec<Valu
     Some(keys)
 }
 
-/// The API keys of the state in `target`, whose lock is held: of copies in `place`, because the list of keys is a record in the audit
-/// log of a database. `None`: they cannot be read.
+/// The API keys of the state in `target`, whose lock is held and whose programs do not run: of copies in `place`, because the list of
+/// keys is a record in the audit log of a database. `None`: they cannot be read.
 async fn replaced_keys(target: &Utf8Path, place: &Utf8Path, manifest: &Manifest) -> Option<Vec<Value>> {
     let mut keys = Vec::new();
     for (site, database) in &manifest.databases {
@@ -152,14 +152,23 @@ async fn replaced_keys(target: &Utf8Path, place: &Utf8Path, manifest: &Manifest)
         if is_of_postgres(database) {
             return None;
         }
-        // `down --delete-data` has removed it.
+        // `down --delete-data` has removed it, or the state has its database elsewhere since the backup.
         if !file.exists() {
-            continue;
+            return None;
         }
-        for ending in ["", "-wal"].into_iter().filter(|ending| Utf8Path::new(&format!("{file}{ending}")).exists()) {
-            std::fs::copy(format!("{file}{ending}"), format!("{copy}{ending}")).ok()?;
+        let endings = ["", "-wal"].into_iter().filter(|ending| Utf8Path::new(&format!("{file}{ending}")).exists());
+        let copied = endings
+            .clone()
+            .try_for_each(|ending| std::fs::copy(format!("{file}{ending}"), format!("{copy}{ending}")).map(drop));
+        let found = match copied {
+            Ok(()) => keys_in(place, site, &copy).await,
+            Err(_) => None,
+        };
+        // The restored state needs the room.
+        for ending in ["", "-wal", "-shm"] {
+            let _ = std::fs::remove_file(format!("{copy}{ending}"));
         }
-        keys.extend(keys_in(place, site, &copy).await?);
+        keys.extend(found?);
     }
     Some(keys)
 }

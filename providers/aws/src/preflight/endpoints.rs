@@ -2,43 +2,55 @@
 
 use std::collections::BTreeMap;
 
+use aws_sdk_applicationautoscaling::types::{ScalableDimension, ServiceNamespace};
 use textnlp_cloud::preflight::unknown;
 use textnlp_provider::{Problem, Result, Wanted};
 
-use super::quotas::scaled_to;
 use crate::api::Api;
 
 const SERVICE: &str = "sagemaker";
 
 /// Variants with autoscaling whose instances would be of another type: SageMaker refuses the update
 /// (<https://docs.aws.amazon.com/sagemaker/latest/dg/endpoint-scaling.html>), after the new model and configuration were created.
+/// Autoscaling that the same plan removes counts too: it ends after the update.
 pub(super) async fn instance_types(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let mut problems = Vec::new();
     let needs = |one: &Wanted, other: &Wanted| one.needs.iter().any(|need| need.on == other.id);
     for config in wanted.iter().filter(|one| one.kind.as_str() == "aws.endpoint-config") {
-        let variants = config.spec.get("variants").and_then(|variants| variants.as_array()).into_iter().flatten();
-        let scaled: Vec<_> = variants.filter(|one| scaled_to(wanted, config, &one["name"]).is_some()).collect();
         let endpoint = wanted.iter().find(|one| one.kind.as_str() == "aws.endpoint" && needs(one, config));
-        let name = endpoint.and_then(|one| one.spec.get("name")?.as_str()).filter(|_| !scaled.is_empty());
+        let name = endpoint.and_then(|one| one.spec.get("name")?.as_str());
         let Some((endpoint, name)) = endpoint.zip(name) else { continue };
-        let present = match present(api, name).await {
-            Ok(present) => present,
-            Err(error) => {
-                problems.push(unknown("the endpoint", &error));
-                continue;
+        match changed(api, name, config).await {
+            Ok(Some((old, new))) => {
+                let cause = format!("SageMaker does not change {old} to {new} while the endpoint has autoscaling");
+                let fix =
+                    "remove `scaling.max` and run `up`, change `sites[].instance_type` and run `up`, then set it again";
+                problems.push(Problem::new(endpoint.id.to_string(), cause, fix));
             }
-        };
-        for variant in scaled {
-            let text = |field: &str| variant[field].as_str().unwrap_or_default();
-            let (name, new) = (text("name"), text("instance_type"));
-            let Some(old) = present.get(name).filter(|old| *old != new) else { continue };
-            let cause = format!("SageMaker does not change {old} to {new} while the endpoint has autoscaling");
-            let fix =
-                "remove `scaling.max` and run `up`, change `sites[].instance_type` and run `up`, then set it again";
-            problems.push(Problem::new(endpoint.id.to_string(), cause, fix));
+            Ok(None) => {}
+            Err(error) => problems.push(unknown("the endpoint", &error)),
         }
     }
     problems
+}
+
+/// The present and the wanted instance type of a variant with autoscaling, if they differ.
+async fn changed(api: &Api, name: &str, config: &Wanted) -> Result<Option<(String, String)>> {
+    let present = present(api, name).await?;
+    let variants = config.spec.get("variants").and_then(|variants| variants.as_array()).into_iter().flatten();
+    for variant in variants {
+        let text = |field: &str| variant[field].as_str().unwrap_or_default();
+        let (variant, new) = (text("name"), text("instance_type"));
+        let Some(old) = present.get(variant).filter(|old| *old != new) else { continue };
+        let call = api.autoscaling.describe_scalable_targets().service_namespace(ServiceNamespace::Sagemaker);
+        let call = call.resource_ids(format!("endpoint/{name}/variant/{variant}"));
+        let call = call.scalable_dimension(ScalableDimension::SageMakerVariantDesiredInstanceCount).send();
+        let found = api.find("application-autoscaling", name, call).await?;
+        if found.is_some_and(|found| found.scalable_targets.is_some_and(|targets| !targets.is_empty())) {
+            return Ok(Some((old.clone(), new.to_owned())));
+        }
+    }
+    Ok(None)
 }
 
 /// The instance types of an endpoint by its variants; none where it is not there.

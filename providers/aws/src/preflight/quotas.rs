@@ -225,7 +225,7 @@ fn instances(wanted: &[Wanted]) -> BTreeMap<&str, Instances<'_>> {
 }
 
 /// The maximum of the autoscaling of a variant.
-pub(super) fn scaled_to(wanted: &[Wanted], config: &Wanted, variant: &Value) -> Option<u64> {
+fn scaled_to(wanted: &[Wanted], config: &Wanted, variant: &Value) -> Option<u64> {
     let needs = |one: &Wanted, other: &Wanted| one.needs.iter().any(|need| need.on == other.id);
     let of_kind = |kind: &'static str| wanted.iter().filter(move |one| one.kind.as_str() == kind);
     let endpoints = || of_kind("aws.endpoint").filter(|endpoint| needs(endpoint, config));

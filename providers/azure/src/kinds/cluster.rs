@@ -448,7 +448,8 @@ impl RestKind for Pool {
         let (market, zone) = (first("markets"), first("zones"));
         let machines = machine_names(seen.get("machine"));
         let is_seen = |one: &Alternative<'_>| {
-            let is_bought = Some(one.market) == market && machines == [one.machine];
+            let is_machine = machines.iter().any(|name| name.eq_ignore_ascii_case(one.machine));
+            let is_bought = Some(one.market) == market && is_machine;
             is_bought && (zone.is_none() || one.zone.is_none() || one.zone == zone)
         };
         let all = alternatives(wanted).into_iter().enumerate();
@@ -468,13 +469,11 @@ impl RestKind for Pool {
             Some(format!("{region} does not offer {name} to this subscription: {why}"))
         };
         let refused: Vec<String> = offers.iter().filter_map(why).collect();
-        Err(match refused.is_empty() {
-            true => {
-                let error = without_capacity(format!("no zone is left that has {}", machines.join(" or ")));
-                error.hint("choose another `gpu.size` or region")
-            }
-            false => without_capacity(refused.join("; ")),
-        })
+        let why = match refused.is_empty() {
+            true => format!("no zone is left that has {}", machines.join(" or ")),
+            false => refused.join("; "),
+        };
+        Err(without_capacity(why).hint("choose another `gpu.size` or region"))
     }
 
     async fn prepare(_api: &Api, spec: &Spec, document: &mut Value, chosen: &Candidate) -> Result<()> {

@@ -229,6 +229,12 @@ fn preflight_names_the_values_that_an_organization_policy_does_not_allow() {
                 Some("main/cluster"),
             ),
             ("gcp.restrictServiceUsage", json!({ "deniedValues": ["container.googleapis.com"] }), Some("services")),
+            ("gcp.restrictServiceUsage", json!({ "allowedValues": ["container.googleapis.com"] }), None),
+            (
+                "gcp.restrictNonCmekServices",
+                json!({ "deniedValues": ["is:container.googleapis.com"] }),
+                Some("main/cluster"),
+            ),
             ("compute.restrictCloudNATUsage", json!({ "allValues": "DENY" }), Some("main/network/router")),
             ("compute.restrictCloudNATUsage", json!({ "allValues": "ALLOW" }), None),
         ] {

@@ -161,7 +161,8 @@ impl Pair {
             let tags = owned_by(&records(api, id.zone, &owner).await?);
             if tags.is_empty() {
                 // Its deletion may have ended since: then the record went with its owner.
-                if records(api, id.zone, id.name).await?.contains(&other) {
+                let is_same = |one: &Answer| one.r#type == other.r#type && one.set_identifier == other.set_identifier;
+                if records(api, id.zone, id.name).await?.iter().any(is_same) {
                     taken.get_or_insert(other);
                 }
             } else {
