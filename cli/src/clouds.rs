@@ -151,7 +151,8 @@ const AWS: Row =
 #[cfg(feature = "gcp")]
 const GCP: Row = gcp::ROW;
 #[cfg(not(feature = "gcp"))]
-const GCP: Row = Row { name: "gcp", about: "Google Cloud: GKE or Cloud Run", missing: Some(GCP_FEATURE), ..MISSING };
+const GCP: Row =
+    Row { name: "gcp", about: "Google Cloud: GKE, Cloud Run or Vertex AI", missing: Some(GCP_FEATURE), ..MISSING };
 
 #[cfg(feature = "azure")]
 const AZURE: Row = azure::ROW;

@@ -138,7 +138,7 @@ pub struct Configuration {
 /// The configuration of a server.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ServerConfiguration {
-    /// Configuration file, such as server.yaml; a container of SageMaker or Cloud Run has variables instead
+    /// Configuration file, such as server.yaml; a container of SageMaker, Cloud Run or Vertex AI has variables instead
     #[arg(long = "config", value_name = "FILE")]
     file: Option<Utf8PathBuf>,
 }

@@ -1,9 +1,10 @@
-//! A container of SageMaker (<https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html>) or of
-//! Cloud Run (<https://cloud.google.com/run/docs/container-contract>).
+//! A container of SageMaker (<https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html>), of Cloud
+//! Run (<https://cloud.google.com/run/docs/container-contract>) or of Vertex AI
+//! (<https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements>).
 //!
 //! It is started as `serve`, without a file: its configuration and the list of its models are in variables, in numbered
 //! pieces, because a variable of SageMaker has at most 1,024 bytes. It fetches and verifies the models as pods do. On
-//! SageMaker it then answers `/ping` and `/invocations`, on Cloud Run the API. IAM has decided who may call it.
+//! SageMaker and Vertex AI it then answers `/ping` and `/invocations`, on Cloud Run the API. IAM has decided who may call it.
 
 use camino::Utf8Path;
 use textnlp_store::DatabaseAt;
@@ -13,9 +14,10 @@ use crate::commands::CommandError;
 use crate::config::{Config, ConfigError, Container};
 
 /// The variables with the configuration and the list of models, by the cloud.
-const VARIABLES: [(Container, &str, &str); 2] = [
+const VARIABLES: [(Container, &str, &str); 3] = [
     (Container::Sagemaker, "TEXTNLP_SAGEMAKER_SERVER", "TEXTNLP_SAGEMAKER_MODELS"),
     (Container::CloudRun, "TEXTNLP_CLOUD_RUN_SERVER", "TEXTNLP_CLOUD_RUN_MODELS"),
+    (Container::Vertex, "TEXTNLP_VERTEX_SERVER", "TEXTNLP_VERTEX_MODELS"),
 ];
 /// The most variables that SageMaker passes to a container.
 const MOST_PIECES: usize = 100;

@@ -1,17 +1,19 @@
-//! A site on Google Cloud: its resources there, and its objects in the cluster of GKE that is one of them. A service of Cloud Run has
-//! resources only.
+//! A site on Google Cloud: its resources there, and its objects in the cluster of GKE that is one of them. A service of Cloud Run and
+//! an endpoint of Vertex AI have resources only.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use textnlp_cloud::WithGenerated;
 use textnlp_gcp::{
-    Access, CAPABILITIES, CLUSTER, EndpointOperations, Gcp, Records, cluster_id, cluster_name, models_bucket,
+    Access, CAPABILITIES, CLUSTER, EndpointOperations, Gcp, InvocationOperations, Records, cluster_id, cluster_name,
+    models_bucket,
 };
 use textnlp_kubernetes::endpoint;
 use textnlp_orchestrator::environment::{Environment, places};
 use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, TokenSource};
 use textnlp_provider::operations::Operations;
+use textnlp_provider::settings::Runtime;
 use textnlp_provider::{Outputs, Provider, Result, SecondPart, Site, SiteName};
 
 use super::image::OwnImage;
@@ -24,7 +26,7 @@ const REGION: &str = "europe-west4";
 /// The entry of this provider.
 pub(super) const ROW: Row = Row {
     name: "gcp",
-    about: "Google Cloud: GKE or Cloud Run",
+    about: "Google Cloud: GKE, Cloud Run or Vertex AI",
     capabilities: CAPABILITIES,
     missing: None,
     assumed: Some(Assumed {
@@ -70,7 +72,7 @@ fn provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
     let outer = Arc::new(Gcp::new(access.clone(), secrets.clone()).pushing(Arc::new(OwnImage::new()?)));
     if environment.is_endpoint() {
         let reason = "--take-ownership applies to Kubernetes objects only";
-        anyhow::ensure!(take.is_empty(), "{reason}, and site {site} is a service of Cloud Run");
+        anyhow::ensure!(take.is_empty(), "{reason}, and site {site} has none");
         return Ok(outer);
     }
     // The AUTH string of a cache, for its Secret in the cluster.
@@ -90,6 +92,9 @@ fn operations(context: &Context<'_>) -> anyhow::Result<Arc<dyn Operations>> {
     let access = access(environment, site, &region(environment, site)?);
     let location = places(environment).into_iter().find(|location| location.site.name == **site);
     if let Some(location) = location.filter(|_| environment.is_endpoint()) {
+        if location.site.runtime == Runtime::Vertex {
+            return Ok(Arc::new(InvocationOperations::new(access, &location.site)));
+        }
         return Ok(Arc::new(EndpointOperations::new(access, &location.site)));
     }
     let cloud = Arc::new(Gcp::new(access.clone(), secrets.clone()));

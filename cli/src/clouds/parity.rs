@@ -97,6 +97,14 @@ const NOTHING: &[(&str, &str, &str)] = &[
     ("gcp, cloud-run", "monitoring", "Cloud Run sends its metrics to Cloud Monitoring"),
     ("gcp, cloud-run", "network", "containers are in the network of Google Cloud"),
     ("gcp, cloud-run", "secrets", "requests have ID tokens of Google Cloud"),
+    ("gcp, vertex", "backup", "no data outlives a replica"),
+    ("gcp, vertex", "certificate", "clients reach the endpoint by a name of Google Cloud with its certificate"),
+    ("gcp, vertex", "cluster", "Vertex AI runs the containers"),
+    ("gcp, vertex", "database", "each replica has SQLite"),
+    ("gcp, vertex", "gateway", "Vertex AI distributes the requests"),
+    ("gcp, vertex", "monitoring", "Vertex AI sends its metrics to Cloud Monitoring"),
+    ("gcp, vertex", "network", "containers are in the network of Google Cloud"),
+    ("gcp, vertex", "secrets", "requests have access tokens of Google Cloud"),
 ];
 
 /// What the parts of an environment become, each or why it is refused.

@@ -359,15 +359,22 @@ pub(crate) fn refusal(status: u16, body: &Value) -> Failure {
     Failure::new(Exit::Failed, "refused_by_server", error_of_server).hinted(error["hint"].as_str().map(str::to_owned))
 }
 
-/// The error of a cloud that did not pass a request on, or that of the server behind it
-/// (<https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html>).
+/// The error of a cloud that did not pass a request on, or that of the server behind it: as it is, or as the text of the cloud's own
+/// error (<https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html>,
+/// <https://cloud.google.com/apis/design/errors#http_mapping>).
 fn not_invoked(status: u16, body: &Value) -> Failure {
-    let own = body["OriginalMessage"].as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
+    // Only errors of Google have numbers as codes.
+    let of_google = &body["error"]["message"];
+    if of_google.is_string() && !body["error"]["code"].is_number() {
+        return refusal(status, body);
+    }
+    let quoted = [&body["OriginalMessage"], of_google].into_iter().find_map(Value::as_str);
+    let own = quoted.and_then(|text| serde_json::from_str::<Value>(text).ok());
     if let Some(own) = own {
         let original = body["OriginalStatusCode"].as_u64().and_then(|status| u16::try_from(status).ok());
         return refusal(original.unwrap_or(status), &own);
     }
-    let message = ["message", "Message"].into_iter().find_map(|name| body[name].as_str());
+    let message = ["message", "Message"].into_iter().find_map(|name| body[name].as_str()).or(of_google.as_str());
     let message = message.unwrap_or("the cloud gave no reason");
     Failure::new(Exit::Failed, "refused_by_server", anyhow::anyhow!("{message} (status {status})"))
 }
@@ -455,7 +462,19 @@ mod tests {
         let failure = not_invoked(424, &json!({ "OriginalStatusCode": 400, "OriginalMessage": own }));
         assert_eq!(failure.error.to_string(), "`prompt` is missing (status 400)");
         assert_eq!(failure.hint.as_deref(), Some("add it"));
-        for body in [json!({ "message": "denied" }), json!({ "Message": "denied", "OriginalMessage": "no JSON" })] {
+        let of_google =
+            |message: &str| json!({ "error": { "code": 400, "message": message, "status": "INVALID_ARGUMENT" } });
+        let passed_on = json!({ "error": { "message": "`prompt` is missing", "hint": "add it" } });
+        for body in [passed_on.clone(), of_google(&passed_on.to_string())] {
+            let failure = not_invoked(400, &body);
+            assert_eq!(failure.error.to_string(), "`prompt` is missing (status 400)");
+            assert_eq!(failure.hint.as_deref(), Some("add it"));
+        }
+        for body in [
+            json!({ "message": "denied" }),
+            json!({ "Message": "denied", "OriginalMessage": "no JSON" }),
+            of_google("denied"),
+        ] {
             assert_eq!(not_invoked(403, &body).error.to_string(), "denied (status 403)");
         }
     }

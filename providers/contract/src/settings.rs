@@ -32,6 +32,8 @@ words! {
         Sagemaker = "sagemaker",
         /// As a service of Google Cloud Run.
         CloudRun = "cloud-run",
+        /// As an endpoint of Google Vertex AI.
+        Vertex = "vertex",
     }
 }
 

@@ -38,6 +38,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
     runtimes: &[
         RuntimeSupport { runtime: Runtime::Kubernetes, supported: KUBERNETES, refused: &[] },
         RuntimeSupport { runtime: Runtime::CloudRun, supported: CLOUD_RUN, refused: NOT_BY_CLOUD_RUN },
+        RuntimeSupport { runtime: Runtime::Vertex, supported: VERTEX, refused: NOT_BY_VERTEX },
     ],
     site_records: Some(SiteRecords { notices_after: NOTICES_AFTER, takes_names: false }),
     names_balancers: false,
@@ -182,6 +183,51 @@ const NOT_BY_CLOUD_RUN: &[(&str, &str)] = &[
     ("registry.password", "Cloud Run pulls the image with its service agent"),
     ("replication.database.mode", "each instance has SQLite"),
     ("traffic.existing", "clients reach the service by a name of Google Cloud with its certificate"),
+];
+
+/// As [`CLOUD_RUN`], on machines of one's choice.
+const VERTEX: &[Capability] = &[
+    Database(DatabaseKind::Sqlite, None),
+    Tls(TlsMode::LocalCa),
+    Tls(TlsMode::Off),
+    Traffic(TrafficMode::Gateway),
+    Rollout(Strategy::Rolling),
+    State(Store::Folder),
+    State(Store::Gs),
+    Gpu(GpuSize::Small),
+    Gpu(GpuSize::Medium),
+    Gpu(GpuSize::Large),
+    Gpu(GpuSize::Xlarge),
+    Optional(Setting::ArchiveAfter),
+    Optional(Setting::Autoscaling),
+    Optional(Setting::BillingExport),
+    Optional(Setting::EncryptionKey),
+    Optional(Setting::ExistingRole),
+    Optional(Setting::ModelReplica),
+    Optional(Setting::Registry),
+    Optional(Setting::Tags),
+];
+
+/// Why an endpoint of Vertex AI refuses settings.
+const NOT_BY_VERTEX: &[(&str, &str)] = &[
+    ("backup.destination", "no data outlives a replica"),
+    ("backup.enabled", "no data outlives a replica"),
+    ("backup.size", "no data outlives a replica"),
+    ("cache.kind", "containers are in the network of Google Cloud"),
+    ("cluster.max_nodes", "Vertex AI runs the containers"),
+    ("dr.mode", "nothing leads clients from an endpoint to another site"),
+    ("features", "flags are in a database, and no data outlives a replica"),
+    ("gpu.machines", "`gpu.size` or `sites[].instance_type` chooses the machine"),
+    ("gpu.max", "each replica has its GPUs: `scaling.max` is the most of them"),
+    ("maintenance", "Vertex AI has no maintenance window"),
+    ("monitoring.receivers", "no alert policies about endpoints of Vertex AI are created yet"),
+    ("monitoring.stack", "Vertex AI sends its metrics to Cloud Monitoring"),
+    ("network.private_ca", "containers are in the network of Google Cloud"),
+    ("network.proxy", "containers are in the network of Google Cloud"),
+    ("registry.existing", "existing registries are not supported for endpoints of Vertex AI yet"),
+    ("registry.password", "Vertex AI pulls the image with its service agent"),
+    ("replication.database.mode", "each replica has SQLite"),
+    ("traffic.existing", "clients reach the endpoint by a name of Google Cloud with its certificate"),
 ];
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use textnlp_provider::{CostLine, KindName, SPOT_AT_MOST, Spec};
 use crate::kinds::container::SPOT;
 use crate::kinds::redis::REDIS;
 use crate::kinds::run::SERVICE;
+use crate::kinds::vertex::DEPLOYMENT;
 use crate::service::Service;
 use crate::tables::machines;
 use crate::tables::prices::{by_use, priced};
@@ -51,6 +52,11 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
             let mut lines = instances(spec);
             lines.push(CostLine::unknown(Service::Run.title(), "requests", "by use"));
             lines.push(CostLine::unknown(LOGGING, "logs of the service", "by use"));
+            lines
+        }
+        DEPLOYMENT => {
+            let mut lines = replicas(spec);
+            lines.push(CostLine::unknown(LOGGING, "logs of the endpoint", "by use"));
             lines
         }
         "gcp.dns-record" => vec![CostLine::unknown(Service::Dns.title(), "DNS queries", "by use")],
@@ -127,6 +133,21 @@ fn instances(spec: &Spec) -> Vec<CostLine> {
         CostLine::unknown(title, format!("{which}, {each}"), "by use")
     });
     always.into_iter().chain(more).collect()
+}
+
+/// The machines of a deployed model, which always run: Vertex AI charges more for them than Compute Engine
+/// (<https://cloud.google.com/vertex-ai/pricing>).
+fn replicas(spec: &Spec) -> Vec<CostLine> {
+    let bound = |member: &str| spec.get("scaling").and_then(|one| one[member].as_u64()).unwrap_or_default();
+    let (title, least) = (Service::AiPlatform.title(), bound("min"));
+    let gpu = spec.get("accelerator").filter(|gpu| gpu.is_object());
+    let gpu = gpu.map(|gpu| format!(" with {} × {}", gpu["count"], gpu["type"].as_str().unwrap_or_default()));
+    let machine = spec.get("machine").and_then(Value::as_str).unwrap_or_default();
+    let each = format!("{machine}{}", gpu.unwrap_or_default());
+    let what = format!("{least} × {each}; twice during a release");
+    let always = CostLine::unpriced(title, what, "no price of its machines is recorded");
+    let more = (bound("max") > least).then(|| CostLine::unknown(title, format!("more replicas, {each}"), "by use"));
+    std::iter::once(always).chain(more).collect()
 }
 
 /// The vCPUs and the memory, in GiB, of a tier: `db-custom-2-7680`.
@@ -266,6 +287,22 @@ mod tests {
         assert_eq!(shown(0, 1, None), [format!("instances, {each} (by use)")]);
         let gpu = &shown(2, 2, Some("nvidia-l4"))[0];
         assert_eq!(gpu, "2 instances always running, 4 vCPUs, 16384Mi of memory and 1 × nvidia-l4 each (always)");
+    }
+
+    #[test]
+    fn replicas_of_an_endpoint_have_no_price() {
+        let shown = |max: u64, accelerator: Value| -> Vec<String> {
+            let spec =
+                json!({ "machine": "g2-standard-8", "accelerator": accelerator, "scaling": { "min": 2, "max": max } });
+            let lines = costs(&DEPLOYMENT.parse().unwrap(), &Spec::of(&spec), "us-central1").unwrap();
+            assert!(matches!(lines[0].charge, Charge::Unpriced(_)), "{lines:?}");
+            lines.into_iter().map(|line| line.what).collect()
+        };
+        let l4 = json!({ "type": "NVIDIA_L4", "count": 1 });
+        let always = "2 × g2-standard-8 with 1 × NVIDIA_L4; twice during a release";
+        let more = "more replicas, g2-standard-8 with 1 × NVIDIA_L4";
+        assert_eq!(shown(3, l4), [always, more, "logs of the endpoint"]);
+        assert_eq!(shown(2, Value::Null), ["2 × g2-standard-8; twice during a release", "logs of the endpoint"]);
     }
 
     #[test]

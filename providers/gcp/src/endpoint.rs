@@ -1,4 +1,5 @@
-//! Operating a service of Cloud Run: requests of the account that may call it, and where its logs are.
+//! The client endpoint of a site without a cluster; and operating a service of Cloud Run: requests of the account that may call it,
+//! and where its logs are.
 //!
 //! Who may call it is decided by IAM: it has no API keys, tenants or metrics.
 
@@ -20,15 +21,16 @@ const HEADER: &str = "X-Serverless-Authorization";
 /// How long a token is used: it lasts for an hour.
 const USED_FOR: Duration = Duration::from_secs(1800);
 
-/// The client endpoint of a site with these outputs; `None` when it is no service of Cloud Run.
+/// The parts whose output `url` is the address of a site, and how their callers are authorized.
+const ADDRESSED: [(&str, EndpointAccess); 2] =
+    [("server/service", EndpointAccess::Identities), ("server/deployment", EndpointAccess::Invocations)];
+
+/// The client endpoint of a site with these outputs; `None` when it is neither a service of Cloud Run nor an endpoint of Vertex AI.
 pub fn endpoint(outputs: &SiteOutputs) -> Option<ServiceEndpoint> {
-    let url = outputs.get("server/service")?.get("url")?.as_str()?;
-    Some(ServiceEndpoint {
-        url: url.trim_end_matches('/').to_owned(),
-        ca_file: None,
-        metrics: None,
-        is_global: false,
-        access: EndpointAccess::Identities,
+    ADDRESSED.iter().find_map(|(part, access)| {
+        let url = outputs.get(*part)?.get("url")?.as_str()?;
+        let url = url.trim_end_matches('/').to_owned();
+        Some(ServiceEndpoint { url, ca_file: None, metrics: None, is_global: false, access: *access })
     })
 }
 
@@ -95,6 +97,7 @@ mod tests {
             endpoint(&SiteOutputs::from([(part.to_owned(), outputs)])).map(|endpoint| endpoint.url)
         };
         assert_eq!(of("server/service").as_deref(), Some("https://textnlp-a-main-1.europe-west4.run.app"));
+        assert_eq!(of("server/deployment"), of("server/service"));
         assert_eq!(of("gateway/service"), None);
     }
 }

@@ -10,6 +10,10 @@ const MOST_OF_CLUSTER: usize = 40;
 /// The most characters of a service's name:
 /// <https://cloud.google.com/run/docs/reference/rest/v2/projects.locations.services/create>.
 const MOST_OF_SERVICE: usize = 49;
+/// The most characters of the ids of an endpoint and of a model, of which the operation takes some
+/// (<https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.models/upload>).
+const MOST_OF_ENDPOINT: usize = 63;
+const MOST_OF_MODEL: usize = 54;
 /// The longest id of a service account.
 pub(crate) const MOST_OF_ACCOUNT: usize = 30;
 
@@ -18,7 +22,17 @@ pub(crate) fn service(site: &Site) -> String {
     of_site(site, MOST_OF_SERVICE)
 }
 
-/// The id of the account that may call it.
+/// The name of a site's endpoint of Vertex AI.
+pub(crate) fn endpoint(site: &Site) -> String {
+    of_site(site, MOST_OF_ENDPOINT)
+}
+
+/// The start of the name of its model.
+pub(crate) fn model(site: &Site) -> String {
+    of_site(site, MOST_OF_MODEL)
+}
+
+/// The id of the account that may call a service.
 pub(crate) fn caller(site: &Site) -> String {
     of(site, "caller", MOST_OF_ACCOUNT)
 }

@@ -14,7 +14,7 @@ use textnlp_cloud::preflight::{
 use textnlp_cloud::{Range, machine_names, of_machines};
 use textnlp_provider::units::counted;
 use textnlp_provider::{
-    EnvironmentName, Error, ErrorKind, Ownership, PolicyRequest, PolicyResource, Problem, Spec, Verb, Wanted,
+    EnvironmentName, Error, ErrorKind, Ownership, PolicyRequest, PolicyResource, Problem, Result, Spec, Verb, Wanted,
 };
 
 use crate::api::{Api, Call, bootstrap_hint, is_disabled};
@@ -25,6 +25,7 @@ use crate::kinds::monitoring::CHANNEL;
 use crate::kinds::private::is_connected;
 use crate::kinds::redis::REDIS;
 use crate::kinds::run::SERVICE;
+use crate::kinds::vertex::DEPLOYMENT;
 use crate::labels;
 use crate::policy;
 use crate::row::relative;
@@ -48,6 +49,15 @@ const SSDS: [&str; 2] = ["pd-balanced", "pd-ssd"];
 /// (<https://cloud.google.com/run/docs/configuring/services/gpu>).
 const RUN_GPUS: &str = "run.googleapis.com/nvidia_l4_gpu_allocation_no_zonal_redundancy";
 const FIRST_RUN_GPUS: u64 = 3;
+/// The quotas of a region for the GPUs of models at endpoints, by the GPU
+/// (<https://cloud.google.com/vertex-ai/docs/quotas>).
+const SERVING_GPUS: &[(&str, &str)] = &[
+    ("NVIDIA_TESLA_T4", "aiplatform.googleapis.com/custom_model_serving_nvidia_t4_gpus"),
+    ("NVIDIA_L4", "aiplatform.googleapis.com/custom_model_serving_nvidia_l4_gpus"),
+    ("NVIDIA_TESLA_A100", "aiplatform.googleapis.com/custom_model_serving_nvidia_a100_gpus"),
+    ("NVIDIA_A100_80GB", "aiplatform.googleapis.com/custom_model_serving_nvidia_a100_80gb_gpus"),
+    ("NVIDIA_H100_80GB", "aiplatform.googleapis.com/custom_model_serving_nvidia_h100_gpus"),
+];
 /// Kinds whose objects count against a quota of the project (<https://cloud.google.com/vpc/docs/quota>,
 /// <https://cloud.google.com/network-connectivity/docs/router/quotas>, hashicorp/terraform-provider-google#8924).
 const COUNTED: &[(&str, &str)] = &[
@@ -192,6 +202,7 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem>
         ("the existing buckets", buckets(api, wanted).boxed()),
         ("the quotas", quotas(api, wanted).boxed()),
         ("the quota of GPUs of Cloud Run", run_gpus(api, wanted).boxed()),
+        ("the quota of GPUs of Vertex AI", serving_gpus(api, wanted).boxed()),
         ("the machines of zones", zones(api, wanted).boxed()),
         ("the DNS zones", dns_zones(api, wanted).boxed()),
         ("the address ranges", overlaps(api, wanted).boxed()),
@@ -616,12 +627,12 @@ async fn run_gpus(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     if services.is_empty() {
         return Vec::new();
     }
-    let path = format!("projects/{}/services/{}/consumerQuotaMetrics", api.project(), Service::Run.api());
-    let metrics = match api.list(Service::ServiceUsageBeta, &path, "metrics", &[("view", "FULL".to_owned())]).await {
-        Ok(metrics) => metrics,
+    let limit = match limit_of(api, Service::Run, RUN_GPUS).await {
+        Ok(Some(0)) => FIRST_RUN_GPUS,
+        Ok(Some(limit)) => limit,
+        Ok(None) => return Vec::new(),
         Err(error) => return unanswered("the quota of GPUs of Cloud Run", &error),
     };
-    let Some(limit) = run_limit(&metrics, &api.region) else { return Vec::new() };
     let problem = |(place, most): (String, u64)| {
         let cause = format!(
             "the quota `{RUN_GPUS}` allows {} with a GPU in {}, and the service may have {most}",
@@ -637,17 +648,53 @@ async fn run_gpus(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     services.into_iter().filter(|(_, most)| *most > limit).map(problem).collect()
 }
 
-/// The limit of [`RUN_GPUS`] in a region: its own, else that of all regions. A negative one is none.
-fn run_limit(metrics: &[Value], region: &str) -> Option<u64> {
-    let metric = metrics.iter().find(|one| one["metric"] == RUN_GPUS)?;
+/// Whether Vertex AI accepts the GPUs of deployed models: it compares the most of them with the quota, and while a release is deployed
+/// those of the one before it count too.
+async fn serving_gpus(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for one in of_kind(wanted, DEPLOYMENT) {
+        let Some(gpu) = one.spec.get("accelerator").filter(|gpu| gpu.is_object()) else { continue };
+        let Some((_, quota)) = SERVING_GPUS.iter().find(|(kind, _)| gpu["type"] == *kind) else { continue };
+        let most = one.spec.get("scaling").and_then(|scaling| scaling["max"].as_u64()).unwrap_or_default();
+        let most = most.saturating_mul(gpu["count"].as_u64().unwrap_or_default());
+        let limit = match limit_of(api, Service::AiPlatform, quota).await {
+            Ok(Some(limit)) => limit,
+            Ok(None) => continue,
+            Err(error) => {
+                problems.extend(unanswered("the quota of GPUs of Vertex AI", &error));
+                continue;
+            }
+        };
+        let place = one.id.as_str();
+        let of_region = format!("the quota `{quota}` allows {} in {}", counted(limit, "GPU"), api.region);
+        if most > limit {
+            let cause = format!("{of_region}, and the replicas may have {most}");
+            problems.push(Problem::new(place, cause, format!("lower `scaling.max` or `scaling.min`, or {RAISE}")));
+        } else if most.saturating_mul(2) > limit {
+            let cause = format!("{of_region}, and a release needs {most} beside those of the one before it");
+            problems.push(Problem::warning(place, cause, format!("{RAISE}; until then a changed release fails")));
+        }
+    }
+    problems
+}
+
+/// The limit of a quota of a service in the region.
+async fn limit_of(api: &Api, service: Service, quota: &str) -> Result<Option<u64>> {
+    let path = format!("projects/{}/services/{}/consumerQuotaMetrics", api.project(), service.api());
+    let metrics = api.list(Service::ServiceUsageBeta, &path, "metrics", &[("view", "FULL".to_owned())]).await?;
+    Ok(limit_in(&metrics, quota, &api.region))
+}
+
+/// The limit of a quota in a region: its own, else that of all regions. A negative one is none.
+fn limit_in(metrics: &[Value], quota: &str, region: &str) -> Option<u64> {
+    let metric = metrics.iter().find(|one| one["metric"] == quota)?;
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let buckets: Vec<Value> =
         list(&metric["consumerQuotaLimits"]).iter().flat_map(|limit| list(&limit["quotaBuckets"])).collect();
     let own = buckets.iter().find(|bucket| bucket["dimensions"]["region"] == region);
     let bucket = own.or_else(|| buckets.iter().find(|bucket| bucket["dimensions"].is_null()))?;
     // Answers leave out zeros.
-    let limit: u64 = bucket["effectiveLimit"].as_str().unwrap_or("0").parse().ok()?;
-    Some(if limit == 0 { FIRST_RUN_GPUS } else { limit })
+    bucket["effectiveLimit"].as_str().unwrap_or("0").parse().ok()
 }
 
 /// A quota that is not listed has no limit (gcloudrig/gcloudrig#44).
@@ -941,12 +988,12 @@ mod tests {
         };
         let of = |buckets: Vec<Value>| {
             let metric = json!({ "metric": RUN_GPUS, "consumerQuotaLimits": [{ "quotaBuckets": buckets }] });
-            run_limit(&[json!({ "metric": "run.googleapis.com/cpu_allocation" }), metric], "europe-west4")
+            limit_in(&[json!({ "metric": "run.googleapis.com/cpu_allocation" }), metric], RUN_GPUS, "europe-west4")
         };
         assert_eq!(of(vec![bucket("5", None), bucket("1", Some("us-central1"))]), Some(5));
         assert_eq!(of(vec![bucket("5", None), bucket("1", Some("europe-west4"))]), Some(1));
-        assert_eq!(of(vec![bucket("0", None)]), Some(FIRST_RUN_GPUS), "the first service raises it");
-        assert_eq!((of(vec![bucket("-1", None)]), run_limit(&[], "europe-west4")), (None, None));
+        assert_eq!(of(vec![json!({})]), Some(0), "answers leave out zeros");
+        assert_eq!((of(vec![bucket("-1", None)]), limit_in(&[], RUN_GPUS, "europe-west4")), (None, None));
     }
 
     #[test]

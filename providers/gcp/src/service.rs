@@ -10,6 +10,7 @@ use textnlp_provider::{Error, ErrorKind, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[expect(missing_docs, reason = "`title` names them")]
 pub enum Service {
+    AiPlatform,
     ArtifactRegistry,
     BigQuery,
     BillingBudgets,
@@ -64,6 +65,7 @@ const fn row(
 const OVERRIDES: &str = "CLOUDSDK_API_ENDPOINT_OVERRIDES_";
 
 const ROWS: &[Row] = &[
+    row(Service::AiPlatform, "aiplatform", "Vertex AI", "aiplatform.googleapis.com", "v1/", "AIPLATFORM"),
     row(
         Service::ArtifactRegistry,
         "artifactregistry",
@@ -165,6 +167,12 @@ impl Service {
         }
     }
 
+    /// Whether each region has a host of its own, by the location in the path
+    /// (<https://cloud.google.com/vertex-ai/docs/reference/rest#service-endpoint>).
+    fn is_regional(self) -> bool {
+        self == Self::AiPlatform
+    }
+
     /// The API that a project has to enable: `compute.googleapis.com`.
     pub fn api(self) -> &'static str {
         self.row().host
@@ -195,9 +203,18 @@ impl Endpoints {
     pub(crate) fn url(&self, service: Service, path: &str) -> Result<Url> {
         let base = self.0.get(&service).map(|(_, versioned)| versioned);
         let url = base.and_then(|base| Url::parse(&format!("{base}{path}")).ok());
-        url.ok_or_else(|| {
+        let mut url = url.ok_or_else(|| {
             Error::new(ErrorKind::Invalid, "call", service.title()).because(format!("`{path}` is no path"))
-        })
+        })?;
+        let location = path.split('/').skip_while(|part| *part != "locations").nth(1);
+        if let Some(location) = location
+            && service.is_regional()
+            && url.host_str() == Some(service.api())
+        {
+            let host = format!("{location}-{}", service.api());
+            url.set_host(Some(&host)).map_err(|_| refused(&host, "it is no host"))?;
+        }
+        Ok(url)
     }
 
     /// The address of a registry of images: one on this machine that stands for Artifact Registry stands for its registries too.
@@ -245,6 +262,9 @@ mod tests {
         ] {
             assert_eq!(none.url(service, "projects/p").unwrap().as_str(), url);
         }
+        let path = "projects/p/locations/europe-west4/models:upload";
+        let url = none.url(Service::AiPlatform, path).unwrap();
+        assert_eq!(url.as_str(), format!("https://europe-west4-aiplatform.googleapis.com/v1/{path}"));
         for address in ["http://127.0.0.1:7/x", "http://127.0.0.1:7/x/", "http://127.0.0.1:7/x/compute/v1/"] {
             let all =
                 Endpoints::of(|name| (name == "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE").then(|| address.to_owned()));
@@ -276,7 +296,7 @@ mod tests {
 
     #[test]
     fn every_service_has_a_row() {
-        assert_eq!(Service::all().count(), 21);
+        assert_eq!(Service::all().count(), 22);
         for service in Service::all() {
             assert_eq!(service.row().service, service);
         }

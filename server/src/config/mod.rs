@@ -87,6 +87,15 @@ pub enum Container {
     Sagemaker,
     /// Of Cloud Run.
     CloudRun,
+    /// Of Vertex AI: there is `/invocations` instead of the API.
+    Vertex,
+}
+
+impl Container {
+    /// Whether its cloud passes on requests to `/invocations` only, and asks `/ping` whether it is ready.
+    pub(crate) fn is_invoked(self) -> bool {
+        matches!(self, Self::Sagemaker | Self::Vertex)
+    }
 }
 
 /// The processes that render chat templates and check schemas.
@@ -365,7 +374,9 @@ impl Monitoring {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// No file is given, and no variables are set.
-    #[error("no configuration: write --config FILE; only containers of SageMaker and Cloud Run have it in variables")]
+    #[error(
+        "no configuration: write --config FILE; only containers of SageMaker, Cloud Run and Vertex AI have it in variables"
+    )]
     Missing,
     /// A container has its configuration and not the list of its models.
     #[error("{0}_0 is not set: it is the first piece of the list of models")]

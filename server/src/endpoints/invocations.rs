@@ -1,4 +1,5 @@
-//! `/ping` and `/invocations`: the contract of SageMaker for containers, which have no other routes.
+//! `/ping` and `/invocations`: the contract of SageMaker for containers, which have no other routes. Vertex AI takes any two
+//! paths, and is told these.
 
 use std::sync::Arc;
 

@@ -46,7 +46,7 @@ pub(crate) use structure::{AnswerGuide, too_complex};
 
 /// All routes of the public listener.
 pub(crate) fn routes(app: &App) -> Router<Arc<App>> {
-    if app.config.container == Some(Container::Sagemaker) {
+    if app.config.container.is_some_and(Container::is_invoked) {
         return invocations::routes();
     }
     let mut routes = Router::new()

@@ -1,4 +1,4 @@
-//! Containers of SageMaker and Cloud Run, and that no other server answers like one of SageMaker.
+//! Containers of SageMaker, Vertex AI and Cloud Run, and that no other server answers like one of SageMaker.
 
 use serde_json::{Value, json};
 use textnlp_server::Server;
@@ -39,6 +39,24 @@ async fn container_of_sagemaker_answers_pings_and_invocations_and_nothing_else()
         assert_eq!(client.send(method, path, &[], b"{}").await.status, 404, "{path}");
     }
     assert_eq!(client.send("GET", "/docs", &[], b"").await.status, 404);
+    assert!(server.drain().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn container_of_vertex_ai_answers_pings_and_invocations_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(&path(&folder, "tiny"), Shape { chat: true, ..Shape::default() });
+    let setup = Setup { models: Some(MODELS), api: "require_https: true\ndocs: true", ..Setup::default() };
+    let server = Server::start(config(&folder, &setup).contained(Container::Vertex)).await.unwrap();
+    assert!(server.metrics_address().is_none(), "Vertex AI reaches one port");
+    let client = Client::new(server.address());
+    until("the container is ready", async || client.send("GET", "/ping", &[], b"").await.status == 200).await;
+    let body = json!({ "prompt": "a", "max_tokens": 4, "ignore_eos": true }).to_string();
+    let completed = client.send("POST", "/invocations", &[], body.as_bytes()).await;
+    assert_eq!((completed.status, &completed.json()["object"]), (200, &json!("text_completion")), "{completed:?}");
+    for (method, path) in [("GET", "/ready"), ("GET", "/v1/models"), ("POST", "/v1/completions"), ("GET", "/docs")] {
+        assert_eq!(client.send(method, path, &[], b"{}").await.status, 404, "{path}");
+    }
     assert!(server.drain().await);
 }
 

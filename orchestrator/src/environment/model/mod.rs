@@ -420,7 +420,7 @@ impl SiteSettings {
 
     /// Whether the cloud runs its servers as an inference endpoint, and authorizes their callers.
     pub fn is_endpoint(&self) -> bool {
-        matches!(self.runtime, Runtime::Sagemaker | Runtime::CloudRun)
+        matches!(self.runtime, Runtime::Sagemaker | Runtime::CloudRun | Runtime::Vertex)
     }
 
     /// Whether its servers are started from an image.

@@ -21,10 +21,10 @@ impl Checker<'_> {
         if !site.is_in_cluster() {
             // Defaults are not serialized, so this is exactly what was configured, also for fields added later.
             let mut access_fields = serde_json::to_value(access).unwrap_or_default();
-            // Its containers have an image and limits too.
-            if let (Runtime::CloudRun, Some(fields)) = (site.runtime, access_fields.as_object_mut()) {
+            // Containers of Google Cloud have an image too, and those of Cloud Run limits.
+            if let (Runtime::CloudRun | Runtime::Vertex, Some(fields)) = (site.runtime, access_fields.as_object_mut()) {
                 fields.remove("image");
-                if access.resources.requests.is_empty() {
+                if site.runtime == Runtime::CloudRun && access.resources.requests.is_empty() {
                     fields.remove("resources");
                 }
             }

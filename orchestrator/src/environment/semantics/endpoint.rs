@@ -25,6 +25,9 @@ const WITHOUT_EFFECT: &[&str] = &[
 const WITHOUT_EFFECT_ON_CLOUD_RUN: &[&str] =
     &["gpu.count", "gpu.per_machine", "gpu.spot", "scaling.requests_per_second"];
 
+/// What only an endpoint of Vertex AI does not have: each replica has the GPUs of its machine.
+const WITHOUT_EFFECT_ON_VERTEX: &[&str] = &["gpu.count", "gpu.per_machine", "gpu.spot"];
+
 impl Checker<'_> {
     /// The instance type belongs to an endpoint or to nodes; a site with an endpoint is alone, and has no settings without effect.
     pub(super) fn inference_endpoint(&mut self, i: usize, site: &SiteSettings) {
@@ -32,7 +35,7 @@ impl Checker<'_> {
         if site.instance_type.is_some() {
             let path = format!("{at}.instance_type");
             match site.runtime {
-                Runtime::Sagemaker => {}
+                Runtime::Sagemaker | Runtime::Vertex => {}
                 Runtime::Kubernetes if self.environment.cluster.node_size.is_some() => {
                     let cause = "`cluster.node_size` chooses the machines of the same nodes";
                     self.error(&path, cause, "remove one of the two");
@@ -40,7 +43,7 @@ impl Checker<'_> {
                 Runtime::Kubernetes => {}
                 runtime => {
                     let cause = format!("with `runtime: {runtime}` it has no effect");
-                    self.error(&path, cause, "remove it, or write `runtime: sagemaker` or `runtime: kubernetes`");
+                    self.error(&path, cause, "remove it, or write `runtime: sagemaker`, `vertex` or `kubernetes`");
                 }
             }
         }
@@ -68,8 +71,11 @@ impl Checker<'_> {
         for (field, _) in own.into_iter().filter(|(_, is_set)| *is_set) {
             self.error(&format!("{at}.{field}"), runtime.clone(), "remove it");
         }
-        let is_run = site.runtime == Runtime::CloudRun;
-        let more: &[&str] = if is_run { WITHOUT_EFFECT_ON_CLOUD_RUN } else { &[] };
+        let more: &[&str] = match site.runtime {
+            Runtime::CloudRun => WITHOUT_EFFECT_ON_CLOUD_RUN,
+            Runtime::Vertex => WITHOUT_EFFECT_ON_VERTEX,
+            _ => &[],
+        };
         for path in WITHOUT_EFFECT.iter().chain(more).filter(|path| !self.is_shipped(path)).collect::<Vec<_>>() {
             self.error(path, runtime.clone(), "remove it");
         }

@@ -376,6 +376,20 @@ fn settings_without_effect_on_an_inference_endpoint_are_errors() {
     for field in ["instance_type", "cluster.context", "cluster.resources"] {
         assert!(said.contains(&format!("error: `sites[0].{field}`")), "{field}: {said}");
     }
+    let fits = with(
+        "runtime: vertex, instance_type: g2-standard-8, cluster: { image: r.example/t:1 }",
+        "gpu: { size: large }\nscaling: { max: 4, requests_per_second: 5 }\n",
+    );
+    assert!(!fits.contains("error"), "{fits}");
+    let said = with(
+        "runtime: vertex, cluster: { resources: { limits: { cpu: 4 } } }",
+        "gpu: { size: large, count: 2 }\nscaling: { max: 4, cpu: 70 }\n",
+    );
+    for path in ["gpu.count", "scaling.cpu"] {
+        let refused = format!("error: `{path}`: it has no effect with `runtime: vertex`");
+        assert!(said.contains(&refused), "{path}: {said}");
+    }
+    assert!(said.contains("error: `sites[0].cluster.resources`"), "{said}");
     let said = with("runtime: sagemaker }, { name: two, provider: onprem, role: secondary", "");
     assert!(said.contains("an inference endpoint is the only site of its environment"), "{said}");
 }

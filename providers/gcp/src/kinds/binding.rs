@@ -42,6 +42,7 @@ pub(crate) const PODS: &str = "pods:";
 /// The service agents that use keys: their names, their domains, and the services that create them
 /// (<https://cloud.google.com/iam/docs/service-agents>).
 const AGENTS: &[(&str, &str, Service)] = &[
+    ("agent:aiplatform", "gcp-sa-aiplatform", Service::AiPlatform),
     ("agent:artifactregistry", "gcp-sa-artifactregistry", Service::ArtifactRegistry),
     ("agent:compute", "compute-system", Service::Compute),
     ("agent:container", "container-engine-robot", Service::Container),

@@ -15,6 +15,7 @@ mod registry;
 pub(crate) mod run;
 mod services;
 mod sql;
+pub(crate) mod vertex;
 mod weighted;
 
 pub(crate) use binding::{PODS, prepare_declarations};
@@ -34,6 +35,7 @@ pub(crate) static ALL: &[&[Row]] = &[
     bucket::ROWS,
     registry::ROWS,
     run::ROWS,
+    vertex::ROWS,
     kms::ROWS,
     sql::ROWS,
     redis::ROWS,

@@ -18,7 +18,8 @@
 //! | cache | `SITE/cache/services`, `instance` as `group`: a managed cache of vectors; `range`, `connection` without a managed database.
 //! With an existing network neither of these |
 //! | inference endpoint | `SITE/server/service`: the service of Cloud Run; `services`: the enabled services of the project; `account`, as
-//! which it runs; `caller` and `invoker`: the account that may call it, and its role; `key-access` where data is protected |
+//! which it runs; `caller` and `invoker`: the account that may call it, and its role; `key-access` where data is protected. Of Vertex
+//! AI: `SITE/server/endpoint`; `model`, `deployment`: the image, and it at the endpoint; `services`, `account`, `key-access` |
 //! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone; with several sites `health`, a
 //! health check, and `name`, the site's own name |
 //! | monitoring | `SITE/monitoring/services`: the enabled services; `mailbox-N`: a channel for each mailbox; `alert-NAME`: alert policies;
@@ -33,6 +34,7 @@ mod monitoring;
 mod network;
 mod registry;
 mod run;
+mod vertex;
 
 pub(crate) use cache::PORT as CACHE_PORT;
 pub(crate) use cluster::SYSTEM;
@@ -51,10 +53,11 @@ use textnlp_provider::{
 use crate::kinds::monitoring::{CHANNEL, DASHBOARD, POLICY, UPTIME};
 use crate::kinds::redis::REDIS;
 use crate::kinds::run::SERVICE;
+use crate::kinds::vertex::{ENDPOINT, MODEL};
 use crate::{labels, names, table};
 
 /// The kinds whose objects have labels, which the tags of the environment become.
-pub(crate) const LABELLED: [&str; 12] = [
+pub(crate) const LABELLED: [&str; 14] = [
     "gcp.gke-cluster",
     "gcp.node-pool",
     "gcp.bucket",
@@ -67,6 +70,8 @@ pub(crate) const LABELLED: [&str; 12] = [
     UPTIME,
     DASHBOARD,
     SERVICE,
+    MODEL,
+    ENDPOINT,
 ];
 /// The components that others refer to.
 const NETWORK: &str = "network";
@@ -90,7 +95,8 @@ pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, P
         ComponentSpec::Registry(registry) => lowering.registry(registry),
         ComponentSpec::Cluster(cluster) => lowering.cluster(cluster),
         ComponentSpec::Endpoint(endpoint) => lowering.endpoint(endpoint),
-        ComponentSpec::InferenceEndpoint(endpoint) => lowering.inference(endpoint),
+        ComponentSpec::InferenceEndpoint(endpoint) if site.runtime == Runtime::Vertex => lowering.vertex(endpoint),
+        ComponentSpec::InferenceEndpoint(endpoint) => lowering.cloud_run(endpoint),
         ComponentSpec::Monitoring(monitoring) => lowering.monitoring(monitoring),
         // Objects inside of the cluster, and secrets and certificates on the operator's machine, are other providers'.
         _ => {}
@@ -164,8 +170,8 @@ impl Lowering<'_> {
         if is_labelled && self.problems.is_empty() {
             self.problems.extend(labels::problems(&self.site.tags));
         }
-        // Every service is enabled first. A site of Cloud Run has no network.
-        let of = if self.site.runtime == Runtime::CloudRun { SERVER } else { NETWORK };
+        // Every service is enabled first. A site whose servers Google Cloud runs as containers has no network.
+        let of = if runs_containers(self.site) { SERVER } else { NETWORK };
         let services = self.part_of(of, "services").filter(|_| !self.is_elsewhere);
         if self.wanted.last().is_some_and(|last| Some(&last.id) != services.as_ref()) {
             self.after(services);
@@ -240,6 +246,11 @@ impl Lowering<'_> {
         let access = json!({ "target": output(&key, "id"), "role": KEY_ROLE, "member": agent });
         (output(&key, "id"), self.part(&format!("{part}-key-access"), "gcp.key-binding", access))
     }
+}
+
+/// Whether Google Cloud runs the servers of a site as containers, without a cluster.
+fn runs_containers(site: &Site) -> bool {
+    matches!(site.runtime, Runtime::CloudRun | Runtime::Vertex)
 }
 
 /// A reference to an output.

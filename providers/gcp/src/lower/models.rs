@@ -5,10 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 use textnlp_provider::cluster::{BucketIdentity, MODELS_ACCOUNT};
 use textnlp_provider::component::ModelStore;
-use textnlp_provider::settings::Runtime;
 use textnlp_provider::{CloudId, Component, ComponentName, Ownership, ResourceId, Site};
 
-use super::{Lowering, MODELS, MOST_OF_RING, ROTATION_DAYS, SERVER, output};
+use super::{Lowering, MODELS, MOST_OF_RING, ROTATION_DAYS, SERVER, output, runs_containers};
 use crate::kinds::bucket::TURBO;
 use crate::names;
 
@@ -157,10 +156,10 @@ impl Lowering<'_> {
         }
     }
 
-    /// The role of the servers on the site's bucket, if models come from there: of pods, or of a service of Cloud Run.
+    /// The role of the servers on the site's bucket, if models come from there: of pods, or of containers that Google Cloud runs.
     fn reader(&mut self, store: &ModelStore, bucket: &ResourceId, own: &str) {
         let cluster = self.site.cluster.as_deref().filter(|site| !site.existing);
-        let is_run = self.site.runtime == Runtime::CloudRun;
+        let is_run = runs_containers(self.site);
         let (member, who) = match cluster {
             Some(site) => (json!(format!("pods:{}/{MODELS_ACCOUNT}", site.namespace)), "pods"),
             None if is_run => (self.output_of(SERVER, "account", "member"), "servers"),

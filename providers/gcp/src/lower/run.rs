@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use textnlp_cloud::{ContainerHost, PUSH_IT, by_digest};
 use textnlp_provider::ResourceId;
 use textnlp_provider::component::InferenceEndpoint;
@@ -52,43 +52,70 @@ const LEAST_WITH_GPU: (u32, u64) = (4, 16_384);
 const GPU_REGIONS: [&str; 5] = ["asia-southeast1", "europe-west1", "europe-west4", "us-central1", "us-east4"];
 /// The requests that an instance answers at the same time; Cloud Run adds instances for more of them.
 const CONCURRENCY: u32 = 16;
-/// The longest request of Cloud Run, and that of a server without a setting, in seconds.
+/// The longest request of Cloud Run, which is that of Vertex AI too, and that of a server without a setting, in seconds.
 const MOST_SECONDS: u64 = 3600;
 const SECONDS: u64 = 300;
 /// The bytes of a MiB.
 const MIB: u64 = 1 << 20;
 
 impl Lowering<'_> {
-    pub(super) fn inference(&mut self, endpoint: &InferenceEndpoint) {
+    /// What `host` runs: the image by its digest, and the variables of the container.
+    pub(super) fn container(&mut self, host: &ContainerHost, endpoint: &InferenceEndpoint) -> Option<(String, Value)> {
         let Some(image) = &endpoint.image else {
             let cause = "there is no image: `registry.url` is not set, or none can be made of this program";
             let own = format!("{}-docker.pkg.dev/{}", self.site.region, self.site.account);
             let fix = format!("write `registry: {{ url: {own}/textnlp/server }}`; or {PUSH_IT}");
-            return self.problem("image", cause, fix);
+            self.problem("image", cause, fix);
+            return None;
         };
-        let variables = match HOST.variables(endpoint, BTreeMap::new()) {
-            Ok(variables) => variables,
+        match host.variables(endpoint, BTreeMap::new()) {
+            Ok(variables) => Some((by_digest(image), json!(variables))),
             Err(problems) => {
-                return problems.into_iter().for_each(|(cause, fix)| self.problem("models", cause, fix));
+                problems.into_iter().for_each(|(cause, fix)| self.problem("models", cause, fix));
+                None
             }
-        };
-        let (cpu, memory) = self.instance(endpoint);
-        let apis: Vec<&str> = NEEDED.iter().map(|service| service.api()).collect();
+        }
+    }
+
+    /// The enabled services of the project, and the account that the servers run as.
+    pub(super) fn servers(&mut self, needed: &[Service]) -> Option<ResourceId> {
+        let apis: Vec<&str> = needed.iter().map(|service| service.api()).collect();
         self.part("services", "gcp.services", self.of_project(json!({ "services": apis })));
-        let place = format!("{} at {}", self.site.environment, self.site.name);
-        let account = |name: String, what: &str| json!({ "name": name, "display_name": format!("{what} of {place}") });
         let name = names::of(self.site, "server", names::MOST_OF_ACCOUNT);
-        let own = self.part("account", "gcp.service-account", self.of_project(account(name, "servers")));
-        let caller = account(names::caller(self.site), "callers");
-        let caller = self.part("caller", "gcp.service-account", self.of_project(caller));
+        self.account("account", name, "servers")
+    }
+
+    fn account(&mut self, part: &str, name: String, what: &str) -> Option<ResourceId> {
+        let place = format!("{} at {}", self.site.environment, self.site.name);
+        let account = json!({ "name": name, "display_name": format!("{what} of {place}") });
+        self.part(part, "gcp.service-account", self.of_project(account))
+    }
+
+    /// Adds to the last resource that the image is pushed before it.
+    pub(super) fn after_push(&mut self, endpoint: &InferenceEndpoint) {
+        let pushed = endpoint.registry.as_ref();
+        self.after(pushed.and_then(|registry| ResourceId::part(&self.site.name, registry, "repository").ok()));
+    }
+
+    /// Adds to the last resource that the servers may read their models before it, if those are in a bucket: they are read at the start.
+    pub(super) fn after_reader(&mut self, endpoint: &InferenceEndpoint) {
+        let reads = endpoint.models.iter().any(|model| model.source.starts_with("gs:"));
+        self.after(self.part_of(MODELS, "reader").filter(|_| reads));
+    }
+
+    pub(super) fn cloud_run(&mut self, endpoint: &InferenceEndpoint) {
+        let Some((image, variables)) = self.container(&HOST, endpoint) else { return };
+        let (cpu, memory) = self.instance(endpoint);
+        let own = self.servers(&NEEDED);
+        let caller = self.account("caller", names::caller(self.site), "callers");
         let (Some(own), Some(caller)) = (own, caller) else { return };
         let (key, access) = self.data_key("agent:run");
-        let timeout = endpoint.config["textnlp"]["api"]["timeout"].as_u64().unwrap_or(SECONDS);
+        let timeout = seconds(endpoint);
         let max = endpoint.autoscaling.as_ref().map_or(endpoint.replicas, |autoscaling| autoscaling.max);
         let service = json!({
             "name": names::service(self.site),
             "template": {
-                "image": by_digest(image),
+                "image": image,
                 "variables": variables,
                 "account": output(&own, "email"),
                 "cpu": cpu.to_string(),
@@ -97,7 +124,7 @@ impl Lowering<'_> {
                 "min": endpoint.replicas,
                 "max": max,
                 "concurrency": CONCURRENCY,
-                "timeout_seconds": timeout.clamp(1, MOST_SECONDS),
+                "timeout_seconds": timeout,
                 "key": key,
             },
             "traffic": [{ "type": "TRAFFIC_TARGET_ALLOCATION_TYPE_LATEST", "percent": 100 }],
@@ -107,12 +134,9 @@ impl Lowering<'_> {
         });
         let service = self.part("service", SERVICE, self.of_region(service));
         self.after(access);
-        let pushed = endpoint.registry.as_ref();
-        self.after(pushed.and_then(|registry| ResourceId::part(&self.site.name, registry, "repository").ok()));
+        self.after_push(endpoint);
         if let Some(service) = service {
-            // A model in a bucket is read at the start.
-            let reads = endpoint.models.iter().any(|model| model.source.starts_with("gs:"));
-            self.after(self.part_of(MODELS, "reader").filter(|_| reads));
+            self.after_reader(endpoint);
             let member = output(&caller, "member");
             let invoker = json!({ "target": output(&service, "id"), "role": INVOKER, "member": member });
             self.part("invoker", "gcp.run-binding", invoker);
@@ -151,9 +175,13 @@ impl Lowering<'_> {
     }
 }
 
+/// The longest request.
+pub(super) fn seconds(endpoint: &InferenceEndpoint) -> u64 {
+    endpoint.config["textnlp"]["api"]["timeout"].as_u64().unwrap_or(SECONDS).clamp(1, MOST_SECONDS)
+}
+
 #[cfg(test)]
-mod tests {
-    use serde_json::Value;
+pub(super) mod tests {
     use textnlp_provider::Site;
     use textnlp_provider::cluster::ResourceAmounts;
     use textnlp_provider::component::{ComponentSpec, Model, ModelStore, ServiceLimits};
@@ -164,7 +192,7 @@ mod tests {
     use super::super::tests::{component, site};
     use super::*;
 
-    fn endpoint() -> InferenceEndpoint {
+    pub(crate) fn endpoint() -> InferenceEndpoint {
         let tiny = Model { digest: Some("sha256:1".to_owned()), ..Model::of("tiny", "bundled") };
         InferenceEndpoint {
             replicas: 1,

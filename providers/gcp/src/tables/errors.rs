@@ -53,6 +53,7 @@ const ENABLE: Hint =
     Some("`up` enables the services that it needs; a service that was just enabled is usable some minutes later");
 const RAISE: Hint = Some("raise the quota that the message names: console, IAM & Admin > Quotas");
 const OTHER: Hint = Some("choose another `gpu.size` or another region, or try later");
+const OTHER_MACHINE: Hint = Some("choose another `sites[].instance_type` or `gpu.size`, or try later");
 const POLICY: Hint =
     Some("a constraint of your organization refuses it: ask the organization policy administrator for an exception");
 const SIGN_IN: Hint = Some(
@@ -67,6 +68,9 @@ const BUDGET: Hint = Some(
 );
 const REVISION: Hint = Some(
     "the log of the revision has the reason: `textnlp-deploy logs` prints the command that shows it; an older revision answers as before",
+);
+const MODEL_SERVER: Hint = Some(
+    "the log of the containers has the reason: `textnlp-deploy logs` prints the command that shows it; a model that was deployed before answers as before",
 );
 const CHECKS: Hint = Some(
     "delete an uptime check of the project (`gcloud monitoring uptime list-configs`), or raise their quota: console, IAM & Admin > Quotas",
@@ -134,6 +138,28 @@ const ROWS: &[Row<Service, Hint>] = &[
     row(Some(Service::Run), "INTERNAL", "cannot serve traffic", Invalid, REVISION),
     row(Some(Service::Run), "FAILED_PRECONDITION", "cannot serve traffic", Invalid, REVISION),
     row(Some(Service::Run), "REVISION_FAILED", "", Invalid, REVISION),
+    // googleapis/python-aiplatform#4559: a model that does not become ready, as its operation tells.
+    row(Some(Service::AiPlatform), "FAILED_PRECONDITION", "odel server", Invalid, MODEL_SERVER),
+    row(Some(Service::AiPlatform), "failedPrecondition", "odel server", Invalid, MODEL_SERVER),
+    row(Some(Service::AiPlatform), "DEADLINE_EXCEEDED", "odel server", Invalid, MODEL_SERVER),
+    // googleapis/python-aiplatform#2807: a model is shown as deployed for a while after it was undeployed.
+    row(Some(Service::AiPlatform), "FAILED_PRECONDITION", "deployed or being deployed", Conflict, None),
+    row(Some(Service::AiPlatform), "failedPrecondition", "deployed or being deployed", Conflict, None),
+    // GoogleCloudPlatform/stable-diffusion-on-gcp#12: a 429 that is no rate.
+    row(Some(Service::AiPlatform), "rateLimitExceeded", "exceed quota limits", Quota, RAISE),
+    row(Some(Service::AiPlatform), "RESOURCE_EXHAUSTED", "exceed quota limits", Quota, RAISE),
+    // GoogleCloudPlatform/PerfKitBenchmarker, perfkitbenchmarker/providers/gcp/vertex_ai.py.
+    row(Some(Service::AiPlatform), "UNAVAILABLE", "Machine type temporarily unavailable", Capacity, OTHER_MACHINE),
+    row(
+        Some(Service::AiPlatform),
+        "RESOURCE_EXHAUSTED",
+        "Machine type temporarily unavailable",
+        Capacity,
+        OTHER_MACHINE,
+    ),
+    row(Some(Service::AiPlatform), "INVALID_ARGUMENT", "ervice account", Conflict, None),
+    row(Some(Service::AiPlatform), "FAILED_PRECONDITION", "ervice account", Conflict, None),
+    row(Some(Service::AiPlatform), "NOT_FOUND", "ervice account", Conflict, None),
     // hashicorp/terraform-provider-google#8214, hashicorp/terraform-provider-google#16883.
     row(None, "accessNotConfigured", "", Conflict, ENABLE),
     row(None, "SERVICE_DISABLED", "", Conflict, ENABLE),
@@ -321,6 +347,19 @@ mod tests {
             ),
         ] {
             assert_eq!(of(service, codes, status, message), expected, "{codes:?}");
+        }
+    }
+
+    #[test]
+    fn deployments_of_vertex_ai_fail_for_their_reasons() {
+        for (code, status, message, expected) in [
+            ("FAILED_PRECONDITION", None, "Model server never became ready.", Invalid),
+            ("FAILED_PRECONDITION", Some(400), "The Model is deployed or being deployed at the following", Conflict),
+            ("RESOURCE_EXHAUSTED", Some(429), "The following quota metrics exceed quota limits: a/b", Quota),
+            ("RESOURCE_EXHAUSTED", Some(429), "Quota exceeded for aiplatform.googleapis.com/requests", THROTTLED),
+            ("UNAVAILABLE", None, "Machine type temporarily unavailable, please deploy with a different one", Capacity),
+        ] {
+            assert_eq!(of(Service::AiPlatform, &[code], status, message), expected, "{message}");
         }
     }
 

@@ -24,6 +24,7 @@ mod run;
 mod seeds;
 #[path = "../../../cloud/tests/programs/story.rs"]
 mod story;
+mod vertex;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

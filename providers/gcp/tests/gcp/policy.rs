@@ -86,6 +86,10 @@ pub(super) fn changed(one: &Wanted) -> Spec {
         "gcp.budget" => spec["limit"] = json!(950.5),
         "gcp.dns-record" => spec["ttl"] = json!(30),
         "gcp.run-service" => spec["template"]["concurrency"] = json!(8),
+        "gcp.vertex-endpoint" => spec["timeout_seconds"] = json!(60),
+        "gcp.vertex-deployment" => {
+            spec["scaling"] = json!({ "min": 2, "max": 3, "requests_per_minute": 60 });
+        }
         "gcp.repository" => spec["immutable"] = json!(false),
         "gcp.key" => spec["rotation_days"] = json!(30),
         "gcp.sql-instance" => {

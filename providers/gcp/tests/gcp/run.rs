@@ -28,14 +28,19 @@ const OPERATOR: &str = "user:operator@example.com";
 const CREATOR: &str = "roles/iam.serviceAccountOpenIdTokenCreator";
 
 fn bench(options: Options, protect_data: bool) -> Bench {
+    containers(Runtime::CloudRun, options, protect_data)
+}
+
+/// A site whose servers Google Cloud runs as containers.
+pub(super) fn containers(runtime: Runtime, options: Options, protect_data: bool) -> Bench {
     let mut bench = Bench { gpu: None, ..Bench::new(options, protect_data) };
-    bench.site.runtime = Runtime::CloudRun;
+    bench.site.runtime = runtime;
     bench.site.cluster = None;
     bench
 }
 
 /// The resources of a site, each after those that it needs.
-fn wanted(bench: &Bench) -> Vec<Wanted> {
+pub(super) fn wanted(bench: &Bench) -> Vec<Wanted> {
     let source = format!("gs://textnlp-{}-staging-main-models/mine/", bench.cloud.project());
     let models = vec![Model { digest: Some(format!("sha256:{:064x}", 1)), ..Model::of("mine", &source) }];
     let url = format!("{REGION}-docker.pkg.dev/{}/textnlp/server", bench.cloud.project());
@@ -68,7 +73,7 @@ fn service(records: &mut [Made]) -> &mut Made {
 }
 
 /// The error of an operation that fails.
-async fn error_of(bench: &Bench, op: &Operation) -> String {
+pub(super) async fn error_of(bench: &Bench, op: &Operation) -> String {
     let mut handle = None;
     for _ in 0..STEPS {
         let progress = match &handle {

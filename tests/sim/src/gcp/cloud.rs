@@ -197,9 +197,9 @@ pub struct Cloud {
     pub random: Random,
     /// What was pushed to registries of images.
     pub registry: crate::oci::Registry,
-    /// What answers in place of the instances of Cloud Run, if anything does.
+    /// What answers in place of the instances of Cloud Run and of the replicas of Vertex AI, if anything does.
     pub containers: Option<super::run::Containers>,
-    /// Whether containers of new revisions of Cloud Run do not listen.
+    /// Whether containers of new revisions of Cloud Run, and of new deployed models of Vertex AI, do not listen.
     pub mute: bool,
     /// What stands for new servers of Cloud SQL, if anything does.
     pub stand: Option<crate::postgres::Stand>,

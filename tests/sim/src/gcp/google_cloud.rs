@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 use super::cloud::Cloud;
 use super::problem::Problem;
 use super::tokens::Tokens;
-use super::{Call, SERVICES, Service, budgets, dispatch, errors, objects, permissions, route, run, storage, wire};
+use super::{
+    Call, SERVICES, Service, budgets, dispatch, errors, objects, permissions, route, run, storage, vertex, wire,
+};
 use crate::Timing;
 use crate::aws::model::lock;
 use crate::aws::protocol::{Reply, Request};
@@ -319,6 +321,9 @@ impl Shared {
         if first == "run.app" {
             return self.answer_run(&request, rest);
         }
+        if first == vertex::PREDICTIONS {
+            return self.answer_prediction(&request, rest);
+        }
         let Some(service) = SERVICES.iter().find(|service| service.name == first) else {
             self.log.violation(format!("{path}: no service of this name is simulated"));
             return (Some(reply(404, &json!({ "error": { "code": 404, "message": "Not Found" } }))), None);
@@ -467,13 +472,32 @@ impl Shared {
         let cloud = self.tick();
         let (answered, rest) = run::answer(&cloud, request, path, |token| lock(&self.tokens).identity(token));
         drop(cloud);
+        self.answer_by(answered, request, &rest, ("run", "run.app"))
+    }
+
+    /// Answers a request to an endpoint of Vertex AI with a name of its own, which no document describes.
+    fn answer_prediction(&self, request: &Request, path: &str) -> (Option<Reply>, Option<Disruption>) {
+        let mut cloud = self.tick();
+        let user = lock(&self.tokens).of(request);
+        let (answered, route) = vertex::answer(&mut cloud, request, path, user.as_deref());
+        drop(cloud);
+        self.answer_by(answered, request, &route, ("aiplatform", "aiplatform.rawPredict"))
+    }
+
+    /// The answer of a container, which no lock is held for.
+    fn answer_by(
+        &self,
+        answered: run::Answered,
+        request: &Request,
+        path: &str,
+        (service, operation): (&'static str, &str),
+    ) -> (Option<Reply>, Option<Disruption>) {
         let (status, body) = match answered {
             run::Answered::Refused(status, why) => (status, why.as_bytes().to_vec()),
-            run::Answered::By(container, containers) => containers(&container, &request.method, &rest, &request.body),
+            run::Answered::By(container, containers) => containers(&container, &request.method, path, &request.body),
         };
         let outcome = if status < 400 { Outcome::Succeeded } else { Outcome::Failed(status.to_string()) };
-        let operation = "run.app".to_owned();
-        self.log.record(Exchange { service: "run", operation, outcome, ..Exchange::default() });
+        self.log.record(Exchange { service, operation: operation.to_owned(), outcome, ..Exchange::default() });
         let headers = vec![("content-type".to_owned(), "application/json".to_owned())];
         (Some(Reply { status, headers, body: body.into() }), None)
     }

@@ -104,7 +104,7 @@ pub(crate) const KIND: Kind = Kind {
 
 /// The kinds of all services.
 pub(crate) fn all() -> impl Iterator<Item = &'static Kind> {
-    use super::{compute, container, iam, kms, monitoring, redis, registry, run, sql};
+    use super::{compute, container, iam, kms, monitoring, redis, registry, run, sql, vertex};
     let all = [
         compute::KINDS,
         container::KINDS,
@@ -113,6 +113,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Kind> {
         registry::KINDS,
         redis::KINDS,
         run::KINDS,
+        vertex::KINDS,
         kms::KINDS,
         monitoring::KINDS,
     ];
@@ -356,6 +357,8 @@ pub(crate) fn begin(
             let prefix = if service == "serviceusage" { "acat.p2" } else { "pssn.p24" };
             format!("{service}/operations/{prefix}-{number}-{}", cloud.random.uuid())
         }
+        // Operations of Vertex AI are inside of what they change.
+        (Family::LongRunning, "aiplatform") => format!("{target}/operations/{}", cloud.number()),
         (Family::LongRunning, service) => {
             format!("{service}/projects/{}/locations/{}/operations/{}", part(2), part(4), cloud.random.uuid())
         }
@@ -619,7 +622,8 @@ pub(crate) fn operations(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Pr
         Some(instance) => shown.into_iter().filter(|one| one["targetId"] == instance).collect(),
         None => shown,
     };
-    let member = if call.service.name == "container" { "operations" } else { "items" };
+    let is_named = ["aiplatform", "container"].contains(&call.service.name);
+    let member = if is_named { "operations" } else { "items" };
     let mut answer = page(call, member, shown);
     if call.service.name == "sql" {
         answer["kind"] = "sql#operationsList".into();

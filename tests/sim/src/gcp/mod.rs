@@ -27,6 +27,7 @@ mod services;
 mod sql;
 mod storage;
 mod tokens;
+mod vertex;
 mod wire;
 
 use std::collections::HashMap;
@@ -57,6 +58,13 @@ pub struct Service {
 
 /// The services that are simulated.
 pub const SERVICES: &[Service] = &[
+    Service {
+        name: "aiplatform",
+        api: "aiplatform.googleapis.com",
+        title: "Vertex AI API",
+        documents: &[("aiplatform.v1", "v1/")],
+        is_older: false,
+    },
     Service {
         name: "artifactregistry",
         api: "artifactregistry.googleapis.com",
@@ -338,6 +346,7 @@ pub fn ledger() -> (Vec<Behaviour>, HashMap<&'static str, usize>) {
         registry::LEDGER,
         redis::LEDGER,
         run::LEDGER,
+        vertex::LEDGER,
         kms::LEDGER,
         dns::LEDGER,
         monitoring::LEDGER,
@@ -384,6 +393,7 @@ fn handlers() -> impl Iterator<Item = &'static (&'static str, Handler)> {
         registry::HANDLERS,
         redis::HANDLERS,
         run::HANDLERS,
+        vertex::HANDLERS,
         kms::HANDLERS,
         dns::HANDLERS,
         monitoring::HANDLERS,
@@ -405,6 +415,11 @@ fn dispatch(cloud: &mut Cloud, call: &Call<'_>) -> Option<Result<Value, Problem>
 
 /// Permissions whose names do not follow from the ids of their methods: see [`SHARED`].
 const NAMED: &[(&str, &str)] = &[
+    ("aiplatform.projects.locations.endpoints.deployModel", "aiplatform.endpoints.deploy"),
+    ("aiplatform.projects.locations.endpoints.mutateDeployedModel", "aiplatform.endpoints.update"),
+    ("aiplatform.projects.locations.endpoints.operations.get", "aiplatform.endpoints.get"),
+    ("aiplatform.projects.locations.endpoints.undeployModel", "aiplatform.endpoints.undeploy"),
+    ("aiplatform.projects.locations.models.operations.get", "aiplatform.models.get"),
     ("artifactregistry.projects.locations.repositories.dockerImages.get", "artifactregistry.dockerimages.get"),
     ("artifactregistry.projects.locations.repositories.dockerImages.list", "artifactregistry.dockerimages.list"),
     ("bigquery.jobs.query", "bigquery.jobs.create"),
@@ -420,6 +435,11 @@ const NAMED: &[(&str, &str)] = &[
 
 /// What a method needs besides: the method, a member of its body that has to be there (none if empty), the permission.
 const ALSO: &[(&str, &str, &str)] = &[
+    (
+        "aiplatform.projects.locations.endpoints.deployModel",
+        "/deployedModel/serviceAccount",
+        "iam.serviceAccounts.actAs",
+    ),
     ("compute.firewalls.delete", "", "compute.networks.updatePolicy"),
     ("compute.globalAddresses.insert", "/network", "compute.networks.use"),
     (

@@ -10,7 +10,7 @@ use super::cloud::{Cloud, Effect, Family, put};
 use super::kinds::{KIND, Kind, begin, read, typed};
 use super::problem::Problem;
 use super::tokens::Identity;
-use super::{Call, Handler, errors, iam};
+use super::{Call, Handler, errors, iam, services};
 use crate::aws::protocol::Request;
 use crate::clock::later;
 use crate::{Behaviour, Source};
@@ -119,21 +119,9 @@ fn invalid(message: impl Into<String>) -> Problem {
     Problem::new("INVALID_ARGUMENT", message)
 }
 
-/// The GPUs that a region allows.
-fn gpus(cloud: &Cloud, region: &str) -> f64 {
-    cloud.quotas.get(&(region.to_owned(), GPUS.0.to_owned())).copied().unwrap_or(GPUS.1)
-}
-
-/// The quota of GPUs as Service Usage shows it: the limit of all regions, and those of regions that have another one.
+/// The quota of GPUs as Service Usage shows it.
 pub(crate) fn quota(cloud: &Cloud) -> Value {
-    let regions = cloud.quotas.keys().filter(|(_, name)| name == GPUS.0).map(|(region, _)| region.as_str());
-    let limit = |limit: f64| format!("{limit:.0}");
-    let of_region =
-        |region: &str| json!({ "effectiveLimit": limit(gpus(cloud, region)), "dimensions": { "region": region } });
-    let mut buckets = vec![json!({ "effectiveLimit": limit(GPUS.1), "defaultLimit": limit(GPUS.1) })];
-    buckets.extend(regions.map(of_region));
-    json!({ "metric": GPU_METRIC, "displayName": "Total Nvidia L4 GPU allocation without zonal redundancy",
-        "consumerQuotaLimits": [{ "metric": GPU_METRIC, "unit": "1/{project}/{region}", "quotaBuckets": buckets }] })
+    services::metric(cloud, GPUS, GPU_METRIC, "Total Nvidia L4 GPU allocation without zonal redundancy")
 }
 
 /// Refuses a template that no revision can have.
@@ -156,7 +144,7 @@ fn check(cloud: &Cloud, call: &Call<'_>, template: &Value) -> Result<(), Problem
     }
     if limits.get("nvidia.com/gpu").is_some() {
         let region = call.name.split('/').nth(3).unwrap_or_default();
-        let limit = gpus(cloud, region);
+        let limit = services::quota(cloud, region, GPUS);
         let wanted = template["scaling"]["maxInstanceCount"].as_f64().unwrap_or(100.0);
         if wanted > limit {
             let message = format!("Max instances must be set to {limit:.0} or fewer in order to set GPU requirements.");

@@ -35,6 +35,7 @@ const AGENTS: &[(&str, &str)] =
 
 /// The accounts of services that a request for an identity makes.
 const IDENTITIES: &[(&str, &str)] = &[
+    ("aiplatform.googleapis.com", "gcp-sa-aiplatform"),
     ("artifactregistry.googleapis.com", "gcp-sa-artifactregistry"),
     ("run.googleapis.com", "serverless-robot-prod"),
     ("sqladmin.googleapis.com", "gcp-sa-cloud-sql"),
@@ -256,10 +257,29 @@ fn identity(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
 }
 
 fn quotas(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
-    match call.name.contains("/services/run.googleapis.com/") {
-        true => Ok(json!({ "metrics": [super::run::quota(cloud)] })),
-        false => Err(Problem::new("UNIMPLEMENTED", format!("{} is not simulated.", call.name))),
-    }
+    let is_of = |api: &str| call.name.contains(&format!("/services/{api}/"));
+    let metrics = match (is_of("run.googleapis.com"), is_of("aiplatform.googleapis.com")) {
+        (true, _) => vec![super::run::quota(cloud)],
+        (_, true) => super::vertex::quotas(cloud),
+        _ => return Err(Problem::new("UNIMPLEMENTED", format!("{} is not simulated.", call.name))),
+    };
+    Ok(json!({ "metrics": metrics }))
+}
+
+/// What a region allows of a quota, by its name and its usual limit.
+pub(crate) fn quota(cloud: &Cloud, region: &str, (name, usual): (&str, f64)) -> f64 {
+    cloud.quotas.get(&(region.to_owned(), name.to_owned())).copied().unwrap_or(usual)
+}
+
+/// A quota of regions as Service Usage shows it: the limit of all regions, and those of regions that have another one.
+pub(crate) fn metric(cloud: &Cloud, own: (&str, f64), metric: &str, title: &str) -> Value {
+    let regions = cloud.quotas.keys().filter(|(_, name)| name == own.0).map(|(region, _)| region.as_str());
+    let limit = |limit: f64| format!("{limit:.0}");
+    let of_region = |region: &str| json!({ "effectiveLimit": limit(quota(cloud, region, own)), "dimensions": { "region": region } });
+    let mut buckets = vec![json!({ "effectiveLimit": limit(own.1), "defaultLimit": limit(own.1) })];
+    buckets.extend(regions.map(of_region));
+    json!({ "metric": metric, "displayName": title,
+        "consumerQuotaLimits": [{ "metric": metric, "unit": "1/{project}/{region}", "quotaBuckets": buckets }] })
 }
 
 fn storage_agent(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {

@@ -35,6 +35,7 @@ billing = service("cloudbilling", "v1", "CLOUDBILLING")
 dns = service("dns", "v1", "DNS")
 redis = service("redis", "v1", "REDIS")
 run = service("run", "v2", "RUN")
+vertex = service("aiplatform", "v1", "AIPLATFORM").projects().locations()
 monitoring = service("monitoring", "v3", "MONITORING").projects()
 dashboards = service("monitoring", "v1", "MONITORING").projects().dashboards()
 # Calls of a user are counted for a project.
@@ -267,6 +268,21 @@ long(run.projects().locations().operations().get, changed)
 made = services.list(parent=PLACE).execute()["services"]
 assert [one["template"]["containers"][0]["image"] for one in made] == ["images.example.com/i:2"], made
 
+# An endpoint with a model.
+models, endpoints = vertex.models(), vertex.endpoints()
+uploaded = {"displayName": "m", "containerSpec": {"imageUri": "images.example.com/i:1", "predictRoute": "/invocations"}}
+made = long(models.operations().get, models.upload(parent=PLACE, body={"modelId": "m", "model": uploaded}).execute())
+assert made["model"].endswith("/models/m") and made["modelVersionId"] == "1", made
+named = {"displayName": "e", "dedicatedEndpointEnabled": True}
+long(endpoints.operations().get, endpoints.create(parent=PLACE, endpointId="e", body=named).execute())
+deployed = {"id": "7", "model": f"{PLACE}/models/m", "displayName": "d", "serviceAccount": account["email"], "dedicatedResources": {
+    "machineSpec": {"machineType": "e2-standard-4"}, "minReplicaCount": 1, "maxReplicaCount": 2}}
+body = {"deployedModel": deployed, "trafficSplit": {"0": 100}}
+long(endpoints.operations().get, endpoints.deployModel(endpoint=f"{PLACE}/endpoints/e", body=body).execute())
+found = endpoints.list(parent=PLACE).execute()["endpoints"]
+assert [(one["trafficSplit"], one["deployedModels"][0]["id"]) for one in found] == [({"7": 100}, "7")], found
+assert [one["versionId"] for one in models.list(parent=PLACE).execute()["models"]] == ["1"]
+
 # A health check from regions.
 check = {"name": "h", "type": "TCP", "tcpHealthCheck": {"port": 443}, "checkIntervalSec": 30, "timeoutSec": 10,
          "sourceRegions": [REGION, "europe-west1", "us-central1"]}
@@ -289,6 +305,12 @@ assert [one["name"] for one in clusters.nodePools().list(parent=f"{PLACE}/cluste
 assert clusters.list(parent=f"projects/{PROJECT}/locations/-").execute()["clusters"][0]["endpoint"]
 
 # And back to nothing.
+undeploy = endpoints.undeployModel(endpoint=f"{PLACE}/endpoints/e", body={"deployedModelId": "7"})
+long(endpoints.operations().get, undeploy.execute())
+long(endpoints.operations().get, endpoints.delete(name=f"{PLACE}/endpoints/e").execute())
+missing(endpoints.get(name=f"{PLACE}/endpoints/e"))
+long(models.operations().get, models.delete(name=f"{PLACE}/models/m").execute())
+missing(models.get(name=f"{PLACE}/models/m"))
 computed(compute.healthChecks().delete(project=PROJECT, healthCheck="h").execute())
 missing(compute.healthChecks().get(project=PROJECT, healthCheck="h"))
 long(run.projects().locations().operations().get, services.delete(name=f"{PLACE}/services/s").execute())

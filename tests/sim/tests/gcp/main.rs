@@ -18,6 +18,7 @@ mod run;
 mod services;
 mod sql;
 mod storage;
+mod vertex;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
