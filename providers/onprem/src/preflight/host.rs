@@ -1,4 +1,4 @@
-//! What kind of machine this is, against what the service needs: requirements O17 to O20. The numbers are the contract's [`Minimum`].
+//! What kind of machine this is, against what the service needs. The numbers are the contract's [`Minimum`].
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -38,7 +38,7 @@ pub(super) struct Needs {
     pub(super) cuda: bool,
 }
 
-/// The distributions of requirement O17, and those with the same kernels and libraries.
+/// The supported distributions, and those with the same kernels and libraries.
 const SYSTEMS: [(&str, u32, &str); 6] = [
     ("ubuntu", 20, "Ubuntu 20.04"),
     ("rhel", 8, "RHEL 8"),
