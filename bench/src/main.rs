@@ -106,8 +106,9 @@ fn run(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
     #[cfg(feature = "peer")]
     let mut peer = peer::Engine::load(args)?;
 
-    let roof = bandwidth(args)?;
-    println!("bandwidth of the memory: {roof:.1} GB/s");
+    let bytes_read = ours.bytes_per_token();
+    let roof = bandwidth(args, bytes_read)?;
+    println!("bandwidth of the memory for {:.0} MB, what a token reads: {roof:.1} GB/s", bytes_read as f64 / 1e6);
     let (mut of_ours, mut of_batch) = (Rounds::default(), Vec::new());
     let (mut of_other, mut of_other_batch) = (Rounds::default(), Vec::new());
     #[cfg(feature = "peer")]
@@ -132,8 +133,8 @@ fn run(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
     }
 
     of_ours.print("ours");
-    let again = bandwidth(args)?;
-    let used = of_ours.median(|r| r.decode) * ours.bytes_per_token() as f64 / 1e9;
+    let again = bandwidth(args, bytes_read)?;
+    let used = of_ours.median(|r| r.decode) * bytes_read as f64 / 1e9;
     println!(
         "ours     decode reads {used:.1} GB/s of weights, {:.0} % of the bandwidth ({roof:.1} before, {again:.1} after)",
         100.0 * used / ((roof + again) / 2.0)
@@ -186,13 +187,13 @@ fn run(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
     }
 }
 
-/// Gigabytes per second of the memory that the weights are in.
-fn bandwidth(args: &Args) -> Result<f64, Box<dyn std::error::Error>> {
+/// Gigabytes per second of the memory that the weights are in, for this many bytes of it.
+fn bandwidth(args: &Args, bytes: u64) -> Result<f64, Box<dyn std::error::Error>> {
     #[cfg(feature = "cuda")]
     if let Some(number) = args.gpu {
-        return Ok(roof::copy_gb_per_second(number)?);
+        return Ok(roof::copy_gb_per_second(number, bytes)?);
     }
-    Ok(roof::read_gb_per_second(args.threads))
+    Ok(roof::read_gb_per_second(args.threads, bytes))
 }
 
 /// The prompt that all engines get.

@@ -121,8 +121,8 @@ impl Console {
         if !self.can_ask() || signals::is_stopped() {
             return false;
         }
-        complain(&format!("{question} [y/N]"));
         signals::set_asking(true);
+        complain(&format!("{question} [y/N]"));
         let has_answer = wait_for_input(std::io::stdin(), signals::is_stopped);
         signals::set_asking(false);
         if !has_answer {

@@ -67,6 +67,40 @@ pub struct SpeedResult {
     pub decode: Option<f64>,
 }
 
+impl Speed {
+    /// Seconds that everything measured would take once.
+    fn seconds(&self) -> f64 {
+        let of = |result: &SpeedResult| {
+            let generated = result.decode.map_or(0.0, |decode| result.generated_tokens as f64 / decode);
+            // `prefill` and `decode` are of all sequences together.
+            result.sequences as f64 * (result.prompt_tokens as f64 / result.prefill + generated)
+        };
+        self.results.iter().map(of).sum()
+    }
+}
+
+/// The executor that took the least time for all that was measured, of at least two.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Fastest {
+    /// `own` or `candle`.
+    pub executor: &'static str,
+    /// The next one.
+    pub next: &'static str,
+    /// How many times faster it is than the next one.
+    pub times: f64,
+    /// Whether servers choose it where a model names no executor.
+    pub is_default: bool,
+}
+
+/// The fastest of the executors of a model, which are in the order of [`executors`].
+pub fn fastest(measured: &[Speed]) -> Option<Fastest> {
+    let mut order: Vec<(usize, &Speed)> = measured.iter().enumerate().collect();
+    order.sort_by(|(_, a), (_, b)| a.seconds().total_cmp(&b.seconds()));
+    let [(place, first), (_, next), ..] = order.as_slice() else { return None };
+    let times = next.seconds() / first.seconds();
+    Some(Fastest { executor: first.executor, next: next.executor, times, is_default: *place == 0 })
+}
+
 /// The executors that serve the family of a model and are part of this program, the preferred first.
 pub fn executors(path: &Utf8Path) -> Result<Vec<&'static str>, String> {
     if is_encoder(path.as_std_path()) == Some(true) {
@@ -233,4 +267,42 @@ fn embed(encoder: &mut Encoder, text: &[u32], texts: usize) -> Result<f64, Strin
 
 fn best(row: &[f32]) -> u32 {
     (0..).zip(row).max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(token, _)| token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn speed(executor: &'static str, results: &[(usize, f64, f64)]) -> Speed {
+        let result = |&(sequences, prefill, decode): &(usize, f64, f64)| SpeedResult {
+            prompt_tokens: 128,
+            sequences,
+            generated_tokens: 32,
+            prefill,
+            decode: Some(decode),
+        };
+        Speed {
+            executor,
+            load_seconds: 0.0,
+            prefill: 0.0,
+            decode: None,
+            decode_streams: None,
+            weights: 0,
+            results: results.iter().map(result).collect(),
+        }
+    }
+
+    #[test]
+    fn fastest_executor_takes_the_least_time_for_all_results() {
+        // 128 / 128 + 32 / 16 is 3 s. The other one is faster with one sequence, and slower with eight.
+        let own = speed("own", &[(1, 128.0, 16.0), (8, 128.0, 32.0)]);
+        let candle = speed("candle", &[(1, 128.0, 32.0), (8, 64.0, 32.0)]);
+        let found = fastest(&[own.clone(), candle.clone()]).unwrap();
+        assert_eq!((found.executor, found.next, found.is_default), ("own", "candle", true));
+        assert!((found.times - 26.0 / 19.0).abs() < 1e-9, "{found:?}");
+        let only = |speed: &Speed| Speed { results: speed.results[..1].to_vec(), ..speed.clone() };
+        let found = fastest(&[only(&own), only(&candle)]).unwrap();
+        assert_eq!((found.executor, found.is_default), ("candle", false));
+        assert_eq!(fastest(&[own]), None, "one is not compared");
+    }
 }

@@ -1,11 +1,14 @@
 //! The state as an operator meets it: looked at, compared, frozen, moved into a bucket and back, made again after it was lost.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags, open};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
 use textnlp_tests::bucket::Bucket;
 use textnlp_tests::{Said, Sandbox, eventually, has, http, said};
@@ -18,6 +21,89 @@ fn run(sandbox: &Sandbox, args: &[&str]) -> Said {
 
 fn json_of(sandbox: &Sandbox, args: &[&str]) -> Value {
     run(sandbox, &[args, &["-o", "json"]].concat()).expect(0).json()
+}
+
+/// Starts the program at a terminal of its own. Returns the side of who types.
+fn at_terminal(sandbox: &Sandbox, args: &[&str]) -> (Child, File) {
+    let host = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&host).unwrap();
+    unlockpt(&host).unwrap();
+    let name = ptsname(&host, Vec::new()).unwrap();
+    let guest = open(name.as_c_str(), OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    let plain = sandbox.command(&[args, &ENV].concat());
+    // Of util-linux: it makes the terminal the controlling one, so that Ctrl-C is a signal, and becomes the program.
+    let mut command = Command::new("setsid");
+    command.arg("--ctty").arg(plain.get_program()).args(plain.get_args()).current_dir(sandbox.folder()).env_clear();
+    command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let stream = || Stdio::from(guest.try_clone().unwrap());
+    let child = command.stdin(stream()).stdout(stream()).stderr(stream()).spawn().unwrap();
+    (child, File::from(host))
+}
+
+/// What the program prints until it has printed `until`, or has ended.
+fn printed(terminal: &mut File, until: &str) -> String {
+    let (mut text, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        // The terminal of a program that has ended is an error.
+        match terminal.read(&mut buffer) {
+            Ok(length @ 1..) => text.extend_from_slice(&buffer[..length]),
+            Ok(_) | Err(_) => break,
+        }
+        if String::from_utf8_lossy(&text).contains(until) {
+            break;
+        }
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+#[test]
+fn ctrl_c_at_the_question_stops_without_a_change() {
+    const QUESTION: &str = "Make these changes? [y/N]";
+    let sandbox = Sandbox::new("question");
+    for (typed, exit, says) in [
+        (&b"\x03"[..], 5, "stopped before the approval, so nothing was changed"),
+        (b"no\n", 4, "these changes are not approved"),
+    ] {
+        let (mut child, mut terminal) = at_terminal(&sandbox, &["up", "--no-gate"]);
+        let before = printed(&mut terminal, QUESTION);
+        assert!(before.contains(QUESTION), "{before}");
+        terminal.write_all(typed).unwrap();
+        // Until its end: it does not print this.
+        let after = printed(&mut terminal, "\0");
+        assert_eq!(child.wait().unwrap().code(), Some(exit), "{after}");
+        assert!(after.contains(says) && !after.contains("no new step starts"), "{after}");
+        assert_eq!(sandbox.processes(), [], "{after}");
+    }
+}
+
+#[test]
+fn records_that_are_lost_are_given_up_only_by_name() {
+    let sandbox = Sandbox::new("given up");
+    sandbox.up("development");
+    let head = sandbox.state("development").join("journal/here/head.json");
+    let mut document: Value = serde_json::from_slice(&std::fs::read(&head).unwrap()).unwrap();
+    document["n"] = json!(document["n"].as_u64().unwrap() + 3);
+    std::fs::write(&head, document.to_string()).unwrap();
+    for args in [
+        &["state", "repair"][..],
+        &["state", "repair", "--yes"],
+        &["state", "repair", "--yes", "--accept-loss", "staging"],
+    ] {
+        let refused = run(&sandbox, &[args, &["-o", "json"]].concat()).expect(4).json();
+        assert_eq!(refused["error"]["code"], "records_lost", "{args:?}: {refused:#}");
+        let hint = refused["error"]["hint"].as_str().unwrap();
+        assert!(hint.contains("restore FILE --replace") && hint.contains("--accept-loss development"), "{hint}");
+        assert!(
+            refused["findings"][0]["because"].as_str().unwrap().contains("ends 3 records before it"),
+            "{refused:#}"
+        );
+    }
+    let accepted = ["state", "repair", "--accept-loss", "development"];
+    let unapproved = run(&sandbox, &accepted).expect(4);
+    assert!(unapproved.err.contains("--accept-loss development --yes"), "{}", unapproved.err);
+    run(&sandbox, &[&accepted[..], &["--yes"]].concat()).expect(0);
+    assert!(run(&sandbox, &["state", "repair"]).expect(0).out.contains("intact"));
+    sandbox.up("development");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use textnlp_models::{
     BucketSource, Catalogue, Error, Event, FetchOptions, Fit, Memory, Model as Fetched, Quality, Source, Store,
     Summary, Verdict, Want, WeightFormat, fit, inspect,
 };
-use textnlp_server::speed::{self, Matrix, Speed, SpeedResult};
+use textnlp_server::speed::{self, Fastest, Matrix, Speed, SpeedResult};
 use textnlp_service::models::{self, failed};
 use textnlp_service::output;
 
@@ -356,10 +356,17 @@ async fn bench(session: &Session, args: &ModelBench, console: Console) -> Result
         document["source"] = json!(source);
         speeds.push(document);
     }
+    let fastest = measured.iter().filter_map(|(source, _, speeds)| {
+        let mut document = json!(speed::fastest(speeds)?);
+        document["source"] = json!(source);
+        Some(document)
+    });
+    let fastest: Vec<Value> = fastest.collect();
     let csv = args.csv.as_ref().map(|file| session.here.join(file));
     let document = json!({
         "source": args.sources.first().filter(|_| args.sources.len() == 1),
-        "quantize": format, "threads": threads, "streams": matrix.sequences.last(), "speeds": speeds, "csv": csv,
+        "quantize": format, "threads": threads, "streams": matrix.sequences.last(), "speeds": speeds,
+        "fastest": fastest, "csv": csv,
     });
     let used = if threads == 0 { cores } else { threads };
     let csv = csv.as_deref().map(|file| (file, bench_csv(&measured, format, used)));
@@ -445,14 +452,18 @@ fn bench_text(source: &str, summary: &Summary, measured: &[Speed]) -> String {
             }
         }
     }
-    match measured {
-        [] => {
-            let _ = write!(text, "\nIt is served by {}", executors_text(summary));
-        }
-        [own, candle] if candle.decode_streams > own.decode_streams => {
-            let _ = write!(text, "\n`executor: candle` is faster here for several texts at once");
-        }
-        _ => {}
+    if measured.is_empty() {
+        let _ = write!(text, "\nIt is served by {}", executors_text(summary));
+    }
+    if let Some(Fastest { executor, next, times, is_default }) = speed::fastest(measured) {
+        let what = match is_default {
+            true => "servers choose it where the entry of the model in `models` has no `executor`".to_owned(),
+            false => format!("write `executor: {executor}` in the entry of the model in `models`"),
+        };
+        let _ = write!(
+            text,
+            "\n`{executor}` takes the least time for all of these, {times:.2} times faster than `{next}`: {what}"
+        );
     }
     text
 }
@@ -624,6 +635,26 @@ mod tests {
         assert_eq!(unwritten.document["speeds"], json!([1]));
         let done = outcome(None, &file).unwrap();
         assert!(done.text.contains("loaded in") && done.text.contains("wrote "), "{}", done.text);
+    }
+
+    #[test]
+    fn faster_executor_is_named_with_the_line_to_write() {
+        let (source, summary, speeds) = measured("gpt2");
+        assert!(!bench_text(source, &summary, &speeds).contains("least time"), "one executor is not compared");
+        let at = |executor, times: f64| {
+            let mut speed = speeds[0].clone();
+            speed.executor = executor;
+            for result in &mut speed.results {
+                (result.prefill, result.decode) = (times * 2000.0, Some(times * 100.0));
+            }
+            speed
+        };
+        let text = bench_text(source, &summary, &[at("own", 1.0), at("candle", 1.5)]);
+        let expected =
+            "`candle` takes the least time for all of these, 1.50 times faster than `own`: write `executor: candle` in";
+        assert!(text.contains(expected), "{text}");
+        let text = bench_text(source, &summary, &[at("own", 2.0), at("candle", 1.0)]);
+        assert!(text.contains("2.00 times faster than `candle`: servers choose it where"), "{text}");
     }
 
     #[test]

@@ -292,6 +292,8 @@ pub struct ClusterGpus {
 
 /// The resource that NVIDIA's device plugin offers, and the taint of nodes with GPUs: only pods that ask for one run there.
 pub const GPU: &str = "nvidia.com/gpu";
+/// How the resources begin that NVIDIA's device plugin offers.
+pub const GPU_RESOURCES: &str = "nvidia.com/";
 /// The label of the nodes of a pool that a cloud's provider creates.
 pub const POOL: &str = "textnlp/pool";
 /// The value of [`POOL`] where the nodes have GPUs.
@@ -400,6 +402,9 @@ pub struct ClusterAccess {
     /// The PriorityClass of the servers' pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority_class: Option<String>,
+    /// The resource that each server pod has one of: `nvidia.com/mig-1g.10gb` for slices of MIG, `nvidia.com/gpu.shared` for shared GPUs; if unset, `nvidia.com/gpu`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_resource: Option<String>,
 }
 
 /// Networks with the metadata services of clouds, which give the credentials of a machine to any program on it. Most use
@@ -487,6 +492,11 @@ impl ClusterAccess {
     /// Whether nothing is set.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// The resource that each pod of servers with GPUs has one of.
+    pub fn gpu_resource(&self) -> &str {
+        self.gpu_resource.as_deref().unwrap_or(GPU)
     }
 
     /// The host of the address, if it has one.

@@ -1,4 +1,4 @@
-//! The smallest supported machine: requirements O17 to O20 as data.
+//! The smallest supported machine, as data.
 //!
 //! The caller chooses one by the phase; the provider compares the machine with it.
 
@@ -37,7 +37,7 @@ pub struct Minimum {
 }
 
 impl Minimum {
-    /// Requirement O18: it warns.
+    /// A smaller machine is a warning.
     pub const DEVELOPMENT: Self = Self {
         says: "development and staging",
         cores: 4,
@@ -49,7 +49,7 @@ impl Minimum {
         docker: (20, 10),
         blocks: false,
     };
-    /// Requirement O19: it stops.
+    /// A smaller machine is refused.
     pub const PRODUCTION: Self = Self {
         says: "production",
         cores: 16,

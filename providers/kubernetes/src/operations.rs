@@ -296,19 +296,19 @@ impl Outages for ClusterOperations {
     }
 
     async fn check(&self, lineage: Lineage) -> Result<()> {
-        self.cluster.may_lose(self.place(lineage), SERVERS).await
+        self.cluster.check_outage(self.place(lineage), SERVERS).await
     }
 
     async fn begin(&self, lineage: Lineage, outage: &str, until: Timestamp) -> Result<()> {
-        self.cluster.lose(self.place(lineage), SERVERS, (outage, until)).await
+        self.cluster.start_outage(self.place(lineage), SERVERS, (outage, until)).await
     }
 
     async fn end(&self, outage: &str) -> Result<usize> {
-        self.cluster.find_again(outage).await
+        self.cluster.end_outage(outage).await
     }
 
     async fn nodes(&self) -> Result<usize> {
-        self.cluster.sees_nodes().await
+        self.cluster.count_nodes().await
     }
 
     async fn ready(&self, lineage: Lineage) -> Result<usize> {

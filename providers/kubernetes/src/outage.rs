@@ -28,7 +28,7 @@ const OUTAGE: &str = "textnlp-outage";
 impl Kubernetes {
     /// Preflight of an outage. An error names missing permissions, missing objects or a previous outage that was not
     /// ended.
-    pub async fn may_lose(&self, (namespace, lineage): (&str, Lineage), deployment: &str) -> Result<()> {
+    pub async fn check_outage(&self, (namespace, lineage): (&str, Lineage), deployment: &str) -> Result<()> {
         let api = self.api().await?;
         pods(&api, namespace, lineage, deployment).await?;
         let mut refused: BTreeMap<Option<&str>, Vec<Rule<'_>>> = BTreeMap::new();
@@ -62,7 +62,7 @@ impl Kubernetes {
 
     /// Cordons every schedulable node, then deletes the pods of a deployment without a grace period. Idempotent. After
     /// the end of the outage it starts nothing more and returns an error; the outage must then be ended.
-    pub async fn lose(
+    pub async fn start_outage(
         &self,
         (namespace, lineage): (&str, Lineage),
         deployment: &str,
@@ -101,15 +101,15 @@ impl Kubernetes {
     ///
     /// # Errors
     /// If a node could not be uncordoned; all others were tried.
-    pub async fn find_again(&self, outage: &str) -> Result<usize> {
+    pub async fn end_outage(&self, outage: &str) -> Result<usize> {
         let api = self.api().await?;
-        let mut evicted = 0;
+        let mut uncordoned = 0;
         // A cordon that was in flight when its client gave up may arrive after the first poll.
         for _ in 0..MAX_POLLS {
             let nodes = api.list(&listing(), "").await?;
             let taken: Vec<&Value> = nodes.iter().filter(|node| outage_of(node) == Some(outage)).collect();
             if taken.is_empty() {
-                return Ok(evicted);
+                return Ok(uncordoned);
             }
             let mut stays = None;
             for node in taken {
@@ -118,18 +118,18 @@ impl Kubernetes {
                     Err(error) if !matches!(error.kind, ErrorKind::NotFound | ErrorKind::Conflict) => {
                         stays = Some(error)
                     }
-                    _ => evicted += 1,
+                    _ => uncordoned += 1,
                 }
             }
             if let Some(error) = stays {
                 return Err(error);
             }
         }
-        Ok(evicted)
+        Ok(uncordoned)
     }
 
     /// The number of nodes; an error if nodes cannot be listed or uncordoned.
-    pub async fn sees_nodes(&self) -> Result<usize> {
+    pub async fn count_nodes(&self) -> Result<usize> {
         let api = self.api().await?;
         let nodes = api.list(&listing(), "").await?.len();
         if !may(&api, None, &NODE, "patch").await? {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
-use textnlp_provider::cluster::{Capacity, ClusterGpus, ClusterSite, GPU, GPU_POOL, POOL};
+use textnlp_provider::cluster::{Capacity, ClusterGpus, ClusterSite, GPU_POOL, GPU_RESOURCES, POOL};
 use textnlp_provider::units::{Bytes, Cores, counted};
 use textnlp_provider::{ErrorKind, Ownership, Problem, Result, Wanted, error_chain};
 
@@ -14,7 +14,7 @@ use crate::diff::quantity;
 use crate::error::{Call, Rule, missing_rules};
 use crate::gateway;
 use crate::identity::{self, ObjectLocation};
-use crate::lower::{gateway_port, has_gpu, is_pinned};
+use crate::lower::{gateway_port, gpu_resource, has_gpu, is_pinned};
 use crate::observe::several;
 use crate::provider::Kubernetes;
 use crate::served;
@@ -48,7 +48,7 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
     if let Some((site, gpu)) = site.and_then(|site| Some((site, site.gpu.as_ref()?)))
         && !brings_gpus(&supported)
     {
-        problems.extend(gpus(&api, gpu, grows(site)).await?);
+        problems.extend(gpus(&api, gpu, site).await?);
     }
     problems.extend(room(&api, &supported, site).await?);
     problems.extend(site.and_then(|site| site.max_nodes.filter(|most| *most > site.min_nodes)).map(|most| {
@@ -219,9 +219,9 @@ fn has_growing(nodes: &[Value]) -> bool {
 /// Why none of these nodes could run a pod, and what to do: no pod runs on nodes with other labels, with taints that it does not tolerate
 /// or with less CPU and memory than it requests. Missing GPUs are reported for all pods together. Pure.
 fn no_node(nodes: &[Value], pod: &Value) -> Option<(String, String)> {
-    let has_gpu = has_gpu(pod);
-    let offers_gpu = |node: &Value| quantity(node["status"]["allocatable"][GPU].as_str()?).filter(|gpus| *gpus >= 1.0);
-    let nodes: Vec<&Value> = nodes.iter().filter(|node| !has_gpu || offers_gpu(node).is_some()).collect();
+    let resource = gpu_resource(pod);
+    let nodes: Vec<&Value> =
+        nodes.iter().filter(|node| resource.is_none_or(|resource| offered(node, resource) > 0)).collect();
     if nodes.is_empty() {
         return None;
     }
@@ -311,11 +311,11 @@ fn is_allowed(node: &Value, pod: &Value) -> bool {
 }
 
 /// GPUs are there where NVIDIA's device plugin offers them, or where a node autoscaler adds nodes with them.
-async fn gpus(api: &Api, gpu: &ClusterGpus, grows: bool) -> Result<Option<Problem>> {
+async fn gpus(api: &Api, gpu: &ClusterGpus, site: &ClusterSite) -> Result<Option<Problem>> {
     static NODES: Row = table::nodes();
     let call = Call { action: "count the GPUs of", verb: "list", row: &NODES, namespace: None, name: None };
     match api.list(&call, "").await {
-        Ok(nodes) => Ok(missing_gpus(&nodes, gpu.count, grows)),
+        Ok(nodes) => Ok(missing_gpus(&nodes, site.settings.gpu_resource(), gpu.count, grows(site))),
         Err(error) if error.kind == ErrorKind::Denied => {
             let cause = format!("its {} GPUs could not be checked: you are not allowed to list nodes", gpu.count);
             Ok(Some(Problem::warning("cluster", cause, ADD_GPUS)))
@@ -325,28 +325,50 @@ async fn gpus(api: &Api, gpu: &ClusterGpus, grows: bool) -> Result<Option<Proble
 }
 
 /// Whether these nodes offer too few GPUs; `grows` says that the cluster adds nodes for pods that wait. Pure.
-fn missing_gpus(nodes: &[Value], wanted: u32, grows: bool) -> Option<Problem> {
-    let of_node = |node: &Value| node["status"]["allocatable"][GPU].as_str()?.parse().ok();
-    let offered = nodes.iter().filter_map(of_node).fold(0u32, u32::saturating_add);
-    if offered == 0 && grows {
+fn missing_gpus(nodes: &[Value], resource: &str, wanted: u32, grows: bool) -> Option<Problem> {
+    let total = nodes.iter().map(|node| offered(node, resource)).fold(0u32, u32::saturating_add);
+    if total == 0 && grows {
         // An autoscaler knows what a node of an empty group will offer
         // (https://github.com/kubernetes/autoscaler/blob/master/cluster-autoscaler/FAQ.md#how-can-i-scale-a-node-group-to-0).
         let cause =
-            format!("no node offers `{GPU}` now, so the pods wait until the cluster's node autoscaler adds one");
+            format!("no node offers `{resource}` now, so the pods wait until the cluster's node autoscaler adds one");
         let fix =
             "check that one of its groups has GPUs and may grow, with NVIDIA's driver and device plugin on its nodes";
         return Some(Problem::warning("cluster", cause, fix));
     }
-    if offered == 0 {
-        let cause = format!("no node offers `{GPU}`, so that no pod with a GPU can be scheduled");
-        let fix = format!(
-            "install NVIDIA's driver on nodes with GPUs, and its device plugin: `kubectl apply -f {DEVICE_PLUGIN}`; where a node \
-             autoscaler adds them, set `cluster.max_nodes` above `cluster.min_nodes`"
-        );
+    if total == 0 {
+        let cause = format!("no node offers `{resource}`, so that no pod with a GPU can be scheduled");
+        let others = gpu_resources(nodes);
+        let fix = match others.first() {
+            Some(other) => format!(
+                "its nodes offer {}: write `sites[].cluster.gpu_resource: {other}`, or configure NVIDIA's device plugin",
+                others.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+            ),
+            None => format!(
+                "install NVIDIA's driver on nodes with GPUs, and its device plugin: `kubectl apply -f {DEVICE_PLUGIN}`; where a node \
+                 autoscaler adds them, set `cluster.max_nodes` above `cluster.min_nodes`"
+            ),
+        };
         return Some(Problem::new("cluster", cause, fix));
     }
-    let cause = format!("its nodes offer {offered} of `{GPU}`, and the environment has {wanted} GPUs");
-    (offered < wanted).then(|| Problem::warning("cluster", cause, ADD_GPUS))
+    let cause = format!("its nodes offer {total} of `{resource}`, and the environment has {wanted} GPUs");
+    (total < wanted).then(|| Problem::warning("cluster", cause, ADD_GPUS))
+}
+
+/// The count of an extended resource that a node offers. Pure.
+fn offered(node: &Value, resource: &str) -> u32 {
+    let amount = node["status"]["allocatable"][resource].as_str();
+    amount.and_then(quantity).map_or(0, |amount| amount as u32)
+}
+
+/// The resources of GPUs that nodes offer. Pure.
+fn gpu_resources(nodes: &[Value]) -> BTreeSet<&str> {
+    let mut found = BTreeSet::new();
+    for node in nodes {
+        let names = node["status"]["allocatable"].as_object().into_iter().flatten().map(|(name, _)| name.as_str());
+        found.extend(names.filter(|name| name.starts_with(GPU_RESOURCES) && offered(node, name) > 0));
+    }
+    found
 }
 
 /// Servers that get GPUs with the image that computes on the CPU now. It may be one with CUDA, so this is only a warning; the job that
@@ -558,6 +580,8 @@ async fn taken_name(api: &Api, row: &'static Row, wanted: &Wanted) -> Result<Tak
 
 #[cfg(test)]
 mod tests {
+    use textnlp_provider::cluster::GPU;
+
     use super::*;
 
     #[test]
@@ -632,7 +656,9 @@ mod tests {
         assert_eq!(found(std::slice::from_ref(&large), &with_gpu), None);
         let mut small = node("3920m", "12Gi");
         small["status"]["allocatable"][GPU] = json!("1");
-        assert!(found(&[large, small], &with_gpu).is_some_and(|cause| cause.contains("of 1 node ")));
+        assert!(found(&[large.clone(), small.clone()], &with_gpu).is_some_and(|cause| cause.contains("of 1 node ")));
+        with_gpu["containers"][0]["resources"]["limits"] = json!({ "nvidia.com/gpu.shared": 1 });
+        assert_eq!(found(&[large, small], &with_gpu), None, "no node offers a share");
     }
 
     #[test]
@@ -678,13 +704,26 @@ mod tests {
     fn gpus_are_counted_by_what_nodes_offer() {
         let node = |gpus: &str| json!({ "status": { "allocatable": { "cpu": "4", "nvidia.com/gpu": gpus } } });
         let plain = json!({ "status": { "allocatable": { "cpu": "4" } } });
-        let missing = missing_gpus(&[plain.clone(), node("0")], 1, false).unwrap();
+        let missing = missing_gpus(&[plain.clone(), node("0")], GPU, 1, false).unwrap();
         assert!(!missing.warning && missing.fix.contains("kubectl apply -f https://"), "{missing:?}");
         // From zero, an autoscaler adds the first one.
-        let from_zero = missing_gpus(std::slice::from_ref(&plain), 1, true).unwrap();
+        let from_zero = missing_gpus(std::slice::from_ref(&plain), GPU, 1, true).unwrap();
         assert!(from_zero.warning && from_zero.cause.contains("node autoscaler"), "{from_zero:?}");
-        let few = missing_gpus(&[plain.clone(), node("1"), node("1")], 3, false).unwrap();
+        let few = missing_gpus(&[plain.clone(), node("1"), node("1")], GPU, 3, false).unwrap();
         assert!(few.warning && few.cause.contains("offer 2 of"), "{few:?}");
-        assert!(missing_gpus(&[plain, node("2"), node("1")], 3, false).is_none());
+        assert!(missing_gpus(&[plain.clone(), node("2"), node("1")], GPU, 3, false).is_none());
+        // Slices of MIG have a resource of their own, and their node no whole GPU.
+        const SLICE: &str = "nvidia.com/mig-1g.10gb";
+        let sliced = json!({ "status": { "allocatable": { "cpu": "4", GPU: "0", SLICE: "7" } } });
+        assert!(missing_gpus(std::slice::from_ref(&sliced), SLICE, 7, false).is_none());
+        let few = missing_gpus(std::slice::from_ref(&sliced), SLICE, 8, false).unwrap();
+        assert!(few.warning && few.cause.contains("offer 7 of `nvidia.com/mig-1g.10gb`"), "{few:?}");
+        let other = missing_gpus(&[plain.clone(), sliced], GPU, 1, false).unwrap();
+        assert!(
+            !other.warning && other.fix.contains("`sites[].cluster.gpu_resource: nvidia.com/mig-1g.10gb`"),
+            "{other:?}"
+        );
+        let none = missing_gpus(&[plain, node("2")], SLICE, 1, false).unwrap();
+        assert!(!none.warning && none.fix.contains("its nodes offer `nvidia.com/gpu`"), "{none:?}");
     }
 }

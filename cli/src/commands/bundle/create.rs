@@ -8,7 +8,7 @@ use textnlp_orchestrator::environment::Loaded;
 use textnlp_orchestrator::environment::model::{AdvisoryPolicy, Phase};
 use textnlp_service::Platform as _;
 use textnlp_service::bundle::advisories::{self, LoadedAdvisories};
-use textnlp_service::bundle::create::{Request, collect};
+use textnlp_service::bundle::create::{Request, collect, lacks_gpu_image};
 use textnlp_service::bundle::{public_keys, scan_failed};
 
 use super::{drive, failed, inspect};
@@ -42,6 +42,9 @@ pub async fn create(session: &Session, args: &Create, console: Console) -> Resul
             "no advisories were found, so the air-gapped gate will {gate}. To include some: git clone --depth 1 \
              https://github.com/RustSec/advisory-db.git, then give the folder with --advisories advisory-db"
         ));
+    }
+    for one in &environments {
+        lacks_gpu_image(&one.environment, &args.image).iter().for_each(|why| console.warn(why));
     }
     let keys = KeyChange::new(public_keys("--next-key", &args.next_key)?, public_keys("--revoke", &args.revoke)?);
     let version = args.version.clone().unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned());

@@ -9,7 +9,9 @@ use textnlp_bundle::recipe::{self, Ingredients, ModelFolder, ProgramFile};
 use textnlp_bundle::scan::Database;
 use textnlp_bundle::{Inputs, KeyChange, Manifest, elf};
 use textnlp_models::{Cut, Digest, FetchOptions, Model, Source, Store};
-use textnlp_orchestrator::environment::{Loaded, Origin};
+use textnlp_orchestrator::environment::model::SiteSettings;
+use textnlp_orchestrator::environment::{Environment, Loaded, Origin};
+use textnlp_provider::settings::GpuSize;
 
 use super::{epoch, failed, model_name, model_name_of, parts};
 use crate::models::failed as model_failed;
@@ -77,6 +79,28 @@ pub async fn collect(
     parts::gather(&request, advisories, &mut ingredients, progress).await?;
     let inputs = recipe::inputs(ingredients).map_err(failed)?;
     Ok(Collected { inputs, store, _held: held })
+}
+
+/// Why pods of a bundled environment would not start: they have GPUs, and none of the included images is theirs. Whether an image
+/// was built with CUDA is not known here.
+pub fn lacks_gpu_image(environment: &Environment, images: &[String]) -> Option<String> {
+    let has_gpus = |site: &&SiteSettings| {
+        let gpu = site.gpu.as_ref().unwrap_or(&environment.gpu);
+        site.serves() && site.is_in_cluster() && gpu.size != GpuSize::None
+    };
+    let is_included = |site: &SiteSettings| match site.cluster.image.as_deref().and_then(|image| image.split_once('@'))
+    {
+        // The digest of a folder is not read.
+        Some((_, digest)) => images.iter().any(|image| image.ends_with(digest) || image.starts_with("oci:")),
+        None => !images.is_empty(),
+    };
+    let site = environment.sites.iter().filter(has_gpus).find(|site| !is_included(site))?;
+    Some(format!(
+        "site `{}` of {} has GPUs, and the bundle does not include its image with CUDA: the bundle's own image of the server \
+         computes on the CPU, and pods with GPUs refuse it. Include the image of `sites[].cluster.image` with \
+         --image NAME:TAG@sha256:DIGEST",
+        site.name, environment.environment
+    ))
 }
 
 impl Collected {
@@ -242,7 +266,30 @@ async fn models(
 
 #[cfg(test)]
 mod tests {
+    use textnlp_orchestrator::environment::{Catalogue, Library, Overrides};
+
     use super::*;
+
+    #[test]
+    fn pods_with_gpus_need_their_image_in_the_bundle() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let lacks = |environment: &str, sets: &[&str], images: &[&str]| {
+            let overrides = Overrides { sets: sets.iter().map(ToString::to_string).collect(), ..Overrides::default() };
+            let loaded = Library::built_in().load(environment, &overrides, &Catalogue::default()).unwrap();
+            let images: Vec<String> = images.iter().map(ToString::to_string).collect();
+            lacks_gpu_image(&loaded.environment, &images)
+        };
+        let named = format!("sites[0].cluster.image=r.example.com/textnlp-cuda@{digest}");
+        let (in_cluster, named) = (["sites[0].runtime=kubernetes"], ["sites[0].runtime=kubernetes", named.as_str()]);
+        let why = lacks("optimized", &named, &["postgres:15@sha256:1"]).unwrap();
+        assert!(why.contains("of optimized has GPUs") && why.contains("--image"), "{why}");
+        assert!(lacks("optimized", &in_cluster, &[]).is_some());
+        for included in [format!("r.example.com/textnlp-cuda:1@{digest}"), "oci:cuda".to_owned()] {
+            assert_eq!(lacks("optimized", &named, &[included.as_str()]), None, "{included}");
+        }
+        assert_eq!(lacks("optimized", &["sites[0].runtime=kubernetes", "gpu.size=none"], &[]), None);
+        assert_eq!(lacks("air-gapped", &[], &[]), None);
+    }
 
     #[test]
     fn models_of_one_name_and_two_sources_are_refused() {

@@ -1,8 +1,9 @@
 //! Checks of a site's cluster: access, ingress, auxiliary pods and scheduling.
 
 use textnlp_net::network::Network;
-use textnlp_provider::cluster::{METADATA_SERVICES, is_in_registry};
+use textnlp_provider::cluster::{GPU, GPU_RESOURCES, METADATA_SERVICES, is_in_registry};
 
+use super::super::components::gpus;
 use super::super::model::*;
 use super::super::units::cut;
 use super::Checker;
@@ -43,6 +44,26 @@ impl Checker<'_> {
         }
         self.model_volume(&format!("{at}.models"), &access.models);
         self.nodes(&at, access);
+        self.gpu_resource(&format!("{at}.gpu_resource"), site);
+    }
+
+    /// Servers compute by CUDA, so that their GPUs are those of NVIDIA's device plugin.
+    fn gpu_resource(&mut self, path: &str, site: &SiteSettings) {
+        let Some(name) = &site.cluster.gpu_resource else { return };
+        if !name.strip_prefix(GPU_RESOURCES).is_some_and(is_label_value) {
+            let cause = format!("`{}` is not the name of a GPU that NVIDIA's device plugin offers", cut(name));
+            let fix =
+                "write it as `kubectl describe nodes` lists it: `nvidia.com/mig-1g.10gb`, `nvidia.com/gpu.shared`";
+            self.error(path, cause, fix);
+        }
+        if gpus(self.environment, site).is_none() {
+            let cause = format!("site `{}` has no GPUs", site.name);
+            self.error(
+                path,
+                cause,
+                format!("write `gpu: {{ size: small }}`, or remove it: without it, a pod has one of `{GPU}`"),
+            );
+        }
     }
 
     /// Pods get the proxy as variables in their template, which must not contain a password.

@@ -987,6 +987,10 @@ fn each_validation_rule_has_its_own_message() {
         (within("tolerations: [{ value: a }]"), "no taint is configured"),
         (within("tolerations: [{ key: a, value: b, effect: Maybe }]"), "`Maybe` is not one of `NoSchedule`"),
         (within("runtime_class: \"-\""), "`-` is not the name of an object"),
+        (within("gpu_resource: amd.com/gpu"), "`sites[0].cluster.gpu_resource`: `amd.com/gpu` is not the name of a GPU"),
+        (within("gpu_resource: nvidia.com/"), "`nvidia.com/` is not the name of a GPU"),
+        (within("gpu_resource: nvidia.com/gpu.shared"), "`sites[0].cluster.gpu_resource`: site `here` has no GPUs"),
+        (site("cluster: { gpu_resource: nvidia.com/gpu.shared }"), "`sites[0].cluster.gpu_resource`: the site has `runtime: process` and is not in a cluster"),
         (within("saml: /nowhere/saml.json"), "there is no file /nowhere/saml.json"),
         (within("saml: /etc/hosts"), "/etc/hosts: it is not JSON"),
         (site("host: example"), "`example` is not an address of this machine"),
@@ -1479,6 +1483,11 @@ fn each_replica_in_a_cluster_needs_a_gpu_of_its_own() {
     ] {
         assert!(!report(enough).contains("gpu"), "{enough}: {}", report(enough));
     }
+    let sliced = clustered
+        .replace("runtime: kubernetes", "runtime: kubernetes, cluster: { gpu_resource: nvidia.com/mig-1g.10gb }");
+    let more = "gpu: { size: small, count: 7 }\nscaling: { min: 7 }\n";
+    let sliced = said(load(&format!("{sliced}{more}"), &Overrides::default(), &Catalogue::default()));
+    assert!(!sliced.contains("gpu"), "{sliced}");
     // The shipped environment with GPUs has enough of them.
     let overrides = Overrides { sets: vec!["sites[0].runtime=kubernetes".to_owned()], ..Overrides::default() };
     let loaded = Library::built_in().load("optimized", &overrides, &Catalogue::default()).unwrap();

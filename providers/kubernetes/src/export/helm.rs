@@ -4,9 +4,8 @@
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
-use textnlp_provider::cluster::GPU;
 
-use crate::lower::{PROGRAM, RECEIVERS_NAME};
+use crate::lower::{PROGRAM, RECEIVERS_NAME, gpu_resource_of};
 
 use super::{ExportFile, Item, NeededSecret, SiteObjects, notes, short_digest, yaml, yaml_text};
 
@@ -198,7 +197,7 @@ impl Chart<'_> {
         // Pods with GPUs have nodes of their own.
         let mut group = "";
         for container in containers.into_iter().flatten() {
-            if container["resources"]["limits"].get(GPU).is_some() {
+            if gpu_resource_of(container).is_some() {
                 group = "gpu.";
             }
             let name = container["name"].as_str().unwrap_or_default().to_owned();

@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use textnlp_provider::cluster::{ClusterAccess, ClusterSite, IngressKind, REGISTRY_PASSWORD};
+use textnlp_provider::cluster::{ClusterAccess, ClusterSite, GPU, IngressKind, REGISTRY_PASSWORD};
 use textnlp_provider::component::{
     CLUSTER_RECEIVERS, Cache, Certificate, ComponentSpec, MailAddresses, ModelStore, Monitoring, Network,
     ReceiverAddress, is_public_webhook, receiver_secret,
@@ -46,7 +46,7 @@ pub(crate) use images::is_pinned;
 pub(crate) use ingress::{FILLED_BY_CERT_MANAGER, gateway_port};
 pub use local::local_part;
 use nodes::Volume;
-pub(crate) use nodes::{SHARED_VOLUME, has_gpu, job_nodes};
+pub(crate) use nodes::{SHARED_VOLUME, gpu_resource, gpu_resource_of, has_gpu, job_nodes};
 pub use resources::server_pod;
 use template::{Template, render};
 
@@ -248,6 +248,11 @@ impl Lowering<'_> {
             for (field, _) in chosen.into_iter().filter(|(_, is_set)| *is_set) {
                 self.problem(field, "the nodes of an existing cluster are its operator's", "remove it");
             }
+        }
+        if self.cluster.nodes.is_some() && self.settings().gpu_resource() != GPU {
+            let cause = format!("the nodes that are created offer whole GPUs, as `{GPU}`");
+            let fix = "remove it, or use an existing cluster whose nodes offer it: `existing: { cluster: NAME }`";
+            self.problem("cluster.gpu_resource", cause, fix);
         }
         if let Some(gpu) = self.cluster.gpu.as_ref().filter(|gpu| gpu.device_plugin) {
             let inputs = json!({ "image": DEVICE_PLUGIN, "nodes": self.gpu_nodes(gpu) });

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 use textnlp_models::Source;
 use textnlp_provider::ResourceId;
 use textnlp_provider::cluster::{
-    BucketIdentity, ClusterGpus, GPU, ModelVolume, POOL, TaintEffect, Toleration, TolerationOperator,
+    BucketIdentity, ClusterGpus, GPU, GPU_RESOURCES, ModelVolume, POOL, TaintEffect, Toleration, TolerationOperator,
 };
 use textnlp_provider::component::{Model, ModelStore};
 
@@ -188,8 +188,18 @@ pub(crate) fn job_nodes(server: &Value) -> Map<String, Value> {
 
 /// Whether a container of a pod asks for a GPU.
 pub(crate) fn has_gpu(pod: &Value) -> bool {
-    let mut containers = pod["containers"].as_array().into_iter().flatten();
-    containers.any(|container| !container["resources"]["limits"][GPU].is_null())
+    gpu_resource(pod).is_some()
+}
+
+/// The resource by which a container of a pod asks for a GPU: a whole one, a slice or a share.
+pub(crate) fn gpu_resource(pod: &Value) -> Option<&str> {
+    pod["containers"].as_array().into_iter().flatten().find_map(gpu_resource_of)
+}
+
+/// The same of one container.
+pub(crate) fn gpu_resource_of(container: &Value) -> Option<&str> {
+    let mut limits = container["resources"]["limits"].as_object().into_iter().flatten();
+    limits.find_map(|(name, _)| name.starts_with(GPU_RESOURCES).then_some(name.as_str()))
 }
 
 #[cfg(test)]

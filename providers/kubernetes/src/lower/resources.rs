@@ -33,7 +33,7 @@ impl PodResources {
     const CUDA: u64 = 1 << 30;
     /// The unit to which memory is rounded, in bytes.
     const STEP: u64 = 256 << 20;
-    /// Enough for GPT-2 (requirement K07); used if the size of the models is unknown.
+    /// Enough for GPT-2; used if the size of the models is unknown.
     const UNKNOWN: Self = Self {
         cpu_request_milli: 2000,
         cpu_limit_milli: 4000,

@@ -294,7 +294,7 @@ impl Lowering<'_> {
             "probe_port": PROBE_PORT,
             "metrics_port": METRICS_PORT,
             "resources": PodResources::of(&self.settings().resources, &workload.served, most.is_some()).to_json(),
-            "gpu": most.is_some(),
+            "gpu": most.map(|_| self.settings().gpu_resource()),
             "kernel_folder": KERNELS,
             // Where no GPU is left for a new pod, it takes that of an old one.
             "gives_way": self.cluster.rollout == Strategy::Rolling

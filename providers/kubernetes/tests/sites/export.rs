@@ -121,6 +121,29 @@ fn yaml_export_is_ordered_by_dependency_and_contains_no_secret() {
     assert!(!text.contains("reinstate"), "a key that was taken back stays so");
 }
 
+#[test]
+fn head_of_a_yaml_export_is_a_comment_with_the_commands_in_their_order() {
+    let stream = exported(Form::Yaml);
+    let head: Vec<&str> = text_of(&stream, "textnlp.yaml").lines().take_while(|line| line.starts_with('#')).collect();
+    let head = head.join("\n");
+    let parts = [
+        "# Written by `textnlp-deploy export` from environment pilot.",
+        "use only one of both in a namespace.",
+        "# It contains no secrets. Create these first:",
+        "create secret generic",
+        "# Each file has the name of its key:",
+        "umask 077   # these files are secret",
+        "openssl genpkey",
+        "# Then, and after each change:",
+        "delete jobs -l app.kubernetes.io/part-of=textnlp",
+        "kubectl apply --server-side -f FILE",
+        "rollout restart deployment/textnlp-api",
+    ];
+    let at = parts.map(|part| head.find(part).unwrap_or_else(|| panic!("no `{part}` in\n{head}")));
+    assert!(at.is_sorted(), "{at:?}\n{head}");
+    assert_eq!(head.matches("umask 077").count(), 1, "once, before the first file\n{head}");
+}
+
 /// Checks of checkov that the objects for the clusters of clouds in the namespace kube-system do not pass, each with the reason.
 const UNCHECKED: &[(&str, &str)] = &[
     ("CKV2_K8S_6", "the network policies of kube-system are those of its operator"),

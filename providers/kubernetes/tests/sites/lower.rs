@@ -1241,7 +1241,12 @@ fn nodes_of_an_existing_cluster_are_not_chosen() {
         assert!(refused.contains(field), "{refused}");
     }
     let nodes = ClusterNodes { general: "system-nodes".to_owned(), gpu: None, disks: None };
-    assert!(lowered(&cluster, Fixture { nodes: Some(nodes), ..chosen }).is_ok());
+    let created = Fixture { nodes: Some(nodes), ..chosen };
+    assert!(lowered(&cluster, created.clone()).is_ok());
+    // Those that are created offer whole GPUs.
+    let sliced = created.set(|settings| settings.gpu_resource = Some("nvidia.com/mig-1g.10gb".to_owned()));
+    let refused = lowered(&cluster, sliced).unwrap_err().to_string();
+    assert!(refused.contains("cluster.gpu_resource") && refused.contains("whole GPUs"), "{refused}");
 }
 
 #[test]
@@ -1347,6 +1352,13 @@ fn pods_have_a_gpu_each_on_nodes_that_other_pods_do_not_use() {
     assert_eq!(spec(&made, "/autoscaler")["spec"]["maxReplicas"], 20);
     let problems = server(Some(gpus(2, true)), 3).unwrap_err().to_string();
     assert!(problems.contains("2 GPUs are enough for 2 replicas, and not for 3"), "{problems}");
+    // A slice or a share of a GPU has a name of its own.
+    let settings = ClusterAccess { gpu_resource: Some("nvidia.com/mig-1g.10gb".to_owned()), ..fixture().settings };
+    let sliced = lowered(&workload_of_three, Fixture { gpu: Some(gpus(7, false)), settings, ..fixture() }).unwrap();
+    let api = spec(&sliced, "/deployment")["spec"]["template"]["spec"]["containers"][0]["resources"].clone();
+    for part in ["requests", "limits"] {
+        assert_eq!((&api[part]["nvidia.com/mig-1g.10gb"], api[part].get("nvidia.com/gpu")), (&json!(1), None), "{api}");
+    }
     let plain = server(None, 3).unwrap();
     let deployment = spec(&plain, "/deployment").to_string();
     assert!(!deployment.contains("\"nvidia.com/gpu\":") && !deployment.contains("CUDA"), "no GPU is asked for");

@@ -1,4 +1,4 @@
-//! External tools that an operator may want beside the service: requirement O17, and Python of D07.
+//! External tools that an operator may want beside the service.
 //!
 //! Local processes need none of them, so a missing tool is only a note. A setting that needs one is refused before this
 //! check: a `runtime` that this program does not support.
