@@ -43,12 +43,9 @@ fn at_terminal(sandbox: &Sandbox, args: &[&str]) -> (Child, File) {
 /// What the program prints until it has printed `until`, or has ended.
 fn printed(terminal: &mut File, until: &str) -> String {
     let (mut text, mut buffer) = (Vec::new(), [0; 4096]);
-    loop {
-        // The terminal of a program that has ended is an error.
-        match terminal.read(&mut buffer) {
-            Ok(length @ 1..) => text.extend_from_slice(&buffer[..length]),
-            Ok(_) | Err(_) => break,
-        }
+    // The terminal of a program that has ended is an error.
+    while let Ok(length @ 1..) = terminal.read(&mut buffer) {
+        text.extend_from_slice(&buffer[..length]);
         if String::from_utf8_lossy(&text).contains(until) {
             break;
         }

@@ -311,9 +311,11 @@ mod tests {
     fn old_driver_is_refused_where_servers_compute_by_cuda_only() {
         let old = |facts: &mut Facts| facts.gpus = gpus("535.183.01");
         let none = |facts: &mut Facts| facts.gpus = Gpus::default();
-        let cases: [(bool, fn(&mut Facts), bool, bool); 3] =
-            [(true, old, false, false), (false, old, true, true), (true, none, true, false)];
-        for (cuda, change, warning, note) in cases {
+        type Change = fn(&mut Facts);
+        let (old, none): (Change, Change) = (old, none);
+        for (cuda, change, warning, note) in
+            [(true, old, false, false), (false, old, true, true), (true, none, true, false)]
+        {
             let problems = found_with(Minimum::PRODUCTION, cuda, change);
             let [only] = &problems[..] else { panic!("{problems:?}") };
             assert_eq!((only.warning, only.note), (warning, note), "{only}");
