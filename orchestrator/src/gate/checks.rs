@@ -8,10 +8,7 @@ use textnlp_provider::Secret;
 use textnlp_provider::exposition::{self, Sample};
 use tokio_util::sync::CancellationToken;
 
-use super::phases::{
-    CHAT, CheckDefinition, CheckSource, EMBEDDINGS, GENERATION, Gauge, PhaseDefinition, RATE, SEED, STOP, STREAM,
-    STRUCTURE,
-};
+use super::phases::{CheckDefinition, CheckSource, EMBEDDINGS, GENERATION, Gauge, PhaseDefinition, RATE, SEED, STOP};
 use super::{Check, GateInputs, IssuedKey};
 use crate::clock::Clock;
 use crate::environment::Environment;
@@ -80,34 +77,25 @@ impl Prober<'_> {
         check.measured(self.environment, accepted, false).note("nothing was refused")
     }
 
-    /// The answer to a generation, which is the same each time but for `more`.
-    async fn generated(&self, path: &str, key: Option<&Key>, more: Value) -> Result<LoadResponse, String> {
+    async fn text(&self, key: Option<&Key>, more: Value) -> Result<String, String> {
         let mut body = json!({"prompt": PROMPT, "max_tokens": 48, "temperature": 0.8, "seed": 7});
         if let (Value::Object(body), Value::Object(more)) = (&mut body, more) {
             body.extend(more);
         }
-        self.successful(LoadRequest { key: key.cloned(), ..LoadRequest::post(path, body) }).await
-    }
-
-    /// The answer to a request, which must succeed.
-    async fn successful(&self, request: LoadRequest) -> Result<LoadResponse, String> {
-        let answer = self.send(request).await.map_err(|failure| failure.to_string())?;
-        if answer.status == 200 {
-            return Ok(answer);
+        let mut request = LoadRequest::post("/v1/generate", body);
+        request.key = key.cloned();
+        let answer = self.send(request).await.map_err(|f| f.to_string())?;
+        if answer.status != 200 {
+            let body = answer.json().unwrap_or_default();
+            let why = body["error"]["message"].as_str().unwrap_or_default();
+            return Err(format!("status {} {why}", answer.status).trim_end().to_owned());
         }
-        let body = answer.json().unwrap_or_default();
-        let why = body["error"]["message"].as_str().unwrap_or_default();
-        Err(format!("status {} {why}", answer.status).trim_end().to_owned())
-    }
-
-    async fn text(&self, key: Option<&Key>, more: Value) -> Result<String, String> {
-        let answer = self.generated("/v1/generate", key, more).await?;
         let body = answer.json().ok_or("the answer is not JSON")?;
         body["text"].as_str().map(str::to_owned).ok_or_else(|| "the answer has no `text`".to_owned())
     }
 
-    /// A generation must return text; if the phase has these checks, also the same text for the same seed and in a stream, less
-    /// text with a stop sequence, JSON of a schema, and an answer in a chat.
+    /// A generation must return text; if the phase has these checks, also the same text for the same seed, and less text
+    /// with a stop sequence.
     pub(super) async fn texts(&self, key: Option<&Key>) -> (Vec<Check>, Option<String>) {
         let environment = self.environment;
         let defined = |name: &str| self.definition.check(name);
@@ -133,63 +121,7 @@ impl Prober<'_> {
         if let Some(check) = defined(STOP) {
             checks.push(self.stopped(check, key, &text).await);
         }
-        if let Some(check) = defined(STREAM) {
-            checks.push(match self.generated("/v1/stream", key, json!({})).await {
-                Ok(answer) => {
-                    let is_same = streamed(&answer.body).as_ref() == Some(&text);
-                    check.measured(environment, is_same, is_same)
-                }
-                Err(why) => check.unknown(environment, why),
-            });
-        }
-        if let Some(check) = defined(STRUCTURE) {
-            checks.push(self.structured(check, key).await);
-        }
-        if let Some(check) = defined(CHAT) {
-            checks.extend(self.chat(check, key).await);
-        }
         (checks, Some(text))
-    }
-
-    async fn structured(&self, check: &CheckDefinition, key: Option<&Key>) -> Check {
-        let schema = json!({
-            "type": "object", "properties": {"answer": {"type": "boolean"}}, "required": ["answer"], "additionalProperties": false,
-        });
-        let format = json!({"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}});
-        // Small models write spaces between the parts.
-        let max_tokens = self.environment.server.api.max_tokens.min(256);
-        let more = json!({"response_format": format, "max_tokens": max_tokens, "temperature": 0});
-        match self.text(key, more).await {
-            Ok(text) => {
-                let document: Value = serde_json::from_str(&text).unwrap_or_default();
-                let fits = document["answer"].is_boolean() && document.as_object().is_some_and(|all| all.len() == 1);
-                check.measured(self.environment, fits, fits)
-            }
-            Err(why) => check.unknown(self.environment, why),
-        }
-    }
-
-    /// `None` if the default model has no chat template.
-    async fn chat(&self, check: &CheckDefinition, key: Option<&Key>) -> Option<Check> {
-        let listing = LoadRequest { key: key.cloned(), ..LoadRequest::get("/v1/models") };
-        let models = match self.successful(listing).await {
-            Ok(answer) => answer.json().unwrap_or_default(),
-            Err(why) => return Some(check.unknown(self.environment, why)),
-        };
-        let mut models = models["data"].as_array().into_iter().flatten();
-        if !models.any(|model| model["default"] == true && model["chat"] == true) {
-            return None;
-        }
-        let messages = json!([{"role": "user", "content": PROMPT}]);
-        let body = json!({"messages": messages, "max_tokens": 16, "seed": 7});
-        let request = LoadRequest { key: key.cloned(), ..LoadRequest::post("/v1/chat/completions", body) };
-        Some(match self.successful(request).await {
-            Ok(answer) => {
-                let tokens = answer.json().and_then(|body| body["usage"]["completion_tokens"].as_u64()).unwrap_or(0);
-                check.measured(self.environment, tokens, tokens >= 1)
-            }
-            Err(why) => check.unknown(self.environment, why),
-        })
     }
 
     async fn stopped(&self, check: &CheckDefinition, key: Option<&Key>, text: &str) -> Check {
@@ -246,20 +178,16 @@ impl Prober<'_> {
     async fn vector(&self, key: Option<&Key>, model: &str) -> Result<Vec<f64>, String> {
         let body = json!({"model": model, "input": PROMPT});
         let request = LoadRequest { key: key.cloned(), ..LoadRequest::post("/v1/embeddings", body) };
-        let body = self.successful(request).await?.json().unwrap_or_default();
+        let answer = self.send(request).await.map_err(|failure| failure.to_string())?;
+        let body = answer.json().unwrap_or_default();
+        if answer.status != 200 {
+            let why = body["error"]["message"].as_str().unwrap_or_default();
+            return Err(format!("status {} {why}", answer.status).trim_end().to_owned());
+        }
         let numbers = body["data"][0]["embedding"].as_array().ok_or("the answer has no `embedding`")?;
         let numbers: Option<Vec<f64>> = numbers.iter().map(Value::as_f64).collect();
         numbers.ok_or_else(|| "the vector has something else than numbers".to_owned())
     }
-}
-
-/// The text of a stream of events; `None` if it has no end.
-fn streamed(body: &[u8]) -> Option<String> {
-    let lines = std::str::from_utf8(body).ok()?.lines();
-    let events = lines.filter_map(|line| serde_json::from_str(line.strip_prefix("data:")?).ok());
-    let events: Vec<Value> = events.collect();
-    let has_end = events.last()?["finish_reason"].is_string();
-    has_end.then(|| events.iter().filter_map(|event| event["text"].as_str()).collect())
 }
 
 /// A word from the middle of a text, and the text before its first occurrence.

@@ -45,9 +45,6 @@ enum Fault {
     Mute,
     ForgetsItsSeed,
     NeverStops,
-    CutsStreams,
-    IgnoresSchemas,
-    MuteInChats,
     NoMetrics,
     FailsOneIn(u32),
     KeepsKeys,
@@ -76,10 +73,6 @@ enum Fault {
 /// The tenant of the only model that belongs to one, and the name of that model.
 const OWNER: &str = "acme";
 const OWN_MODEL: &str = "acme/own";
-
-fn event(name: &str, data: &Value) -> String {
-    format!("event: {name}\ndata: {data}\n\n")
-}
 
 /// A service in virtual time.
 struct Service {
@@ -251,28 +244,6 @@ impl Wire for Service {
             }
         }
         let text = self.text(&body, asked);
-        match ask.path.as_str() {
-            "/v1/models" => {
-                let models = json!([{"id": "writer", "kind": "generation", "default": true, "chat": true}]);
-                return answer(200, json!({"data": models}));
-            }
-            "/v1/chat/completions" => {
-                let tokens = if self.has(Fault::MuteInChats) { 0 } else { 5 };
-                return answer(200, json!({"usage": {"completion_tokens": tokens}}));
-            }
-            "/v1/stream" => {
-                let pieces: String =
-                    text.split_inclusive(' ').map(|piece| event("token", &json!({"text": piece}))).collect();
-                let end = event("done", &json!({"finish_reason": "length"}));
-                let end = if self.has(Fault::CutsStreams) { String::new() } else { end };
-                let body = (event("start", &json!({"seed": 7})) + &pieces + &end).into_bytes();
-                return Ok(LoadResponse { status: 200, body });
-            }
-            _ if body["response_format"].is_object() && !self.has(Fault::IgnoresSchemas) => {
-                return answer(200, json!({"text": "{\"answer\": true}"}));
-            }
-            _ => {}
-        }
         answer(200, json!({"text": text, "usage": {"completion_tokens": body["max_tokens"]}}))
     }
 
@@ -713,20 +684,6 @@ fn gates_measure_the_checks_of_the_table_with_its_limits() {
             assert!(check.ok || !why.is_empty(), "{name}: {check} has no reason");
         }
     }
-}
-
-#[test]
-fn air_gapped_gate_streams_chats_and_asks_for_json() {
-    const NAMES: [&str; 3] = ["streamed text", "structured output", "chat"];
-    let met = |faults: Option<Fault>| {
-        let checks = evidence("air-gapped", &Service::new(20, faults)).checks;
-        NAMES.map(|name| checks.iter().find(|check| check.name == name).map(|check| check.ok))
-    };
-    assert_eq!(met(None), [Some(true); 3]);
-    assert_eq!(met(Some(Fault::CutsStreams)), [Some(false), Some(true), Some(true)]);
-    assert_eq!(met(Some(Fault::IgnoresSchemas)), [Some(true), Some(false), Some(true)]);
-    assert_eq!(met(Some(Fault::MuteInChats)), [Some(true), Some(true), Some(false)]);
-    assert_eq!(met(Some(Fault::Embeds)), [None; 3], "an encoder generates nothing");
 }
 
 #[test]

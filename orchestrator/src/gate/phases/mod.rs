@@ -349,12 +349,6 @@ pub const EMBEDDINGS: &str = "embedding of MODEL";
 pub(super) const SEED: &str = "same seed, same text";
 /// A text ends before its stop sequence.
 pub(super) const STOP: &str = "stops where asked";
-/// A text that is streamed is the same one.
-pub(super) const STREAM: &str = "streamed text";
-/// A text that must fit a JSON Schema does.
-pub(super) const STRUCTURE: &str = "structured output";
-/// An answer of a model with a chat template.
-pub(super) const CHAT: &str = "chat";
 /// The metrics that dashboards and alerts need, or in a cluster those of the autoscaler.
 pub const METRICS: &str = "metrics";
 /// Advisories against the program and, for an installed site, its content.

@@ -5,10 +5,10 @@ use serde_json::{Value, json};
 use super::super::checks::perplexity_limits;
 use super::super::{P95, SHARE_OF_ERRORS};
 use super::{
-    ANALYTICS, ANSWERS, AVAILABILITY, CHAT, COMPLIANCE, CONTENT, CheckDefinition, CheckSource, ELSEWHERE, EMBEDDINGS,
+    ANALYTICS, ANSWERS, AVAILABILITY, COMPLIANCE, CONTENT, CheckDefinition, CheckSource, ELSEWHERE, EMBEDDINGS,
     FAILOVER, GENERATION, GENERATION_RATE, GROWTH, Gauge, HOME, IN_SYNC, LAG, LOST, Limit, METRICS, MODEL_LOAD,
     PhaseDefinition, PhaseEntry, Probe, RATE, REDUCTION, RESTORED, RPO, RTO, SECURITY_AUDIT, SEED, SERVER_MEMORY,
-    SESSIONS, SIGN_ON, SPEED_UP, STOP, STREAM, STRUCTURE, TEXT_QUALITY, VULNERABILITIES, WITNESS, indicators, steps,
+    SESSIONS, SIGN_ON, SPEED_UP, STOP, TEXT_QUALITY, VULNERABILITIES, WITNESS, indicators, steps,
 };
 use crate::environment::model::Phase;
 use crate::metrics::{MEMORY, MODEL_LOAD_SECONDS};
@@ -294,15 +294,6 @@ const DRILLED: &[CheckDefinition] = &[
 ];
 
 const SEALED: &[CheckDefinition] = &[
-    probe(STREAM, Limit::Yes, "", Probe::Models, "the same generation by `POST /v1/stream`"),
-    probe(STRUCTURE, Limit::Yes, "", Probe::Models, "the same generation with a JSON Schema as `response_format`"),
-    probe(
-        CHAT,
-        Limit::Text("at least 1"),
-        "tokens",
-        Probe::Models,
-        "one `POST /v1/chat/completions`, if the default model has a chat template",
-    ),
     record(CONTENT, Limit::Number(0), "altered files", "the digest of every installed file"),
     record(ELSEWHERE, Limit::Number(0), "connections", "the sockets of every process of the service"),
 ];
