@@ -1,4 +1,4 @@
-//! Scans in files, by the names that older scripts expect: `scan_<image>.json`, `scan_configs.json`, `scan_python_packages.json`.
+//! Scans in files, by the names that older scripts expect: `scan_<image>.json`, `scan_configs.json`.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -9,8 +9,6 @@ use textnlp_files::Replace;
 use super::{from_json, to_json};
 use crate::scan::{Error, Report};
 
-const CONFIGS: &str = "scan_configs.json";
-const PACKAGES: &str = "scan_python_packages.json";
 /// No scan's document is longer.
 const MOST_BYTES: u64 = 256 << 20;
 
@@ -23,14 +21,13 @@ pub fn legacy_name(image: &str) -> String {
     format!("scan_{}.json", name.chars().map(plain).collect::<String>())
 }
 
-/// Writes one file per image, and those of the configurations and of the packages that were scanned. Two images of one name get numbers.
+/// Writes one file per image, and `scan_configs.json` when there is a scan of configurations. Two images of one name get numbers.
 pub fn write_legacy(
     folder: &Utf8Path,
     images: &[(String, Report)],
     configs: Option<&Report>,
-    packages: Option<&Report>,
 ) -> io::Result<Vec<Utf8PathBuf>> {
-    let mut taken = BTreeSet::from([CONFIGS, PACKAGES].map(str::to_owned));
+    let mut taken = BTreeSet::from(["scan_configs.json".to_owned()]);
     let mut written = Vec::new();
     for (image, report) in images {
         let name = legacy_name(image);
@@ -44,9 +41,8 @@ pub fn write_legacy(
         taken.insert(name);
         written.push(path);
     }
-    for (name, report) in [(CONFIGS, configs), (PACKAGES, packages)] {
-        let Some(report) = report else { continue };
-        let path = folder.join(name);
+    if let Some(report) = configs {
+        let path = folder.join("scan_configs.json");
         Replace::umask().write(&path, &to_json(report))?;
         written.push(path);
     }

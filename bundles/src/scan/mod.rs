@@ -41,9 +41,6 @@ pub use package::{CRATES, Package};
 /// The path of the advisories in a bundle.
 pub const CARRIED: &str = "sbom/advisories.json";
 
-/// The folder of a bundle with packages of operating systems and languages.
-const PACKAGES: &str = "packages/";
-
 /// The default maximum age of advisories, the same as that of gates.
 pub const MAX_AGE_DAYS: i64 = 30;
 
@@ -104,7 +101,6 @@ impl Scan {
         }
         run.programs(contents, &entries);
         run.images(contents, &entries);
-        run.package_files(&entries);
         run.configurations(contents, &entries);
         run.files(contents, &entries);
         Ok(run.finish())
@@ -140,18 +136,6 @@ impl Scan {
             reports.push((what, run.finish()));
         }
         Ok(reports)
-    }
-
-    /// The files of `packages/`; `None` where there are none.
-    pub fn of_package_files(&self, contents: &dyn Contents) -> Result<Option<Report>, Error> {
-        let entries = contents.entries();
-        if !entries.iter().any(|entry| entry.path.starts_with(PACKAGES)) {
-            return Ok(None);
-        }
-        let database = self.database_or_carried(contents)?;
-        let mut run = Run::new(&self.settings, database.as_deref(), "packages");
-        run.package_files(&entries);
-        Ok(Some(run.finish()))
     }
 
     /// Packages, such as those of a [`CrateGraph`](crate::sbom::CrateGraph).

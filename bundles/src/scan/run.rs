@@ -10,7 +10,7 @@ use super::finding::{Finding, Kind, Report, Severity};
 use super::image::{self, Image};
 use super::package::{CRATES, Package};
 use super::secrets::{self, FileContent, ScanDepth};
-use super::{CARRIED, PACKAGES, Settings, allow};
+use super::{CARRIED, Settings, allow};
 use crate::sbom::{self, Lock};
 
 /// No list of software is longer.
@@ -246,18 +246,6 @@ impl<'a> Run<'a> {
             fix: fix.to_owned(),
             url: None,
         });
-    }
-
-    /// Matches the files of `packages/`: those of Python are known by their names.
-    pub(super) fn package_files(&mut self, entries: &[Entry]) {
-        let mut packages = Vec::new();
-        for Entry { path, .. } in entries.iter().filter(|entry| entry.path.starts_with(PACKAGES)) {
-            match image::python_file(path.rsplit('/').next().unwrap_or(path)) {
-                Some(package) => packages.push(package),
-                None => self.report.not_looked_at(path, "only packages of Python are matched", false),
-            }
-        }
-        self.packages(PACKAGES, &packages);
     }
 
     /// Scans configurations in YAML or JSON: `configs/`, and compose files in any folder.

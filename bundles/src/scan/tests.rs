@@ -400,37 +400,6 @@ fn user_provided_advisories_match_distribution_packages() {
 }
 
 #[test]
-fn packages_of_python_in_a_bundle_are_matched_by_the_names_of_their_files() {
-    let (_guard, root) = temporary();
-    let (_guard, osv) = temporary();
-    let scan = || Scan::new(settings()).with(Database::from_folder(&osv).unwrap());
-    put(
-        &osv,
-        "a/one.json",
-        json!({
-            "id": "PYSEC-1", "modified": "2026-08-01T00:00:00Z", "summary": "Bad things",
-            "affected": [{"package": {"ecosystem": "PyPI", "name": "foo-bar"},
-                "ranges": [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "1.1"}]}]}]
-        })
-        .to_string(),
-    );
-    put(&root, "configs/a.yaml", "a: 1");
-    assert_eq!(scan().of_package_files(&Folder::open(&root).unwrap()).unwrap(), None, "there are none");
-    for name in ["Foo_Bar-1.0-py3-none-any.whl", "foo_bar-1.1.tar.gz", "libssl3_3.0.11-1_amd64.deb"] {
-        put(&root, &format!("packages/{name}"), "bytes");
-    }
-    let folder = Folder::open(&root).unwrap();
-    let report = scan().of_package_files(&folder).unwrap().unwrap();
-    let found: Vec<_> = report.findings.iter().filter(|f| f.kind == Kind::Vulnerability).collect();
-    assert_eq!(found.len(), 1, "{found:?}");
-    assert_eq!((found[0].id.as_str(), found[0].installed.as_deref()), ("PYSEC-1", Some("1.0")));
-    let unmatched: Vec<&str> = report.not_looked_at.iter().map(|one| one.what.as_str()).collect();
-    assert_eq!(unmatched, ["packages/libssl3_3.0.11-1_amd64.deb"]);
-    let whole = scan().of_folder("a", &folder).unwrap();
-    assert!(whole.findings.iter().any(|f| f.id == "PYSEC-1"), "{:?}", whole.findings);
-}
-
-#[test]
 fn decompression_bombs_and_unreadable_layers_are_reported() {
     let (_guard, root) = temporary();
     let bomb = gzip(&layer(&[("big", 0o644, &vec![b'a'; 8 << 20])]));

@@ -95,28 +95,6 @@ pub(crate) fn python(text: &str) -> Option<Package> {
     })
 }
 
-/// A Python package by the name of its file: a wheel, or the sources of a version
-/// (<https://packaging.python.org/en/latest/specifications/binary-distribution-format/>,
-/// <https://packaging.python.org/en/latest/specifications/source-distribution-format/>).
-pub(crate) fn python_file(file: &str) -> Option<Package> {
-    let (name, version) = match file.strip_suffix(".whl") {
-        Some(wheel) => {
-            // A number of the build may stand before the three tags.
-            let parts: Vec<&str> = wheel.split('-').collect();
-            let ([name, version, _, _, _] | [name, version, _, _, _, _]) = parts.as_slice() else { return None };
-            (*name, *version)
-        }
-        None => file.strip_suffix(".tar.gz")?.rsplit_once('-')?,
-    };
-    (!name.is_empty() && version.starts_with(|c: char| c.is_ascii_digit())).then(|| Package {
-        ecosystem: "PyPI".to_owned(),
-        name: normal(name),
-        version: version.to_owned(),
-        origin: None,
-        architecture: None,
-    })
-}
-
 /// Python's names without the freedom of writing: `Foo_Bar` is `foo-bar`.
 fn normal(name: &str) -> String {
     let words = name.split(['-', '_', '.']).filter(|w| !w.is_empty()).map(str::to_ascii_lowercase);
@@ -164,21 +142,6 @@ mod tests {
         );
         let package = python("Metadata-Version: 2.1\nName: Foo_Bar\nVersion: 1.0\n\nName: no\n").unwrap();
         assert_eq!(package.purl(), "pkg:pypi/foo-bar@1.0");
-    }
-
-    #[test]
-    fn names_of_python_files_have_the_package_and_its_version() {
-        for (file, wanted) in [
-            ("Foo_Bar-1.0.post1-py3-none-any.whl", Some(("foo-bar", "1.0.post1"))),
-            ("torch-2.1.0+cpu-1-cp311-cp311-linux_x86_64.whl", Some(("torch", "2.1.0+cpu"))),
-            ("python-dateutil-2.9.0.tar.gz", Some(("python-dateutil", "2.9.0"))),
-            ("libssl3_3.0.11-1_amd64.deb", None),
-            ("foo-1.0.whl", None),
-            ("notes-final.tar.gz", None),
-        ] {
-            let found = python_file(file);
-            assert_eq!(found.as_ref().map(|one| (one.name.as_str(), one.version.as_str())), wanted, "{file}");
-        }
     }
 
     #[test]

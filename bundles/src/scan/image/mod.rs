@@ -14,7 +14,6 @@ use super::package::Package;
 pub(crate) use elf::crates as crates_of_program;
 #[cfg(test)]
 pub(crate) use elf::tests::program as program_with;
-pub(crate) use installed::python_file;
 
 /// No index, manifest or configuration is longer.
 const MOST_BYTES: u64 = 4 << 20;
