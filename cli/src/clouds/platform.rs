@@ -17,7 +17,7 @@ use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::environment::model::{NetworkSettings, SecretSource, SiteSettings};
 use textnlp_orchestrator::state::Store;
 use textnlp_provider::operations::{Operations, ServerProgram, ServiceEndpoint, SiteCopy, SiteOutputs};
-use textnlp_provider::{Lineage, Problem, Provider, Recorded, SecretRef, SecretStore, Site, SiteName};
+use textnlp_provider::{Lineage, Provider, Recorded, SecretRef, SecretStore, Site, SiteName};
 use textnlp_server::auth::key;
 use textnlp_service::Platform;
 use textnlp_service::platform::{Build, NewKey, RecordedDatabase, ScratchPostgres, Supervisor};
@@ -249,10 +249,6 @@ impl Platform for Linked {
 
     fn host_name(&self) -> String {
         clouds::host_name()
-    }
-
-    fn gpus(&self) -> Option<(String, Option<Problem>)> {
-        textnlp_onprem::gpus()
     }
 
     fn postgres_lacks(&self, version: u32) -> Option<String> {

@@ -13,7 +13,7 @@ use crate::backup::backup_status;
 use crate::checks::Checks;
 use crate::deployment::Selection;
 use crate::running::lost_state;
-use crate::{ChosenEnvironment, Deployment, Failure, Progress, Scope};
+use crate::{ChosenEnvironment, Deployment, Failure, Progress};
 
 /// Tolerated clock difference. Machines with the same time servers differ by less.
 const CLOCK: SignedDuration = SignedDuration::from_mins(1);
@@ -37,9 +37,6 @@ impl Checks {
         }
         self.disk(&scope.folder);
         self.user(&chosen.loaded.environment);
-        if chosen.loaded.environment.sites.iter().any(|site| site.runtime == Runtime::Process) {
-            self.gpus(&scope);
-        }
         self.contacts(&chosen.loaded.environment);
         // Otherwise the environment would not have been loaded.
         self.well("access", "the state belongs to you, and no other user can change it");
@@ -81,17 +78,6 @@ impl Checks {
         let saved = backup_status::warning(&scope, state.lineage(), &deployment.chosen.loaded.environment).await;
         self.backups(&saved);
         Ok(())
-    }
-
-    /// The GPUs of this machine. One that does not compute is a warning: the servers may compute on the CPU.
-    fn gpus(&mut self, scope: &Scope) {
-        match scope.platform.gpus() {
-            None => {}
-            Some((summary, None)) => self.well("gpu", summary),
-            Some((summary, Some(problem))) => {
-                self.warning("gpu", format!("{summary}: {}", problem.cause), problem.fix);
-            }
-        }
     }
 
     async fn damage(&mut self, deployment: &Deployment, intact: String) {

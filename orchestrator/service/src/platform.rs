@@ -18,7 +18,7 @@ use textnlp_orchestrator::plan::Purpose;
 use textnlp_orchestrator::release::Lock;
 use textnlp_orchestrator::state::Store;
 use textnlp_provider::operations::{Operations, ServerProgram, ServiceEndpoint, SiteBackups, SiteCopy, SiteOutputs};
-use textnlp_provider::{EnvironmentName, Lineage, Problem, Provider, Recorded, SecretRef, SecretStore, Site, SiteName};
+use textnlp_provider::{EnvironmentName, Lineage, Provider, Recorded, SecretRef, SecretStore, Site, SiteName};
 
 use crate::backup::settings;
 use crate::{Failure, RerunFlags};
@@ -255,9 +255,6 @@ pub trait Platform: Send + Sync {
 
     /// The host name of this machine.
     fn host_name(&self) -> String;
-
-    /// The NVIDIA GPUs of this machine with their driver, if there are some, and why a program with CUDA does not compute on them.
-    fn gpus(&self) -> Option<(String, Option<Problem>)>;
 
     /// What this machine lacks for reading the data files of this PostgreSQL version.
     fn postgres_lacks(&self, version: u32) -> Option<String>;

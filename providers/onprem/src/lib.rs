@@ -37,7 +37,6 @@ pub use copy::{seed, site_copy};
 pub use names::{API_KEY, JWT_KEY};
 pub use operations::{LocalOperations, endpoint};
 pub use options::Options;
-pub use preflight::gpus;
 pub use provider::OnPrem;
 pub use user::SystemUser;
 pub use verbs::postgres::{ScratchInstance, archive_socket};

@@ -1,4 +1,4 @@
-//! What kind of machine this is, against what the service needs. The numbers are the contract's [`Minimum`].
+//! What kind of machine this is, against what the service needs: requirements O17 to O20. The numbers are the contract's [`Minimum`].
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -7,7 +7,7 @@ use std::path::Path;
 use camino::Utf8Path;
 use textnlp_provider::{Disk, Minimum, Problem};
 
-use super::devices::{self, Gpus};
+use super::devices;
 
 /// The facts of the machine; an unreadable one is no problem.
 #[derive(Debug, Clone, Default)]
@@ -20,7 +20,7 @@ pub(super) struct Facts {
     pub(super) network_mbps: Option<u64>,
     /// Whether processes of this machine reach each other.
     pub(super) has_loopback: Option<bool>,
-    pub(super) gpus: Gpus,
+    pub(super) has_gpu: bool,
     pub(super) open_files: Option<u64>,
     pub(super) kernel: Option<(u32, u32)>,
     /// `ID` and `VERSION_ID` of os-release.
@@ -29,16 +29,7 @@ pub(super) struct Facts {
     pub(super) now: Option<jiff::Timestamp>,
 }
 
-/// What the site needs of the machine beside its minimum.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Needs {
-    /// The connections that the gateway may accept, if there is one.
-    pub(super) connections: Option<u64>,
-    /// Whether servers compute by CUDA only.
-    pub(super) cuda: bool,
-}
-
-/// The supported distributions, and those with the same kernels and libraries.
+/// The distributions of requirement O17, and those with the same kernels and libraries.
 const SYSTEMS: [(&str, u32, &str); 6] = [
     ("ubuntu", 20, "Ubuntu 20.04"),
     ("rhel", 8, "RHEL 8"),
@@ -71,7 +62,7 @@ impl Facts {
             disk: device.and_then(|device| devices::disk(sys, device)),
             network_mbps: devices::network_mbps(sys),
             has_loopback: has_loopback(),
-            gpus: devices::gpus(Path::new(devices::PROC), sys),
+            has_gpu: devices::has_gpu(Path::new("/proc")),
             open_files: rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum,
             kernel: version(&rustix::system::uname().release().to_string_lossy()),
             system: std::fs::read_to_string("/etc/os-release").ok().and_then(|text| system(&text)),
@@ -82,8 +73,9 @@ impl Facts {
 }
 
 /// Adds a problem for each shortfall. One that makes the service slow is a warning, or an error when the minimum
-/// blocks; one that makes it impossible is always an error. An unknown fact is a note.
-pub(super) fn check(facts: &Facts, minimum: &Minimum, needs: Needs, problems: &mut Vec<Problem>) {
+/// blocks; one that makes it impossible is always an error. An unknown fact is a note. `connections`: those that the
+/// gateway may accept, if there is one.
+pub(super) fn check(facts: &Facts, minimum: &Minimum, connections: Option<u64>, problems: &mut Vec<Problem>) {
     let strict = minimum.blocks;
     // Notes are listed last: they matter least.
     let mut notes = Vec::new();
@@ -150,7 +142,7 @@ pub(super) fn check(facts: &Facts, minimum: &Minimum, needs: Needs, problems: &m
             unsaid(cause, "check the machine's documentation");
         }
     }
-    if minimum.gpu_recommended && facts.gpus.found.is_empty() && !needs.cuda {
+    if minimum.gpu_recommended && !facts.has_gpu {
         let cause = format!("no GPU was found; an NVIDIA T4 or better is recommended for {}", minimum.says);
         unsaid(cause, "nothing to do: local processes compute on the CPU");
     }
@@ -180,7 +172,7 @@ pub(super) fn check(facts: &Facts, minimum: &Minimum, needs: Needs, problems: &m
     if let Some(limit) = facts.open_files.filter(|limit| (OPEN_FILES_FLOOR..OPEN_FILES).contains(limit)) {
         short(format!("a process can open {limit} files; the gateway needs {OPEN_FILES}"), MORE_FILES);
     }
-    if let (Some(limit), Some(connections)) = (facts.open_files, needs.connections)
+    if let (Some(limit), Some(connections)) = (facts.open_files, connections)
         && (OPEN_FILES..2 * connections).contains(&limit)
     {
         let cause = format!(
@@ -190,16 +182,6 @@ pub(super) fn check(facts: &Facts, minimum: &Minimum, needs: Needs, problems: &m
             2 * connections
         );
         unsaid(cause, MORE_FILES);
-    }
-    match facts.gpus.unusable() {
-        Some((cause, fix)) if needs.cuda => problems.push(Problem::new("host", cause, fix)),
-        Some((cause, fix)) => unsaid(format!("{cause}: a server with CUDA computes on the CPU"), fix),
-        // Not every system shows its GPUs there, so nothing is refused.
-        None if needs.cuda && facts.gpus.found.is_empty() => {
-            let cause = "no GPU was found, and the servers compute on a GPU only";
-            problems.push(Problem::warning("host", cause, "install NVIDIA's driver; `nvidia-smi -L` lists the GPUs"));
-        }
-        None => {}
     }
     if let Some(limit) = facts.open_files.filter(|limit| *limit < OPEN_FILES_FLOOR) {
         let cause = format!("a process can open {limit} files; a server needs at least {OPEN_FILES_FLOOR}");
@@ -270,7 +252,6 @@ fn cpu_flags(cpuinfo: &str) -> Option<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::devices::Gpu;
     use super::*;
 
     fn good() -> Facts {
@@ -281,7 +262,7 @@ mod tests {
             disk: Some(Disk::Nvme),
             network_mbps: Some(10_000),
             has_loopback: Some(true),
-            gpus: gpus("580.65.06"),
+            has_gpu: true,
             open_files: Some(65_536),
             kernel: Some((6, 1)),
             system: Some(("ubuntu".to_owned(), "24.04".to_owned())),
@@ -290,37 +271,12 @@ mod tests {
         }
     }
 
-    fn gpus(driver: &str) -> Gpus {
-        let found = vec![Gpu { model: "Tesla T4".to_owned(), device: Some(0x1eb8) }];
-        Gpus { driver: Some(driver.to_owned()), found }
-    }
-
     fn found(minimum: Minimum, change: impl FnOnce(&mut Facts)) -> Vec<Problem> {
-        found_with(minimum, false, change)
-    }
-
-    fn found_with(minimum: Minimum, cuda: bool, change: impl FnOnce(&mut Facts)) -> Vec<Problem> {
         let mut facts = good();
         change(&mut facts);
         let mut problems = Vec::new();
-        check(&facts, &minimum, Needs { connections: Some(12_000), cuda }, &mut problems);
+        check(&facts, &minimum, Some(12_000), &mut problems);
         problems
-    }
-
-    #[test]
-    fn old_driver_is_refused_where_servers_compute_by_cuda_only() {
-        let old = |facts: &mut Facts| facts.gpus = gpus("535.183.01");
-        let none = |facts: &mut Facts| facts.gpus = Gpus::default();
-        type Change = fn(&mut Facts);
-        let (old, none): (Change, Change) = (old, none);
-        for (cuda, change, warning, note) in
-            [(true, old, false, false), (false, old, true, true), (true, none, true, false)]
-        {
-            let problems = found_with(Minimum::PRODUCTION, cuda, change);
-            let [only] = &problems[..] else { panic!("{problems:?}") };
-            assert_eq!((only.warning, only.note), (warning, note), "{only}");
-        }
-        assert_eq!(found_with(Minimum::PRODUCTION, true, |_| {}), []);
     }
 
     #[test]
@@ -379,12 +335,12 @@ mod tests {
     #[test]
     fn unknown_and_merely_recommended_facts_are_notes() {
         let cases: [fn(&mut Facts); 3] =
-            [|facts| facts.disk = None, |facts| facts.network_mbps = None, |facts| facts.gpus = Gpus::default()];
+            [|facts| facts.disk = None, |facts| facts.network_mbps = None, |facts| facts.has_gpu = false];
         for (number, case) in cases.into_iter().enumerate() {
             let problems = found(Minimum::PRODUCTION, case);
             assert!(matches!(&problems[..], [only] if only.note && only.warning), "case {number}: {problems:?}");
         }
-        assert_eq!(found(Minimum::DEVELOPMENT, |facts| facts.gpus = Gpus::default()), []);
+        assert_eq!(found(Minimum::DEVELOPMENT, |facts| facts.has_gpu = false), []);
     }
 
     #[test]

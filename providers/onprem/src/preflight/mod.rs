@@ -6,8 +6,6 @@ mod ports;
 mod postgres;
 mod software;
 
-use std::path::Path;
-
 use camino::Utf8Path;
 use textnlp_keys::{Marker, SiteFolder, files, preflight};
 use textnlp_models::{Source, Store};
@@ -34,8 +32,7 @@ pub(crate) async fn preflight(onprem: &OnPrem, wanted: &[Wanted]) -> Result<Vec<
     }
     if !options.serves_elsewhere {
         let facts = host::Facts::read(&preflight::nearest(&options.state_folder));
-        let needs = host::Needs { connections: connections(wanted), cuda: needs_cuda(wanted) };
-        host::check(&facts, &options.minimum, needs, &mut problems);
+        host::check(&facts, &options.minimum, connections(wanted), &mut problems);
     }
     if !options.serves_elsewhere {
         crate::user::check(options.user.as_deref(), options.requires_user, &mut problems);
@@ -68,22 +65,6 @@ pub(crate) async fn preflight(onprem: &OnPrem, wanted: &[Wanted]) -> Result<Vec<
 fn connections(wanted: &[Wanted]) -> Option<u64> {
     let files = wanted.iter().filter(|one| ResourceKind::of(&one.kind) == Some(ResourceKind::File));
     files.filter_map(|one| one.spec.get("document")?.get("gateway")?.get("max_connections")?.as_u64()).max()
-}
-
-/// Whether servers of the site compute by CUDA only.
-fn needs_cuda(wanted: &[Wanted]) -> bool {
-    let is_cuda = |one: &Wanted| {
-        let device = one.spec.get("document")?.get("textnlp")?.get("models")?.get("device")?.as_str()?;
-        Some(device.starts_with("cuda"))
-    };
-    wanted.iter().any(|one| is_cuda(one) == Some(true))
-}
-
-/// The NVIDIA GPUs of this machine with their driver, if there are some, and why a program with CUDA does not compute on them.
-pub fn gpus() -> Option<(String, Option<Problem>)> {
-    let gpus = devices::gpus(Path::new(devices::PROC), Path::new(devices::SYS));
-    let problem = gpus.unusable().map(|(cause, fix)| Problem::new("host", cause, fix));
-    (!gpus.found.is_empty()).then(|| (gpus.summary(), problem))
 }
 
 /// The bytes to be written, by filesystem.
