@@ -11,8 +11,10 @@ fn passes(bytes: u64) -> u64 {
     (LEAST_BYTES / bytes.max(1)).max(1)
 }
 
-/// Gigabytes per second that `threads` threads read together of this many bytes, which a cache may hold; the best of several rounds.
+/// Gigabytes per second that `threads` threads read together of this many bytes, which a cache may hold, 512 MiB at most; the best of
+/// several rounds.
 pub(crate) fn read_gb_per_second(threads: usize, bytes: u64) -> f64 {
+    let bytes = bytes.min(LEAST_BYTES);
     let memory: Vec<u64> = (0..(bytes / 8).max(1)).collect();
     let part = memory.len().div_ceil(threads.max(1));
     let passes = passes(bytes);
@@ -45,7 +47,7 @@ fn sum(numbers: &[u64]) -> u64 {
 /// Gigabytes per second that a GPU copies of this many bytes, those that are read and written counted; the best of several rounds.
 #[cfg(feature = "cuda")]
 pub(crate) fn copy_gb_per_second(number: usize, bytes: u64) -> candle_core::Result<f64> {
-    let device = candle_core::Device::new_cuda(number)?;
+    let (device, bytes) = (candle_core::Device::new_cuda(number)?, bytes.min(LEAST_BYTES));
     let (numbers, passes) = ((bytes as usize / size_of::<f32>()).max(1), passes(bytes));
     let memory = candle_core::Tensor::zeros(numbers, candle_core::DType::F32, &device)?;
     let mut best = f64::INFINITY;

@@ -92,13 +92,17 @@ pub struct Fastest {
     pub is_default: bool,
 }
 
-/// The fastest of the executors of a model, which are in the order of [`executors`].
+/// A smaller difference than this is that of two runs of one executor.
+const LEAST_DIFFERENCE: f64 = 1.05;
+
+/// The fastest of the executors of a model, which are in the order of [`executors`]; none where two take about the same time.
 pub fn fastest(measured: &[Speed]) -> Option<Fastest> {
     let mut order: Vec<(usize, &Speed)> = measured.iter().enumerate().collect();
     order.sort_by(|(_, a), (_, b)| a.seconds().total_cmp(&b.seconds()));
     let [(place, first), (_, next), ..] = order.as_slice() else { return None };
     let times = next.seconds() / first.seconds();
-    Some(Fastest { executor: first.executor, next: next.executor, times, is_default: *place == 0 })
+    let found = Fastest { executor: first.executor, next: next.executor, times, is_default: *place == 0 };
+    (times >= LEAST_DIFFERENCE).then_some(found)
 }
 
 /// The executors that serve the family of a model and are part of this program, the preferred first.
@@ -303,6 +307,7 @@ mod tests {
         let only = |speed: &Speed| Speed { results: speed.results[..1].to_vec(), ..speed.clone() };
         let found = fastest(&[only(&own), only(&candle)]).unwrap();
         assert_eq!((found.executor, found.is_default), ("candle", false));
-        assert_eq!(fastest(&[own]), None, "one is not compared");
+        assert_eq!(fastest(std::slice::from_ref(&own)), None, "one is not compared");
+        assert_eq!(fastest(&[own.clone(), Speed { executor: "candle", ..own }]), None, "they are as fast");
     }
 }

@@ -31,9 +31,15 @@ fn at_terminal(sandbox: &Sandbox, args: &[&str]) -> (Child, File) {
     let name = ptsname(&host, Vec::new()).unwrap();
     let guest = open(name.as_c_str(), OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).unwrap();
     let plain = sandbox.command(&[args, &ENV].concat());
-    // Of util-linux: it makes the terminal the controlling one, so that Ctrl-C is a signal, and becomes the program.
-    let mut command = Command::new("setsid");
-    command.arg("--ctty").arg(plain.get_program()).args(plain.get_args()).current_dir(sandbox.folder()).env_clear();
+    // `setsid` of util-linux makes the terminal the controlling one, so that Ctrl-C is a signal, and becomes the program. One that
+    // never asks is ended.
+    let mut command = Command::new("timeout");
+    command
+        .args(["--signal=KILL", "120", "setsid", "--ctty"])
+        .arg(plain.get_program())
+        .args(plain.get_args())
+        .current_dir(sandbox.folder())
+        .env_clear();
     command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let stream = || Stdio::from(guest.try_clone().unwrap());
     let child = command.stdin(stream()).stdout(stream()).stderr(stream()).spawn().unwrap();

@@ -92,12 +92,12 @@ pub fn lacks_gpu_image(environment: &Environment, images: &[String]) -> Option<S
     {
         // The digest of a folder is not read.
         Some((_, digest)) => images.iter().any(|image| image.ends_with(digest) || image.starts_with("oci:")),
-        None => !images.is_empty(),
+        None => false,
     };
     let site = environment.sites.iter().filter(has_gpus).find(|site| !is_included(site))?;
     Some(format!(
         "site `{}` of {} has GPUs, and the bundle does not include its image with CUDA: the bundle's own image of the server \
-         computes on the CPU, and pods with GPUs refuse it. Include the image of `sites[].cluster.image` with \
+         computes on the CPU, and pods with GPUs refuse it. Set `sites[].cluster.image` to an image with CUDA, and include it with \
          --image NAME:TAG@sha256:DIGEST",
         site.name, environment.environment
     ))
