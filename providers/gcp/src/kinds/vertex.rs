@@ -22,7 +22,6 @@ use textnlp_provider::{
 
 use super::{create, delete, put, read};
 use crate::api::{Api, Call};
-use crate::declare::segment;
 use crate::labels;
 use crate::operation::Family;
 use crate::row::{Create, Field, Labelling, Marks, New, Rest, RestKind, Table, invalid, send};
@@ -232,16 +231,13 @@ fn seen_variables(document: &Value) -> Value {
     Value::Object(listed.filter_map(one).collect())
 }
 
-/// The address of requests to an endpoint, by its document.
-pub(crate) fn address(id: &str, document: &Value) -> String {
+/// The address of requests to an endpoint, by its document: it is not there until the endpoint has its name in DNS.
+pub(crate) fn address(id: &str, document: &Value) -> Option<String> {
     let name = document["name"].as_str().unwrap_or(id);
-    let root = match document["dedicatedEndpointDns"].as_str().filter(|dns| !dns.is_empty()) {
-        Some(dns) if dns.contains("://") => dns.trim_end_matches('/').to_owned(),
-        // The document of the API shows it with the scheme, and answers leave it out.
-        Some(dns) => format!("https://{dns}"),
-        None => format!("https://{}-{}", segment(id, "locations"), Service::AiPlatform.api()),
-    };
-    format!("{root}/v1/{name}:rawPredict")
+    let dns = document["dedicatedEndpointDns"].as_str().filter(|dns| !dns.is_empty())?;
+    // The document of the API shows it with the scheme, and answers leave it out.
+    let root = if dns.contains("://") { dns.trim_end_matches('/').to_owned() } else { format!("https://{dns}") };
+    Some(format!("{root}/v1/{name}:rawPredict"))
 }
 
 /// The models that are deployed at an endpoint.
@@ -362,7 +358,12 @@ fn observed(endpoint: &str, document: &Value, deployed: &Value) -> Option<Observ
     let id = format!("{endpoint}{DEPLOYED}{own}");
     let seen = ObservedObject::new(id.clone(), spec, tags).created(created);
     let seen = seen.output("id", Some(id)).output("name", Some(own));
-    Some(seen.output("url", Some(address(endpoint, document))))
+    let url = address(endpoint, document);
+    let state = match url {
+        Some(_) => State::Ready,
+        None => State::Pending("without a name in DNS".to_owned()),
+    };
+    Some(seen.state(state).output("url", url))
 }
 
 /// The traffic of the other models, if one that is undeployed has any: Vertex AI undeploys none that has, unless it is the last
@@ -386,22 +387,25 @@ fn without(endpoint: &Value, id: &str) -> Option<Value> {
     Some(Value::Object(split.map(|(id, share)| (id.to_owned(), json!(share))).collect::<Map<_, _>>()))
 }
 
-/// Waits, by a conflict, for what an endpoint is still doing: a deployment shows at its end only, and one whose answer was lost would
-/// be repeated beside it.
-async fn idle(api: &Api, action: &'static str, endpoint: &str) -> Result<()> {
-    let all = match api.list(Service::AiPlatform, &format!("{endpoint}/operations"), "operations", &[]).await {
-        // No document says which permission the list needs.
-        Err(error) if error.kind == ErrorKind::Denied => return Ok(()),
-        all => all?,
-    };
+/// Refuses while an endpoint is still doing something: a deployment shows at its end only, and one whose answer was lost would be
+/// repeated beside it.
+async fn idle(api: &Api, kind: ErrorKind, action: &'static str, endpoint: &str) -> Result<()> {
+    let all = api.list(Service::AiPlatform, &format!("{endpoint}/operations"), "operations", &[]).await?;
     match all.iter().find(|one| one["done"] != true) {
         None => Ok(()),
         Some(one) => {
             let name = last(one["name"].as_str().unwrap_or_default()).to_owned();
-            let error = Error::new(ErrorKind::Conflict, action, last(endpoint).to_owned());
+            let error = Error::new(kind, action, last(endpoint).to_owned());
             Err(error.because(format!("operation {name} of the endpoint is not over")))
         }
     }
+}
+
+/// Whether an endpoint has the deployed model of an operation already: its deployment may end while lists are read.
+async fn has(api: &Api, endpoint: &str, id: &str, name: &str) -> Result<bool> {
+    let document = api.find_enabled(Call::get(Service::AiPlatform, endpoint)).await?.unwrap_or_default();
+    let is_there = deployed(&document).any(|one| one["id"] == id && one["displayName"] == name);
+    Ok(is_there)
 }
 
 #[async_trait]
@@ -434,15 +438,20 @@ impl Resource<Api> for Deployment {
 
     /// Deploys the model. All requests go to it once that is done.
     async fn begin(api: &Api, make: &Make<'_>, spec: &Spec) -> Result<(String, Option<String>)> {
-        let own: Tags =
+        let tags: Tags =
             make.tags.clone().into_iter().filter(|(key, _)| [RESOURCE, OPERATION].contains(&key.as_str())).collect();
-        let name = labels::describe(&own, MOST_OF_DISPLAY_NAME)
+        let name = labels::describe(&tags, MOST_OF_DISPLAY_NAME)
             .ok_or_else(|| invalid("deploy", last(&spec.model), "its name is too long for a display name"))?;
-        idle(api, "deploy at", &spec.endpoint).await?;
-        let id = new_id(make.token);
+        let own = new_id(make.token);
+        let id = format!("{}{DEPLOYED}{own}", spec.endpoint);
+        // Unlike after a conflict, the operation waits as long as a deployment may take.
+        idle(api, ErrorKind::Unavailable, "deploy at", &spec.endpoint).await?;
+        if has(api, &spec.endpoint, &own, &name).await? {
+            return Ok((id, None));
+        }
         let body = json!({
             "deployedModel": {
-                "id": id,
+                "id": own,
                 "model": spec.model,
                 "displayName": name,
                 "serviceAccount": spec.account,
@@ -452,7 +461,6 @@ impl Resource<Api> for Deployment {
         });
         let call = Call::post(Service::AiPlatform, format!("{}:deployModel", spec.endpoint), body);
         let answer = api.send(call.saying("deploy", format!("model {}", last(&spec.model)))).await?;
-        let id = format!("{}{DEPLOYED}{id}", spec.endpoint);
         let operation = Family::LongRunning.started(api, &id, &answer);
         Ok((id, operation))
     }
@@ -460,7 +468,7 @@ impl Resource<Api> for Deployment {
     async fn start(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<Option<String>> {
         let (endpoint, own) = parts(&seen.id)?;
         // Requests must not go to a model that is still being deployed.
-        idle(api, "change", endpoint).await?;
+        idle(api, ErrorKind::Conflict, "change", endpoint).await?;
         let call = match field {
             "traffic" => {
                 let call = Call::new(Service::AiPlatform, Method::PATCH, endpoint).query("updateMask", "trafficSplit");
@@ -478,8 +486,9 @@ impl Resource<Api> for Deployment {
         Ok(Family::LongRunning.started(api, &seen.id, &answer))
     }
 
+    /// An operation that is not shown to this identity is not over: its model shows at its end only.
     async fn change(api: &Api, _id: &str, change: &str) -> Result<State> {
-        Family::LongRunning.state(api, Service::AiPlatform, change).await
+        Family::LongRunning.shown(api, Service::AiPlatform, change).await
     }
 
     async fn tag(_api: &Api, seen: &ObservedObject<Spec>, _set: &Tags, _remove: &[String]) -> Result<()> {
@@ -493,7 +502,7 @@ impl Resource<Api> for Deployment {
     /// Undeploys it, without its traffic.
     async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<String>> {
         let (endpoint, own) = parts(&seen.id)?;
-        idle(api, "undeploy from", endpoint).await?;
+        idle(api, ErrorKind::Conflict, "undeploy from", endpoint).await?;
         let Some(document) = api.find_enabled(Call::get(Service::AiPlatform, endpoint)).await? else {
             return Ok(None);
         };
@@ -565,15 +574,15 @@ mod tests {
         let of = |dns: Value| address(id, &json!({ "name": name, "dedicatedEndpointDns": dns }));
         let dns = "e.europe-west4-123.prediction.vertexai.goog";
         for shown in [dns.to_owned(), format!("https://{dns}")] {
-            assert_eq!(of(json!(shown)), format!("https://{dns}/v1/{name}:rawPredict"));
+            assert_eq!(of(json!(shown)), Some(format!("https://{dns}/v1/{name}:rawPredict")));
         }
-        assert_eq!(of(Value::Null), format!("https://europe-west4-aiplatform.googleapis.com/v1/{name}:rawPredict"));
+        assert_eq!((of(json!("")), of(Value::Null)), (None, None), "it has none yet");
     }
 
     #[test]
     fn a_deployed_model_has_the_names_of_this_program() {
         let endpoint = "projects/p/locations/europe-west4/endpoints/e";
-        let document = json!({
+        let mut document = json!({
             "name": "projects/123/locations/europe-west4/endpoints/e",
             "labels": { "textnlp-lineage": "0198c0de-0000-7000-8000-000000000001", "textnlp-environment": "staging",
                 "textnlp-resource": "main_server_endpoint" },
@@ -590,5 +599,9 @@ mod tests {
         assert_eq!((all[0].spec.traffic, all[1].spec.traffic), (100, 0));
         assert_eq!(all[0].tags.get(RESOURCE).map(String::as_str), Some("main/server/deployment"));
         assert!(all[0].tags.contains_key(LINEAGE) && all[1].tags.is_empty(), "{:?}", all[1].tags);
+        assert!(matches!(all[0].state, State::Pending(_)) && !all[0].outputs.contains_key("url"), "{:?}", all[0].state);
+        document["dedicatedEndpointDns"] = json!("e.europe-west4-123.prediction.vertexai.goog");
+        let shown = observed(endpoint, &document, &document["deployedModels"][0]).unwrap();
+        assert!(shown.state == State::Ready && shown.outputs.contains_key("url"), "{:?}", shown.state);
     }
 }

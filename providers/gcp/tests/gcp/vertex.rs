@@ -330,6 +330,7 @@ fn requests_reach_an_endpoint_with_the_token_of_who_is_signed_in() {
                 assert!(container.environment.contains_key("TEXTNLP_VERTEX_SERVER_0"));
                 (200, format!("{method} {path} {}", String::from_utf8_lossy(body)).into_bytes())
             }));
+        let endpoint_now = endpoint(&bench);
         let outputs: SiteOutputs = records
             .iter()
             .map(|(one, recorded)| (one.id.as_str().trim_start_matches("main/").to_owned(), recorded.outputs.clone()))
@@ -346,6 +347,11 @@ fn requests_reach_an_endpoint_with_the_token_of_who_is_signed_in() {
         let operations = Arc::new(InvocationOperations::new(access, &bench.site));
         assert!(operations.log_command().unwrap().contains("resource.labels.endpoint_id=\"textnlp-staging-main\""));
         let invocations = operations.invocations().unwrap();
+        let dns = endpoint_now["dedicatedEndpointDns"].clone();
+        bench.cloud.world().change(&key(&bench), "/dedicatedEndpointDns", json!(""));
+        let why = error_chain(&invocations.sign(b"{}").await.err().unwrap());
+        assert!(why.contains("no name in DNS yet"), "{why}");
+        bench.cloud.world().change(&key(&bench), "/dedicatedEndpointDns", dns);
         let client = textnlp_net::client::ClientOptions::default().client().unwrap();
         let send = async |with_token: bool| {
             let signed = invocations.sign(b"{}").await.unwrap();

@@ -77,6 +77,7 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         "in the traffic split of a deployment, 0 is the new deployed model; without a split, the traffic stays",
         Source::Model,
     ),
+    rule("an endpoint has its name in DNS once its first model is deployed", Source::Model),
     rule("a traffic split names deployed models and adds up to 100, or is empty", Source::Model),
     rule(
         "a deployment whose container does not become ready fails with code 9, and leaves nothing at the endpoint",
@@ -342,9 +343,6 @@ fn create(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
         body[member] = now.clone().into();
     }
     body["etag"] = cloud.fingerprint().into();
-    if body["dedicatedEndpointEnabled"] == true {
-        body["dedicatedEndpointDns"] = format!("{}/{PREDICTIONS}", cloud.front).into();
-    }
     let target = key.clone();
     let effect: Effect = Box::new(move |cloud| {
         let response = typed("google.cloud.aiplatform.v1.Endpoint", &json!({ "name": body["name"] }));
@@ -358,8 +356,7 @@ fn delete_endpoint(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem>
     let endpoint = read(cloud, call)?;
     let key = call.key();
     if !ids(&endpoint).is_empty() || cloud.running(&key).is_some() {
-        let message = format!("Endpoint {} has deployed or being deployed DeployedModel(s).", call.name);
-        return Err(unmet(message));
+        return Err(unmet("Endpoint has deployed or being-deployed DeployedModel(s)."));
     }
     let target = key.clone();
     let effect: Effect = Box::new(move |cloud| {
@@ -434,7 +431,11 @@ fn deploy(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
         }
         model["createTime"] = cloud.now().to_string().into();
         let response = json!({ "deployedModel": model });
+        let dns = format!("{}/{PREDICTIONS}", cloud.front);
         change(cloud, &target, |endpoint| {
+            if endpoint["dedicatedEndpointEnabled"] == true {
+                endpoint["dedicatedEndpointDns"] = dns.into();
+            }
             let mut all: Vec<Value> = deployed(endpoint).cloned().collect();
             all.push(model);
             endpoint["deployedModels"] = all.into();
