@@ -44,6 +44,7 @@ const SCALING_MASK: &str = "dedicatedResources.minReplicaCount,dedicatedResource
 const REQUEST_COUNT: &str = "aiplatform.googleapis.com/prediction/online/request_count";
 /// Why no other tool gets a declaration of these objects.
 const NOT_EXPORTED: &str = "Terraform has no resources for models that are uploaded to Vertex AI and deployed there";
+const ENDPOINT_NOT_EXPORTED: &str = "Terraform's endpoint of Vertex AI cannot have the models that are deployed at it";
 
 pub(crate) static ROWS: &[Row] = &[
     Row {
@@ -177,7 +178,7 @@ impl RestKind for Endpoint {
     };
 
     fn declared(_api: Option<&Api>, _request: &Declare<'_>, _document: &mut Value) -> Result<(), String> {
-        Err(NOT_EXPORTED.to_owned())
+        Err(ENDPOINT_NOT_EXPORTED.to_owned())
     }
 
     /// Models that others deployed at it.
@@ -217,18 +218,33 @@ fn seconds(value: &Value) -> Value {
     json!(whole)
 }
 
-/// Variables as the container gets them: Vertex AI would expand references such as `$(NAME)`.
+/// Variables as the container gets them: Vertex AI expands references such as `$(NAME)`, and takes two `$` for one.
 fn variables(value: &Value) -> Value {
     let all = value.as_object().into_iter().flatten();
-    let one = |(name, value): (&String, &Value)| json!({ "name": name, "value": value.as_str().unwrap_or_default().replace("$(", "$$(") });
+    let one = |(name, value): (&String, &Value)| json!({ "name": name, "value": escaped(value.as_str().unwrap_or_default()) });
     all.map(one).collect()
 }
 
 fn seen_variables(document: &Value) -> Value {
     let listed = document["containerSpec"]["env"].as_array().into_iter().flatten();
-    let one =
-        |one: &Value| Some((one["name"].as_str()?.to_owned(), json!(one["value"].as_str()?.replace("$$(", "$("))));
+    let one = |one: &Value| Some((one["name"].as_str()?.to_owned(), json!(one["value"].as_str()?.replace("$$", "$"))));
     Value::Object(listed.filter_map(one).collect())
+}
+
+/// A text that is the same after its expansion, in which two `$` are one
+/// (<https://kubernetes.io/docs/tasks/inject-data-application/define-interdependent-environment-variables/>).
+fn escaped(text: &str) -> String {
+    let mut all = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        let (before, run) = rest.split_at(at);
+        rest = run.trim_start_matches('$');
+        let run = run.len() - rest.len();
+        let is_itself = run == 1 && !rest.starts_with('(');
+        all.push_str(before);
+        all.push_str(&"$".repeat(if is_itself { 1 } else { run * 2 }));
+    }
+    all + rest
 }
 
 /// The address of requests to an endpoint, by its document: it is not there until the endpoint has its name in DNS.
@@ -367,12 +383,12 @@ fn observed(endpoint: &str, document: &Value, deployed: &Value) -> Option<Observ
 }
 
 /// The traffic of the other models, if one that is undeployed has any: Vertex AI undeploys none that has, unless it is the last
-/// (googleapis/python-aiplatform#898).
+/// (googleapis/python-aiplatform#898). Without any, the newest of this program gets it, else the newest.
 fn without(endpoint: &Value, id: &str) -> Option<Value> {
     let share = |id: &str| endpoint["trafficSplit"][id].as_u64().unwrap_or_default();
     let others: Vec<&Value> = deployed(endpoint).filter(|one| one["id"] != id).collect();
-    let by_age = |a: &&Value, b: &&Value| a["createTime"].as_str().cmp(&b["createTime"].as_str());
-    let newest = others.iter().copied().max_by(by_age)?["id"].as_str()?;
+    let rank = |one: &Value| (!own_tags(one).is_empty(), one["createTime"].as_str().map(str::to_owned));
+    let heir = others.iter().copied().max_by_key(|one| rank(one))?["id"].as_str()?;
     if share(id) == 0 {
         return None;
     }
@@ -380,9 +396,9 @@ fn without(endpoint: &Value, id: &str) -> Option<Value> {
         others.iter().copied().filter_map(|one| one["id"].as_str()).map(|id| (id, share(id))).collect();
     let sum: u64 = shares.values().sum();
     shares.values_mut().for_each(|share| *share = (*share * 100).checked_div(sum).unwrap_or_default());
-    // What is left of the rounding, or all of it: to the newest.
+    // What is left of the rounding, or all of it.
     let rest = 100_u64.saturating_sub(shares.values().sum());
-    *shares.entry(newest).or_default() += rest;
+    *shares.entry(heir).or_default() += rest;
     let split = shares.into_iter().filter(|(_, share)| *share > 0);
     Some(Value::Object(split.map(|(id, share)| (id.to_owned(), json!(share))).collect::<Map<_, _>>()))
 }
@@ -492,7 +508,8 @@ impl Resource<Api> for Deployment {
     }
 
     async fn tag(_api: &Api, seen: &ObservedObject<Spec>, _set: &Tags, _remove: &[String]) -> Result<()> {
-        Err(invalid("set tags of", &seen.id, "its display name, which has them, does not change"))
+        let error = invalid("set tags of", &seen.id, "its display name, which has them, does not change");
+        Err(error.hint("`up` deploys a model of its own at the endpoint: undeploy this one once that answers"))
     }
 
     async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
@@ -526,9 +543,10 @@ mod tests {
 
     #[test]
     fn variables_are_read_as_they_are_written_and_never_expanded() {
-        let all = json!({ "A_0": "{\"price\":\"$(HOME) $5\"}", "A_1": "b" });
+        let all = json!({ "A_0": "{\"price\":\"$(HOME) $5\"}", "A_1": "b", "A_2": "$$(A_0)$ ($$$()$$" });
         let written = variables(&all);
         assert_eq!(written[0]["value"], "{\"price\":\"$$(HOME) $5\"}");
+        assert_eq!(written[2]["value"], "$$$$(A_0)$ ($$$$$$()$$$$");
         assert_eq!(seen_variables(&json!({ "containerSpec": { "env": written } })), all);
         assert_eq!(
             (duration(&json!(300)), seconds(&json!("300s")), seconds(&json!("300.5s"))),
@@ -563,6 +581,10 @@ mod tests {
         assert_eq!(without(&endpoint(json!({ "1": 40, "2": 60 }), &["1", "2"]), "1"), Some(json!({ "2": 100 })));
         let three = endpoint(json!({ "1": 40, "2": 20, "3": 40 }), &["1", "2", "3"]);
         assert_eq!(without(&three, "1"), Some(json!({ "2": 33, "3": 67 })));
+        let mut with_theirs = endpoint(json!({ "1": 100 }), &["1", "2", "3"]);
+        with_theirs["deployedModels"][1]["displayName"] =
+            json!("textnlp r=main/server/deployment o=0123456789abcdef0123456789abcdef");
+        assert_eq!(without(&with_theirs, "1"), Some(json!({ "2": 100 })), "the newest is of others");
         let all = without(&endpoint(json!({ "1": 97, "2": 1, "3": 2 }), &["1", "2", "3"]), "1").unwrap();
         assert_eq!(all.as_object().unwrap().values().filter_map(Value::as_u64).sum::<u64>(), 100);
     }

@@ -120,8 +120,7 @@ impl Lowering<'_> {
             self.problem("instance_type", cause, fix);
             return None;
         };
-        let kind = gpu.accelerator.to_uppercase().replace('-', "_");
-        Some((machine.name.to_owned(), json!({ "type": kind, "count": count })))
+        Some((machine.name.to_owned(), json!({ "type": gpu.vertex_name(), "count": count })))
     }
 }
 

@@ -117,6 +117,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
             aiplatform.endpoints.deploy, and undeployments aiplatform.endpoints.undeploy",
         Source::Documentation("https://cloud.google.com/vertex-ai/docs/general/iam-permissions"),
     ),
+    rule(
+        "lists of operations need aiplatform.operations.list, and mutateDeployedModel needs aiplatform.endpoints.update",
+        Source::Model,
+    ),
     rule("a container runs as an account as which the caller has to be allowed to act", Source::Model),
     rule(
         "rawPredict needs a token with aiplatform.endpoints.predict, and passes its body to the route of the container",
@@ -534,7 +538,7 @@ pub(crate) fn answer(cloud: &mut Cloud, request: &Request, path: &str, user: Opt
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let variables = container["env"].as_array().into_iter().flatten();
     // No variable of the servers refers to another one.
-    let environment = variables.map(|one| (text(&one["name"]), text(&one["value"]).replace("$$(", "$("))).collect();
+    let environment = variables.map(|one| (text(&one["name"]), text(&one["value"]).replace("$$", "$"))).collect();
     let route = text(&container["predictRoute"]);
     (Answered::By(Container { image: text(&container["imageUri"]), environment }, containers.clone()), route)
 }
