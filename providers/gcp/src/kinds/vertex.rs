@@ -388,7 +388,7 @@ fn without(endpoint: &Value, id: &str) -> Option<Value> {
     let share = |id: &str| endpoint["trafficSplit"][id].as_u64().unwrap_or_default();
     let others: Vec<&Value> = deployed(endpoint).filter(|one| one["id"] != id).collect();
     let rank = |one: &Value| (!own_tags(one).is_empty(), one["createTime"].as_str().map(str::to_owned));
-    let heir = others.iter().copied().max_by_key(|one| rank(one))?["id"].as_str()?;
+    let heir = others.iter().copied().max_by_key(|&one| rank(one))?["id"].as_str()?;
     if share(id) == 0 {
         return None;
     }
