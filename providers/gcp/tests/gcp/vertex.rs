@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use textnlp_gcp::{CAPABILITIES, InvocationOperations, endpoint as endpoint_of};
@@ -226,6 +227,73 @@ fn a_deployment_is_continued_by_its_operation_and_never_made_twice() {
         assert_eq!(deployed(&bench).len(), 2);
         let all: Vec<Made> = records.into_iter().chain([model, new]).collect();
         remove(&bench, &all).await;
+    });
+}
+
+#[test]
+fn a_deployment_whose_answer_is_lost_is_waited_for_as_long_as_it_runs() {
+    run(async {
+        let bench = bench(Options::zero_latency().enabled(), false);
+        let records = create(&bench, &wanted(&bench)).await;
+        let (model, spec) = release(&bench, 500, &records).await;
+        let before = calls(&bench, DEPLOY);
+        let (one, _) = &records[place(&records, DEPLOYMENT)];
+        let op = bench.operation(501, Verb::Create, one, &spec, None);
+        bench.cloud.world().set_zero_latency(false);
+        bench.cloud.faults().add(Rule::nth("aiplatform", DEPLOY, 1, Disruption::LostReply));
+        let mut progress = bench.provider.begin(&op).await.unwrap();
+        let mut last = String::new();
+        for _ in 0..20 {
+            let (handle, says) = match progress {
+                Progress::Pending { handle, says, .. } => (handle, says),
+                other => panic!("{other:?}"),
+            };
+            last = if says.contains("is not over") { says } else { last };
+            progress = bench.provider.advance(&op, &handle).await.unwrap();
+        }
+        assert!(!last.is_empty(), "it waits for the operation");
+        bench.cloud.advance(Duration::from_secs(900));
+        while let Progress::Pending { handle, .. } = progress {
+            progress = bench.provider.advance(&op, &handle).await.unwrap();
+        }
+        let object = match progress {
+            Progress::Done(object) => object,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(calls(&bench, DEPLOY), before + 1, "it is deployed once");
+        bench.cloud.world().set_zero_latency(true);
+        let new = (Wanted { spec: spec.clone(), ..one.clone() }, record(one, &spec, &object));
+        let all: Vec<Made> = records.into_iter().chain([model, new]).collect();
+        remove(&bench, &all).await;
+    });
+}
+
+#[test]
+fn an_endpoint_is_not_deleted_while_a_model_is_deployed_at_it() {
+    run(async {
+        let bench = bench(Options::zero_latency().enabled(), false);
+        let all = wanted(&bench);
+        let (last, others) = all.split_last().unwrap();
+        let records = create(&bench, others).await;
+        let outputs: std::collections::BTreeMap<_, _> =
+            records.iter().map(|(one, recorded)| (one.id.clone(), recorded.outputs.clone())).collect();
+        let spec = last.spec.resolve(|id| outputs.get(id)).unwrap();
+        bench.cloud.world().set_zero_latency(false);
+        // It fails, so that nothing is left at the endpoint.
+        bench.cloud.world().mute = true;
+        let op = bench.operation(500, Verb::Create, last, &spec, None);
+        let begun = bench.provider.begin(&op).await.unwrap();
+        assert!(matches!(begun, Progress::Pending { .. }), "{begun:?}");
+        let (one, recorded) = &records[place(&records, "main/server/endpoint")];
+        let op = bench.operation(501, Verb::Delete, one, &one.spec, Some(recorded));
+        let begun = bench.provider.begin(&op).await.unwrap();
+        assert!(
+            matches!(&begun, Progress::Pending { says, .. } if says.contains("being-deployed")),
+            "it waits: {begun:?}"
+        );
+        bench.cloud.advance(Duration::from_secs(900));
+        bench.cloud.world().set_zero_latency(true);
+        remove(&bench, &records).await;
     });
 }
 
