@@ -12,7 +12,7 @@ use textnlp_provider::settings::Runtime;
 use textnlp_provider::{Lineage, Problem, Progress, Provider, Spec, Verb, Wanted, error_chain};
 use textnlp_sim::gcp::Options;
 use textnlp_sim::gcp::run::Container;
-use textnlp_sim::{Disruption, Rule};
+use textnlp_sim::{Disruption, Fault, Rule};
 
 use crate::policy::{changed, limit, printed, refused};
 use crate::run::{containers, error_of, wanted};
@@ -22,6 +22,7 @@ use crate::{
 
 const MODEL: &str = "main/server/model";
 const DEPLOYMENT: &str = "main/server/deployment";
+const UPLOAD: &str = "aiplatform.projects.locations.models.upload";
 const DEPLOY: &str = "aiplatform.projects.locations.endpoints.deployModel";
 
 fn bench(options: Options, protect_data: bool) -> Bench {
@@ -117,6 +118,14 @@ fn a_release_moves_the_requests_to_the_new_model_and_undeploys_the_old_one() {
     run(async {
         let bench = bench(Options::zero_latency().enabled(), false);
         let mut records = create(&bench, &wanted(&bench)).await;
+        // Its agent is not there yet, and then has no role yet.
+        for (nth, message) in (1..).zip([
+            "Service agents are being provisioned. Please try again in a few minutes.",
+            "Vertex AI Service Agent a@b does not have permission to access Artifact Registry repository r.",
+        ]) {
+            let fault = Fault::new("FAILED_PRECONDITION", message);
+            bench.cloud.faults().add(Rule::nth("aiplatform", UPLOAD, nth, Disruption::Refused(fault)));
+        }
         let (model, spec) = release(&bench, 500, &records).await;
         let new = deploy(&bench, 501, &records, &spec).await;
         let (old_id, new_id) = (id_of(&records[place(&records, DEPLOYMENT)]), id_of(&new));
