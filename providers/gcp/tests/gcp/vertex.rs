@@ -22,6 +22,7 @@ use crate::{
 
 const MODEL: &str = "main/server/model";
 const DEPLOYMENT: &str = "main/server/deployment";
+const UNDEPLOY: &str = "aiplatform.projects.locations.endpoints.undeployModel";
 const UPLOAD: &str = "aiplatform.projects.locations.models.upload";
 const DEPLOY: &str = "aiplatform.projects.locations.endpoints.deployModel";
 
@@ -126,12 +127,14 @@ fn a_release_moves_the_requests_to_the_new_model_and_undeploys_the_old_one() {
             let fault = Fault::new("FAILED_PRECONDITION", message);
             bench.cloud.faults().add(Rule::nth("aiplatform", UPLOAD, nth, Disruption::Refused(fault)));
         }
+        bench.cloud.faults().add(Rule::nth("aiplatform", UPLOAD, 3, Disruption::LostReply));
         let (model, spec) = release(&bench, 500, &records).await;
         let new = deploy(&bench, 501, &records, &spec).await;
         let (old_id, new_id) = (id_of(&records[place(&records, DEPLOYMENT)]), id_of(&new));
         assert_eq!(deployed(&bench), [old_id, new_id.clone()]);
         assert_eq!(endpoint(&bench)["trafficSplit"], json!({ (new_id.as_str()): 100 }));
         let old = records.remove(place(&records, DEPLOYMENT));
+        bench.cloud.faults().add(Rule::nth("aiplatform", UNDEPLOY, 1, Disruption::LostReply));
         delete(&bench, 502, &old).await;
         let old_model = records.remove(place(&records, MODEL));
         delete(&bench, 503, &old_model).await;
