@@ -363,6 +363,8 @@ pub(crate) fn refusal(status: u16, body: &Value) -> Failure {
 /// error (<https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_runtime_InvokeEndpoint.html>,
 /// <https://cloud.google.com/apis/design/errors#http_mapping>).
 fn not_invoked(status: u16, body: &Value) -> Failure {
+    // Google's front end answers errors in a list.
+    let body = body.get(0).unwrap_or(body);
     // Only errors of Google have numbers as codes.
     let of_google = &body["error"]["message"];
     if of_google.is_string() && !body["error"]["code"].is_number() {
@@ -474,6 +476,7 @@ mod tests {
             json!({ "message": "denied" }),
             json!({ "Message": "denied", "OriginalMessage": "no JSON" }),
             of_google("denied"),
+            json!([of_google("denied")]),
         ] {
             assert_eq!(not_invoked(403, &body).error.to_string(), "denied (status 403)");
         }

@@ -20,8 +20,8 @@ use crate::kinds::vertex::address;
 use crate::names;
 use crate::service::Service;
 
-/// The domains that get the token: of endpoints with names of their own, and of the API.
-const DOMAINS: [&str; 2] = [".prediction.vertexai.goog", ".googleapis.com"];
+/// The domain that gets the token: of endpoints with names of their own.
+const DOMAIN: &str = ".prediction.vertexai.goog";
 
 /// The operations of a site that is an endpoint of Vertex AI.
 pub struct InvocationOperations {
@@ -47,7 +47,10 @@ impl InvocationOperations {
         let api = Api::connect(&self.access, Arc::new(NoSecrets), Images::of(None)).await?;
         let id = api.path(&format!("projects/{{project}}/locations/{{location}}/endpoints/{}", self.name));
         let document = api.send(Call::get(Service::AiPlatform, id.clone())).await?;
-        let url = address(&id, &document);
+        let Some(url) = address(&id, &document) else {
+            let error = Error::new(ErrorKind::Unavailable, "call", self.name.clone());
+            return Err(error.because("it has no name in DNS yet").hint("try again in some minutes"));
+        };
         if !is_google(&url) {
             let error = Error::new(ErrorKind::Denied, "call", self.name.clone());
             return Err(error.because(format!("its address `{url}` is none of Google, which gets no token")));
@@ -59,8 +62,8 @@ impl InvocationOperations {
 /// Whether an address is one that gets a token: of Google by TLS, or on this machine.
 fn is_google(url: &str) -> bool {
     let Ok(url) = Url::parse(url) else { return false };
-    let is_known = |host: &str| DOMAINS.iter().any(|domain| host.ends_with(domain));
-    is_loopback(&url) || (url.scheme() == "https" && url.host_str().is_some_and(is_known))
+    let is_known = url.host_str().is_some_and(|host| host.ends_with(DOMAIN));
+    is_loopback(&url) || (url.scheme() == "https" && url.port().is_none() && is_known)
 }
 
 impl Operations for InvocationOperations {
@@ -100,7 +103,9 @@ mod tests {
     fn only_google_and_this_machine_get_the_token() {
         for (url, expected) in [
             ("https://e.europe-west4-1.prediction.vertexai.goog/v1/projects/1:rawPredict", true),
-            ("https://europe-west4-aiplatform.googleapis.com/v1/projects/1:rawPredict", true),
+            ("https://europe-west4-aiplatform.googleapis.com/v1/projects/1:rawPredict", false),
+            ("https://anything.storage.googleapis.com/v1/projects/1:rawPredict", false),
+            ("https://e.europe-west4-1.prediction.vertexai.goog:8443/v1/projects/1:rawPredict", false),
             ("http://127.0.0.1:7/prediction", true),
             ("http://e.europe-west4-1.prediction.vertexai.goog/v1", false),
             ("https://prediction.vertexai.goog.example.com/v1", false),

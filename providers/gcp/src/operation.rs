@@ -57,11 +57,20 @@ impl Family {
     /// forgets operations, and a service that was just enabled refuses reads of them (googleapis/nodejs-compute#377,
     /// terraform-google-modules/terraform-google-memorystore#22).
     pub(crate) async fn state(self, api: &Api, service: Service, operation: &str) -> Result<State> {
+        match self.shown(api, service, operation).await {
+            Err(error) if error.kind == ErrorKind::Denied => Ok(State::Ready),
+            state => state,
+        }
+    }
+
+    /// The same, with an error for an operation that the identity may not read.
+    pub(crate) async fn shown(self, api: &Api, service: Service, operation: &str) -> Result<State> {
         let call = Call::get(service, operation).saying("read", format!("operation {}", document::last(operation)));
         let answer = match api.send(call).await {
             Ok(answer) => answer,
-            Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Denied) => return Ok(State::Ready),
-            Err(error) if crate::api::is_disabled(&error) => return Ok(State::Ready),
+            Err(error) if error.kind == ErrorKind::NotFound || crate::api::is_disabled(&error) => {
+                return Ok(State::Ready);
+            }
             Err(error) => return Err(error),
         };
         Ok(self.judge(service, &answer))

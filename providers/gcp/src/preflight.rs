@@ -57,7 +57,10 @@ const SERVING_GPUS: &[(&str, &str)] = &[
     ("NVIDIA_TESLA_A100", "aiplatform.googleapis.com/custom_model_serving_nvidia_a100_gpus"),
     ("NVIDIA_A100_80GB", "aiplatform.googleapis.com/custom_model_serving_nvidia_a100_80gb_gpus"),
     ("NVIDIA_H100_80GB", "aiplatform.googleapis.com/custom_model_serving_nvidia_h100_gpus"),
+    ("NVIDIA_H200_141GB", "aiplatform.googleapis.com/custom_model_serving_nvidia_h200_gpus"),
 ];
+/// GPUs whose quota no document names.
+const UNNAMED_QUOTAS: [&str; 1] = ["NVIDIA_B200"];
 /// Kinds whose objects count against a quota of the project (<https://cloud.google.com/vpc/docs/quota>,
 /// <https://cloud.google.com/network-connectivity/docs/router/quotas>, hashicorp/terraform-provider-google#8924).
 const COUNTED: &[(&str, &str)] = &[
@@ -654,6 +657,11 @@ async fn serving_gpus(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for one in of_kind(wanted, DEPLOYMENT) {
         let Some(gpu) = one.spec.get("accelerator").filter(|gpu| gpu.is_object()) else { continue };
+        if UNNAMED_QUOTAS.iter().any(|kind| gpu["type"] == *kind) {
+            let cause = "the name of the quota of its GPUs is not documented: it is not compared";
+            let fix = "look it up before `up`: console, IAM & Admin > Quotas & System Limits, Vertex AI API";
+            problems.push(Problem::note(one.id.as_str(), cause, fix));
+        }
         let Some((_, quota)) = SERVING_GPUS.iter().find(|(kind, _)| gpu["type"] == *kind) else { continue };
         let most = one.spec.get("scaling").and_then(|scaling| scaling["max"].as_u64()).unwrap_or_default();
         let most = most.saturating_mul(gpu["count"].as_u64().unwrap_or_default());
@@ -678,16 +686,18 @@ async fn serving_gpus(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
     problems
 }
 
-/// The limit of a quota of a service in the region.
+/// The limit of a quota of a service in the region. Only this quota is asked for: Vertex AI has thousands.
 async fn limit_of(api: &Api, service: Service, quota: &str) -> Result<Option<u64>> {
-    let path = format!("projects/{}/services/{}/consumerQuotaMetrics", api.project(), service.api());
-    let metrics = api.list(Service::ServiceUsageBeta, &path, "metrics", &[("view", "FULL".to_owned())]).await?;
-    Ok(limit_in(&metrics, quota, &api.region))
+    // Its name is one part of the path.
+    let part = quota.replace('/', "%2F");
+    let path = format!("projects/{}/services/{}/consumerQuotaMetrics/{part}", api.project(), service.api());
+    let call = Call::get(Service::ServiceUsageBeta, path).query("view", "FULL");
+    let metric = api.find_enabled(call.saying("read", format!("quota {quota}"))).await?;
+    Ok(metric.and_then(|metric| limit_in(&metric, &api.region)))
 }
 
 /// The limit of a quota in a region: its own, else that of all regions. A negative one is none.
-fn limit_in(metrics: &[Value], quota: &str, region: &str) -> Option<u64> {
-    let metric = metrics.iter().find(|one| one["metric"] == quota)?;
+fn limit_in(metric: &Value, region: &str) -> Option<u64> {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let buckets: Vec<Value> =
         list(&metric["consumerQuotaLimits"]).iter().flat_map(|limit| list(&limit["quotaBuckets"])).collect();
@@ -981,6 +991,15 @@ mod tests {
     }
 
     #[test]
+    fn each_gpu_has_a_quota_for_models_or_none_that_is_documented() {
+        for (gpu, _) in machines::MACHINES.iter().filter_map(|machine| machine.gpu) {
+            let kind = gpu.vertex_name();
+            let has_quota = SERVING_GPUS.iter().any(|(known, _)| *known == kind);
+            assert!(has_quota != UNNAMED_QUOTAS.contains(&kind.as_str()), "{kind}");
+        }
+    }
+
+    #[test]
     fn the_limit_of_a_region_is_its_own_or_that_of_all() {
         let bucket = |limit: &str, region: Option<&str>| match region {
             Some(region) => json!({ "effectiveLimit": limit, "dimensions": { "region": region } }),
@@ -988,12 +1007,12 @@ mod tests {
         };
         let of = |buckets: Vec<Value>| {
             let metric = json!({ "metric": RUN_GPUS, "consumerQuotaLimits": [{ "quotaBuckets": buckets }] });
-            limit_in(&[json!({ "metric": "run.googleapis.com/cpu_allocation" }), metric], RUN_GPUS, "europe-west4")
+            limit_in(&metric, "europe-west4")
         };
         assert_eq!(of(vec![bucket("5", None), bucket("1", Some("us-central1"))]), Some(5));
         assert_eq!(of(vec![bucket("5", None), bucket("1", Some("europe-west4"))]), Some(1));
         assert_eq!(of(vec![json!({})]), Some(0), "answers leave out zeros");
-        assert_eq!((of(vec![bucket("-1", None)]), limit_in(&[], RUN_GPUS, "europe-west4")), (None, None));
+        assert_eq!((of(vec![bucket("-1", None)]), of(Vec::new())), (None, None));
     }
 
     #[test]

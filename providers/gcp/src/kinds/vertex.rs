@@ -22,7 +22,6 @@ use textnlp_provider::{
 
 use super::{create, delete, put, read};
 use crate::api::{Api, Call};
-use crate::declare::segment;
 use crate::labels;
 use crate::operation::Family;
 use crate::row::{Create, Field, Labelling, Marks, New, Rest, RestKind, Table, invalid, send};
@@ -50,6 +49,7 @@ const SCALING_MASK: &str = "dedicatedResources.minReplicaCount,dedicatedResource
 const REQUEST_COUNT: &str = "aiplatform.googleapis.com/prediction/online/request_count";
 /// Why no other tool gets a declaration of these objects.
 const NOT_EXPORTED: &str = "Terraform has no resources for models that are uploaded to Vertex AI and deployed there";
+const ENDPOINT_NOT_EXPORTED: &str = "Terraform's endpoint of Vertex AI cannot have the models that are deployed at it";
 
 pub(crate) static ROWS: &[Row] = &[
     Row {
@@ -183,7 +183,7 @@ impl RestKind for Endpoint {
     };
 
     fn declared(_api: Option<&Api>, _request: &Declare<'_>, _document: &mut Value) -> Result<(), String> {
-        Err(NOT_EXPORTED.to_owned())
+        Err(ENDPOINT_NOT_EXPORTED.to_owned())
     }
 
     /// Models that others deployed at it.
@@ -223,30 +223,42 @@ fn seconds(value: &Value) -> Value {
     json!(whole)
 }
 
-/// Variables as the container gets them: Vertex AI would expand references such as `$(NAME)`.
+/// Variables as the container gets them: Vertex AI expands references such as `$(NAME)`, and takes two `$` for one.
 fn variables(value: &Value) -> Value {
     let all = value.as_object().into_iter().flatten();
-    let one = |(name, value): (&String, &Value)| json!({ "name": name, "value": value.as_str().unwrap_or_default().replace("$(", "$$(") });
+    let one = |(name, value): (&String, &Value)| json!({ "name": name, "value": escaped(value.as_str().unwrap_or_default()) });
     all.map(one).collect()
 }
 
 fn seen_variables(document: &Value) -> Value {
     let listed = document["containerSpec"]["env"].as_array().into_iter().flatten();
-    let one =
-        |one: &Value| Some((one["name"].as_str()?.to_owned(), json!(one["value"].as_str()?.replace("$$(", "$("))));
+    let one = |one: &Value| Some((one["name"].as_str()?.to_owned(), json!(one["value"].as_str()?.replace("$$", "$"))));
     Value::Object(listed.filter_map(one).collect())
 }
 
-/// The address of requests to an endpoint, by its document.
-pub(crate) fn address(id: &str, document: &Value) -> String {
+/// A text that is the same after its expansion, in which two `$` are one
+/// (<https://kubernetes.io/docs/tasks/inject-data-application/define-interdependent-environment-variables/>).
+fn escaped(text: &str) -> String {
+    let mut all = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        let (before, run) = rest.split_at(at);
+        rest = run.trim_start_matches('$');
+        let run = run.len() - rest.len();
+        let is_itself = run == 1 && !rest.starts_with('(');
+        all.push_str(before);
+        all.push_str(&"$".repeat(if is_itself { 1 } else { run * 2 }));
+    }
+    all + rest
+}
+
+/// The address of requests to an endpoint, by its document: it is not there until the endpoint has its name in DNS.
+pub(crate) fn address(id: &str, document: &Value) -> Option<String> {
     let name = document["name"].as_str().unwrap_or(id);
-    let root = match document["dedicatedEndpointDns"].as_str().filter(|dns| !dns.is_empty()) {
-        Some(dns) if dns.contains("://") => dns.trim_end_matches('/').to_owned(),
-        // The document of the API shows it with the scheme, and answers leave it out.
-        Some(dns) => format!("https://{dns}"),
-        None => format!("https://{}-{}", segment(id, "locations"), Service::AiPlatform.api()),
-    };
-    format!("{root}/v1/{name}:rawPredict")
+    let dns = document["dedicatedEndpointDns"].as_str().filter(|dns| !dns.is_empty())?;
+    // The document of the API shows it with the scheme, and answers leave it out.
+    let root = if dns.contains("://") { dns.trim_end_matches('/').to_owned() } else { format!("https://{dns}") };
+    Some(format!("{root}/v1/{name}:rawPredict"))
 }
 
 /// The models that are deployed at an endpoint.
@@ -367,16 +379,21 @@ fn observed(endpoint: &str, document: &Value, deployed: &Value) -> Option<Observ
     let id = format!("{endpoint}{DEPLOYED}{own}");
     let seen = ObservedObject::new(id.clone(), spec, tags).created(created);
     let seen = seen.output("id", Some(id)).output("name", Some(own));
-    Some(seen.output("url", Some(address(endpoint, document))))
+    let url = address(endpoint, document);
+    let state = match url {
+        Some(_) => State::Ready,
+        None => State::Pending("without a name in DNS".to_owned()),
+    };
+    Some(seen.state(state).output("url", url))
 }
 
 /// The traffic of the other models, if one that is undeployed has any: Vertex AI undeploys none that has, unless it is the last
-/// (googleapis/python-aiplatform#898).
+/// (googleapis/python-aiplatform#898). Without any, the newest of this program gets it, else the newest.
 fn without(endpoint: &Value, id: &str) -> Option<Value> {
     let share = |id: &str| endpoint["trafficSplit"][id].as_u64().unwrap_or_default();
     let others: Vec<&Value> = deployed(endpoint).filter(|one| one["id"] != id).collect();
-    let by_age = |a: &&Value, b: &&Value| a["createTime"].as_str().cmp(&b["createTime"].as_str());
-    let newest = others.iter().copied().max_by(by_age)?["id"].as_str()?;
+    let rank = |one: &Value| (!own_tags(one).is_empty(), one["createTime"].as_str().map(str::to_owned));
+    let heir = others.iter().copied().max_by_key(|&one| rank(one))?["id"].as_str()?;
     if share(id) == 0 {
         return None;
     }
@@ -384,29 +401,32 @@ fn without(endpoint: &Value, id: &str) -> Option<Value> {
         others.iter().copied().filter_map(|one| one["id"].as_str()).map(|id| (id, share(id))).collect();
     let sum: u64 = shares.values().sum();
     shares.values_mut().for_each(|share| *share = (*share * 100).checked_div(sum).unwrap_or_default());
-    // What is left of the rounding, or all of it: to the newest.
+    // What is left of the rounding, or all of it.
     let rest = 100_u64.saturating_sub(shares.values().sum());
-    *shares.entry(newest).or_default() += rest;
+    *shares.entry(heir).or_default() += rest;
     let split = shares.into_iter().filter(|(_, share)| *share > 0);
     Some(Value::Object(split.map(|(id, share)| (id.to_owned(), json!(share))).collect::<Map<_, _>>()))
 }
 
-/// Waits, by a conflict, for what an endpoint is still doing: a deployment shows at its end only, and one whose answer was lost would
-/// be repeated beside it.
-async fn idle(api: &Api, action: &'static str, endpoint: &str) -> Result<()> {
-    let all = match api.list(Service::AiPlatform, &format!("{endpoint}/operations"), "operations", &[]).await {
-        // No document says which permission the list needs.
-        Err(error) if error.kind == ErrorKind::Denied => return Ok(()),
-        all => all?,
-    };
+/// Refuses while an endpoint is still doing something: a deployment shows at its end only, and one whose answer was lost would be
+/// repeated beside it.
+async fn idle(api: &Api, kind: ErrorKind, action: &'static str, endpoint: &str) -> Result<()> {
+    let all = api.list(Service::AiPlatform, &format!("{endpoint}/operations"), "operations", &[]).await?;
     match all.iter().find(|one| one["done"] != true) {
         None => Ok(()),
         Some(one) => {
             let name = last(one["name"].as_str().unwrap_or_default()).to_owned();
-            let error = Error::new(ErrorKind::Conflict, action, last(endpoint).to_owned());
+            let error = Error::new(kind, action, last(endpoint).to_owned());
             Err(error.because(format!("operation {name} of the endpoint is not over")))
         }
     }
+}
+
+/// Whether an endpoint has the deployed model of an operation already: its deployment may end while lists are read.
+async fn has(api: &Api, endpoint: &str, id: &str, name: &str) -> Result<bool> {
+    let document = api.find_enabled(Call::get(Service::AiPlatform, endpoint)).await?.unwrap_or_default();
+    let is_there = deployed(&document).any(|one| one["id"] == id && one["displayName"] == name);
+    Ok(is_there)
 }
 
 #[async_trait]
@@ -439,15 +459,20 @@ impl Resource<Api> for Deployment {
 
     /// Deploys the model. All requests go to it once that is done.
     async fn begin(api: &Api, make: &Make<'_>, spec: &Spec) -> Result<(String, Option<String>)> {
-        let own: Tags =
+        let tags: Tags =
             make.tags.clone().into_iter().filter(|(key, _)| [RESOURCE, OPERATION].contains(&key.as_str())).collect();
-        let name = labels::describe(&own, MOST_OF_DISPLAY_NAME)
+        let name = labels::describe(&tags, MOST_OF_DISPLAY_NAME)
             .ok_or_else(|| invalid("deploy", last(&spec.model), "its name is too long for a display name"))?;
-        idle(api, "deploy at", &spec.endpoint).await?;
-        let id = new_id(make.token);
+        let own = new_id(make.token);
+        let id = format!("{}{DEPLOYED}{own}", spec.endpoint);
+        // Unlike after a conflict, the operation waits as long as a deployment may take.
+        idle(api, ErrorKind::Unavailable, "deploy at", &spec.endpoint).await?;
+        if has(api, &spec.endpoint, &own, &name).await? {
+            return Ok((id, None));
+        }
         let body = json!({
             "deployedModel": {
-                "id": id,
+                "id": own,
                 "model": spec.model,
                 "displayName": name,
                 "serviceAccount": spec.account,
@@ -457,7 +482,6 @@ impl Resource<Api> for Deployment {
         });
         let call = Call::post(Service::AiPlatform, format!("{}:deployModel", spec.endpoint), body);
         let answer = api.send(call.saying("deploy", format!("model {}", last(&spec.model)))).await?;
-        let id = format!("{}{DEPLOYED}{id}", spec.endpoint);
         let operation = Family::LongRunning.started(api, &id, &answer);
         Ok((id, operation))
     }
@@ -465,7 +489,7 @@ impl Resource<Api> for Deployment {
     async fn start(api: &Api, seen: &ObservedObject<Spec>, spec: &Spec, field: &str) -> Result<Option<String>> {
         let (endpoint, own) = parts(&seen.id)?;
         // Requests must not go to a model that is still being deployed.
-        idle(api, "change", endpoint).await?;
+        idle(api, ErrorKind::Conflict, "change", endpoint).await?;
         let call = match field {
             "traffic" => {
                 let call = Call::new(Service::AiPlatform, Method::PATCH, endpoint).query("updateMask", "trafficSplit");
@@ -483,12 +507,14 @@ impl Resource<Api> for Deployment {
         Ok(Family::LongRunning.started(api, &seen.id, &answer))
     }
 
+    /// An operation that is not shown to this identity is not over: its model shows at its end only.
     async fn change(api: &Api, _id: &str, change: &str) -> Result<State> {
-        Family::LongRunning.state(api, Service::AiPlatform, change).await
+        Family::LongRunning.shown(api, Service::AiPlatform, change).await
     }
 
     async fn tag(_api: &Api, seen: &ObservedObject<Spec>, _set: &Tags, _remove: &[String]) -> Result<()> {
-        Err(invalid("set tags of", &seen.id, "its display name, which has them, does not change"))
+        let error = invalid("set tags of", &seen.id, "its display name, which has them, does not change");
+        Err(error.hint("`up` deploys a model of its own at the endpoint: undeploy this one once that answers"))
     }
 
     async fn delete(api: &Api, seen: &ObservedObject<Spec>) -> Result<()> {
@@ -498,7 +524,7 @@ impl Resource<Api> for Deployment {
     /// Undeploys it, without its traffic.
     async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<String>> {
         let (endpoint, own) = parts(&seen.id)?;
-        idle(api, "undeploy from", endpoint).await?;
+        idle(api, ErrorKind::Conflict, "undeploy from", endpoint).await?;
         let Some(document) = api.find_enabled(Call::get(Service::AiPlatform, endpoint)).await? else {
             return Ok(None);
         };
@@ -522,9 +548,10 @@ mod tests {
 
     #[test]
     fn variables_are_read_as_they_are_written_and_never_expanded() {
-        let all = json!({ "A_0": "{\"price\":\"$(HOME) $5\"}", "A_1": "b" });
+        let all = json!({ "A_0": "{\"price\":\"$(HOME) $5\"}", "A_1": "b", "A_2": "$$(A_0)$ ($$$()$$" });
         let written = variables(&all);
         assert_eq!(written[0]["value"], "{\"price\":\"$$(HOME) $5\"}");
+        assert_eq!(written[2]["value"], "$$$$(A_0)$ ($$$$$$()$$$$");
         assert_eq!(seen_variables(&json!({ "containerSpec": { "env": written } })), all);
         assert_eq!(
             (duration(&json!(300)), seconds(&json!("300s")), seconds(&json!("300.5s"))),
@@ -559,6 +586,10 @@ mod tests {
         assert_eq!(without(&endpoint(json!({ "1": 40, "2": 60 }), &["1", "2"]), "1"), Some(json!({ "2": 100 })));
         let three = endpoint(json!({ "1": 40, "2": 20, "3": 40 }), &["1", "2", "3"]);
         assert_eq!(without(&three, "1"), Some(json!({ "2": 33, "3": 67 })));
+        let mut with_theirs = endpoint(json!({ "1": 100 }), &["1", "2", "3"]);
+        with_theirs["deployedModels"][1]["displayName"] =
+            json!("textnlp r=main/server/deployment o=0123456789abcdef0123456789abcdef");
+        assert_eq!(without(&with_theirs, "1"), Some(json!({ "2": 100 })), "the newest is of others");
         let all = without(&endpoint(json!({ "1": 97, "2": 1, "3": 2 }), &["1", "2", "3"]), "1").unwrap();
         assert_eq!(all.as_object().unwrap().values().filter_map(Value::as_u64).sum::<u64>(), 100);
     }
@@ -570,15 +601,15 @@ mod tests {
         let of = |dns: Value| address(id, &json!({ "name": name, "dedicatedEndpointDns": dns }));
         let dns = "e.europe-west4-123.prediction.vertexai.goog";
         for shown in [dns.to_owned(), format!("https://{dns}")] {
-            assert_eq!(of(json!(shown)), format!("https://{dns}/v1/{name}:rawPredict"));
+            assert_eq!(of(json!(shown)), Some(format!("https://{dns}/v1/{name}:rawPredict")));
         }
-        assert_eq!(of(Value::Null), format!("https://europe-west4-aiplatform.googleapis.com/v1/{name}:rawPredict"));
+        assert_eq!((of(json!("")), of(Value::Null)), (None, None), "it has none yet");
     }
 
     #[test]
     fn a_deployed_model_has_the_names_of_this_program() {
         let endpoint = "projects/p/locations/europe-west4/endpoints/e";
-        let document = json!({
+        let mut document = json!({
             "name": "projects/123/locations/europe-west4/endpoints/e",
             "labels": { "textnlp-lineage": "0198c0de-0000-7000-8000-000000000001", "textnlp-environment": "staging",
                 "textnlp-resource": "main_server_endpoint" },
@@ -595,5 +626,9 @@ mod tests {
         assert_eq!((all[0].spec.traffic, all[1].spec.traffic), (100, 0));
         assert_eq!(all[0].tags.get(RESOURCE).map(String::as_str), Some("main/server/deployment"));
         assert!(all[0].tags.contains_key(LINEAGE) && all[1].tags.is_empty(), "{:?}", all[1].tags);
+        assert!(matches!(all[0].state, State::Pending(_)) && !all[0].outputs.contains_key("url"), "{:?}", all[0].state);
+        document["dedicatedEndpointDns"] = json!("e.europe-west4-123.prediction.vertexai.goog");
+        let shown = observed(endpoint, &document, &document["deployedModels"][0]).unwrap();
+        assert!(shown.state == State::Ready && shown.outputs.contains_key("url"), "{:?}", shown.state);
     }
 }

@@ -12,7 +12,7 @@ use crate::service::Service;
 use crate::tables::machines::{self, MACHINES};
 
 /// The port of containers (<https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements>), and a folder in their
-/// disk. No document says how long a container has after SIGTERM. The variables of the server have 100 pieces at most.
+/// disk. No document says how long a container has after SIGTERM, nor how long all its variables may be: as many bytes as for Cloud Run.
 const HOST: ContainerHost = ContainerHost {
     name: "Vertex AI",
     server: "TEXTNLP_VERTEX_SERVER",
@@ -38,6 +38,8 @@ const MACHINE: &str = "e2-standard-4";
 /// The families of machines without GPUs that the servers run on: x86-64
 /// (<https://cloud.google.com/vertex-ai/docs/predictions/configure-compute#machine-types>).
 const FAMILIES: [&str; 7] = ["c2", "c2d", "c3", "e2", "n1", "n2", "n2d"];
+/// The shapes of those machines.
+const SHAPES: [&str; 3] = ["standard", "highmem", "highcpu"];
 /// How long a container may take until it answers health checks, with models in the image and with models to fetch. Two hours is the
 /// most (<https://cloud.google.com/vertex-ai/docs/reference/rest/v1/ModelContainerSpec>).
 const STARTUP_SECONDS: u32 = 1800;
@@ -97,12 +99,12 @@ impl Lowering<'_> {
         let found = match (endpoint.gpu, named) {
             (None, name) => {
                 let name = name.unwrap_or(MACHINE);
-                let family = name.split_once('-').map_or(name, |(family, _)| family);
-                if !FAMILIES.contains(&family) {
+                if !is_served(name) {
                     let cause = format!("the servers do not run on `{name}` without a GPU");
                     let fix = format!(
-                        "choose a machine of {}, such as {MACHINE}; or write `gpu: {{ size: large }}`",
-                        FAMILIES.join(", ")
+                        "choose a machine of {}, with {}, such as {MACHINE}; or write `gpu: {{ size: large }}`",
+                        FAMILIES.join(", "),
+                        SHAPES.join(", ")
                     );
                     self.problem("instance_type", cause, fix);
                     return None;
@@ -120,9 +122,15 @@ impl Lowering<'_> {
             self.problem("instance_type", cause, fix);
             return None;
         };
-        let kind = gpu.accelerator.to_uppercase().replace('-', "_");
-        Some((machine.name.to_owned(), json!({ "type": kind, "count": count })))
+        Some((machine.name.to_owned(), json!({ "type": gpu.vertex_name(), "count": count })))
     }
+}
+
+/// Whether a machine without GPUs is a `FAMILY-SHAPE-VCPUS` that servers run on.
+fn is_served(name: &str) -> bool {
+    let parts: Vec<&str> = name.split('-').collect();
+    let [family, shape, vcpus] = parts[..] else { return false };
+    FAMILIES.contains(&family) && SHAPES.contains(&shape) && vcpus.parse::<u32>().is_ok()
 }
 
 #[cfg(test)]
@@ -185,6 +193,9 @@ mod tests {
         for (gpu, name, says) in [
             (None, "g2-standard-8", "write `gpu: { size: large }`"),
             (None, "t2a-standard-4", "do not run on `t2a-standard-4`"),
+            (None, "e2-micro", "do not run on `e2-micro`"),
+            (None, "n1-megamem-96", "do not run on `n1-megamem-96`"),
+            (None, "c3-standard-4-lssd", "do not run on `c3-standard-4-lssd`"),
             (Some(GpuSize::Large), "e2-standard-4", "`e2-standard-4` is no machine with GPUs"),
         ] {
             let refused = machine(gpu, Some(name)).unwrap_err();

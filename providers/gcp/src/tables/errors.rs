@@ -145,6 +145,15 @@ const ROWS: &[Row<Service, Hint>] = &[
     // googleapis/python-aiplatform#2807: a model is shown as deployed for a while after it was undeployed.
     row(Some(Service::AiPlatform), "FAILED_PRECONDITION", "deployed or being deployed", Conflict, None),
     row(Some(Service::AiPlatform), "failedPrecondition", "deployed or being deployed", Conflict, None),
+    // The words with which endpoints are refused to `terraform destroy`: one has a model, or gets one.
+    row(Some(Service::AiPlatform), "FAILED_PRECONDITION", "DeployedModel(s)", Conflict, None),
+    row(Some(Service::AiPlatform), "failedPrecondition", "DeployedModel(s)", Conflict, None),
+    // The agent of a new project (<https://cloud.google.com/vertex-ai/docs/general/access-control#service-agents>) is not there yet, or
+    // has no role yet.
+    row(Some(Service::AiPlatform), "FAILED_PRECONDITION", "ervice agents are being provisioned", Conflict, None),
+    row(Some(Service::AiPlatform), "failedPrecondition", "ervice agents are being provisioned", Conflict, None),
+    row(Some(Service::AiPlatform), "FAILED_PRECONDITION", "permission to access Artifact Registry", Conflict, None),
+    row(Some(Service::AiPlatform), "failedPrecondition", "permission to access Artifact Registry", Conflict, None),
     // GoogleCloudPlatform/stable-diffusion-on-gcp#12: a 429 that is no rate.
     row(Some(Service::AiPlatform), "rateLimitExceeded", "exceed quota limits", Quota, RAISE),
     row(Some(Service::AiPlatform), "RESOURCE_EXHAUSTED", "exceed quota limits", Quota, RAISE),
@@ -355,6 +364,14 @@ mod tests {
         for (code, status, message, expected) in [
             ("FAILED_PRECONDITION", None, "Model server never became ready.", Invalid),
             ("FAILED_PRECONDITION", Some(400), "The Model is deployed or being deployed at the following", Conflict),
+            ("FAILED_PRECONDITION", Some(400), "Endpoint has deployed or being-deployed DeployedModel(s): 7", Conflict),
+            ("FAILED_PRECONDITION", Some(400), "Service agents are being provisioned. Try again later.", Conflict),
+            (
+                "FAILED_PRECONDITION",
+                Some(400),
+                "Vertex AI Service Agent a@b does not have permission to access Artifact Registry repository r.",
+                Conflict,
+            ),
             ("RESOURCE_EXHAUSTED", Some(429), "The following quota metrics exceed quota limits: a/b", Quota),
             ("RESOURCE_EXHAUSTED", Some(429), "Quota exceeded for aiplatform.googleapis.com/requests", THROTTLED),
             ("UNAVAILABLE", None, "Machine type temporarily unavailable, please deploy with a different one", Capacity),

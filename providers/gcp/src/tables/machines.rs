@@ -56,6 +56,13 @@ impl Machine {
     }
 }
 
+impl Gpu {
+    /// What Vertex AI calls it: `NVIDIA_TESLA_T4`.
+    pub fn vertex_name(&self) -> String {
+        self.accelerator.to_uppercase().replace('-', "_")
+    }
+}
+
 /// Declares a GPU.
 const fn gpu(
     accelerator: &'static str,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use textnlp_gcp::{CAPABILITIES, InvocationOperations, endpoint as endpoint_of};
@@ -11,7 +12,7 @@ use textnlp_provider::settings::Runtime;
 use textnlp_provider::{Lineage, Problem, Progress, Provider, Spec, Verb, Wanted, error_chain};
 use textnlp_sim::gcp::Options;
 use textnlp_sim::gcp::run::Container;
-use textnlp_sim::{Disruption, Rule};
+use textnlp_sim::{Disruption, Fault, Rule};
 
 use crate::policy::{changed, limit, printed, refused};
 use crate::run::{containers, error_of, wanted};
@@ -21,6 +22,8 @@ use crate::{
 
 const MODEL: &str = "main/server/model";
 const DEPLOYMENT: &str = "main/server/deployment";
+const UNDEPLOY: &str = "aiplatform.projects.locations.endpoints.undeployModel";
+const UPLOAD: &str = "aiplatform.projects.locations.models.upload";
 const DEPLOY: &str = "aiplatform.projects.locations.endpoints.deployModel";
 
 fn bench(options: Options, protect_data: bool) -> Bench {
@@ -116,12 +119,22 @@ fn a_release_moves_the_requests_to_the_new_model_and_undeploys_the_old_one() {
     run(async {
         let bench = bench(Options::zero_latency().enabled(), false);
         let mut records = create(&bench, &wanted(&bench)).await;
+        // Its agent is not there yet, and then has no role yet.
+        for (nth, message) in (1..).zip([
+            "Service agents are being provisioned. Please try again in a few minutes.",
+            "Vertex AI Service Agent a@b does not have permission to access Artifact Registry repository r.",
+        ]) {
+            let fault = Fault::new("FAILED_PRECONDITION", message);
+            bench.cloud.faults().add(Rule::nth("aiplatform", UPLOAD, nth, Disruption::Refused(fault)));
+        }
+        bench.cloud.faults().add(Rule::nth("aiplatform", UPLOAD, 3, Disruption::LostReply));
         let (model, spec) = release(&bench, 500, &records).await;
         let new = deploy(&bench, 501, &records, &spec).await;
         let (old_id, new_id) = (id_of(&records[place(&records, DEPLOYMENT)]), id_of(&new));
         assert_eq!(deployed(&bench), [old_id, new_id.clone()]);
         assert_eq!(endpoint(&bench)["trafficSplit"], json!({ (new_id.as_str()): 100 }));
         let old = records.remove(place(&records, DEPLOYMENT));
+        bench.cloud.faults().add(Rule::nth("aiplatform", UNDEPLOY, 1, Disruption::LostReply));
         delete(&bench, 502, &old).await;
         let old_model = records.remove(place(&records, MODEL));
         delete(&bench, 503, &old_model).await;
@@ -230,6 +243,73 @@ fn a_deployment_is_continued_by_its_operation_and_never_made_twice() {
 }
 
 #[test]
+fn a_deployment_whose_answer_is_lost_is_waited_for_as_long_as_it_runs() {
+    run(async {
+        let bench = bench(Options::zero_latency().enabled(), false);
+        let records = create(&bench, &wanted(&bench)).await;
+        let (model, spec) = release(&bench, 500, &records).await;
+        let before = calls(&bench, DEPLOY);
+        let (one, _) = &records[place(&records, DEPLOYMENT)];
+        let op = bench.operation(501, Verb::Create, one, &spec, None);
+        bench.cloud.world().set_zero_latency(false);
+        bench.cloud.faults().add(Rule::nth("aiplatform", DEPLOY, 1, Disruption::LostReply));
+        let mut progress = bench.provider.begin(&op).await.unwrap();
+        let mut last = String::new();
+        for _ in 0..20 {
+            let (handle, says) = match progress {
+                Progress::Pending { handle, says, .. } => (handle, says),
+                other => panic!("{other:?}"),
+            };
+            last = if says.contains("is not over") { says } else { last };
+            progress = bench.provider.advance(&op, &handle).await.unwrap();
+        }
+        assert!(!last.is_empty(), "it waits for the operation");
+        bench.cloud.advance(Duration::from_secs(900));
+        while let Progress::Pending { handle, .. } = progress {
+            progress = bench.provider.advance(&op, &handle).await.unwrap();
+        }
+        let object = match progress {
+            Progress::Done(object) => object,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(calls(&bench, DEPLOY), before + 1, "it is deployed once");
+        bench.cloud.world().set_zero_latency(true);
+        let new = (Wanted { spec: spec.clone(), ..one.clone() }, record(one, &spec, &object));
+        let all: Vec<Made> = records.into_iter().chain([model, new]).collect();
+        remove(&bench, &all).await;
+    });
+}
+
+#[test]
+fn an_endpoint_is_not_deleted_while_a_model_is_deployed_at_it() {
+    run(async {
+        let bench = bench(Options::zero_latency().enabled(), false);
+        let all = wanted(&bench);
+        let (last, others) = all.split_last().unwrap();
+        let records = create(&bench, others).await;
+        let outputs: std::collections::BTreeMap<_, _> =
+            records.iter().map(|(one, recorded)| (one.id.clone(), recorded.outputs.clone())).collect();
+        let spec = last.spec.resolve(|id| outputs.get(id)).unwrap();
+        bench.cloud.world().set_zero_latency(false);
+        // It fails, so that nothing is left at the endpoint.
+        bench.cloud.world().mute = true;
+        let op = bench.operation(500, Verb::Create, last, &spec, None);
+        let begun = bench.provider.begin(&op).await.unwrap();
+        assert!(matches!(begun, Progress::Pending { .. }), "{begun:?}");
+        let (one, recorded) = &records[place(&records, "main/server/endpoint")];
+        let op = bench.operation(501, Verb::Delete, one, &one.spec, Some(recorded));
+        let begun = bench.provider.begin(&op).await.unwrap();
+        assert!(
+            matches!(&begun, Progress::Pending { says, .. } if says.contains("being-deployed")),
+            "it waits: {begun:?}"
+        );
+        bench.cloud.advance(Duration::from_secs(900));
+        bench.cloud.world().set_zero_latency(true);
+        remove(&bench, &records).await;
+    });
+}
+
+#[test]
 fn models_that_others_deployed_keep_the_endpoint() {
     run(async {
         let bench = bench(Options::zero_latency().enabled(), false);
@@ -330,6 +410,7 @@ fn requests_reach_an_endpoint_with_the_token_of_who_is_signed_in() {
                 assert!(container.environment.contains_key("TEXTNLP_VERTEX_SERVER_0"));
                 (200, format!("{method} {path} {}", String::from_utf8_lossy(body)).into_bytes())
             }));
+        let endpoint_now = endpoint(&bench);
         let outputs: SiteOutputs = records
             .iter()
             .map(|(one, recorded)| (one.id.as_str().trim_start_matches("main/").to_owned(), recorded.outputs.clone()))
@@ -346,6 +427,11 @@ fn requests_reach_an_endpoint_with_the_token_of_who_is_signed_in() {
         let operations = Arc::new(InvocationOperations::new(access, &bench.site));
         assert!(operations.log_command().unwrap().contains("resource.labels.endpoint_id=\"textnlp-staging-main\""));
         let invocations = operations.invocations().unwrap();
+        let dns = endpoint_now["dedicatedEndpointDns"].clone();
+        bench.cloud.world().change(&key(&bench), "/dedicatedEndpointDns", json!(""));
+        let why = error_chain(&invocations.sign(b"{}").await.err().unwrap());
+        assert!(why.contains("no name in DNS yet"), "{why}");
+        bench.cloud.world().change(&key(&bench), "/dedicatedEndpointDns", dns);
         let client = textnlp_net::client::ClientOptions::default().client().unwrap();
         let send = async |with_token: bool| {
             let signed = invocations.sign(b"{}").await.unwrap();

@@ -303,6 +303,11 @@ impl Cloud {
         later(self.now(), if self.timing.zero_latency { Duration::from_millis(1) } else { after })
     }
 
+    /// Whether what begins from now on is done at the next request.
+    pub fn set_zero_latency(&mut self, is_zero: bool) {
+        self.timing.zero_latency = is_zero;
+    }
+
     /// A delay of a range of seconds; nothing with zero latency.
     #[must_use]
     pub fn lag(&self, seconds: &Range<u64>) -> Duration {

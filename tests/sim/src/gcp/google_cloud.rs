@@ -304,6 +304,8 @@ impl Shared {
 
     fn answer(&self, request: Request) -> (Option<Reply>, Option<Disruption>) {
         let path = request.path.trim_start_matches('/').to_owned();
+        // The names of quotas have a slash in a part of the path.
+        let path = if path.starts_with("serviceusage/") { path.replace("%2F", "%252F") } else { path };
         let path: String = percent_decoded(&path);
         match request.header("host").and_then(|host| host.split(':').next()) {
             Some(objects::HOST) => return self.answer_objects(&request, &path),

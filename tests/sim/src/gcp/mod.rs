@@ -426,7 +426,7 @@ const NAMED: &[(&str, &str)] = &[
     ("cloudbilling.billingAccounts.get", "billing.accounts.get"),
     ("cloudkms.projects.locations.keyRings.cryptoKeys.updatePrimaryVersion", "cloudkms.cryptoKeys.update"),
     ("cloudresourcemanager.projects.getEffectiveOrgPolicy", "orgpolicy.policy.get"),
-    ("serviceusage.services.consumerQuotaMetrics.list", "serviceusage.quotas.get"),
+    ("serviceusage.services.consumerQuotaMetrics.get", "serviceusage.quotas.get"),
     ("serviceusage.services.generateServiceIdentity", "serviceusage.services.enable"),
     ("sql.operations.get", "cloudsql.instances.get"),
     ("sql.operations.list", "cloudsql.instances.list"),

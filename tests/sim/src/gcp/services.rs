@@ -52,7 +52,7 @@ pub(crate) const HANDLERS: &[(&str, Handler)] = &[
     ("serviceusage.services.batchGet", batch_get),
     ("serviceusage.services.list", list),
     ("serviceusage.services.generateServiceIdentity", identity),
-    ("serviceusage.services.consumerQuotaMetrics.list", quotas),
+    ("serviceusage.services.consumerQuotaMetrics.get", quota_metric),
     ("serviceusage.operations.get", super::kinds::operation),
     ("cloudbilling.projects.getBillingInfo", billing),
     ("storage.projects.serviceAccount.get", storage_agent),
@@ -256,14 +256,12 @@ fn identity(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
     Ok(json!({ "name": "operations/finished.DONE_OPERATION", "done": true, "response": response }))
 }
 
-fn quotas(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
-    let is_of = |api: &str| call.name.contains(&format!("/services/{api}/"));
-    let metrics = match (is_of("run.googleapis.com"), is_of("aiplatform.googleapis.com")) {
-        (true, _) => vec![super::run::quota(cloud)],
-        (_, true) => super::vertex::quotas(cloud),
-        _ => return Err(Problem::new("UNIMPLEMENTED", format!("{} is not simulated.", call.name))),
-    };
-    Ok(json!({ "metrics": metrics }))
+fn quota_metric(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
+    let wanted = call.name.rsplit('/').next().unwrap_or_default().replace("%2F", "/");
+    let mut known = super::vertex::quotas(cloud);
+    known.push(super::run::quota(cloud));
+    let found = known.into_iter().find(|one| one["metric"] == wanted.as_str());
+    found.ok_or_else(|| errors::not_found("serviceusage", &call.name))
 }
 
 /// What a region allows of a quota, by its name and its usual limit.

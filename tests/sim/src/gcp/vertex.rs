@@ -77,6 +77,7 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         "in the traffic split of a deployment, 0 is the new deployed model; without a split, the traffic stays",
         Source::Model,
     ),
+    rule("an endpoint has its name in DNS once its first model is deployed", Source::Model),
     rule("a traffic split names deployed models and adds up to 100, or is empty", Source::Model),
     rule(
         "a deployment whose container does not become ready fails with code 9, and leaves nothing at the endpoint",
@@ -115,6 +116,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         "operations are read with the permission to read the model or the endpoint; deployments need \
             aiplatform.endpoints.deploy, and undeployments aiplatform.endpoints.undeploy",
         Source::Documentation("https://cloud.google.com/vertex-ai/docs/general/iam-permissions"),
+    ),
+    rule(
+        "lists of operations need aiplatform.operations.list, and mutateDeployedModel needs aiplatform.endpoints.update",
+        Source::Model,
     ),
     rule("a container runs as an account as which the caller has to be allowed to act", Source::Model),
     rule(
@@ -342,9 +347,6 @@ fn create(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
         body[member] = now.clone().into();
     }
     body["etag"] = cloud.fingerprint().into();
-    if body["dedicatedEndpointEnabled"] == true {
-        body["dedicatedEndpointDns"] = format!("{}/{PREDICTIONS}", cloud.front).into();
-    }
     let target = key.clone();
     let effect: Effect = Box::new(move |cloud| {
         let response = typed("google.cloud.aiplatform.v1.Endpoint", &json!({ "name": body["name"] }));
@@ -358,8 +360,7 @@ fn delete_endpoint(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem>
     let endpoint = read(cloud, call)?;
     let key = call.key();
     if !ids(&endpoint).is_empty() || cloud.running(&key).is_some() {
-        let message = format!("Endpoint {} has deployed or being deployed DeployedModel(s).", call.name);
-        return Err(unmet(message));
+        return Err(unmet("Endpoint has deployed or being-deployed DeployedModel(s)."));
     }
     let target = key.clone();
     let effect: Effect = Box::new(move |cloud| {
@@ -434,7 +435,11 @@ fn deploy(cloud: &mut Cloud, call: &Call<'_>) -> Result<Value, Problem> {
         }
         model["createTime"] = cloud.now().to_string().into();
         let response = json!({ "deployedModel": model });
+        let dns = format!("{}/{PREDICTIONS}", cloud.front);
         change(cloud, &target, |endpoint| {
+            if endpoint["dedicatedEndpointEnabled"] == true {
+                endpoint["dedicatedEndpointDns"] = dns.into();
+            }
             let mut all: Vec<Value> = deployed(endpoint).cloned().collect();
             all.push(model);
             endpoint["deployedModels"] = all.into();
@@ -533,7 +538,7 @@ pub(crate) fn answer(cloud: &mut Cloud, request: &Request, path: &str, user: Opt
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let variables = container["env"].as_array().into_iter().flatten();
     // No variable of the servers refers to another one.
-    let environment = variables.map(|one| (text(&one["name"]), text(&one["value"]).replace("$$(", "$("))).collect();
+    let environment = variables.map(|one| (text(&one["name"]), text(&one["value"]).replace("$$", "$"))).collect();
     let route = text(&container["predictRoute"]);
     (Answered::By(Container { image: text(&container["imageUri"]), environment }, containers.clone()), route)
 }

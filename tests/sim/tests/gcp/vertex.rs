@@ -95,6 +95,9 @@ fn a_deployment_takes_long_shows_at_its_end_and_leaves_nothing_if_it_fails() {
     let client = client(Options::default());
     let started = deploy(&client, "1", "m", json!({ "0": 100 }));
     assert!(endpoint(&client).get("deployedModels").is_none());
+    assert!(endpoint(&client).get("dedicatedEndpointDns").is_none(), "it has no name in DNS yet");
+    let deleted = client.call("DELETE", "aiplatform", ENDPOINT, Value::Null);
+    assert!(deleted.status == 400 && deleted.message().contains("being-deployed"), "{}", deleted.body);
     let listed = client.get("aiplatform", &format!("{ENDPOINT}/operations")).ok();
     let running = listed["operations"].as_array().unwrap().iter().filter(|one| one["done"] != true).count();
     assert_eq!(running, 1);
