@@ -73,7 +73,9 @@ fn site_failure_of_every_kind_is_failed_over_and_recovered() {
         let key = made["key"].as_str().unwrap().to_owned();
         let accepted = (0..20).filter(|_| regions.answers(&key) == 200).count();
         let spells = regions.spells_apart();
-        assert!((5..=5 + spells.max(2)).contains(&accepted), "{rate}: {accepted}, {spells} times apart");
+        // A front that asks only a site that is apart gets no more than the share of that site.
+        let least = if spells == 0 { 5 } else { 1 };
+        assert!((least..=5 + spells.max(2)).contains(&accepted), "{rate}: {accepted}, {spells} times apart");
         key
     });
     // The gate knows what is still to be done.
