@@ -120,10 +120,19 @@ impl Regions {
 
     /// How often a site could not reach the primary and counted limits by itself.
     pub(crate) fn spells_apart(&self) -> usize {
+        self.said_by_agents("limits are counted apart")
+    }
+
+    /// How often that ended.
+    pub(crate) fn spells_ended(&self) -> usize {
+        self.said_by_agents("the primary grants leases again")
+    }
+
+    fn said_by_agents(&self, message: &str) -> usize {
         let logs = ["primary", "secondary", "tertiary"]
             .map(|site| self.state(NAME).join("sites").join(site).join("log/watch.log"));
         let logs = logs.iter().map(|log| std::fs::read_to_string(log).expect("every site has a site agent"));
-        logs.map(|log| log.matches("limits are counted apart").count()).sum()
+        logs.map(|log| log.matches(message).count()).sum()
     }
 
     pub(crate) fn run(&self, args: &[&str]) -> Said {
