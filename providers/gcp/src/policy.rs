@@ -15,6 +15,8 @@ const MOST: usize = 60_000;
 
 /// What preflight and the search for forgotten objects read, besides the objects themselves.
 pub(crate) const ALWAYS: &[&str] = &[
+    "aiplatform.endpoints.list",
+    "aiplatform.models.list",
     "compute.acceleratorTypes.get",
     "compute.healthChecks.list",
     "compute.machineTypes.get",

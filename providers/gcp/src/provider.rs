@@ -158,10 +158,7 @@ impl Provider for Gcp {
     }
 
     async fn observe(&self, scope: &Scope<'_>) -> Result<Vec<(ResourceId, Observed)>> {
-        // Most projects do not use Vertex AI, and not every region has it.
-        let mut all = scope.wanted.iter().map(|one| &one.kind).chain(scope.recorded.iter().map(|one| &one.kind));
-        let has_vertex = all.any(|kind| kinds::vertex::is_of(kind.as_str()));
-        self.observe_kinds(scope, |kind| has_vertex || !kinds::vertex::is_of(kind)).await
+        self.observe_kinds(scope, |_| true).await
     }
 
     async fn read(&self, kind: &KindName, id: &CloudId) -> Result<Observed> {

@@ -31,11 +31,6 @@ use crate::table::{MINUTE, Row, kind};
 pub(crate) const MODEL: &str = "gcp.vertex-model";
 pub(crate) const ENDPOINT: &str = "gcp.vertex-endpoint";
 pub(crate) const DEPLOYMENT: &str = "gcp.vertex-deployment";
-/// Whether a kind is one of Vertex AI.
-pub(crate) fn is_of(kind: &str) -> bool {
-    [MODEL, ENDPOINT, DEPLOYMENT].contains(&kind)
-}
-
 /// What is between the id of an endpoint and that of a model that is deployed there.
 const DEPLOYED: &str = "/deployedModels/";
 /// The most bytes of a display name.
