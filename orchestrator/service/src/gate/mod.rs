@@ -12,7 +12,7 @@ pub mod hardened;
 mod invoked;
 pub mod load;
 pub mod order;
-mod sign_on;
+pub(crate) mod sign_on;
 mod sites;
 
 use std::collections::BTreeMap;
