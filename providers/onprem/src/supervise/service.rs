@@ -1,4 +1,4 @@
-//! The service as its clients see it: readiness, latency, error rate, and refused credentials.
+//! The service as its clients see it: readiness, latency, error rate, refused credentials, and unusual usage.
 //!
 //! The rules are those of `templates/kubernetes/prometheus-rule.yaml`, evaluated on the metrics of this site's replicas.
 
@@ -41,6 +41,8 @@ const SAMPLES_MAX: usize = 64;
 const UNREADY_FOR: SignedDuration = SignedDuration::from_mins(5);
 /// Invalid credentials within [`WINDOW_MAX`] that are still taken for mistakes.
 const REFUSED_MAX: f64 = 300.0;
+/// The kinds of insights whose severity is a warning.
+const UNUSUAL: [&str; 5] = ["traffic_spike", "traffic_drop", "failures_rise", "latency_rise", "quality_drop"];
 /// The group of units that answer clients.
 const SERVERS: &str = "server-";
 
@@ -116,6 +118,19 @@ impl Counts {
     }
 }
 
+/// The insights of the last 24 hours by their kind, of those in [`UNUSUAL`].
+type Insights = BTreeMap<&'static str, f64>;
+
+/// Reads them in an exposition.
+fn insights(metrics: &str) -> Insights {
+    let samples = exposition::samples(metrics).filter(|sample| sample.name == "textnlp_insights");
+    let known = samples.filter_map(|sample| {
+        let kind = UNUSUAL.into_iter().find(|kind| sample.label("kind").is_some_and(|label| label == *kind))?;
+        Some((kind, sample.value))
+    });
+    known.collect()
+}
+
 /// Something that must last before it is an alert.
 #[derive(Debug, Default)]
 struct PendingAlert(Option<Timestamp>);
@@ -132,6 +147,8 @@ impl PendingAlert {
 pub(super) struct Service {
     /// The last counts of each replica.
     replicas: BTreeMap<String, Counts>,
+    /// The last insights that each replica showed; all show those of the same database.
+    insights: BTreeMap<String, Insights>,
     /// What all replicas answered between a poll and the one before.
     samples: VecDeque<(Timestamp, Counts)>,
     slow: PendingAlert,
@@ -155,10 +172,23 @@ impl Service {
             let asked = probe::exchange_up_to(&socket, request, METRICS_MAX);
             if let Ok(Ok(answer)) = tokio::time::timeout(POLL_TIMEOUT, asked).await {
                 found.insert(unit.name.clone(), Counts::read(&answer));
+                self.insights.insert(unit.name.clone(), insights(&answer));
             }
         }
         self.replicas.retain(|name, _| units.iter().any(|unit| unit.name == *name));
-        self.evaluate(found, units, limits, now)
+        self.insights.retain(|name, _| units.iter().any(|unit| unit.name == *name));
+        let mut facts = self.evaluate(found, units, limits, now);
+        facts.extend(self.unusual());
+        facts
+    }
+
+    /// A fact for each kind of unusual usage in the last 24 hours.
+    fn unusual(&self) -> impl Iterator<Item = Fact> {
+        UNUSUAL.into_iter().filter_map(|kind| {
+            let count = self.insights.values().filter_map(|one| one.get(kind).copied()).fold(0.0, f64::max);
+            let says = format!("{count:.0} in the last 24 hours: textnlp-deploy analytics list --kind {kind}");
+            (count > 0.0).then(|| Fact::new("insights", kind, says))
+        })
     }
 
     fn evaluate(
@@ -314,6 +344,26 @@ mod tests {
         assert_eq!(fires(once, 900), [], "one burst of slow answers is no alert");
         let restarted = |second: i64| Some(counts(0, each(if second > 100 { second - 100 } else { second }, 10), 0));
         assert_eq!(fires(restarted, 900), [(305, "latency".to_owned())], "a restart is no negative rate");
+    }
+
+    #[test]
+    fn each_kind_of_unusual_usage_is_one_fact_of_all_replicas() {
+        let mut service = Service::default();
+        let of = |spikes: u32| {
+            insights(&format!(
+                "# TYPE textnlp_insights gauge\ntextnlp_insights{{kind=\"summary\"}} 24\n\
+                 textnlp_insights{{kind=\"traffic_spike\"}} {spikes}\ntextnlp_insights{{kind=\"latency_rise\"}} 0\n"
+            ))
+        };
+        assert_eq!(of(2), BTreeMap::from([("latency_rise", 0.0), ("traffic_spike", 2.0)]));
+        service.insights.insert("server-0".to_owned(), of(1));
+        // A replica that read the database later.
+        service.insights.insert("server-1".to_owned(), of(2));
+        let facts: Vec<Fact> = service.unusual().collect();
+        let [Fact { name: "insights", about, says }] = &facts[..] else { panic!("{facts:?}") };
+        assert!(about == "traffic_spike" && says.starts_with("2 in the last 24 hours: "), "{about}: {says}");
+        service.insights = BTreeMap::from([("server-0".to_owned(), of(0))]);
+        assert_eq!(service.unusual().count(), 0);
     }
 
     #[test]
