@@ -22,7 +22,7 @@ const CERTIFICATE_LOW: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 /// The days before the end of a waiver, a drill or a key in which that is a warning.
 pub(crate) const ENDS_SOON_DAYS: i64 = 14;
-/// The same.
+/// [`ENDS_SOON_DAYS`] as a duration.
 pub(crate) const ENDS_SOON: SignedDuration = SignedDuration::from_hours(ENDS_SOON_DAYS * 24);
 
 /// The result of one check.

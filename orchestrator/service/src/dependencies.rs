@@ -315,7 +315,10 @@ async fn issues_tokens(http: &Client, issuer: &str) -> Result<(), Fault> {
     let metadata = sign_on::metadata(http, issuer).await.map_err(|cause| Fault(CheckResult::Warning, cause))?;
     match metadata["issuer"].as_str() {
         Some(named) if named == issuer => Ok(()),
-        Some(named) => Err(Fault::failed(format!("its metadata names the issuer `{named}`"))),
+        Some(named) => {
+            let named: String = named.chars().take(200).collect();
+            Err(Fault::failed(format!("its metadata names the issuer `{named}`")))
+        }
         None => Err(Fault::failed("its metadata names no issuer")),
     }
 }

@@ -1,7 +1,6 @@
 //! The state of each component of a running environment: what `status`, `doctor`, `backup list` and `gate` know.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::civil::Date;
@@ -150,20 +149,24 @@ fn last_gate(doctor: &mut Checks, deployment: &Deployment, state: &State) {
     }
 }
 
-/// What the gate will soon not count any more: waivers, drills and rehearsals of failovers.
+/// What the gate will soon not count any more: waivers, drills and failover rehearsals.
 fn evidence_ends(doctor: &mut Checks, deployment: &Deployment, state: &State) -> Result<(), Failure> {
     let (scope, phase) = (&deployment.chosen.scope, deployment.chosen.loaded.environment.phase);
     let now = Timestamp::now();
     for (check, until) in waivers(phase, &state.exemptions(), now) {
         let Some(when) = ends_soon(until, now) else { continue };
-        let again = scope.last(&format!("gate --waive {} --until DATE --reason TEXT", quoted(&check)));
-        doctor.warning("waiver", format!("that of check `{check}` ends {when}, on {until}"), again);
+        let waive = scope.last(&format!("gate --waive {} --until DATE --reason TEXT", quoted(&check)));
+        let fix = format!("measure it: {}\nor waive it again: {waive}", scope.last("gate --again"));
+        doctor.warning("waiver", format!("that of check `{check}` ends {when}, on {until}"), fix);
     }
-    for rehearsed in gate::rehearsed(&deployment.chosen, state)? {
-        let until = rehearsed.until();
+    for newest in gate::dated_evidence(&deployment.chosen, state)? {
+        let until = newest.until();
         let Some(when) = ends_soon(until, now) else { continue };
-        let says = format!("the gate counts that of {:.0} for 90 days, which end {when}, on {until}", rehearsed.at);
-        doctor.warning(rehearsed.what, says, scope.command(rehearsed.command));
+        let says = format!(
+            "the newest one is of {:.0}; the gate counts none older than 90 days, which end {when}, on {until}",
+            newest.at
+        );
+        doctor.warning(newest.what, says, scope.command(newest.command));
     }
     Ok(())
 }
@@ -183,7 +186,9 @@ fn ends_soon(until: Date, now: Timestamp) -> Option<String> {
 fn availability(doctor: &mut Checks, deployment: &Deployment, state: &State) {
     const NAME: &str = "availability";
     let (scope, environment) = (&deployment.chosen.scope, &deployment.chosen.loaded.environment);
-    if PhaseDefinition::of(environment.phase).check(AVAILABILITY).is_none() {
+    let is_promised = PhaseDefinition::of(environment.phase).check(AVAILABILITY).is_some();
+    // An inference endpoint is not probed.
+    if !is_promised || gate::unmeasured(environment).is_some() {
         return;
     }
     let (window, limit, now) =
@@ -198,7 +203,7 @@ fn availability(doctor: &mut Checks, deployment: &Deployment, state: &State) {
     };
     match promised(summary, window, limit, now) {
         Ok((true, says)) => doctor.well(NAME, says),
-        // What is over is not unhealthy.
+        // A past outage is not a problem of now.
         Ok((false, says)) => doctor.warning(NAME, says, scope.command("logs errors --since 1d")),
         Err(why) => doctor.warning(NAME, format!("not known: {why}"), scope.command("probe")),
     }
@@ -213,14 +218,14 @@ fn promised(
 ) -> Result<(bool, String), String> {
     let summary = enough(summary, window, now)?;
     let (share, note) = combined(&summary, None);
-    let of_window = |share: f64| Duration::from_secs((window.0.as_secs_f64() * share).floor() as u64);
+    let of_window = |share: f64| (window.0.as_secs_f64() * share).floor() as u64;
     let (allowed, used) = (of_window(1.0 - limit), of_window(1.0 - share));
     let is_kept = share >= limit;
     let left = match is_kept {
-        true => format!("{} of outages are left of {}", Span(allowed.saturating_sub(used)), Span(allowed)),
-        false => format!("outages of {}, {} were allowed", Span(used), Span(allowed)),
+        true => format!("{} s of the error budget of {} s are left", allowed.saturating_sub(used), allowed),
+        false => format!("outages of {used} s, the error budget is {allowed} s"),
     };
-    Ok((is_kept, format!("{} of the last {window}, {} are promised; {left} ({note})", percent(share), percent(limit))))
+    Ok((is_kept, format!("{} of the last {window}, the target is {}; {left} ({note})", percent(share), percent(limit))))
 }
 
 #[cfg(test)]
@@ -253,11 +258,14 @@ mod tests {
         };
         let (is_kept, says) = promised(Some(of(0.9995, 1.0)), window, 0.999, now).unwrap();
         assert!(
-            is_kept && says.starts_with("99.95 % of the last 1d, 99.9 % are promised; 43s of outages are left of 86s"),
+            is_kept
+                && says.starts_with(
+                    "99.95 % of the last 1d, the target is 99.9 %; 43 s of the error budget of 86 s are left"
+                ),
             "{says}"
         );
         let (is_kept, says) = promised(Some(of(0.99, 1.0)), window, 0.999, now).unwrap();
-        assert!(!is_kept && says.contains("outages of 864s, 86s were allowed (8640 probes"), "{says}");
+        assert!(!is_kept && says.contains("outages of 864 s, the error budget is 86 s (8640 probes"), "{says}");
         assert!(promised(None, window, 0.999, now).unwrap_err().contains("no probe"));
         assert!(promised(Some(of(1.0, 0.5)), window, 0.999, now).unwrap_err().contains("are needed"));
         let later = now + jiff::SignedDuration::from_hours(2);

@@ -120,31 +120,31 @@ pub(crate) fn applied(folder: &Utf8Path) -> Result<Option<Applied>, Failure> {
     Ok(newest.map(|newest| newest.applied.clone()))
 }
 
-/// A drill or a rehearsal that the gate of a phase counts until it is too old.
-pub(crate) struct Rehearsed {
+/// The newest drill or rehearsal of its sort. The gate of the phase counts none that is older than 90 days.
+pub(crate) struct DatedEvidence {
     /// What it was.
-    pub what: &'static str,
+    pub(crate) what: &'static str,
     /// When it began.
-    pub at: Timestamp,
+    pub(crate) at: Timestamp,
     /// The command that repeats it.
-    pub command: &'static str,
+    pub(crate) command: &'static str,
 }
 
-impl Rehearsed {
-    /// The last day (UTC) on which it counts.
-    pub fn until(&self) -> Date {
+impl DatedEvidence {
+    /// The last day (UTC) on which it may count.
+    pub(crate) fn until(&self) -> Date {
         let ends = self.at.checked_add(sites::FRESH).unwrap_or(Timestamp::MAX);
         ends.to_zoned(TimeZone::UTC).date()
     }
 }
 
-/// The newest ones that the gate of this environment counts.
-pub(crate) fn rehearsed(chosen: &ChosenEnvironment, state: &State) -> Result<Vec<Rehearsed>, Failure> {
+/// The newest ones of those that the gate of this environment needs.
+pub(crate) fn dated_evidence(chosen: &ChosenEnvironment, state: &State) -> Result<Vec<DatedEvidence>, Failure> {
     let definition = PhaseDefinition::of(chosen.loaded.environment.phase);
     let drill = definition.check(phases::RTO).map(|_| sites::newest(chosen)).transpose()?.flatten();
     let failover = definition.check(phases::FAILOVER).and_then(|_| failover::newest(chosen, state));
-    let drill = drill.map(|at| Rehearsed { what: "drill", at, command: "dr drill" });
-    let failover = failover.map(|at| Rehearsed { what: "failover rehearsal", at, command: "db failover" });
+    let drill = drill.map(|at| DatedEvidence { what: "drill", at, command: "dr drill" });
+    let failover = failover.map(|at| DatedEvidence { what: "failover rehearsal", at, command: "db failover" });
     Ok(drill.into_iter().chain(failover).collect())
 }
 

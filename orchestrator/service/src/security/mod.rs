@@ -210,11 +210,12 @@ async fn api_keys(report: &mut Checks, deployment: &Deployment, running: &Runnin
                 }
             }
             report.rule = Some(Rule::KeyEnds);
-            if let Some((first, _)) = keys.ending.first() {
+            if !keys.ending.is_empty() {
                 let named: Vec<String> =
                     keys.ending.iter().take(NAMED).map(|(id, end)| format!("{id} on {}", day(*end))).collect();
                 let says = format!("{} end within {ENDS_SOON_DAYS} days: {}", keys.ending.len(), named.join(", "));
-                report.warning("ends of API keys", says, scope.command(&format!("key rotate {first}")));
+                let fix = format!("{} # and give it to the client", scope.command("key create NAME"));
+                report.warning("ends of API keys", says, fix);
             }
         }
         Err(failure) => report.unknown(NAME, format!("{:#}", failure.error), list),
@@ -228,7 +229,7 @@ struct KeyAges {
     all_scopes: usize,
     /// Those that are old and have no end, with the time of their creation; the oldest first.
     old: Vec<(String, Timestamp)>,
-    /// Those that end soon, with their end; the first one first.
+    /// Those that end soon and were not created for a short time, with their end; the first one first.
     ending: Vec<(String, Timestamp)>,
 }
 
@@ -243,11 +244,17 @@ impl KeyAges {
             ages.active += 1;
             ages.all_scopes += usize::from(has_all_scopes(key));
             let Some(id) = key["public_id"].as_str() else { continue };
-            let created = time("created_at").filter(|at| now.duration_since(*at) > KEY_AGE);
-            match (created, time("expires_at")) {
-                (_, Some(end)) if end.duration_since(now) <= ENDS_SOON => ages.ending.push((id.to_owned(), end)),
-                (Some(at), None) => ages.old.push((id.to_owned(), at)),
-                _ => {}
+            let Some(created) = time("created_at") else { continue };
+            match time("expires_at") {
+                Some(end) => {
+                    // Keys of gates and load tests, and those of `--expires-days 7`, end soon from the beginning.
+                    let is_lasting = end.duration_since(created) > ENDS_SOON;
+                    if is_lasting && end.duration_since(now) <= ENDS_SOON {
+                        ages.ending.push((id.to_owned(), end));
+                    }
+                }
+                None if now.duration_since(created) > KEY_AGE => ages.old.push((id.to_owned(), created)),
+                None => {}
             }
         }
         ages.old.sort_by_key(|(_, at)| *at);
@@ -493,11 +500,12 @@ mod tests {
             key("ends later", 10, Some(days(-14)), None),
             key("ends", 400, Some(days(-1)), None),
             key("ends much later", 10, Some(days(-15)), None),
+            key("temporary", 1, Some(days(-1)), None),
             key("ended", 400, Some(days(1)), None),
             key("revoked", 400, None, Some(days(1))),
         ] });
         let ages = KeyAges::of(&listed, now);
-        assert_eq!((ages.active, ages.all_scopes), (6, 6));
+        assert_eq!((ages.active, ages.all_scopes), (7, 7));
         let ids = |of: &[(String, Timestamp)]| -> Vec<String> { of.iter().map(|(id, _)| id.clone()).collect() };
         assert_eq!(ids(&ages.old), ["oldest", "old"]);
         assert_eq!(ids(&ages.ending), ["ends", "ends later"]);

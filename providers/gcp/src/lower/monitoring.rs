@@ -37,8 +37,8 @@ const PERIOD: u64 = 60;
 const MEAN: &str = "ALIGN_MEAN";
 /// What is added in a period: a count, or a distribution.
 const ADDED: &str = "ALIGN_DELTA";
-/// The longest time that a condition lasts (<https://cloud.google.com/monitoring/quotas#alerting_uptime_limits>).
-const MOST_LASTING: u64 = (23 * 60 + 30) * 60;
+/// The longest time that a condition evaluates, without its period (<https://cloud.google.com/monitoring/quotas#alerting_uptime_limits>).
+const MOST_WINDOW: u64 = (23 * 60 + 30) * 60 - PERIOD;
 /// The same of an uptime check, whose newest result in this time counts, and the label whose values have a count of locations each
 /// (<https://cloud.google.com/monitoring/alerts/policies-in-json#json-uptime>).
 const UPTIME_PERIOD: u64 = 1_200;
@@ -89,9 +89,9 @@ enum Limit {
     ErrorRate,
 }
 
-/// How long a limit has to be exceeded.
+/// How long a limit has to be exceeded before an incident begins.
 #[derive(Debug, Clone, Copy)]
-enum Lasting {
+enum RetestWindow {
     Minutes(u64),
     /// As long as the latency of the service.
     Latency,
@@ -101,7 +101,7 @@ enum Lasting {
 
 /// What several time series of an object become, by the label that tells objects apart.
 #[derive(Debug, Clone, Copy)]
-enum Reduced {
+enum Reducer {
     /// There is one.
     No,
     Sum(&'static str),
@@ -123,9 +123,9 @@ struct Rule {
     /// More of its filter.
     also: &'static str,
     aligner: &'static str,
-    reduced: Reduced,
+    reducer: Reducer,
     limit: Limit,
-    lasting: Lasting,
+    window: RetestWindow,
 }
 
 /// The metrics are in <https://cloud.google.com/monitoring/api/metrics_kubernetes>,
@@ -141,9 +141,9 @@ const RULES: &[Rule] = &[
         // The rest is given back when it is needed.
         also: " AND metric.labels.memory_type=\"non-evictable\"",
         aligner: MEAN,
-        reduced: Reduced::No,
+        reducer: Reducer::No,
         limit: Limit::Memory,
-        lasting: Lasting::Minutes(15),
+        window: RetestWindow::Minutes(15),
     },
     Rule {
         part: "database-cpu",
@@ -153,9 +153,9 @@ const RULES: &[Rule] = &[
         metric: "cloudsql.googleapis.com/database/cpu/utilization",
         also: "",
         aligner: MEAN,
-        reduced: Reduced::No,
+        reducer: Reducer::No,
         limit: Limit::Fixed(0.9),
-        lasting: Lasting::Minutes(5),
+        window: RetestWindow::Minutes(5),
     },
     Rule {
         part: "database-memory",
@@ -165,9 +165,9 @@ const RULES: &[Rule] = &[
         metric: "cloudsql.googleapis.com/database/memory/utilization",
         also: "",
         aligner: MEAN,
-        reduced: Reduced::No,
+        reducer: Reducer::No,
         limit: Limit::Memory,
-        lasting: Lasting::Minutes(15),
+        window: RetestWindow::Minutes(15),
     },
     Rule {
         part: "database-disk",
@@ -177,9 +177,9 @@ const RULES: &[Rule] = &[
         metric: "cloudsql.googleapis.com/database/disk/utilization",
         also: "",
         aligner: MEAN,
-        reduced: Reduced::No,
+        reducer: Reducer::No,
         limit: Limit::Disk,
-        lasting: Lasting::Minutes(5),
+        window: RetestWindow::Minutes(5),
     },
     Rule {
         part: "database-connections",
@@ -190,9 +190,9 @@ const RULES: &[Rule] = &[
         metric: "cloudsql.googleapis.com/database/postgresql/num_backends",
         also: "",
         aligner: MEAN,
-        reduced: Reduced::Sum("resource.label.database_id"),
+        reducer: Reducer::Sum("resource.label.database_id"),
         limit: Limit::Connections(0.9),
-        lasting: Lasting::Minutes(5),
+        window: RetestWindow::Minutes(5),
     },
     Rule {
         part: "database-lag",
@@ -202,9 +202,9 @@ const RULES: &[Rule] = &[
         metric: "cloudsql.googleapis.com/database/replication/replica_lag",
         also: "",
         aligner: "ALIGN_MAX",
-        reduced: Reduced::No,
+        reducer: Reducer::No,
         limit: Limit::Fixed(600.0),
-        lasting: Lasting::Minutes(10),
+        window: RetestWindow::Minutes(10),
     },
     Rule {
         part: "database-replication",
@@ -215,9 +215,9 @@ const RULES: &[Rule] = &[
         metric: "cloudsql.googleapis.com/database/replication/replica_lag",
         also: "",
         aligner: "ALIGN_MAX",
-        reduced: Reduced::No,
+        reducer: Reducer::No,
         limit: Limit::Below(0.0),
-        lasting: Lasting::Minutes(10),
+        window: RetestWindow::Minutes(10),
     },
     Rule {
         part: "service-uptime",
@@ -227,10 +227,10 @@ const RULES: &[Rule] = &[
         metric: "monitoring.googleapis.com/uptime_check/check_passed",
         also: "",
         aligner: NEWEST,
-        reduced: Reduced::No,
+        reducer: Reducer::No,
         // One location may have a fault of its own.
         limit: Limit::Fixed(1.0),
-        lasting: Lasting::Minutes(5),
+        window: RetestWindow::Minutes(5),
     },
     Rule {
         part: "service-latency",
@@ -240,9 +240,9 @@ const RULES: &[Rule] = &[
         metric: "run.googleapis.com/request_latencies",
         also: "",
         aligner: ADDED,
-        reduced: Reduced::Percentile(SERVICE_NAME),
+        reducer: Reducer::Percentile(SERVICE_NAME),
         limit: Limit::Latency,
-        lasting: Lasting::Latency,
+        window: RetestWindow::Latency,
     },
     Rule {
         part: "service-errors",
@@ -252,9 +252,9 @@ const RULES: &[Rule] = &[
         metric: "run.googleapis.com/request_count",
         also: " AND metric.labels.response_code_class=\"5xx\"",
         aligner: ADDED,
-        reduced: Reduced::Share(SERVICE_NAME),
+        reducer: Reducer::Share(SERVICE_NAME),
         limit: Limit::ErrorRate,
-        lasting: Lasting::ErrorRate,
+        window: RetestWindow::ErrorRate,
     },
     Rule {
         part: "service-latency",
@@ -265,9 +265,9 @@ const RULES: &[Rule] = &[
         // Parts of it are time series, too.
         also: " AND metric.labels.latency_type=\"total\"",
         aligner: ADDED,
-        reduced: Reduced::Percentile(ENDPOINT_ID),
+        reducer: Reducer::Percentile(ENDPOINT_ID),
         limit: Limit::Latency,
-        lasting: Lasting::Latency,
+        window: RetestWindow::Latency,
     },
     Rule {
         part: "service-errors",
@@ -277,9 +277,9 @@ const RULES: &[Rule] = &[
         metric: "aiplatform.googleapis.com/prediction/online/response_count",
         also: " AND metric.labels.response_code=\"5xx\"",
         aligner: ADDED,
-        reduced: Reduced::Share(ENDPOINT_ID),
+        reducer: Reducer::Share(ENDPOINT_ID),
         limit: Limit::ErrorRate,
-        lasting: Lasting::ErrorRate,
+        window: RetestWindow::ErrorRate,
     },
 ];
 
@@ -377,9 +377,9 @@ impl Lowering<'_> {
         let metric = |rule: &'static Rule| {
             let (filter, threshold) = (self.filter(rule, rule.also, monitoring)?, rule.threshold(monitoring)?);
             let comparison = if matches!(rule.limit, Limit::Below(_)) { "below" } else { "above" };
-            let sum_by = match rule.reduced {
-                Reduced::Sum(label) | Reduced::Share(label) => Some(label),
-                Reduced::No | Reduced::Percentile(_) => None,
+            let sum_by = match rule.reducer {
+                Reducer::Sum(label) | Reducer::Share(label) => Some(label),
+                Reducer::No | Reducer::Percentile(_) => None,
             };
             let mut metric = json!({
                 "says": rule.says,
@@ -389,7 +389,7 @@ impl Lowering<'_> {
                 (comparison): threshold,
                 "period_seconds": PERIOD,
             });
-            if let Reduced::Percentile(label) = rule.reduced {
+            if let Reducer::Percentile(label) = rule.reducer {
                 metric["percentile_by"] = json!(label);
             }
             if rule.watched == Watched::Service {
@@ -410,7 +410,7 @@ impl Lowering<'_> {
         for (rule, metric) in metrics {
             let mut condition = metric.clone();
             condition["lasting_seconds"] = json!(rule.lasting_seconds(monitoring));
-            if matches!(rule.reduced, Reduced::Share(_)) {
+            if matches!(rule.reducer, Reducer::Share(_)) {
                 condition["share_of"] = json!(self.filter(rule, "", monitoring));
             }
             let spec = json!({
@@ -509,11 +509,11 @@ impl Rule {
 
     /// Whole minutes.
     fn lasting_seconds(&self, monitoring: &Monitoring) -> u64 {
-        let seconds = match self.lasting {
-            Lasting::Minutes(minutes) => minutes * 60,
-            Lasting::Latency => monitoring.service.latency_for_seconds,
-            Lasting::ErrorRate => monitoring.service.error_rate_for_seconds,
+        let seconds = match self.window {
+            RetestWindow::Minutes(minutes) => minutes * 60,
+            RetestWindow::Latency => monitoring.service.latency_for_seconds,
+            RetestWindow::ErrorRate => monitoring.service.error_rate_for_seconds,
         };
-        (seconds.div_ceil(60) * 60).min(MOST_LASTING)
+        (seconds.div_ceil(60) * 60).min(MOST_WINDOW)
     }
 }

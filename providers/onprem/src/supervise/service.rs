@@ -41,8 +41,9 @@ const SAMPLES_MAX: usize = 64;
 const UNREADY_FOR: SignedDuration = SignedDuration::from_mins(5);
 /// Invalid credentials within [`WINDOW_MAX`] that are still taken for mistakes.
 const REFUSED_MAX: f64 = 300.0;
-/// The kinds of insights whose severity is a warning.
-const UNUSUAL: [&str; 5] = ["traffic_spike", "traffic_drop", "failures_rise", "latency_rise", "quality_drop"];
+/// The kinds of insights about the service. With many tenants the traffic of some tenant is nearly always unusual, and receivers cannot
+/// silence a kind.
+const UNUSUAL: [&str; 3] = ["failures_rise", "latency_rise", "quality_drop"];
 /// The group of units that answer clients.
 const SERVERS: &str = "server-";
 
@@ -118,7 +119,7 @@ impl Counts {
     }
 }
 
-/// The insights of the last 24 hours by their kind, of those in [`UNUSUAL`].
+/// How many insights of the last 24 hours there are of each kind in [`UNUSUAL`].
 type Insights = BTreeMap<&'static str, f64>;
 
 /// Reads them in an exposition.
@@ -147,8 +148,8 @@ impl PendingAlert {
 pub(super) struct Service {
     /// The last counts of each replica.
     replicas: BTreeMap<String, Counts>,
-    /// The last insights that each replica showed; all show those of the same database.
-    insights: BTreeMap<String, Insights>,
+    /// Those that replicas showed last: all show those of one database, some later than others.
+    insights: Insights,
     /// What all replicas answered between a poll and the one before.
     samples: VecDeque<(Timestamp, Counts)>,
     slow: PendingAlert,
@@ -166,17 +167,22 @@ impl Service {
         now: Timestamp,
     ) -> Vec<Fact> {
         let request = "GET /metrics HTTP/1.1\r\nHost: metrics\r\nAccept: text/plain\r\nConnection: close\r\n\r\n";
-        let mut found = BTreeMap::new();
+        let (mut found, mut newest) = (BTreeMap::new(), None::<Insights>);
         for unit in servers(units).filter(|unit| unit.phase == PhaseName::Ready) {
             let socket = folder.socket(&format!("{}-metrics", unit.name));
             let asked = probe::exchange_up_to(&socket, request, METRICS_MAX);
             if let Ok(Ok(answer)) = tokio::time::timeout(POLL_TIMEOUT, asked).await {
                 found.insert(unit.name.clone(), Counts::read(&answer));
-                self.insights.insert(unit.name.clone(), insights(&answer));
+                let newest = newest.get_or_insert_default();
+                for (kind, count) in insights(&answer) {
+                    let most = newest.entry(kind).or_default();
+                    *most = count.max(*most);
+                }
             }
         }
         self.replicas.retain(|name, _| units.iter().any(|unit| unit.name == *name));
-        self.insights.retain(|name, _| units.iter().any(|unit| unit.name == *name));
+        // A poll that no replica answers ends no alert.
+        self.insights = newest.unwrap_or_else(|| std::mem::take(&mut self.insights));
         let mut facts = self.evaluate(found, units, limits, now);
         facts.extend(self.unusual());
         facts
@@ -184,10 +190,9 @@ impl Service {
 
     /// A fact for each kind of unusual usage in the last 24 hours.
     fn unusual(&self) -> impl Iterator<Item = Fact> {
-        UNUSUAL.into_iter().filter_map(|kind| {
-            let count = self.insights.values().filter_map(|one| one.get(kind).copied()).fold(0.0, f64::max);
+        self.insights.iter().filter(|(_, count)| **count > 0.0).map(|(kind, count)| {
             let says = format!("{count:.0} in the last 24 hours: textnlp-deploy analytics list --kind {kind}");
-            (count > 0.0).then(|| Fact::new("insights", kind, says))
+            Fact::new("insights", *kind, says)
         })
     }
 
@@ -347,22 +352,20 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_unusual_usage_is_one_fact_of_all_replicas() {
+    fn each_kind_of_unusual_usage_is_one_fact() {
         let mut service = Service::default();
-        let of = |spikes: u32| {
+        let of = |rises: u32| {
             insights(&format!(
                 "# TYPE textnlp_insights gauge\ntextnlp_insights{{kind=\"summary\"}} 24\n\
-                 textnlp_insights{{kind=\"traffic_spike\"}} {spikes}\ntextnlp_insights{{kind=\"latency_rise\"}} 0\n"
+                 textnlp_insights{{kind=\"latency_rise\"}} {rises}\ntextnlp_insights{{kind=\"quality_drop\"}} 0\n"
             ))
         };
-        assert_eq!(of(2), BTreeMap::from([("latency_rise", 0.0), ("traffic_spike", 2.0)]));
-        service.insights.insert("server-0".to_owned(), of(1));
-        // A replica that read the database later.
-        service.insights.insert("server-1".to_owned(), of(2));
+        assert_eq!(of(2), BTreeMap::from([("latency_rise", 2.0), ("quality_drop", 0.0)]));
+        service.insights = of(2);
         let facts: Vec<Fact> = service.unusual().collect();
         let [Fact { name: "insights", about, says }] = &facts[..] else { panic!("{facts:?}") };
-        assert!(about == "traffic_spike" && says.starts_with("2 in the last 24 hours: "), "{about}: {says}");
-        service.insights = BTreeMap::from([("server-0".to_owned(), of(0))]);
+        assert!(about == "latency_rise" && says.starts_with("2 in the last 24 hours: "), "{about}: {says}");
+        service.insights = of(0);
         assert_eq!(service.unusual().count(), 0);
     }
 

@@ -72,7 +72,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     rule("the service gives policies and channels their names, and two may have the same display name", Source::Model),
     rule("a policy has one to six conditions", Source::Model),
     rule("a condition lasts whole minutes, and its values are of a minute or longer", Source::Model),
-    rule("the values of a ratio and of what it is a share of have the same alignment period", Source::Model),
+    rule(
+        "the values of a ratio and of what it is a share of have the same alignment period",
+        Source::Documentation("https://cloud.google.com/monitoring/api/ref_v3/rest/v3/projects.alertPolicies"),
+    ),
     rule("policies and channels are enabled unless they say otherwise", Source::Model),
     rule("a filter has to name a type of resource", Source::Report("hashicorp/terraform-provider-google#4165")),
     rule(
