@@ -243,7 +243,7 @@ fn an_endpoint_is_made_answers_changes_rolls_back_and_is_removed_with_everything
 }
 
 /// The image of a program with CUDA, which was pushed before.
-fn with_gpus(instance_type: Option<&str>) -> InferenceEndpoint {
+pub(crate) fn with_gpus(instance_type: Option<&str>) -> InferenceEndpoint {
     let image = Some(format!("{}:1.0-a@{IMAGE}", repository()));
     let instance_type = instance_type.map(str::to_owned);
     InferenceEndpoint { gpu: Some(GpuSize::Small), instance_type, image, registry: None, ..served() }

@@ -630,3 +630,17 @@ fn policies_of_an_endpoint_suffice_and_hold_nothing_unused() {
     ];
     assert_eq!(unused, known);
 }
+
+/// Disks of the instances' own take no key.
+#[test]
+fn policies_of_an_endpoint_make_grants_of_the_key_for_volumes_only() {
+    let (account, _) = inference::account();
+    let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0011);
+    let has_grants = |endpoint: InferenceEndpoint| {
+        let wanted = account.lower(&inference::components(endpoint), &inference::place());
+        let statements = statements(&stack, UP, &wanted);
+        statements.iter().any(|one| one["Condition"].to_string().contains("kms:GrantIsForAWSResource"))
+    };
+    assert!(has_grants(inference::with_model(1)));
+    assert!(!has_grants(inference::with_gpus(None)));
+}
