@@ -223,8 +223,7 @@ fn variants(spec: &Spec, region: &str) -> Vec<CostLine> {
         let text = |field: &str| variant[field].as_str().unwrap_or_default();
         let (kind, count) = (text("instance_type"), variant["count"].as_u64().unwrap_or_default());
         let has_volume = !variant["volume_gb"].is_null();
-        let own = if has_volume { "" } else { ", whose own disks are not encrypted with the site's key" };
-        let what = format!("{count} × {kind}, `{}`{own}", text("name"));
+        let what = format!("{count} × {kind}, `{}`", text("name"));
         let volumes = has_volume.then(|| {
             let disks = format!("{} GB of disk on {}", variant["volume_gb"], counted(count, "instance"));
             CostLine::unpriced(Service::SageMaker.title(), disks, "the price of a volume is not recorded")

@@ -66,6 +66,11 @@ impl Lowering<'_> {
         let name = names::endpoint(self.site);
         let has_gpus = endpoint.gpu.is_some();
         let instance_type = self.instance_type(endpoint);
+        if has_gpus && (endpoint.image.is_none() || endpoint.registry.is_some()) {
+            let cause = "the instances have GPUs, and images that `up` pushes compute on the CPU";
+            let fix = "build one by `server/cuda/Dockerfile`, push it, and write `sites[].cluster.image: REPOSITORY@sha256:…`";
+            return self.problem("image", cause, fix);
+        }
         let Some(image) = &endpoint.image else {
             let cause = "there is no image: `registry.url` is not set, or none can be made of this program";
             let (account, region) = (&self.site.account, &self.site.region);
@@ -87,11 +92,6 @@ impl Lowering<'_> {
             .registry
             .as_ref()
             .and_then(|registry| ResourceId::part(&self.site.name, registry, "repository").ok());
-        if has_gpus && registry.is_some() {
-            let cause = "the instances have GPUs, and the image that `up` pushes computes on the CPU";
-            let fix = "build one by `server/cuda/Dockerfile`, push it, and write `sites[].cluster.image: REPOSITORY@sha256:…`";
-            return self.problem("image", cause, fix);
-        }
         let repository = match &registry {
             Some(registry) => Some(output(registry, "arn")),
             None => self.repository_of(image),

@@ -287,6 +287,24 @@ fn an_endpoint_with_gpus_has_their_driver_and_neither_key_nor_volume() {
     assert_eq!(stack.recorded(), []);
 }
 
+/// Their disks have no key of the site, and a server uses one GPU.
+#[test]
+fn what_is_unusual_about_gpus_is_said_before_they_cost() {
+    let (account, _) = account();
+    let bench = Bench::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let said = |protect_data: bool, name: &str| {
+        let wanted = account.lower(&components(with_gpus(Some(name))), &Site { protect_data, ..place() });
+        let config = wanted.iter().find(|one| one.kind.as_str() == "aws.endpoint-config").unwrap();
+        assert!(config.spec.get("key").unwrap().is_null());
+        let problems = runtime.block_on(bench.provider.preflight(&wanted)).unwrap();
+        let about = |words: &str| problems.iter().any(|problem| problem.warning && problem.cause.contains(words));
+        (about("not with the key of the site"), about("the others are idle"))
+    };
+    assert_eq!(said(true, "ml.g6e.xlarge"), (true, false));
+    assert_eq!(said(false, "ml.p4d.24xlarge"), (false, true));
+}
+
 /// The defaults of SageMaker have older drivers than CUDA 13 needs.
 #[test]
 fn an_endpoint_with_an_older_driver_fails_with_the_reason() {
@@ -414,7 +432,8 @@ fn what_sagemaker_cannot_run_is_refused_with_the_reason() {
     check(image(&repository().replace(REGION, "us-west-2")), &elsewhere);
     check(image(&format!("{}:1", repository())), "has no digest");
     let pushed = InferenceEndpoint { registry: served().registry, ..with_gpus(None) };
-    check(pushed, "the image that `up` pushes computes on the CPU");
+    check(pushed, "images that `up` pushes compute on the CPU");
+    check(InferenceEndpoint { image: None, ..with_gpus(None) }, "images that `up` pushes compute on the CPU");
     check(InferenceEndpoint { models: vec![model("file:/m", Some(digest(1)))], ..served() }, "does not reach");
     check(InferenceEndpoint { models: vec![model("hf:a/b", None)], ..served() }, "has no digest");
     let by_cpu = Autoscaling { max: 4, cpu: Some(70), memory: None, requests_per_second: Some(1) };

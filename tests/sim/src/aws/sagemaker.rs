@@ -104,7 +104,7 @@ const LEDGER: &[Behaviour] = &[
     Behaviour {
         service: "sagemaker",
         what: "a variant with an instance type that has disks of its own takes no size of a volume",
-        source: Source::Report("aws/sagemaker-python-sdk#4828"),
+        source: Source::Report("autogluon/autogluon-cloud#50"),
     },
     Behaviour {
         service: "sagemaker",
