@@ -751,8 +751,9 @@ def schedule(runner, options, rows, chosen, skipped, known_results):
     if options.no_cluster:
         runner.facts["control-plane"] = False
     elif any("control-plane" in row.needs for row in chosen):
+        # Once per machine, at low priority: beside the build of everything else it may take more than an hour.
         runner.add(Job("control plane", ["bash", "tests/cluster/build"], provides="control-plane", idle=True, optional=True, quiet=True,
-                       seconds=900))
+                       seconds=900, limit=7200))
     is_cut_off = any(row.network for row in chosen)
     if everything or is_cut_off:
         # Of some programs, few need a package: one that lacks its own fails by itself.
