@@ -1,5 +1,5 @@
 //! Models that are broken in every way that a disk or a download breaks them: named, refused at once, never in the place of a
-//! working one, and mended by a whole one.
+//! working one, and repaired by a whole one.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use camino::Utf8Path;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// The ecosystem of crates.
 pub const CRATES: &str = "crates.io";
 /// The ecosystem of Python packages.
-const PYTHON: &str = "PyPI";
+pub(crate) const PYTHON: &str = "PyPI";
 
 /// One package, wherever it was found.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -406,7 +406,7 @@ fn python_packages_of_a_bundle_are_matched_by_the_names_of_their_files() {
     let document = json!({
         "id": "PYSEC-1", "modified": "2026-08-21T00:00:00Z", "summary": "Bad things",
         "severity": [{"type": "CVSS_V3", "score": "CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H"}],
-        "affected": [{"package": {"ecosystem": "PyPI", "name": "foo-bar"},
+        "affected": [{"package": {"ecosystem": "PyPI", "name": "Foo_Bar"},
             "ranges": [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "1.1"}]}]}]
     });
     put(&osv, "one.json", document.to_string());

@@ -1,4 +1,4 @@
-//! Python packages in `packages/`, by the names of their files. No code opens them.
+//! Python packages in `packages/`, by the names of their files. The files are not opened.
 
 use super::package::Package;
 use super::version::Scheme;
@@ -20,7 +20,7 @@ pub(super) fn package(file: &str) -> Option<Package> {
         None => file.strip_suffix(".tar.gz")?.rsplit_once('-')?,
     };
     // `a-1.0-2.tar.gz` has an ambiguous version: 2, or 1.0.post2.
-    let is_ambiguous = name.rsplit('-').next().is_some_and(is_version);
+    let is_ambiguous = name.rsplit_once('-').is_some_and(|(_, last)| is_version(last));
     (is_name(name) && is_version(version) && !is_ambiguous).then(|| Package::of_python(name, version))
 }
 
@@ -32,7 +32,7 @@ fn is_name(text: &str) -> bool {
 
 /// Whether advisories can be compared with it: another version would count as affected by all of them.
 fn is_version(text: &str) -> bool {
-    Scheme::Pep440.compare(text, text).is_some()
+    !text.contains(char::is_whitespace) && Scheme::Pep440.compare(text, text).is_some()
 }
 
 #[cfg(test)]
@@ -46,6 +46,8 @@ mod tests {
             ("torch-2.1.0+cpu-1-cp311-cp311-linux_x86_64.whl", Some(("torch", "2.1.0+cpu"))),
             ("zope.interface-1!7.0-cp312-cp312-manylinux_2_17_x86_64.whl", Some(("zope-interface", "1!7.0"))),
             ("python-dateutil-2.9.0.tar.gz", Some(("python-dateutil", "2.9.0"))),
+            ("v8-1.0-py3-none-any.whl", Some(("v8", "1.0"))),
+            ("foo- 1.0-py3-none-any.whl", None),
             ("libssl3_3.0.11-1_amd64.deb", None),
             ("foo-1.0.whl", None),
             ("foo-1.0-build-py3-none-any.whl", None),

@@ -459,7 +459,8 @@ impl Program {
         eventually(async || self.post(trusted, GREEDY, 256 << 10).await == refused).await;
         let grown = self.resident().saturating_sub(before);
         assert!(grown < 512 << 20, "{} MiB", grown >> 20);
-        assert_eq!(self.post(trusted, [127, 0, 0, 2], 100_000).await.0, 200, "another address");
+        // Another address. A backend that answered late is back after a health check.
+        eventually(async || self.post(trusted, [127, 0, 0, 2], 100_000).await.0 == 200).await;
         drop(flood);
         eventually(async || self.post(trusted, GREEDY, 256 << 10).await.0 == 200).await;
     }
@@ -535,29 +536,40 @@ async fn until_read(stream: &mut TlsStream<TcpStream>) {
 
 #[tokio::test]
 async fn streams_of_http2_have_a_bounded_memory_of_which_every_address_has_a_share() {
+    // With fields that fill most of a head, and with none: then only the bodies count.
+    for fields in [7, 0] {
+        flood_of_streams(fields).await;
+    }
+}
+
+async fn flood_of_streams(fields: usize) {
     let (_folder, path) = folder();
     let trusted = certify(&path);
     let a = Backend::tcp("a").await;
     let program = Program::for_floods(&path, &a, &tls(&path)).await;
     let before = program.resident();
     // POST /x of site.example, without an entry in the table of the connection, and a field of 4,000 bytes, which enters it
-    // (<https://www.rfc-editor.org/rfc/rfc7541#section-6.2>). Each request has the field seven times, mostly by its index:
-    // a stream of 40 bytes costs the gateway 28 KiB.
+    // (<https://www.rfc-editor.org/rfc/rfc7541#section-6.2>). Each request has the field `fields` times, mostly by its index: a
+    // stream of 40 bytes has up to 28 KiB of fields, which the gateway writes out for its backend.
     let pseudo = [&[0x83, 0x87, 0x04, 2][..], b"/x", &[0x01, 12], b"site.example"].concat();
     let field = [&[0x40, 1, b'x', 0x7f, 0xa1, 0x1e][..], &[b'y'; 4000]].concat();
     let mut requests = Vec::new();
     for number in 0..128 {
-        let first: &[u8] = if number == 0 { &field } else { &[0xbe] };
-        requests.extend(frame(HEADERS, 4, 1 + 2 * number, &[&pseudo[..], first, &[0xbe; 6]].concat()));
+        let block = match (fields, number) {
+            (0, _) => pseudo.clone(),
+            (_, 0) => [&pseudo[..], &field, &vec![0xbe; fields - 1]].concat(),
+            _ => [&pseudo[..], &vec![0xbe; fields]].concat(),
+        };
+        requests.extend(frame(HEADERS, 4, 1 + 2 * number, &block));
         // What the window of the connection has room for. No stream ends.
         if number < 4 {
             requests.extend(frame(0, 0, 1 + 2 * number, &[b'x'; 16_000]));
         }
     }
-    // 25,600 streams, of eight addresses. The fields alone would be 700 MiB.
+    // 12,288 streams, of eight addresses.
     let mut held = Vec::new();
-    for number in 0..200_u32 {
-        let mut stream = http2_on(from([127, 0, 1, (number / 25) as u8], program.address).await, &trusted).await;
+    for number in 0..96_u32 {
+        let mut stream = http2_on(from([127, 0, 1, (number / 12) as u8], program.address).await, &trusted).await;
         stream.write_all(&requests).await.unwrap();
         until_read(&mut stream).await;
         held.push(stream);
