@@ -225,7 +225,7 @@ pub struct Scan {
     /// File of accepted findings with reasons
     #[arg(long, value_name = "FILE")]
     pub allow: Option<Utf8PathBuf>,
-    /// Also write scan_IMAGE.json for each image and scan_configs.json
+    /// Also write scan_IMAGE.json for each image, scan_configs.json and scan_python_packages.json
     #[arg(long, requires = "out")]
     pub per_image: bool,
     /// Merge existing scan files instead of scanning: `scan_*.json`

@@ -127,6 +127,21 @@ impl Sandbox {
         said(self.command(args).output().expect("start the program"))
     }
 
+    /// Runs a line of a guide in a shell, which finds the program by its name, in the sandbox's folder.
+    pub fn shell(&self, line: &str) -> Said {
+        let bin = self.folder().join("bin");
+        if !bin.is_dir() {
+            std::fs::create_dir(&bin).expect("make a folder for the program");
+            std::os::unix::fs::symlink(program(), bin.join("textnlp-deploy")).expect("link the program");
+        }
+        let path = format!("{bin}:{}", std::env::var("PATH").unwrap_or_default());
+        let program = self.command(&[]);
+        let mut shell = Command::new("sh");
+        shell.args(["-euc", line]).current_dir(self.folder()).stdin(Stdio::null()).env_clear();
+        shell.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("PATH", path);
+        said(shell.output().expect("start a shell"))
+    }
+
     /// Starts the program in the background.
     pub fn start(&self, args: &[&str]) -> Child {
         self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start the program")

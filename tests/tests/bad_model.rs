@@ -1,4 +1,5 @@
-//! Models that are broken in every way that a disk or a download breaks them: named, refused at once, and mended by a whole one.
+//! Models that are broken in every way that a disk or a download breaks them: named, refused at once, never in the place of a
+//! working one, and repaired by a whole one.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use camino::Utf8Path;
@@ -16,11 +17,12 @@ fn up_with_model(sandbox: &Sandbox, folder: &Utf8Path) -> textnlp_tests::Said {
 }
 
 #[test]
-fn broken_model_is_refused_by_name_and_an_intact_one_served() {
+fn broken_model_is_refused_by_name_and_never_replaces_a_working_one() {
     let sandbox = Sandbox::new("model");
     let whole = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/models/bundled/textnlp-tiny");
     type Spoil = (&'static str, fn(&Utf8Path), &'static str);
-    let spoils: [Spoil; 7] = [
+    const SHARD: &str = "model-00001-of-00002.safetensors";
+    let spoils: [Spoil; 10] = [
         (
             "truncated",
             |m| {
@@ -60,7 +62,35 @@ fn broken_model_is_refused_by_name_and_an_intact_one_served() {
             },
             "its end token is 999999",
         ),
+        (
+            "a shard that is missing",
+            |m| std::fs::rename(m.join("model.safetensors"), m.join(SHARD)).unwrap(),
+            "model-00002-of-00002.safetensors",
+        ),
+        (
+            "an index that names no file",
+            |m| {
+                std::fs::rename(m.join("model.safetensors"), m.join(SHARD)).unwrap();
+                std::fs::write(m.join("model.safetensors.index.json"), "{\"weight_map\": {}}").unwrap();
+            },
+            "`weight_map`: it is empty",
+        ),
+        (
+            "a GGUF with an alignment of 0",
+            |m| {
+                std::fs::remove_dir_all(m).unwrap();
+                std::fs::create_dir(m).unwrap();
+                // Version 3, no tensors, one key of 17 letters with a number of 32 bits.
+                let counts = [&b"GGUF\x03\0\0\0"[..], &0u64.to_le_bytes(), &1u64.to_le_bytes()].concat();
+                let key = [&17u64.to_le_bytes()[..], b"general.alignment", b"\x04\0\0\0\0\0\0\0"].concat();
+                std::fs::write(m.join("a.gguf"), [counts, key].concat()).unwrap();
+            },
+            "is not a power of two",
+        ),
     ];
+    assert_eq!(up_with_model(&sandbox, &whole).exit, 0, "a whole model is served");
+    let generate = ["generate", "Once", "--max-tokens", "8", "--seed", "7", "--env", "development"];
+    let text = sandbox.run(&generate).expect(0).out;
     for (n, (name, spoil, says)) in spoils.into_iter().enumerate() {
         let folder = sandbox.folder().join(format!("model-{n}"));
         copy(&whole, &folder);
@@ -69,6 +99,7 @@ fn broken_model_is_refused_by_name_and_an_intact_one_served() {
         assert_eq!(said.exit, 1, "{name}: {}\n{}", said.out, said.err);
         assert!(said.err.contains("error: ") && said.err.contains("hint: "), "{name}: {}", said.err);
         assert!(said.err.contains(says), "{name} does not say `{says}`: {}", said.err);
+        assert_eq!(sandbox.run(&generate).expect(0).out, text, "{name}: the working model still answers");
         if folder.exists() {
             let source = format!("models.0.source=file:{folder}");
             let plan = sandbox.run(&["plan", "--env", "development", "--set", &source]);
@@ -77,8 +108,9 @@ fn broken_model_is_refused_by_name_and_an_intact_one_served() {
             assert!(pulled.exit == 1 && pulled.err.contains(says), "{name}: {pulled:?}");
         }
     }
-    assert_eq!(up_with_model(&sandbox, &whole).exit, 0, "a whole model is served");
-    sandbox.run(&["generate", "Once", "--max-tokens", "2", "--env", "development"]).expect(0);
+    let again = up_with_model(&sandbox, &whole).expect(0);
+    assert!(again.err.contains("No changes"), "{}", again.err);
+    assert_eq!(sandbox.run(&generate).expect(0).out, text);
 }
 
 #[test]

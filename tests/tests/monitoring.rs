@@ -1,4 +1,5 @@
-//! Whatever rules and dashboards ask for is there: in a scrape of the real program, or told by what watches a cluster.
+//! Whatever rules and dashboards ask for is there: in a scrape of the real program, or told by what watches a cluster. The commands
+//! of the maintenance runbook are run.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -9,7 +10,8 @@ use camino::Utf8Path;
 use serde_json::{Value, json};
 use textnlp_provider::dashboard::{self, Watched};
 use textnlp_tests::metrics::{queried, scraped};
-use textnlp_tests::{Sandbox, eventually, http};
+use textnlp_tests::stand_in::StandIn;
+use textnlp_tests::{Sandbox, eventually, guide, http};
 
 /// Metrics of node agents, kube-state-metrics and Prometheus itself: the monitoring of any cluster has it.
 const OF_CLUSTERS: [&str; 7] = [
@@ -23,6 +25,66 @@ const OF_CLUSTERS: [&str; 7] = [
 ];
 /// Metrics of servers that compute on a GPU: this one does not.
 const OF_GPUS: [&str; 2] = ["textnlp_gpu_memory_total_bytes", "textnlp_gpu_memory_used_bytes"];
+
+/// What commands of the runbook for maintenance print where nothing is wrong.
+const GOOD: [(&str, &str); 10] = [
+    ("health check", "No problems found."),
+    ("logs errors", "0 errors in 0 groups"),
+    ("alert list", "✓ no active alerts"),
+    ("status", "ready"),
+    ("drift", "no drift: everything is as recorded"),
+    ("deps", "0 failed"),
+    ("deps check-updates", "0 with a known vulnerability"),
+    ("cleanup", "nothing older than 30d to remove"),
+    ("backup verify", "is verified:"),
+    ("security audit", "0 failed"),
+];
+
+/// Each command of the sections that an operator follows all the time, with shorter measurements.
+#[test]
+fn the_runbook_of_maintenance_is_followed() {
+    const PAGE: &str = "docs/runbooks/maintenance.md";
+    let text = std::fs::read_to_string(format!("{}/../{PAGE}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    for (command, good) in GOOD {
+        let (row, cell) = (format!("| `{command}"), format!("`{good}`"));
+        assert!(text.lines().any(|line| line.starts_with(&row) && line.contains(&cell)), "{command}: {good}");
+    }
+    let hook = StandIn::of(200, "");
+    let mut sandbox = Sandbox::new("maintenance");
+    sandbox.variables.extend([
+        ("TEXTNLP_SET__gates__users", "1".to_owned()),
+        ("TEXTNLP_SET__gates__hold", "1s".to_owned()),
+        ("TEXTNLP_SET__gates__p95_ms", "60000".to_owned()),
+        ("TEXTNLP_SET__monitoring__receivers__oncall", format!("{}/oncall", hook.url())),
+    ]);
+    sandbox.run(&["up", "--env", "staging", "--yes"]).expect(0);
+    // As the schedule does, which is off in this environment.
+    sandbox.run(&["backup", "create", "--env", "staging"]).expect(0);
+    let (mut followed, mut good) = (0, BTreeSet::new());
+    for section in ["Daily", "Weekly", "Monthly", "Before a change", "After a change"] {
+        for line in guide::commands(PAGE, section) {
+            let line = line.replace("production", "staging");
+            let line = line.replace("--period 1m", "--period 1s").replace("--duration 30s", "--duration 1s");
+            let command = line.strip_prefix("textnlp-deploy ").unwrap().split(" --").next().unwrap();
+            let said = sandbox.shell(&line);
+            // Advisories may be too old, and controls are then not met.
+            let is_expected = said.exit == 0 || (command == "compliance report" && said.exit == 1);
+            assert!(is_expected, "`{line}`: {}\n{}{}", said.exit, said.out, said.err);
+            if let Some((_, wanted)) = GOOD.iter().find(|(of, _)| *of == command) {
+                // Neither `not ready` nor `10 failed`.
+                let is_other =
+                    |before: &str| before.ends_with("not ") || before.ends_with(|c: char| c.is_ascii_digit());
+                let is_said = said.out.match_indices(*wanted).any(|(at, _)| !is_other(&said.out[..at]));
+                assert!(is_said, "`{line}` does not print `{wanted}`: {}{}", said.out, said.err);
+                good.insert(*wanted);
+            }
+            followed += 1;
+        }
+    }
+    let distinct: BTreeSet<&str> = GOOD.iter().map(|(_, wanted)| *wanted).collect();
+    assert!(followed > 30 && good == distinct, "{followed} commands, {good:?}");
+    assert!(hook.requests().iter().any(|request| request.body.contains("test message")), "{:?}", hook.requests());
+}
 
 #[test]
 fn every_metric_of_the_rules_and_dashboards_is_scraped() {

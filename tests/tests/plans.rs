@@ -402,10 +402,6 @@ fn links_in_the_folder_of_an_export_are_refused() {
 fn the_guide_for_one_machine_is_followed() {
     const GUIDE: &str = "docs/guide/localhost.md";
     let sandbox = Sandbox::new("localhost");
-    let bin = sandbox.folder().join("bin");
-    std::fs::create_dir(&bin).unwrap();
-    std::os::unix::fs::symlink(textnlp_tests::program(), bin.join("textnlp-deploy")).unwrap();
-    let path = format!("{bin}:{}", std::env::var("PATH").unwrap());
     let is_left_out = |line: &str| {
         let is_build = line.starts_with("cargo ") || line.starts_with("alias ");
         is_build || line.contains("smollm2") || line.trim().is_empty()
@@ -423,17 +419,7 @@ fn the_guide_for_one_machine_is_followed() {
                 true => (format!("timeout --signal=INT --kill-after=20 3 {line}"), 124),
                 false => (line, 0),
             };
-            let said = textnlp_tests::said(
-                std::process::Command::new("sh")
-                    .args(["-euc", &line])
-                    .current_dir(sandbox.folder())
-                    .env_clear()
-                    .envs(sandbox.command(&[]).get_envs().filter_map(|(name, value)| Some((name, value?))))
-                    .env("PATH", &path)
-                    .stdin(std::process::Stdio::null())
-                    .output()
-                    .unwrap(),
-            );
+            let said = sandbox.shell(&line);
             assert!(said.exit == exit, "`{line}`: {}\n{}{}", said.exit, said.out, said.err);
             followed += 1;
         }

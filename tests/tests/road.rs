@@ -4,11 +4,31 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use camino::Utf8Path;
 use serde_json::Value;
 use textnlp_tests::{Said, Sandbox, UP_KEYS, advisories, counts, eventually, has, http, in_days, program, said, today};
 
 /// A gate that is over in seconds and that any machine opens: what it measures is told elsewhere, here it is travelled.
 const SMALL_GATE: [&str; 6] = ["--set", "gates.users=3", "--set", "gates.hold=1s", "--set", "gates.p95_ms=60000"];
+
+const PHASES: (&str, &str) = ("tests/tests/cluster/all_phases.rs", "one_release_is_promoted_from_pilot_to_optimized");
+const CLOUDS: (&str, &str) =
+    ("tests/sim/tests/road/clouds.rs", "three_clouds_serve_as_one_survive_the_loss_of_the_first_and_are_removed");
+const REGIONS: (&str, &str) =
+    ("tests/tests/regions/main.rs", "site_failure_of_every_kind_is_failed_over_and_recovered");
+
+/// The story of each shipped environment, in which it or one that extends it is up: the file and the name of a test.
+const STORIES: [(&str, (&str, &str)); 9] = [
+    ("air-gapped", ("tests/tests/air_gap/road.rs", "bundle_is_created_verified_installed_and_taken_down")),
+    ("development", ("tests/tests/road.rs", "development_answers_over_http_without_a_key")),
+    ("enterprise", PHASES),
+    ("multi-region", REGIONS),
+    ("multi-region-clouds", CLOUDS),
+    ("optimized", PHASES),
+    ("pilot", PHASES),
+    ("scale-up", PHASES),
+    ("staging", ("tests/tests/road.rs", "staging_runs_from_the_first_plan_to_the_last_down")),
+];
 
 fn with_gate<'a>(args: &[&'a str]) -> Vec<&'a str> {
     args.iter().copied().chain(SMALL_GATE).collect()
@@ -27,6 +47,21 @@ fn typed(sandbox: &Sandbox, args: &[&str], input: &str) -> Said {
 }
 
 #[test]
+fn every_shipped_environment_has_a_story() {
+    let root = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let files = root.join("environments").read_dir_utf8().unwrap().flatten();
+    let names = files.filter_map(|file| file.file_name().strip_suffix(".yaml").map(str::to_owned));
+    // What all of them extend is none.
+    let mut shipped: Vec<String> = names.filter(|name| name != "base").collect();
+    shipped.sort_unstable();
+    assert_eq!(shipped, STORIES.map(|(name, _)| name), "write a story and name it here");
+    for (name, (file, test)) in STORIES {
+        let text = std::fs::read_to_string(root.join(file)).unwrap();
+        assert!(text.contains(&format!("#[test]\nfn {test}() {{")), "{name}: {file} has no test {test}");
+    }
+}
+
+#[test]
 fn every_shipped_environment_passes_its_check() {
     let sandbox = Sandbox::new("check");
     let mut check = sandbox.command(&["env", "check", "-o", "json"]);
@@ -34,18 +69,7 @@ fn every_shipped_environment_passes_its_check() {
     let checked = checked["environments"].as_array().unwrap();
     let mut names: Vec<&str> = checked.iter().map(|one| one["name"].as_str().unwrap()).collect();
     names.sort_unstable();
-    let expect = [
-        "air-gapped",
-        "development",
-        "enterprise",
-        "multi-region",
-        "multi-region-clouds",
-        "optimized",
-        "pilot",
-        "scale-up",
-        "staging",
-    ];
-    assert_eq!(names, expect);
+    assert_eq!(names, STORIES.map(|(name, _)| name));
     // What every cluster needs of its operator is said before any sign-in.
     for one in checked {
         let problems = one["problems"].as_array().unwrap().iter();

@@ -1,4 +1,5 @@
-//! Scans in files, by the names that older scripts expect: `scan_<image>.json`, `scan_configs.json`.
+//! Scans in files, by the names that older scripts expect: `scan_<image>.json`, `scan_configs.json`,
+//! `scan_python_packages.json`.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -9,6 +10,8 @@ use textnlp_files::Replace;
 use super::{from_json, to_json};
 use crate::scan::{Error, Report};
 
+const CONFIGS: &str = "scan_configs.json";
+const PACKAGES: &str = "scan_python_packages.json";
 /// No scan's document is longer.
 const MOST_BYTES: u64 = 256 << 20;
 
@@ -21,13 +24,15 @@ pub fn legacy_name(image: &str) -> String {
     format!("scan_{}.json", name.chars().map(plain).collect::<String>())
 }
 
-/// Writes one file per image, and `scan_configs.json` when there is a scan of configurations. Two images of one name get numbers.
+/// Writes one file per image, and those of the scans of configurations and of Python packages, where there are such.
+/// Two images of one name get numbers.
 pub fn write_legacy(
     folder: &Utf8Path,
     images: &[(String, Report)],
     configs: Option<&Report>,
+    packages: Option<&Report>,
 ) -> io::Result<Vec<Utf8PathBuf>> {
-    let mut taken = BTreeSet::from(["scan_configs.json".to_owned()]);
+    let mut taken = BTreeSet::from([CONFIGS, PACKAGES].map(str::to_owned));
     let mut written = Vec::new();
     for (image, report) in images {
         let name = legacy_name(image);
@@ -41,8 +46,9 @@ pub fn write_legacy(
         taken.insert(name);
         written.push(path);
     }
-    if let Some(report) = configs {
-        let path = folder.join("scan_configs.json");
+    for (name, report) in [(CONFIGS, configs), (PACKAGES, packages)] {
+        let Some(report) = report else { continue };
+        let path = folder.join(name);
         Replace::umask().write(&path, &to_json(report))?;
         written.push(path);
     }

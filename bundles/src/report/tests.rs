@@ -204,15 +204,19 @@ fn legacy_report_files_are_merged_into_one_report() {
     let folder = tempfile::tempdir().unwrap();
     let root = Utf8Path::from_path(folder.path()).unwrap();
     let images = [("docker.io/library/postgres:15".to_owned(), report()), ("quay.io/postgres:16".to_owned(), report())];
-    let written = write_legacy(root, &images, Some(&report())).unwrap();
+    let written = write_legacy(root, &images, Some(&report()), Some(&report())).unwrap();
     let names: Vec<&str> = written.iter().map(|p| p.file_name().unwrap()).collect();
-    assert_eq!(names, ["scan_postgres.json", "scan_postgres-2.json", "scan_configs.json"]);
+    assert_eq!(names, ["scan_postgres.json", "scan_postgres-2.json", "scan_configs.json", "scan_python_packages.json"]);
     std::fs::write(root.join("other.json"), "{}").unwrap();
     let reports = from_pattern(root.join("scan_*.json").as_str()).unwrap();
-    assert_eq!(reports.len(), 3);
+    assert_eq!(reports.len(), 4);
     let page = to_html("All", &reports, None);
-    assert_eq!(page.matches("<h2>").count(), 3);
+    assert_eq!(page.matches("<h2>").count(), 4);
     assert!(to_pdf("All", &reports, None).len() > 1000);
+    // An image whose file would have the name of another scan.
+    let image = [("python_packages:1".to_owned(), report())];
+    let written = write_legacy(root, &image, None, None).unwrap();
+    assert_eq!(written[0].file_name(), Some("scan_python_packages-2.json"));
     assert!(from_pattern(root.join("none_*.json").as_str()).is_err());
     assert!(from_pattern(root.join("other.json").as_str()).is_err());
 }

@@ -18,6 +18,7 @@ mod secrets;
 #[cfg(test)]
 pub(crate) mod tool;
 mod version;
+mod wheels;
 
 use std::borrow::Cow;
 
@@ -41,6 +42,9 @@ pub use package::{CRATES, Package};
 /// The path of the advisories in a bundle.
 pub const CARRIED: &str = "sbom/advisories.json";
 
+/// The folder of a bundle with packages of operating systems and languages.
+const PACKAGES: &str = "packages/";
+
 /// The default maximum age of advisories, the same as that of gates.
 pub const MAX_AGE_DAYS: i64 = 30;
 
@@ -55,6 +59,9 @@ pub struct Settings {
     pub allow: Vec<Allow>,
     /// Whether unmatched packages of an image's distribution close a gate.
     pub require_os_advisories: bool,
+    /// Whether the scan of a folder matches the Python packages in `packages/`, of which no program of the service
+    /// uses any.
+    pub has_packages: bool,
     /// Limits of reading images.
     pub limits: image::Limits,
 }
@@ -63,7 +70,14 @@ impl Settings {
     /// The defaults.
     pub fn at(now: Timestamp) -> Settings {
         let limits = image::Limits::default();
-        Settings { now, max_age_days: MAX_AGE_DAYS, allow: Vec::new(), require_os_advisories: false, limits }
+        Settings {
+            now,
+            max_age_days: MAX_AGE_DAYS,
+            allow: Vec::new(),
+            require_os_advisories: false,
+            has_packages: true,
+            limits,
+        }
     }
 }
 
@@ -91,7 +105,8 @@ impl Scan {
         self
     }
 
-    /// A bundle's content, or a folder with the same layout: `bin/`, `configs/`, `images/`, `sbom/` and other files.
+    /// A bundle's content, or a folder with the same layout: `bin/`, `configs/`, `images/`, `packages/`, `sbom/` and
+    /// other files.
     pub fn of_folder(&self, target: &str, contents: &dyn Contents) -> Result<Report, Error> {
         let database = self.database_or_carried(contents)?;
         let mut run = Run::new(&self.settings, database.as_deref(), target);
@@ -101,6 +116,9 @@ impl Scan {
         }
         run.programs(contents, &entries);
         run.images(contents, &entries);
+        if self.settings.has_packages {
+            run.python_packages(&entries);
+        }
         run.configurations(contents, &entries);
         run.files(contents, &entries);
         Ok(run.finish())
@@ -136,6 +154,18 @@ impl Scan {
             reports.push((what, run.finish()));
         }
         Ok(reports)
+    }
+
+    /// Only the Python packages in `packages/`; `None` if that folder has no files.
+    pub fn of_python_packages(&self, target: &str, contents: &dyn Contents) -> Result<Option<Report>, Error> {
+        let entries = contents.entries();
+        if !entries.iter().any(|entry| entry.path.starts_with(PACKAGES)) {
+            return Ok(None);
+        }
+        let database = self.database_or_carried(contents)?;
+        let mut run = Run::new(&self.settings, database.as_deref(), target);
+        run.python_packages(&entries);
+        Ok(Some(run.finish()))
     }
 
     /// Packages, such as those of a [`CrateGraph`](crate::sbom::CrateGraph).

@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 /// The ecosystem of crates.
 pub const CRATES: &str = "crates.io";
+/// The ecosystem of Python packages.
+pub(crate) const PYTHON: &str = "PyPI";
 
 /// One package, wherever it was found.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -32,6 +34,18 @@ impl Package {
         }
     }
 
+    /// A Python package. Its name can be written in several ways: `Foo_Bar` is `foo-bar`.
+    pub(crate) fn of_python(name: &str, version: &str) -> Package {
+        let words = name.split(['-', '_', '.']).filter(|w| !w.is_empty()).map(str::to_ascii_lowercase);
+        Package {
+            ecosystem: PYTHON.to_owned(),
+            name: words.collect::<Vec<_>>().join("-"),
+            version: version.to_owned(),
+            origin: None,
+            architecture: None,
+        }
+    }
+
     /// The name and version that advisories refer to.
     pub fn matched_by(&self) -> (&str, &str) {
         self.origin.as_ref().map_or((&self.name, &self.version), |(name, version)| (name, version))
@@ -43,12 +57,12 @@ impl Package {
         let vendor = base.to_ascii_lowercase();
         let kind = match base {
             CRATES => "cargo".to_owned(),
-            "PyPI" => "pypi".to_owned(),
+            PYTHON => "pypi".to_owned(),
             "Debian" | "Ubuntu" => format!("deb/{vendor}"),
             "Alpine" | "Wolfi" | "Chainguard" => format!("apk/{vendor}"),
             _ => format!("generic/{}", escaped(&vendor)),
         };
-        let name = if base == "PyPI" { self.name.to_ascii_lowercase().replace('_', "-") } else { self.name.clone() };
+        let name = if base == PYTHON { self.name.to_ascii_lowercase().replace('_', "-") } else { self.name.clone() };
         let mut purl = format!("pkg:{kind}/{}@{}", escaped(&name), escaped(&self.version));
         let mut mark = '?';
         let distribution = (!release.is_empty()).then(|| format!("{vendor}-{release}"));

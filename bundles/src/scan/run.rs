@@ -10,7 +10,7 @@ use super::finding::{Finding, Kind, Report, Severity};
 use super::image::{self, Image};
 use super::package::{CRATES, Package};
 use super::secrets::{self, FileContent, ScanDepth};
-use super::{CARRIED, Settings, allow};
+use super::{CARRIED, PACKAGES, Settings, allow, wheels};
 use crate::sbom::{self, Lock};
 
 /// No list of software is longer.
@@ -70,6 +70,12 @@ impl<'a> Run<'a> {
 
     /// Matches packages of one place against the advisories, and reports what was and was not matched.
     pub(super) fn packages(&mut self, place: &str, packages: &[Package]) {
+        self.list(place, packages);
+        packages.iter().for_each(|package| self.package(place, package));
+    }
+
+    /// Reports which packages of one place can be matched.
+    fn list(&mut self, place: &str, packages: &[Package]) {
         let mut groups: BTreeMap<&str, u64> = BTreeMap::new();
         packages.iter().for_each(|p| *groups.entry(&p.ecosystem).or_default() += 1);
         for (ecosystem, count) in groups {
@@ -93,10 +99,31 @@ impl<'a> Run<'a> {
                 }
             }
         }
+    }
+
+    fn package(&mut self, place: &str, package: &Package) {
         let Some(database) = self.database else { return };
-        for package in packages {
-            let found = database.about(package);
-            self.report.findings.extend(found.into_iter().map(|a| a.finding(package, place)));
+        let found = database.about(package);
+        self.report.findings.extend(found.into_iter().map(|a| a.finding(package, place)));
+    }
+
+    /// Matches the files of `packages/` whose names are those of Python packages.
+    pub(super) fn python_packages(&mut self, entries: &[Entry]) {
+        let (mut packages, mut others) = (Vec::new(), Vec::new());
+        for entry in entries.iter().filter(|entry| entry.path.starts_with(PACKAGES)) {
+            let file = entry.path.rsplit('/').next().unwrap_or(&entry.path);
+            match wheels::package(file) {
+                Some(package) => {
+                    self.package(&entry.path, &package);
+                    packages.push(package);
+                }
+                None => others.push(file.to_owned()),
+            }
+        }
+        self.list(PACKAGES, &packages);
+        if !others.is_empty() {
+            let why = format!("not matched, because their names are not those of Python packages: {}", some(&others));
+            self.report.not_looked_at(format!("other files of {PACKAGES}"), why, false);
         }
     }
 

@@ -400,6 +400,54 @@ fn user_provided_advisories_match_distribution_packages() {
 }
 
 #[test]
+fn python_packages_of_a_bundle_are_matched_by_the_names_of_their_files() {
+    let (_guard, root) = temporary();
+    let (_guard, osv) = temporary();
+    let document = json!({
+        "id": "PYSEC-1", "modified": "2026-08-21T00:00:00Z", "summary": "Bad things",
+        "severity": [{"type": "CVSS_V3", "score": "CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H"}],
+        "affected": [{"package": {"ecosystem": "PyPI", "name": "Foo_Bar"},
+            "ranges": [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "1.1"}]}]}]
+    });
+    put(&osv, "one.json", document.to_string());
+    let scan = |settings| Scan::new(settings).with(Database::from_folder(&osv).unwrap());
+    put(&root, "scripts/README.md", "text");
+    let folder = Folder::open(&root).unwrap();
+    assert_eq!(scan(settings()).of_python_packages("packages", &folder).unwrap(), None, "there are none");
+    for name in ["Foo_Bar-1.1-py3-none-any.whl", "foo_bar-1.1.tar.gz", "foo-bar.whl", "libssl3_3.0.11-1_amd64.deb"] {
+        put(&root, &format!("packages/{name}"), "bytes");
+    }
+
+    // Without a finding in a package the gate is as without packages, with advisories for them and without any.
+    let of_folder = |scan: &Scan| scan.of_folder("a", &Folder::open(&root).unwrap()).unwrap();
+    let report = of_folder(&scan(settings()));
+    assert!(report.findings.is_empty() && gate(&report, Severity::Info).is_open(), "{report:?}");
+    assert!(
+        report.listed.iter().any(|l| l.what == "PyPI packages of packages/" && l.count == 2),
+        "{:?}",
+        report.listed
+    );
+    let unmatched: Vec<_> = report.not_looked_at.iter().map(|n| (n.what.as_str(), n.why.as_str())).collect();
+    let why =
+        "not matched, because their names are not those of Python packages: foo-bar.whl, libssl3_3.0.11-1_amd64.deb";
+    assert_eq!(unmatched, [("other files of packages/", why)]);
+    let report = of_folder(&Scan::new(settings()));
+    assert!(report.not_looked_at.iter().any(|n| n.what == "PyPI packages of packages/"), "{report:?}");
+    assert!(gate(&report, Severity::Info).is_open(), "{report:?}");
+
+    put(&root, "packages/more/Foo_Bar-1.0-py3-none-any.whl", "bytes");
+    let report = of_folder(&scan(settings()));
+    let found: Vec<_> =
+        report.findings.iter().map(|f| (f.id.as_str(), f.place.as_str(), f.installed.as_deref())).collect();
+    assert_eq!(found, [("PYSEC-1", "packages/more/Foo_Bar-1.0-py3-none-any.whl", Some("1.0"))]);
+    assert!(!gate(&report, Severity::Critical).is_open());
+    let alone = scan(settings()).of_python_packages("packages", &Folder::open(&root).unwrap()).unwrap().unwrap();
+    assert_eq!(alone.findings, report.findings);
+    let service = of_folder(&scan(Settings { has_packages: false, ..settings() }));
+    assert!(service.findings.is_empty() && service.not_looked_at.is_empty(), "{service:?}");
+}
+
+#[test]
 fn decompression_bombs_and_unreadable_layers_are_reported() {
     let (_guard, root) = temporary();
     let bomb = gzip(&layer(&[("big", 0o644, &vec![b'a'; 8 << 20])]));

@@ -90,7 +90,11 @@ fn bundle_scan_finds_known_vulnerabilities_and_applies_its_gate() {
     let stage = Stage::new("scan");
     let low = advisories(&stage, "low", "tokio", LOW);
     let critical = advisories(&stage, "critical", "tokio", CRITICAL);
-    stage.run(&["bundle", "create", "--env", "air-gapped", "--out", "b.tar", "--advisories", &low]).expect(0);
+    let wheel = "foo_bar-1.0-py3-none-any.whl";
+    std::fs::write(stage.made().join(wheel), "a package").unwrap();
+    let create =
+        ["bundle", "create", "--env", "air-gapped", "--out", "b.tar", "--advisories", low.as_str(), "--package", wheel];
+    stage.run(&create).expect(0);
     let clean = stage.json(0, &["bundle", "scan", "b.tar", "--out", "reports"]);
     has(&clean, &["reports", "files", "gate.state", "gate.blockers"]);
     assert_eq!(clean["gate"]["state"], "open");
@@ -122,8 +126,10 @@ fn bundle_scan_finds_known_vulnerabilities_and_applies_its_gate() {
     let each = stage.sandbox.files(&stage.made().join("each"));
     let of_images: Vec<_> = each.iter().filter(|f| f.starts_with("scan_") && f.contains("textnlp")).collect();
     assert!(of_images.len() == 1 && each.contains(&"scan_configs.json".to_owned()), "{each:?}");
+    let packages = std::fs::read_to_string(stage.made().join("each/scan_python_packages.json")).unwrap();
+    names(&packages, &["PyPI packages of packages/", "listed, not matched"]);
     let together = stage.json(0, &["bundle", "scan", "--reports", "each/scan_*.json", "--out", "together"]);
-    assert!(together["reports"].as_array().is_some_and(|r| r.len() == 2), "{together:#}");
+    assert!(together["reports"].as_array().is_some_and(|r| r.len() == 3), "{together:#}");
     let nowhere = stage.run(&["bundle", "scan", "nowhere.tar"]);
     assert!([1, 2].contains(&nowhere.exit));
     names(&nowhere.err, &["nowhere.tar"]);

@@ -12,6 +12,7 @@ use super::{Advisory, Event, MOST_BYTES};
 use crate::scan::contents::{Contents as _, Folder, whole};
 use crate::scan::error::Error;
 use crate::scan::finding::Severity;
+use crate::scan::package::{PYTHON, Package};
 use crate::scan::version::Scheme;
 
 type Read = (Vec<Advisory>, Vec<(String, String)>);
@@ -139,7 +140,11 @@ impl Document {
         let title: String = title.unwrap_or("without a title").trim_start_matches("# ").chars().take(300).collect();
         let mut advisories = Vec::new();
         for affected in self.affected {
-            let Some(package) = affected.package.filter(|p| Scheme::of(&p.ecosystem).is_some()) else { continue };
+            let Some(mut package) = affected.package.filter(|p| Scheme::of(&p.ecosystem).is_some()) else { continue };
+            if package.ecosystem == PYTHON {
+                // Not every database has normalized names (report ossf/osv-schema#42).
+                package.name = Package::of_python(&package.name, "").name;
+            }
             let scores = if affected.severity.is_empty() { &self.severity } else { &affected.severity };
             let cvss = scores.iter().map(|s| s.score.clone()).find(|s| super::score(s).is_some());
             let specific = [affected.database_specific.as_ref(), self.database_specific.as_ref()];

@@ -86,19 +86,7 @@ pub(crate) fn python(text: &str) -> Option<Package> {
     let head = text.split("\n\n").next()?;
     let fields: Vec<(&str, &str)> =
         head.lines().filter_map(|l| l.split_once(':')).map(|(k, v)| (k.trim(), v.trim())).collect();
-    Some(Package {
-        ecosystem: "PyPI".to_owned(),
-        name: normal(field(&fields, "Name")?),
-        version: field(&fields, "Version")?.to_owned(),
-        origin: None,
-        architecture: None,
-    })
-}
-
-/// Python's names without the freedom of writing: `Foo_Bar` is `foo-bar`.
-fn normal(name: &str) -> String {
-    let words = name.split(['-', '_', '.']).filter(|w| !w.is_empty()).map(str::to_ascii_lowercase);
-    words.collect::<Vec<_>>().join("-")
+    Some(Package::of_python(field(&fields, "Name")?, field(&fields, "Version")?))
 }
 
 #[cfg(test)]

@@ -170,8 +170,9 @@ fn per_image(scan: &scan::Scan, args: &Scan, folder: &Utf8Path) -> Result<Vec<St
     };
     let images = scan.of_images(&*contents, "images").map_err(failed)?;
     let configs = scan.of_configs("configs", &*contents);
-    let written =
-        report::write_legacy(folder, &images, Some(&configs)).with_context(|| format!("write to {folder}"))?;
+    let packages = scan.of_python_packages("packages", &*contents).map_err(failed)?;
+    let written = report::write_legacy(folder, &images, Some(&configs), packages.as_ref())
+        .with_context(|| format!("write to {folder}"))?;
     Ok(written.iter().map(ToString::to_string).collect())
 }
 

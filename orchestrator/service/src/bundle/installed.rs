@@ -110,20 +110,22 @@ pub(crate) fn origin(library: &Library, deployment: &Deployment) -> Result<Optio
 }
 
 /// Checks the content against the given advisories, else the included ones. Without them, only the recorded audit of the
-/// program is available. `refresh`: the command that checks it against others.
+/// program is available. The service uses no file of `packages/`: findings in Python packages there are named and do not
+/// count. `refresh`: the command that checks it against others.
 fn vulnerable(root: &Utf8Path, audit: &Audit<'_>, refresh: &str) -> Check {
     let gates = audit.gates;
     let fails = |why: String| Check::unmeasured(VULNERABILITIES, 0, "critical", why);
-    let settings = Settings { max_age_days: max_age_days(gates), ..Settings::at(audit.now) };
+    let settings = Settings { max_age_days: max_age_days(gates), has_packages: false, ..Settings::at(audit.now) };
     let mut scan = scan::Scan::new(settings);
     if let Some(database) = audit.given {
         scan = scan.with(database.clone());
     }
-    let report = Folder::open(&root.join("current"))
-        .map_err(|e| e.to_string())
-        .and_then(|folder| scan.of_folder("installed", &folder).map_err(|e| e.to_string()));
-    let report = match report {
-        Ok(report) => report,
+    let scanned = Folder::open(&root.join("current")).map_err(|e| e.to_string()).and_then(|folder| {
+        let report = scan.of_folder("installed", &folder).map_err(|e| e.to_string())?;
+        Ok((report, scan.of_python_packages("packages", &folder).map_err(|e| e.to_string())?))
+    });
+    let (report, packages) = match scanned {
+        Ok(scanned) => scanned,
         Err(why) => return fails(why),
     };
     let critical = report.summary.of(Severity::Critical);
@@ -147,7 +149,11 @@ fn vulnerable(root: &Utf8Path, audit: &Audit<'_>, refresh: &str) -> Check {
     };
     let of: Vec<String> =
         report.databases.iter().map(|d| format!("{} advisories, {}", d.advisories, aged(d.date, d.age_days))).collect();
-    let note = format!("{}; {} in all", of.join("; "), counted(report.findings.len(), "finding"));
+    let mut note = format!("{}; {} in all", of.join("; "), counted(report.findings.len(), "finding"));
+    let affected = packages.map_or(0, |packages| packages.packages().len());
+    if affected > 0 {
+        note.push_str(&format!("; not counted: findings in {} of packages/", counted(affected, "Python package")));
+    }
     let check = match scan::gate(&report, Severity::Critical) {
         Gate::Open => Check::new(VULNERABILITIES, critical, 0, "critical", true).note(note),
         Gate::Shut { blockers } => {
@@ -163,10 +169,37 @@ mod tests {
     use std::collections::BTreeMap;
 
     use textnlp_bundle::manifest::{Item, Kind};
+    use textnlp_bundle::scan::Database;
     use textnlp_bundle::{Contents, Source};
     use textnlp_models::Digest;
+    use textnlp_orchestrator::environment::model::Gates;
 
     use super::*;
+
+    #[test]
+    fn findings_in_python_packages_are_named_and_do_not_shut_the_gate() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(folder.path()).unwrap();
+        let packages = root.join("current/packages");
+        std::fs::create_dir_all(&packages).unwrap();
+        std::fs::create_dir(root.join("osv")).unwrap();
+        let document = r#"{ "id": "PYSEC-1", "modified": "2026-08-21T00:00:00Z", "summary": "Bad things",
+            "severity": [{ "type": "CVSS_V3", "score": "CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H" }],
+            "affected": [{ "package": { "ecosystem": "PyPI", "name": "foo-bar" },
+                "ranges": [{ "type": "ECOSYSTEM", "events": [{ "introduced": "0" }, { "fixed": "1.1" }] }] }] }"#;
+        std::fs::write(root.join("osv/one.json"), document).unwrap();
+        let (database, gates) = (Database::from_folder(&root.join("osv")).unwrap(), Gates::default());
+        let now = "2026-09-01T12:00:00Z".parse().unwrap();
+        let audit = Audit { gates: &gates, now, given: Some(&database), refresh: "gate", features: &[] };
+        std::fs::write(packages.join("foo_bar-1.1-py3-none-any.whl"), "a wheel").unwrap();
+        let without = vulnerable(root, &audit, "gate");
+        let note = without.note.unwrap_or_default();
+        assert!(without.ok && note.ends_with("; 0 findings in all"), "{note}");
+        std::fs::write(packages.join("foo_bar-1.0-py3-none-any.whl"), "a wheel").unwrap();
+        let with = vulnerable(root, &audit, "gate");
+        let note = with.note.unwrap_or_default();
+        assert!(with.ok && note.ends_with("; not counted: findings in 1 Python package of packages/"), "{note}");
+    }
 
     #[test]
     fn only_the_content_of_signed_bundles_enters_a_phase() {
