@@ -16,6 +16,7 @@ use crate::api::{Api, Call, RESOURCES, SUBSCRIPTIONS, tags_at};
 use crate::compute::Offer;
 use crate::kinds::budgets::{self, BUDGET};
 use crate::kinds::cluster::SPOT;
+use crate::kinds::machine_learning::{self, DEPLOYMENT};
 use crate::kinds::network::{DATABASES, NETWORK};
 use crate::kinds::{database, dns};
 use crate::row::LOCATION;
@@ -39,6 +40,7 @@ const SURGE_OF: u64 = 10;
 const NO_REGION: [&str; 2] = ["LocationNotAvailableForResourceType", "NoRegisteredProviderFound"];
 /// What an operator does about a quota.
 const RAISE: &str = "raise it: portal, Subscriptions > Usage + quotas; a new subscription has no GPUs until then";
+const RAISE_SERVING: &str = "raise it: portal, Quotas > Machine learning; a new subscription has no GPUs until then";
 /// The checks of names that are unique in all of Azure: the kind, the path, the API version, the type, and the member with its name.
 const GLOBAL: [(&str, &str, &str, &str); 3] = [
     (
@@ -72,6 +74,7 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem>
         ("the names", names(api, wanted).boxed()),
         ("the global names", taken(api, wanted).boxed()),
         ("the machine sizes and quotas", machines(api, wanted).boxed()),
+        ("the quota of Azure Machine Learning", serving(api, wanted).boxed()),
         ("the region of the replica", replicas(api, wanted).boxed()),
         ("the locks", locks(api, wanted).boxed()),
         ("the address ranges", overlaps(api, wanted).boxed()),
@@ -377,6 +380,59 @@ fn needs(pools: &[Pool<'_>], offers: &BTreeMap<String, Offer>) -> BTreeMap<Strin
         }
     }
     needs
+}
+
+/// Whether Azure Machine Learning accepts the machines of deployments: its quotas are others than those of virtual machines, and while a
+/// release is deployed the machines of the one before it count too.
+async fn serving(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let wanted: Vec<&Wanted> = of_kind(wanted, DEPLOYMENT).collect();
+    if wanted.is_empty() {
+        return Vec::new();
+    }
+    let path = format!("/providers/{}/locations/{}/usages", machine_learning::SERVICE, api.region);
+    let usages = match api.list(Call::get(api.of_subscription(&path), machine_learning::VERSION)).await {
+        Ok(usages) => usages,
+        Err(error) if crate::api::is_unregistered(&error) => return Vec::new(),
+        Err(error) => return vec![unknown("the quota of Azure Machine Learning", &error)],
+    };
+    let problem = |one: &Wanted| {
+        let machine = machines::serving_named(text(one, "machine"))?;
+        let usage =
+            usages.iter().find(|usage| family(usage["name"]["value"].as_str()) == family(Some(machine.quota)))?;
+        let (limit, used) = (usage["limit"].as_u64()?, usage["currentValue"].as_u64().unwrap_or_default());
+        let bound = |name: &str| one.spec.get("instances").and_then(|bounds| bounds[name].as_u64()).unwrap_or_default();
+        let (least, most) = (machine.needed(bound("min")), machine.needed(bound("max")));
+        let quota = format!(
+            "the quota `{}` of Azure Machine Learning in {} allows {limit} vCPUs",
+            usage["name"]["value"].as_str().unwrap_or_default(),
+            api.region
+        );
+        let place = one.id.as_str();
+        if most > limit {
+            let cause = format!("{quota}, and the machines with those reserved for upgrades may have {most}");
+            Some(Problem::new(place, cause, format!("lower `scaling.max` or `scaling.min`, or {RAISE_SERVING}")))
+        } else if least.saturating_mul(2) > limit {
+            let cause = format!("{quota}, and a release needs {least} beside those of the one before it");
+            Some(Problem::warning(place, cause, format!("{RAISE_SERVING}; until then a changed release fails")))
+        } else if used.saturating_add(least) > limit {
+            let cause = format!("{quota}; {used} are used, and a new deployment needs {least} more");
+            Some(Problem::warning(place, cause, RAISE_SERVING))
+        } else {
+            None
+        }
+    };
+    wanted.into_iter().filter_map(problem).collect()
+}
+
+/// What is the same in the names of a family in both services: `standardDSv2Family`, and `Standard DSv2 Family Cluster Dedicated vCPUs`;
+/// nothing for machines of low priority, which no deployment has.
+fn family(name: Option<&str>) -> String {
+    let letters = name.unwrap_or_default().chars().filter(char::is_ascii_alphanumeric);
+    let letters = letters.collect::<String>().to_ascii_lowercase();
+    match letters.split_once("family") {
+        Some((start, end)) if !end.contains("lowpriority") => start.trim_start_matches("standard").to_owned(),
+        _ => String::new(),
+    }
 }
 
 /// Replicas of databases in regions where the subscription cannot create a server.
@@ -724,6 +780,19 @@ mod tests {
             ("Microsoft.Storage/storageAccounts/write", false),
         ] {
             assert_eq!(is_held(&held, action), expected, "{action}");
+        }
+    }
+
+    #[test]
+    fn families_have_the_same_name_in_both_services() {
+        for (name, expected) in [
+            ("standardDSv2Family", "dsv2"),
+            ("Standard DSv2 Family Cluster Dedicated vCPUs", "dsv2"),
+            ("Standard NCASv3_T4 Family Cluster Dedicated vCPUs", "ncasv3t4"),
+            ("Standard DSv2 Family Cluster Low Priority vCPUs", ""),
+            ("Total Cluster Dedicated Regional vCPUs", ""),
+        ] {
+            assert_eq!(family(Some(name)), expected, "{name}");
         }
     }
 

@@ -29,6 +29,10 @@ const fn row(code: &'static str, phrase: &'static str, kind: ErrorKind, hint: Hi
 }
 
 const RAISE: Hint = Some("raise the quota that the message names: portal, Subscriptions > Usage + quotas");
+const RAISE_SERVING: Hint = Some("raise the quota that the message names: portal, Quotas > Machine learning");
+const PURGE: Hint = Some(
+    "a deleted workspace has the name: purge or recover it in the portal, Azure Machine Learning > Recently deleted",
+);
 const OTHER: Hint = Some("choose another `gpu.size` or another region, or try later");
 const POLICY: Hint = Some("a policy of your organization refuses it: ask its administrator for an exemption");
 const ROLE: Hint = Some("`textnlp-deploy plan --policy` prints the role that this plan needs");
@@ -145,6 +149,13 @@ const ROWS: &[Row<(), Hint>] = &[
     // hashicorp/terraform#11485: names that others have, or that live on.
     row("VaultAlreadyExists", "", Exists, NAME),
     row("ConflictError", "deleted", Exists, NAME),
+    // Azure/ResourceModules#3397, Azure/mlops-project-template#29, Azure/azureml-examples#1930.
+    row("BadRequest", "oft-deleted workspace", Exists, PURGE),
+    row("BadRequest", "needs to be unique", Exists, NAME),
+    row("UserError", "needs to be unique", Exists, NAME),
+    // MicrosoftLearning/mslearn-azure-ml#30, Azure/mlops-v2#124.
+    row("InferencingClientCreateDeploymentFailed", "quota", Quota, RAISE_SERVING),
+    row("InferencingClientCreateDeploymentFailed", "Quota", Quota, RAISE_SERVING),
     row("StorageAccountAlreadyTaken", "", Exists, NAME),
     row("StorageAccountAlreadyExists", "", Exists, NAME),
     row("AlreadyInUse", "", Exists, NAME),
@@ -238,12 +249,25 @@ mod tests {
     }
 
     #[test]
+    fn names_and_quotas_of_azure_machine_learning_are_in_its_messages() {
+        for (code, message, expected) in [
+            ("BadRequest", "Soft-deleted workspace exists. Please purge or recover it.", Exists),
+            ("BadRequest", "Endpoint name needs to be unique within a region.", Exists),
+            ("InferencingClientCreateDeploymentFailed", "Not enough quota available for Standard_DS3_v2.", Quota),
+            ("InferencingClientCreateDeploymentFailed", "The image has no digest.", Invalid),
+        ] {
+            assert_eq!(of(&[code], Some(400), message), expected, "{message}");
+        }
+    }
+
+    #[test]
     fn what_passes_is_told_from_what_does_not() {
         for (codes, status, expected) in [
             (&["InUseSubnetCannotBeDeleted"][..], Some(400), Conflict),
             (&["PrincipalNotFound"], Some(400), Conflict),
             (&["RequestDisallowedByPolicy"], Some(403), Denied),
             (&["StorageAccountAlreadyTaken"], Some(409), Exists),
+            (&["BadRequest"], Some(400), Invalid),
             (&["PodDrainFailure"], None, Invalid),
             (&["UnheardOf"], Some(400), Invalid),
             (&["UnheardOf"], None, Unavailable),
