@@ -164,6 +164,12 @@ impl AzureCloud {
         lock(&self.shared.tokens).issue(principal, STORAGE, &self.options.tenant)
     }
 
+    /// A new access token of any principal for online endpoints.
+    #[must_use]
+    pub fn scoring_token_of(&self, principal: &str) -> String {
+        lock(&self.shared.tokens).issue(principal, machine_learning::AUDIENCE, &self.options.tenant)
+    }
+
     /// The object id of the operator.
     #[must_use]
     pub fn operator(&self) -> &str {
