@@ -51,6 +51,8 @@ use crate::{names, table};
 const NETWORK: &str = "network";
 const MODELS: &str = "models";
 const SERVER: &str = "server";
+/// The part of the servers that is their identity.
+const SERVER_IDENTITY: &str = "identity";
 /// The most tags of an object, of which this program needs four: private DNS zones have 15 (Azure/azure-rest-api-specs#13600).
 const MOST_TAGS: usize = 15 - 4;
 /// Characters that no key of a tag has: <https://learn.microsoft.com/azure/azure-resource-manager/management/tag-resources>.

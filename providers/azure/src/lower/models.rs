@@ -8,8 +8,7 @@ use textnlp_provider::component::ModelStore;
 use textnlp_provider::{CloudId, Component, ComponentName, OutputRef, Ownership, ResourceId, Site};
 
 use super::network::needed;
-use super::serving::IDENTITY as SERVERS;
-use super::{Lowering, MODELS, SERVER, is_served, output};
+use super::{Lowering, MODELS, SERVER, SERVER_IDENTITY, is_served, output};
 use crate::kinds::identity::BLOB_READER;
 use crate::kinds::storage::{ACCOUNT_NAME, NEW_POLICY, POLICY_ID, RULE_ID};
 use crate::names;
@@ -180,7 +179,7 @@ impl Lowering<'_> {
             return;
         }
         let Some(subject) = subject else {
-            let principal = self.output_of(SERVER, SERVERS, "principal");
+            let principal = self.output_of(SERVER, SERVER_IDENTITY, "principal");
             self.role(READER_ROLE, &output(container, "id"), BLOB_READER, &principal);
             return;
         };

@@ -4,8 +4,7 @@ use serde_json::json;
 use textnlp_cloud::{PUSH_IT, tag_and_digest};
 use textnlp_provider::component::Registry;
 
-use super::serving::IDENTITY as SERVERS;
-use super::{Lowering, SERVER, is_served, output};
+use super::{Lowering, SERVER, SERVER_IDENTITY, is_served, output};
 use crate::kinds::identity::ACR_PULL;
 use crate::transport::REGISTRIES;
 
@@ -58,7 +57,7 @@ impl Lowering<'_> {
             self.part(REPOSITORY, "azure.repository", spec);
         }
         if is_served(self.site) {
-            let principal = self.output_of(SERVER, SERVERS, "principal");
+            let principal = self.output_of(SERVER, SERVER_IDENTITY, "principal");
             self.role(PULL, &output(&own, "id"), ACR_PULL, &principal);
             return;
         }

@@ -11,15 +11,13 @@ use textnlp_provider::component::InferenceEndpoint;
 
 use super::models::{PART, READER_ROLE, account_spec};
 use super::registry::{PULL, REPOSITORY};
-use super::{Lowering, MODELS, output};
+use super::{Lowering, MODELS, SERVER_IDENTITY, output};
 use crate::kinds::identity::BLOB_READER;
 use crate::kinds::machine_learning::{AUTOSCALE, DEPLOYMENT, ENDPOINT, ENVIRONMENT, TRAFFIC, WORKSPACE};
 use crate::kinds::storage::ACCOUNT_NAME;
 use crate::names;
 use crate::tables::machines::{self, SERVING, SERVING_SIZE, Serving};
 
-/// The part that is the identity of the servers.
-pub(super) const IDENTITY: &str = "identity";
 /// The port of containers, and a folder in their disk. No document says how long a container has after SIGTERM, nor how long all its
 /// variables may be: as long as on Vertex AI.
 const HOST: ContainerHost = ContainerHost {
@@ -73,7 +71,7 @@ impl Lowering<'_> {
         let (Some((image, mut variables)), Some(machine)) = (container, machine) else { return };
         self.group();
         let identity = self.of_group(json!({ "name": names::of(self.site, "server", MOST) }));
-        let Some(identity) = self.part(IDENTITY, "azure.identity", identity) else { return };
+        let Some(identity) = self.part(SERVER_IDENTITY, "azure.identity", identity) else { return };
         let Some(workspace) = self.workspace(&identity) else { return };
         let reads = endpoint.models.iter().any(|model| model.source.starts_with("az:"));
         if reads {
