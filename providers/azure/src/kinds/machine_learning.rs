@@ -36,8 +36,13 @@ pub(crate) const DEPLOYMENT: &str = "azure.ml-deployment";
 pub(crate) const TRAFFIC: &str = "azure.ml-traffic";
 pub(crate) const AUTOSCALE: &str = "azure.autoscale";
 /// What is in a workspace that others made, and what each is called: the workspace would take it away.
-const INSIDE: [(&str, &str); 3] =
-    [("onlineEndpoints", "online endpoint"), ("computes", "compute"), ("models", "registered model")];
+const INSIDE: [(&str, &str); 5] = [
+    ("onlineEndpoints", "online endpoint"),
+    ("batchEndpoints", "batch endpoint"),
+    ("computes", "compute"),
+    ("models", "registered model"),
+    ("data", "data asset"),
+];
 /// What the id of the traffic of an endpoint has after that of the endpoint: it is a member of it.
 const OF_ENDPOINT: &str = ":traffic";
 /// The time between two probes of a container, in seconds.
@@ -61,6 +66,8 @@ pub(crate) static ROWS: &[Row] = &[
                 read("Microsoft.MachineLearningServices/workspaces/onlineEndpoints/read"),
                 read("Microsoft.MachineLearningServices/workspaces/computes/read"),
                 read("Microsoft.MachineLearningServices/workspaces/models/read"),
+                read("Microsoft.MachineLearningServices/workspaces/batchEndpoints/read"),
+                read("Microsoft.MachineLearningServices/workspaces/data/read"),
                 read("Microsoft.MachineLearningServices/locations/workspaceOperationsStatus/read"),
             ],
             terraform: &[("azurerm_machine_learning_workspace", "id")],
@@ -180,7 +187,7 @@ impl RestKind for Workspace {
         ..Table::USUAL
     };
 
-    /// Endpoints, computes and models of others.
+    /// Endpoints, computes, models and data of others.
     async fn foreign(api: &Api, id: &str, document: &Value) -> Result<Vec<Foreign>> {
         let lineage = tags_at(document, "/tags").get(LINEAGE).cloned();
         let mut all = Vec::new();
@@ -391,7 +398,8 @@ impl RestKind for Traffic {
         direct(api, id, wanted).await
     }
 
-    /// A deployment with requests is not deleted, and the shares have to add up to 100 or to nothing.
+    /// The shares add up to 100 or to nothing
+    /// (<https://learn.microsoft.com/azure/machine-learning/how-to-safely-rollout-online-endpoints>).
     async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<Pending>> {
         direct(api, &seen.id, &Value::Null).await
     }

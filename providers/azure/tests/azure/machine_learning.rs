@@ -226,6 +226,8 @@ fn an_endpoint_and_a_workspace_with_objects_of_others_are_kept() {
             (501, WORKSPACE, "models/theirs", "registered model"),
             (502, WORKSPACE, "computes/theirs", "compute"),
             (503, WORKSPACE, "onlineEndpoints/theirs", "online endpoint"),
+            (504, WORKSPACE, "batchEndpoints/theirs", "batch endpoint"),
+            (505, WORKSPACE, "data/theirs", "data asset"),
         ] {
             let theirs = format!("{}/{inside}", id_of(&records, id));
             bench.cloud.world().put(&theirs, json!({ "id": theirs, "name": "theirs" }));

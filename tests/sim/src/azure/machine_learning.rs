@@ -160,6 +160,8 @@ pub(crate) const SPECIALS: &[Special] = &[
     get("Microsoft.MachineLearningServices/locations/usages[]", VERSION, "", usages),
     get("Microsoft.MachineLearningServices/workspaces/computes[]", VERSION, "", within),
     get("Microsoft.MachineLearningServices/workspaces/models[]", VERSION, "", within),
+    get("Microsoft.MachineLearningServices/workspaces/batchEndpoints[]", VERSION, "", within),
+    get("Microsoft.MachineLearningServices/workspaces/data[]", VERSION, "", within),
     other("PUT", ENVIRONMENT, put_version),
     other("DELETE", WORKSPACE, delete_workspace),
     // A PATCH has tags, the identity of an endpoint, and the number of machines of a deployment.
