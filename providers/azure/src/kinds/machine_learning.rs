@@ -51,8 +51,10 @@ const PROBE_SECONDS: u64 = 10;
 const MISSED_PROBES: u64 = 30;
 /// Where the rights to read the identity of an endpoint are checked: a change of its traffic sends it too.
 const ASSIGN: &str = "Microsoft.ManagedIdentity/userAssignedIdentities/assign/action";
-/// The course of operations on endpoints and deployments.
+/// The course of operations on endpoints and deployments, and the results of those whose answers have `Location` alone: deletions
+/// (<https://learn.microsoft.com/rest/api/azureml/online-deployments/delete>).
 const OPERATIONS: &str = "Microsoft.MachineLearningServices/locations/mfeOperationsStatus/read";
+const RESULTS: &str = "Microsoft.MachineLearningServices/locations/mfeOperationResults/read";
 const ALL: &[Verb] = &[Verb::Create, Verb::Update, Verb::Delete];
 
 pub(crate) static ROWS: &[Row] = &[
@@ -101,6 +103,7 @@ pub(crate) static ROWS: &[Row] = &[
                 read("Microsoft.MachineLearningServices/workspaces/onlineEndpoints/deployments/read"),
                 put(ASSIGN),
                 read(OPERATIONS),
+                read(RESULTS),
             ],
             ..kind(ENDPOINT, "an online endpoint of Azure Machine Learning, which clients call", Identity::Token)
         },
@@ -122,6 +125,7 @@ pub(crate) static ROWS: &[Row] = &[
                 read("Microsoft.MachineLearningServices/workspaces/onlineEndpoints/score/action"),
                 read("Microsoft.MachineLearningServices/locations/usages/read"),
                 read(OPERATIONS),
+                read(RESULTS),
             ],
             ..kind(DEPLOYMENT, "machines of an online endpoint with a release of the servers", Identity::Token)
         },

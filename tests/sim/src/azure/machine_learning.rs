@@ -135,7 +135,7 @@ pub(crate) const KINDS: &[Kind] = &[
     Kind {
         kind: ENDPOINT,
         version: VERSION,
-        styles: [Style::Both, Style::Both, Style::Both],
+        styles: [Style::Async, Style::Both, Style::Location],
         seconds: [90, 20, 90],
         is_name: is_endpoint_name,
         accept: accept_endpoint,
@@ -146,7 +146,7 @@ pub(crate) const KINDS: &[Kind] = &[
     Kind {
         kind: DEPLOYMENT,
         version: VERSION,
-        styles: [Style::Both, Style::Both, Style::Both],
+        styles: [Style::Async, Style::Both, Style::Location],
         seconds: [600, 120, 60],
         is_name: is_endpoint_name,
         fixed: &["/properties/instanceType"],
@@ -191,6 +191,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     rule(
         "a request with a member that the documentation does not have is 400 BadRequest",
         Source::Documentation("https://learn.microsoft.com/rest/api/azureml/online-deployments/create-or-update"),
+    ),
+    rule(
+        "creations of endpoints and deployments are announced by Azure-AsyncOperation, and deletions by Location alone",
+        Source::Documentation("https://learn.microsoft.com/rest/api/azureml/online-deployments/delete"),
     ),
     rule(
         "a version of an environment makes the environment that it is in",
