@@ -43,7 +43,11 @@ impl Checker<'_> {
                 Runtime::Kubernetes => {}
                 runtime => {
                     let cause = format!("with `runtime: {runtime}` it has no effect");
-                    self.error(&path, cause, "remove it, or write `runtime: sagemaker`, `vertex`, `azure-ml` or `kubernetes`");
+                    self.error(
+                        &path,
+                        cause,
+                        "remove it, or write `runtime: sagemaker`, `vertex`, `azure-ml` or `kubernetes`",
+                    );
                 }
             }
         }
