@@ -20,6 +20,11 @@ const DISK_SOME: u64 = 2 << 30;
 /// Remaining validity below which a check warns. Certificates are renewed long before.
 const CERTIFICATE_LOW: SignedDuration = SignedDuration::from_hours(7 * 24);
 
+/// The days before the end of a waiver, a drill or a key in which that is a warning.
+pub(crate) const ENDS_SOON_DAYS: i64 = 14;
+/// [`ENDS_SOON_DAYS`] as a duration.
+pub(crate) const ENDS_SOON: SignedDuration = SignedDuration::from_hours(ENDS_SOON_DAYS * 24);
+
 /// The result of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

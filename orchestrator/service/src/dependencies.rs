@@ -12,15 +12,16 @@ use textnlp_bundle::oci::Reference;
 use textnlp_models::Source;
 use textnlp_net::client::{ClientOptions, is_loopback, shown};
 use textnlp_orchestrator::environment::Environment;
-use textnlp_orchestrator::environment::model::Runtime;
+use textnlp_orchestrator::environment::model::{Runtime, TlsMode};
 use textnlp_orchestrator::plan::SiteFacts;
 use textnlp_orchestrator::release::Lock;
-use textnlp_provider::units::counted;
+use textnlp_provider::units::{UrlSource, counted};
 use textnlp_provider::{Observed, ReadFailure, SiteName, error_chain};
 
 use crate::checks::CheckResult;
 use crate::client::{self as service, Target};
 use crate::doctor::Select;
+use crate::gate::sign_on;
 use crate::{ChosenEnvironment, Deployment, Failure, Progress, Scope, quoted, running};
 
 /// Timeout of one request or query.
@@ -31,6 +32,8 @@ const ADDRESSES_MAX: usize = 20;
 const SETTINGS_MAX: u64 = 1 << 20;
 /// The port of PostgreSQL, if none is set.
 const POSTGRES_PORT: u16 = 5432;
+/// The same of Redis.
+const REDIS_PORT: u16 = 6379;
 
 /// Something that the environment depends on.
 #[derive(Debug, Serialize)]
@@ -118,8 +121,9 @@ pub async fn dependencies(
     database(&mut found, &scope, &environment, target).await;
     progress.doing("resolving names");
     names(&mut found, &scope, &environment).await;
-    progress.doing("asking registries and model sources");
+    progress.doing("asking registries, model sources and other services");
     over_http(&mut found, &scope, &environment, lock.as_ref()).await?;
+    cache(&mut found, &environment).await;
     not_contacted(&mut found, &scope, &environment);
     Ok(found.found)
 }
@@ -246,7 +250,8 @@ fn hosts(environment: &Environment, of_address: Option<String>) -> Vec<String> {
     names.into_iter().take(ADDRESSES_MAX).collect()
 }
 
-/// Registries and model sources: any answer below 500 shows that they can be reached.
+/// Registries, model sources and other services with HTTP: any answer below 500 shows that they can be reached, and metadata of an issuer
+/// has to be its own.
 async fn over_http(
     found: &mut Dependencies,
     scope: &Scope,
@@ -274,7 +279,7 @@ async fn over_http(
         let Some(file) = &site.cluster.saml else { continue };
         found.site = Some(site.name.clone());
         let fix = format!("check `idp.singleSignOnService.url` in {file}");
-        match sign_on(Utf8Path::new(file)) {
+        match sign_on_address(Utf8Path::new(file)) {
             Err(why) => found.add(("identity provider", file), None, Err(Fault::unknown(why)), fix),
             Ok(url) => {
                 let began = Instant::now();
@@ -285,11 +290,64 @@ async fn over_http(
         }
     }
     found.site = None;
+    if let Some(issuer) = &environment.server.security.oidc.issuer {
+        let began = Instant::now();
+        let answer = issues_tokens(&http, issuer).await;
+        let fix = format!("check `server.security.oidc.issuer`: curl {}", quoted(&sign_on::metadata_address(issuer)));
+        found.add(("identity provider", issuer), Some(began.elapsed()), answer, fix);
+    }
+    let traces = environment.server.monitoring.traces.endpoint.as_deref().map(|at| ("trace collector", at));
+    let authority = (environment.tls.mode == TlsMode::Acme).then(|| environment.tls.acme_directory());
+    for (what, at) in traces.into_iter().chain(authority.map(|at| ("certificate authority", at))) {
+        // Validation rejected invalid addresses.
+        let Ok(url) = at.parse::<Url>() else { continue };
+        let began = Instant::now();
+        // The programs of the sites send requests to it, and this machine may not be allowed to.
+        let answer = ask(&http, &url).await.map_err(|Fault(_, cause)| Fault(CheckResult::Warning, cause));
+        let fix = format!("curl --head {} # with the proxy of `network.proxy`", quoted(&shown(&url)));
+        found.add((what, shown(&url)), Some(began.elapsed()), answer, fix);
+    }
     Ok(())
 }
 
+/// Whether an issuer's metadata is its own: servers refuse all of its tokens otherwise.
+async fn issues_tokens(http: &Client, issuer: &str) -> Result<(), Fault> {
+    let metadata = sign_on::metadata(http, issuer).await.map_err(|cause| Fault(CheckResult::Warning, cause))?;
+    match metadata["issuer"].as_str() {
+        Some(named) if named == issuer => Ok(()),
+        Some(named) => {
+            let named: String = named.chars().take(200).collect();
+            Err(Fault::failed(format!("its metadata names the issuer `{named}`")))
+        }
+        None => Err(Fault::failed("its metadata names no issuer")),
+    }
+}
+
+/// The Redis that the operator runs: whether its port is open.
+async fn cache(found: &mut Dependencies, environment: &Environment) {
+    const NAME: &str = "cache";
+    let fix = "check `cache.url`, and that firewalls let the servers connect to it";
+    let Some(source) = environment.cache.url.as_ref().filter(|_| environment.cache.is_external()) else { return };
+    let UrlSource::Url(text) = source else {
+        return found.add((NAME, "cache.url"), None, Err(Fault::unknown("its address is a secret")), fix);
+    };
+    // Validation rejected invalid addresses.
+    let Ok(url) = text.parse::<Url>() else { return };
+    let (host, port) = (url.host_str().unwrap_or_default(), url.port().unwrap_or(REDIS_PORT));
+    let plain = host.trim_start_matches('[').trim_end_matches(']');
+    let began = Instant::now();
+    let answer = match tokio::time::timeout(TIMEOUT, tokio::net::TcpStream::connect((plain, port))).await {
+        Err(_) => Err(format!("no connection within {} s", TIMEOUT.as_secs())),
+        Ok(Err(error)) => Err(error.to_string()),
+        Ok(Ok(_)) => Ok(()),
+    };
+    // Pods may be able to connect where this machine is not.
+    let mark = if environment.runs_here() { CheckResult::Problem } else { CheckResult::Warning };
+    found.add((NAME, format!("{host}:{port}")), Some(began.elapsed()), answer.map_err(|cause| Fault(mark, cause)), fix);
+}
+
 /// The sign-on address in a file with SAML settings (<https://github.com/SAML-Toolkits/python3-saml#settings>).
-fn sign_on(file: &Utf8Path) -> Result<Url, String> {
+fn sign_on_address(file: &Utf8Path) -> Result<Url, String> {
     let mut text = String::new();
     let read = std::fs::File::open(file).and_then(|file| file.take(SETTINGS_MAX).read_to_string(&mut text));
     read.map_err(|error| format!("read {file}: {error}"))?;
@@ -350,7 +408,7 @@ fn not_contacted(found: &mut Dependencies, scope: &Scope, environment: &Environm
 
 #[cfg(test)]
 mod tests {
-    use textnlp_orchestrator::environment::model::ModelSettings;
+    use textnlp_orchestrator::environment::model::{CacheKind, ModelSettings};
     use textnlp_orchestrator::environment::{Catalogue, Library, Overrides};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -405,11 +463,75 @@ mod tests {
     fn address_of_the_identity_provider_is_in_the_saml_settings() {
         let folder = tempfile::tempdir().unwrap();
         let file = Utf8Path::from_path(folder.path()).unwrap().join("saml.json");
-        assert!(sign_on(&file).unwrap_err().starts_with("read "));
+        assert!(sign_on_address(&file).unwrap_err().starts_with("read "));
         std::fs::write(&file, r#"{"idp":{"singleSignOnService":{"url":"https://idp.example/sso"}}}"#).unwrap();
-        assert_eq!(sign_on(&file).unwrap().as_str(), "https://idp.example/sso");
+        assert_eq!(sign_on_address(&file).unwrap().as_str(), "https://idp.example/sso");
         std::fs::write(&file, "{}").unwrap();
-        assert!(sign_on(&file).unwrap_err().contains("singleSignOnService"));
+        assert!(sign_on_address(&file).unwrap_err().contains("singleSignOnService"));
+    }
+
+    /// Answers one request, and returns it.
+    async fn serve(listener: &tokio::net::TcpListener, status: &str, body: &str) -> String {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            assert!(stream.read_buf(&mut request).await.unwrap() > 0);
+        }
+        let length = body.len();
+        let answer = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}");
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        String::from_utf8(request).unwrap()
+    }
+
+    #[tokio::test]
+    async fn metadata_of_an_issuer_has_to_name_it() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let issuer = format!("http://{}/realms/acme", listener.local_addr().unwrap());
+        let http = ClientOptions::default().client().unwrap();
+        let own = format!(r#"{{"issuer":"{issuer}"}}"#);
+        for (status, body, expected) in [
+            ("200 OK", own.as_str(), None),
+            (
+                "200 OK",
+                r#"{"issuer":"https://other.example"}"#,
+                Some((CheckResult::Problem, "`https://other.example`")),
+            ),
+            ("200 OK", "{}", Some((CheckResult::Problem, "no issuer"))),
+            ("404 Not Found", "", Some((CheckResult::Warning, "status 404"))),
+        ] {
+            let (answer, request) = tokio::join!(issues_tokens(&http, &issuer), serve(&listener, status, body));
+            assert!(request.starts_with("GET /realms/acme/.well-known/openid-configuration "), "{request}");
+            match (answer, expected) {
+                (Ok(()), None) => {}
+                (Err(Fault(mark, cause)), Some((expected, says))) => {
+                    assert!(mark == expected && cause.contains(says), "{cause}");
+                }
+                (answer, _) => panic!("{body}: {answer:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cache_is_reached_at_its_port() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut environment = environment();
+        environment.cache.kind = CacheKind::Redis;
+        let found = async |environment: &Environment| {
+            let mut found = Dependencies::default();
+            cache(&mut found, environment).await;
+            found.found.pop().map(|one| (one.address, one.result))
+        };
+        let address = listener.local_addr().unwrap().to_string();
+        environment.cache.url = Some(UrlSource::Url(format!("redis://{address}/0")));
+        assert_eq!(found(&environment).await, Some((address, CheckResult::Well)));
+        // A bound socket that does not listen: no other process can take its port.
+        let held = tokio::net::TcpSocket::new_v4().unwrap();
+        held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = held.local_addr().unwrap().to_string();
+        environment.cache.url = Some(UrlSource::Url(format!("redis://{address}/0")));
+        assert_eq!(found(&environment).await, Some((address, CheckResult::Problem)));
+        environment.cache.kind = CacheKind::None;
+        assert_eq!(found(&environment).await, None);
     }
 
     #[tokio::test]
@@ -418,16 +540,7 @@ mod tests {
         let url: Url = format!("http://{}/v2/", listener.local_addr().unwrap()).parse().unwrap();
         let http = ClientOptions::default().client().unwrap();
         for (status, is_well) in [("401 Unauthorized", true), ("503 Service Unavailable", false)] {
-            let serve = async {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let mut request = Vec::new();
-                while !request.ends_with(b"\r\n\r\n") {
-                    assert!(stream.read_buf(&mut request).await.unwrap() > 0);
-                }
-                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-                stream.write_all(answer.as_bytes()).await.unwrap();
-            };
-            let (answer, ()) = tokio::join!(ask(&http, &url), serve);
+            let (answer, _) = tokio::join!(ask(&http, &url), serve(&listener, status, ""));
             assert_eq!(answer.is_ok(), is_well, "{answer:?}");
         }
         // A bound socket that does not listen: no other process can take its port.

@@ -57,8 +57,6 @@ const CACHE_MEMORY: Bytes = Bytes(1_000_000_000);
 const BACKUP_CREDENTIALS: &str = "backup-credentials";
 /// The token for an external Prometheus.
 const PROMETHEUS_TOKEN: &str = "prometheus-token";
-/// The default certificate authority: <https://letsencrypt.org/getting-started/>.
-const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 /// The time that a gateway adds to the limit of what is behind it: the server ends a stream with an error event and the
 /// end mark, and a gateway with the same limit would cut it off before.
 const GATEWAY_GRACE_SECONDS: u64 = 5;
@@ -577,7 +575,7 @@ fn proxies(e: &Environment, release: &Release) -> BTreeMap<String, part::Receive
 /// The account at the public certificate authority.
 fn acme_account(e: &Environment, release: &Release) -> part::AcmeAccount {
     part::AcmeAccount {
-        directory: e.tls.directory.clone().unwrap_or_else(|| LETS_ENCRYPT.to_owned()),
+        directory: e.tls.acme_directory().to_owned(),
         email: e.tls.email.clone(),
         secrets: name(names::SECRETS),
         key: ACCOUNT_KEY.to_owned(),

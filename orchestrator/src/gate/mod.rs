@@ -352,8 +352,8 @@ pub async fn evaluate(
     }
 }
 
-/// The waived checks of a phase with the last day of each.
-fn waivers(phase: Phase, exemptions: &[RecordedExemption], now: Timestamp) -> BTreeMap<String, Date> {
+/// The waived checks of a phase with the last day (UTC) of each.
+pub fn waivers(phase: Phase, exemptions: &[RecordedExemption], now: Timestamp) -> BTreeMap<String, Date> {
     let definition = PhaseDefinition::of(phase);
     let mut waivers = BTreeMap::new();
     for recorded in exemptions.iter().filter(|recorded| recorded.phase == phase) {

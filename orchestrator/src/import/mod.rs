@@ -192,13 +192,15 @@ pub async fn forget(
 /// The record of an object as observed; the next plan finds the differences.
 fn recorded(id: &ResourceId, name: &SiteName, site: &SiteFacts, object: &Object, wanted: Option<&Wanted>) -> Recorded {
     let kind = site.provider.kinds().iter().find(|kind| kind.name == object.kind.as_str());
+    let seen = object.spec.applied();
     Recorded {
         id: id.clone(),
         kind: object.kind.clone(),
         site: name.clone(),
         // The observed host is recorded: the next plan moves the resource if another one is wanted.
         via: object.via.clone().or_else(|| wanted.and_then(|wanted| wanted.via.clone())),
-        spec: object.spec.applied(),
+        // The next `up` removes recorded tags that are not wanted, and leaves those of others.
+        spec: wanted.map_or_else(|| seen.clone(), |wanted| seen.with_tags_of(&wanted.spec)),
         needs: wanted.map(sorted_needs).unwrap_or_default(),
         ownership: Ownership::Ours,
         schema: kind.map_or(1, |kind| kind.schema),

@@ -222,11 +222,13 @@ fn variants(spec: &Spec, region: &str) -> Vec<CostLine> {
     let lines = variants.iter().flat_map(|variant| {
         let text = |field: &str| variant[field].as_str().unwrap_or_default();
         let (kind, count) = (text("instance_type"), variant["count"].as_u64().unwrap_or_default());
-        let disks = format!("{} GB of disk on {}", variant["volume_gb"], counted(count, "instance"));
-        [
-            priced(Service::SageMaker, &endpoint(kind), region, format!("{count} × {kind}, `{}`", text("name")), count),
-            CostLine::unpriced(Service::SageMaker.title(), disks, "the price of a volume is not recorded"),
-        ]
+        let has_volume = !variant["volume_gb"].is_null();
+        let what = format!("{count} × {kind}, `{}`", text("name"));
+        let volumes = has_volume.then(|| {
+            let disks = format!("{} GB of disk on {}", variant["volume_gb"], counted(count, "instance"));
+            CostLine::unpriced(Service::SageMaker.title(), disks, "the price of a volume is not recorded")
+        });
+        [priced(Service::SageMaker, &endpoint(kind), region, what, count)].into_iter().chain(volumes)
     });
     let lines: Vec<_> = lines.collect();
     if lines.is_empty() {
@@ -264,6 +266,10 @@ mod tests {
         // 2 × 1.515 USD × 730 h.
         assert_eq!(monthly("aws.endpoint-config", variant("ml.g5.2xlarge")), (2_211_900_000, 1));
         assert_eq!(monthly("aws.endpoint-config", variant("ml.c7i.xlarge")), (0, 2));
+        let mut own_disks = variant("ml.g6e.2xlarge");
+        own_disks["variants"][0]["volume_gb"] = json!(null);
+        // 2 × 2.8026 USD × 730 h.
+        assert_eq!(monthly("aws.endpoint-config", own_disks), (4_091_796_000, 0));
         let interface = json!({ "kind": "Interface", "service": "s", "subnets": [{ "$output": "a/b#id" }, { "$output": "a/c#id" }] });
         assert_eq!(monthly("aws.vpc-endpoint", interface), (14_600_000, 1));
         let service = |of: &str| {

@@ -323,7 +323,7 @@ pub trait AnyResource<C: Cloud>: Send + Sync {
 }
 
 /// The field of every spec that the driver changes.
-pub const TAGS: &str = "tags";
+pub const TAGS: &str = textnlp_provider::spec::TAGS;
 
 /// Carries the type of a kind.
 pub struct Of<R>(PhantomData<R>);

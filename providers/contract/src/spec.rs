@@ -61,6 +61,9 @@ pub const ROTATION: &str = "requested_rotation";
 /// standby wants other ones; it is never recorded.
 pub const ZONES: &str = "standby_zones";
 
+/// The member of a spec with the tags of an object of a cloud, to which others may add theirs.
+pub const TAGS: &str = "tags";
+
 /// The zones of a database and of its standby, which takes over when the primary fails.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Zones {
@@ -106,6 +109,18 @@ impl Spec {
             }
             _ => self.clone(),
         }
+    }
+
+    /// An observed spec without the tags that a wanted one does not state: those of others, as far as is known.
+    #[must_use]
+    pub fn with_tags_of(&self, wanted: &Self) -> Self {
+        let Some(Value::Object(seen)) = self.get(TAGS) else { return self.clone() };
+        let own = wanted.get(TAGS).and_then(Value::as_object);
+        let is_own = |key: &String| own.is_some_and(|own| own.contains_key(key));
+        let tags = seen.iter().filter(|(key, _)| is_own(key)).map(|(key, tag)| (key.clone(), tag.clone()));
+        let mut value = self.as_value().clone();
+        value[TAGS] = tags.collect();
+        Self::of(&value)
     }
 
     /// The same spec with a requested rotation.
@@ -345,6 +360,17 @@ mod tests {
         let zones = Zones { primary: "a".to_owned(), standby: "b".to_owned(), is_ready: true };
         let seen = applied.with_zones(&zones);
         assert_eq!((seen.zones(), seen.applied(), applied.zones()), (Some(zones), applied.clone(), None));
+    }
+
+    #[test]
+    fn tags_of_others_are_no_part_of_what_is_wanted() {
+        let seen = Spec::of(&json!({"port": 1, "tags": {"team": "old", "cost-center": "7"}}));
+        let left = |wanted: Value| seen.with_tags_of(&Spec::of(&wanted));
+        let team = Spec::of(&json!({"port": 1, "tags": {"team": "old"}}));
+        assert_eq!(left(json!({"tags": {"team": "text", "new": "1"}})), team);
+        assert_eq!(left(json!({"port": 2})), Spec::of(&json!({"port": 1, "tags": {}})));
+        let without = Spec::of(&json!({"port": 1}));
+        assert_eq!(without.with_tags_of(&seen), without);
     }
 
     #[test]

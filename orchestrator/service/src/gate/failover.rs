@@ -5,6 +5,7 @@ use textnlp_orchestrator::environment::Environment;
 use textnlp_orchestrator::gate::Check;
 use textnlp_orchestrator::gate::phases::CheckDefinition;
 use textnlp_orchestrator::state::State;
+use textnlp_provider::Lineage;
 
 use super::sites::FRESH;
 use crate::rehearsal::{FailoverRecord, RunningDatabase, is_unknown_command, outdated, records, unsupported, verdict};
@@ -26,10 +27,7 @@ pub(super) async fn check(
         Ok(records) => records,
         Err(why) => return check.waiting(environment, format_args!("{why}: {command}")),
     };
-    let counts = |record: &&FailoverRecord| {
-        // `down` ends what was measured before it.
-        record.lineage == running.lineage && state.removal().is_none_or(|removal| record.at > removal)
-    };
+    let counts = |record: &&FailoverRecord| counts(record, running.lineage, state);
     let newest = match of_newest(check, environment, records.iter().rfind(counts), Timestamp::now(), &command) {
         Ok(newest) => newest,
         Err(check) => return check,
@@ -45,6 +43,17 @@ pub(super) async fn check(
             check.unknown(environment, format_args!("the running database was not read: {:#}", failure.error))
         }
     }
+}
+
+/// When the newest rehearsal of this deployment began; `None` also if the records cannot be read.
+pub(super) fn newest(chosen: &ChosenEnvironment, state: &State) -> Option<Timestamp> {
+    let records = records(&chosen.scope.folder).ok()?;
+    records.iter().rfind(|record| counts(record, state.lineage(), state)).map(|record| record.at)
+}
+
+/// Whether a rehearsal was of this deployment: `down` ends what was measured before it.
+fn counts(record: &FailoverRecord, lineage: Lineage, state: &State) -> bool {
+    record.lineage == lineage && state.removal().is_none_or(|removal| record.at > removal)
 }
 
 /// The newest rehearsal, if it met its target and is not too old.

@@ -12,7 +12,7 @@ pub mod hardened;
 mod invoked;
 pub mod load;
 pub mod order;
-mod sign_on;
+pub(crate) mod sign_on;
 mod sites;
 
 use std::collections::BTreeMap;
@@ -22,6 +22,7 @@ use anyhow::Context;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use jiff::civil::Date;
+use jiff::tz::TimeZone;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -117,6 +118,34 @@ pub(crate) fn applied(folder: &Utf8Path) -> Result<Option<Applied>, Failure> {
     let recorded = History::at(folder).read().map_err(|error| Failure::new(Exit::Failed, "history", error))?;
     let newest = recorded.newest().map_err(|why| Failure::new(Exit::Failed, "history", anyhow::anyhow!(why)))?;
     Ok(newest.map(|newest| newest.applied.clone()))
+}
+
+/// The newest drill or rehearsal of its sort. The gate of the phase counts none that is older than 90 days.
+pub(crate) struct DatedEvidence {
+    /// What it was.
+    pub(crate) what: &'static str,
+    /// When it began.
+    pub(crate) at: Timestamp,
+    /// The command that repeats it.
+    pub(crate) command: &'static str,
+}
+
+impl DatedEvidence {
+    /// The last day (UTC) on which it may count.
+    pub(crate) fn until(&self) -> Date {
+        let ends = self.at.checked_add(sites::FRESH).unwrap_or(Timestamp::MAX);
+        ends.to_zoned(TimeZone::UTC).date()
+    }
+}
+
+/// The newest ones of those that the gate of this environment needs.
+pub(crate) fn dated_evidence(chosen: &ChosenEnvironment, state: &State) -> Result<Vec<DatedEvidence>, Failure> {
+    let definition = PhaseDefinition::of(chosen.loaded.environment.phase);
+    let drill = definition.check(phases::RTO).map(|_| sites::newest(chosen)).transpose()?.flatten();
+    let failover = definition.check(phases::FAILOVER).and_then(|_| failover::newest(chosen, state));
+    let drill = drill.map(|at| DatedEvidence { what: "drill", at, command: "dr drill" });
+    let failover = failover.map(|at| DatedEvidence { what: "failover rehearsal", at, command: "db failover" });
+    Ok(drill.into_iter().chain(failover).collect())
 }
 
 /// When another release or other settings were last applied, also to some of the sites.

@@ -75,7 +75,7 @@ async fn token(
     let options =
         ClientOptions { proxy: ProxySettings::from_env(), timeout: Some(TIMEOUT), ..ClientOptions::default() };
     let http = options.client().map_err(|error| error.to_string())?;
-    let metadata = get(&http, &format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'))).await?;
+    let metadata = metadata(&http, issuer).await?;
     let endpoint = metadata["token_endpoint"].as_str().ok_or("its metadata has no `token_endpoint`")?;
     let url: Url = endpoint.parse().map_err(|error| format!("`token_endpoint`: {error}"))?;
     let is_here = |url: &Url| textnlp_net::client::is_loopback(url);
@@ -110,8 +110,15 @@ fn encoded(text: &str) -> String {
     text.bytes().map(byte).collect()
 }
 
-async fn get(http: &Client, url: &str) -> Result<Value, String> {
-    let answer = http.get(url).send().await.map_err(|error| error_chain(&error.without_url()))?;
+/// The address of an issuer's metadata
+/// (<https://openid.net/specs/openid-connect-discovery-1_0.html#ProviderConfigurationRequest>).
+pub(crate) fn metadata_address(issuer: &str) -> String {
+    format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'))
+}
+
+/// The metadata of an issuer.
+pub(crate) async fn metadata(http: &Client, issuer: &str) -> Result<Value, String> {
+    let answer = http.get(metadata_address(issuer)).send().await.map_err(|error| error_chain(&error.without_url()))?;
     read(answer).await
 }
 

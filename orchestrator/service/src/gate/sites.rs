@@ -31,6 +31,14 @@ pub(super) async fn checks(chosen: &ChosenEnvironment) -> Result<Vec<Check>, Fai
     Ok(checks)
 }
 
+/// When the newest drill of a failure of the home site began.
+pub(super) fn newest(chosen: &ChosenEnvironment) -> Result<Option<Timestamp>, Failure> {
+    let (scope, environment) = (&chosen.scope, &chosen.loaded.environment);
+    let control_clients = ControlClients::at(&scope.platform.places(&scope.folder, environment)?);
+    let (drills, _) = report::history(&scope.folder);
+    Ok(drills.iter().rev().find(|report| report.site == control_clients.home).map(|report| report.began))
+}
+
 fn now(control_status: &ControlStatus, sites: usize, max_lag_ms: u64) -> Vec<Check> {
     let lines = control_status.lines(max_lag_ms);
     let in_sync = lines.iter().filter(|line| line.in_sync).count();

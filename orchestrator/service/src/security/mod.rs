@@ -25,7 +25,7 @@ use textnlp_provider::{Lineage, Recorded};
 use crate::backup::{failed, settings, shelf};
 use crate::bundle::advisories::{AdvisorySources, RUSTSEC};
 use crate::bundle::installed;
-use crate::checks::Checks;
+use crate::checks::{Checks, ENDS_SOON, ENDS_SOON_DAYS};
 use crate::keys::{Admin, has_all_scopes};
 use crate::sockets::listeners;
 use crate::{ChosenEnvironment, Deployment, Failure, Progress, RunningEnvironment, Scope, audit, quoted};
@@ -209,6 +209,14 @@ async fn api_keys(report: &mut Checks, deployment: &Deployment, running: &Runnin
                     report.warning(NAME, evidence, scope.command(&format!("key rotate {first}")));
                 }
             }
+            report.rule = Some(Rule::KeyEnds);
+            if !keys.ending.is_empty() {
+                let named: Vec<String> =
+                    keys.ending.iter().take(NAMED).map(|(id, end)| format!("{id} on {}", day(*end))).collect();
+                let says = format!("{} end within {ENDS_SOON_DAYS} days: {}", keys.ending.len(), named.join(", "));
+                let fix = format!("{} # and give it to the client", scope.command("key create NAME"));
+                report.warning("ends of API keys", says, fix);
+            }
         }
         Err(failure) => report.unknown(NAME, format!("{:#}", failure.error), list),
     }
@@ -221,6 +229,8 @@ struct KeyAges {
     all_scopes: usize,
     /// Those that are old and have no end, with the time of their creation; the oldest first.
     old: Vec<(String, Timestamp)>,
+    /// Those that end soon and were not created for a short time, with their end; the first one first.
+    ending: Vec<(String, Timestamp)>,
 }
 
 impl KeyAges {
@@ -233,12 +243,22 @@ impl KeyAges {
             }
             ages.active += 1;
             ages.all_scopes += usize::from(has_all_scopes(key));
-            let created = time("created_at").filter(|at| now.duration_since(*at) > KEY_AGE);
-            if let (Some(at), None, Some(id)) = (created, time("expires_at"), key["public_id"].as_str()) {
-                ages.old.push((id.to_owned(), at));
+            let Some(id) = key["public_id"].as_str() else { continue };
+            let Some(created) = time("created_at") else { continue };
+            match time("expires_at") {
+                Some(end) => {
+                    // Keys of gates and load tests, and those of `--expires-days 7`, end soon from the beginning.
+                    let is_lasting = end.duration_since(created) > ENDS_SOON;
+                    if is_lasting && end.duration_since(now) <= ENDS_SOON {
+                        ages.ending.push((id.to_owned(), end));
+                    }
+                }
+                None if now.duration_since(created) > KEY_AGE => ages.old.push((id.to_owned(), created)),
+                None => {}
             }
         }
         ages.old.sort_by_key(|(_, at)| *at);
+        ages.ending.sort_by_key(|(_, end)| *end);
         ages
     }
 }
@@ -477,14 +497,18 @@ mod tests {
             key("young", 364, None, None),
             key("old", 400, None, None),
             key("oldest", 500, None, None),
+            key("ends later", 10, Some(days(-14)), None),
             key("ends", 400, Some(days(-1)), None),
+            key("ends much later", 10, Some(days(-15)), None),
+            key("temporary", 1, Some(days(-1)), None),
             key("ended", 400, Some(days(1)), None),
             key("revoked", 400, None, Some(days(1))),
         ] });
         let ages = KeyAges::of(&listed, now);
-        assert_eq!((ages.active, ages.all_scopes), (4, 4));
-        let old: Vec<&str> = ages.old.iter().map(|(id, _)| id.as_str()).collect();
-        assert_eq!(old, ["oldest", "old"]);
+        assert_eq!((ages.active, ages.all_scopes), (7, 7));
+        let ids = |of: &[(String, Timestamp)]| -> Vec<String> { of.iter().map(|(id, _)| id.clone()).collect() };
+        assert_eq!(ids(&ages.old), ["oldest", "old"]);
+        assert_eq!(ids(&ages.ending), ["ends", "ends later"]);
         assert_eq!(KeyAges::of(&json!({}), now), KeyAges::default());
     }
 

@@ -30,6 +30,8 @@ pub enum Rule {
     Credentials,
     /// API keys.
     ApiKeys,
+    /// Ends of API keys.
+    KeyEnds,
     /// Waivers of gates.
     Waivers,
     /// Known vulnerabilities.
@@ -78,7 +80,7 @@ const fn row(rule: Rule, id: &'static str, requirement: &'static str) -> RuleDef
 }
 
 /// All rules, in the order of a report.
-pub const RULES: [RuleDefinition; 27] = [
+pub const RULES: [RuleDefinition; 28] = [
     row(Rule::StateFiles, "state-files", "the state belongs to the operator; no other user can change it"),
     row(Rule::SecretFiles, "secret-files", "only the owner can read the files of secrets"),
     row(Rule::ServiceUser, "service-user", "the programs of the service do not run as root"),
@@ -91,6 +93,7 @@ pub const RULES: [RuleDefinition; 27] = [
     row(Rule::Certificates, "certificates", "certificates are valid for more than a week"),
     row(Rule::Credentials, "credentials", "generated credentials are not older than a year"),
     row(Rule::ApiKeys, "api-keys", "API keys have an end, or are not older than a year"),
+    row(Rule::KeyEnds, "key-ends", "no API key ends within two weeks"),
     row(Rule::Waivers, "waivers", "no check of a gate is waived, and no phase was entered without evidence"),
     row(Rule::Vulnerabilities, "vulnerabilities", "no known vulnerability is in what runs, by current advisories"),
     row(Rule::Images, "images", "images are pinned by digest"),

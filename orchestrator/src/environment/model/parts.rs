@@ -57,6 +57,9 @@ impl Framework {
     }
 }
 
+/// The default certificate authority: <https://letsencrypt.org/getting-started/>.
+const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+
 section! {
     /// The database of keys, quotas and usage.
     pub struct DatabaseSettings {
@@ -162,6 +165,13 @@ section! {
         pub directory: Option<String> = None,
         /// An existing certificate: its id at the provider, or the absolute path of its file, with the key next to it, ending in `.key`.
         pub existing: Option<String> = None,
+    }
+}
+
+impl Tls {
+    /// The directory of the public certificate authority.
+    pub fn acme_directory(&self) -> &str {
+        self.directory.as_deref().unwrap_or(LETS_ENCRYPT)
     }
 }
 

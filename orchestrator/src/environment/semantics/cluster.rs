@@ -22,10 +22,8 @@ impl Checker<'_> {
         if !site.is_in_cluster() {
             // Defaults are not serialized, so this is exactly what was configured, also for fields added later.
             let mut access_fields = serde_json::to_value(access).unwrap_or_default();
-            // Containers of Google Cloud and of Azure have an image too, and those of Cloud Run limits.
-            if let (Runtime::CloudRun | Runtime::Vertex | Runtime::AzureMl, Some(fields)) =
-                (site.runtime, access_fields.as_object_mut())
-            {
+            // Containers that a cloud runs have an image too, and those of Cloud Run limits.
+            if let (true, Some(fields)) = (site.is_endpoint(), access_fields.as_object_mut()) {
                 fields.remove("image");
                 if site.runtime == Runtime::CloudRun && access.resources.requests.is_empty() {
                     fields.remove("resources");

@@ -25,8 +25,8 @@ const WITHOUT_EFFECT: &[&str] = &[
 const WITHOUT_EFFECT_ON_CLOUD_RUN: &[&str] =
     &["gpu.count", "gpu.per_machine", "gpu.spot", "scaling.requests_per_second"];
 
-/// What endpoints of Vertex AI and of Azure Machine Learning do not have: each replica has the GPUs of its machine.
-const WITHOUT_EFFECT_ON_MACHINES: &[&str] = &["gpu.count", "gpu.per_machine", "gpu.spot"];
+/// What other endpoints do not have: each replica has the GPUs of its machine.
+const WITHOUT_EFFECT_ON_ENDPOINTS: &[&str] = &["gpu.count", "gpu.per_machine", "gpu.spot"];
 
 impl Checker<'_> {
     /// The instance type belongs to an endpoint or to nodes; a site with an endpoint is alone, and has no settings without effect.
@@ -77,7 +77,7 @@ impl Checker<'_> {
         }
         let more: &[&str] = match site.runtime {
             Runtime::CloudRun => WITHOUT_EFFECT_ON_CLOUD_RUN,
-            Runtime::Vertex | Runtime::AzureMl => WITHOUT_EFFECT_ON_MACHINES,
+            Runtime::Sagemaker | Runtime::Vertex | Runtime::AzureMl => WITHOUT_EFFECT_ON_ENDPOINTS,
             _ => &[],
         };
         for path in WITHOUT_EFFECT.iter().chain(more).filter(|path| !self.is_shipped(path)).collect::<Vec<_>>() {

@@ -353,6 +353,18 @@ fn settings_without_effect_on_an_inference_endpoint_are_errors() {
             "{path}: {said}"
         );
     }
+    let fits = with(
+        "runtime: sagemaker, instance_type: ml.g6e.xlarge, cluster: { image: r.example/t:1 }",
+        "gpu: { size: large }\nscaling: { max: 4, requests_per_second: 5 }\n",
+    );
+    assert!(!fits.contains("error"), "{fits}");
+    let said = with(
+        "runtime: sagemaker, cluster: { image: r.example/t:1, context: mine }",
+        "gpu: { size: large, count: 2 }\n",
+    );
+    assert!(said.contains("error: `gpu.count`: it has no effect with `runtime: sagemaker`"), "{said}");
+    assert!(said.contains("error: `sites[0].cluster.context`"), "{said}");
+    assert!(!said.contains("`sites[0].cluster.image`"), "{said}");
     let said = with("runtime: process, instance_type: ml.m5.xlarge", "");
     assert!(said.contains("`sites[0].instance_type`: with `runtime: process` it has no effect"), "{said}");
     let of_nodes = "runtime: kubernetes, instance_type: m7i.2xlarge";

@@ -624,6 +624,7 @@ pub(super) static ALL: &[Form] = &[
                     "VolumeSizeInGB": one["volume_gb"],
                     "ModelDataDownloadTimeoutInSeconds": one["download_seconds"],
                     "ContainerStartupHealthCheckTimeoutInSeconds": one["startup_seconds"],
+                    "InferenceAmiVersion": one["ami"],
                 })
             };
             let variants: Vec<Value> = variants.map(variant).collect();

@@ -9,13 +9,21 @@ use textnlp_token::partition;
 use super::{Lowering, models_bucket, output};
 use crate::kinds::iam::PATH;
 use crate::names;
+use crate::tables::machines;
 
 /// The name of the only variant.
 const VARIANT: &str = "main";
 /// Four vCPUs and 16 GiB.
 const INSTANCE_TYPE: &str = "ml.m5.xlarge";
-/// The families of instances that the servers run on: x86-64, whose volumes are encrypted with the site's key. Those with
-/// disks of their own take no key
+/// The AMI of instances with GPUs. It has driver 580, which CUDA 13 needs; no other one and no default has it
+/// (<https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_ProductionVariant.html>).
+const GPU_AMI: &str = "al2023-ami-sagemaker-inference-gpu-4-1";
+/// The variable by which a container sees GPUs, and its value for all of them
+/// (<https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/docker-specialized.html>). The image has `void`, for
+/// pods that are given none.
+const VISIBLE_GPUS: (&str, &str) = ("NVIDIA_VISIBLE_DEVICES", "all");
+/// The families of instances without GPUs that the servers run on: x86-64, whose volumes are encrypted with the site's key. Those
+/// with disks of their own take no key
 /// (<https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_CreateEndpointConfig.html>).
 const FAMILIES: &[&str] = &["c5", "c6i", "c7i", "m5", "m6i", "m7i", "r5", "r6i", "r7i"];
 /// The port of SageMaker's containers, the folder of an instance that they may write, and the end of a container 30 seconds
@@ -34,9 +42,10 @@ const HOST: ContainerHost = ContainerHost {
 /// The bounds of a volume in GB, and what it has besides the models.
 const VOLUME_GB: std::ops::RangeInclusive<u64> = 10..=512;
 const BESIDES_GB: u64 = 5;
-/// How long a container may take until it answers health checks, with models in the image and with models to fetch.
+/// How long a container may take until it answers health checks, and how long with models to fetch or with a GPU, whose driver
+/// compiles the kernels at the first start: an hour is the most.
 const STARTUP_SECONDS: u32 = 600;
-const FETCH_SECONDS: u32 = 3600;
+const LONG_STARTUP_SECONDS: u32 = 3600;
 /// How long the logs of the containers are kept, in days.
 const LOG_DAYS: u32 = 90;
 /// How long the old instances of a deployment stay after it.
@@ -55,8 +64,13 @@ const SCALE_IN_SECONDS: u32 = 600;
 impl Lowering<'_> {
     pub(super) fn inference(&mut self, endpoint: &InferenceEndpoint) {
         let name = names::endpoint(self.site);
-        let instance_type = endpoint.instance_type.as_deref().unwrap_or(INSTANCE_TYPE);
-        self.check_instance_type(instance_type);
+        let has_gpus = endpoint.gpu.is_some();
+        let instance_type = self.instance_type(endpoint);
+        if has_gpus && (endpoint.image.is_none() || endpoint.registry.is_some()) {
+            let cause = "the instances have GPUs, and images that `up` pushes compute on the CPU";
+            let fix = "build one by `server/cuda/Dockerfile`, push it, and write `sites[].cluster.image: REPOSITORY@sha256:…`";
+            return self.problem("image", cause, fix);
+        }
         let Some(image) = &endpoint.image else {
             let cause = "there is no image: `registry.url` is not set, or none can be made of this program";
             let (account, region) = (&self.site.account, &self.site.region);
@@ -66,7 +80,8 @@ impl Lowering<'_> {
         };
         let reads_bucket = endpoint.models.iter().any(|model| model.source.starts_with("s3:"));
         let region = reads_bucket.then(|| ("AWS_REGION".to_owned(), self.site.region.clone()));
-        let environment = match HOST.variables(endpoint, region.into_iter().collect()) {
+        let gpus = has_gpus.then(|| (VISIBLE_GPUS.0.to_owned(), VISIBLE_GPUS.1.to_owned()));
+        let environment = match HOST.variables(endpoint, region.into_iter().chain(gpus).collect()) {
             Ok(environment) => environment,
             Err(problems) => {
                 return problems.into_iter().for_each(|(cause, fix)| self.problem("models", cause, fix));
@@ -77,12 +92,17 @@ impl Lowering<'_> {
             .registry
             .as_ref()
             .and_then(|registry| ResourceId::part(&self.site.name, registry, "repository").ok());
+        let repository = match &registry {
+            Some(registry) => Some(output(registry, "arn")),
+            None => self.repository_of(image),
+        };
+        let (Some(repository), Some(instance_type)) = (repository, instance_type) else { return };
         let logs = self.part(
             "logs",
             "aws.log-group",
             &json!({ "name": format!("/aws/sagemaker/Endpoints/{name}"), "retention_days": LOG_DAYS, "key": null }),
         );
-        let role = self.execution_role(endpoint, &name, registry.as_ref());
+        let role = self.execution_role(endpoint, &name, &repository);
         let Some(role) = role else { return };
         let model = self.part(
             "model",
@@ -102,24 +122,24 @@ impl Lowering<'_> {
         self.after(registry);
         let Some(model) = model else { return };
         let volume_gb = endpoint.max_cache_bytes.div_ceil(1_000_000_000).saturating_add(BESIDES_GB);
-        let config = self.part(
-            "config",
-            "aws.endpoint-config",
-            &json!({
-                "name": name,
-                "key": self.data_key(),
-                "variants": [{
-                    "name": VARIANT,
-                    "model": output(&model, "name"),
-                    "instance_type": instance_type,
-                    "count": endpoint.replicas,
-                    "weight": 1,
-                    "volume_gb": volume_gb.clamp(*VOLUME_GB.start(), *VOLUME_GB.end()),
-                    "download_seconds": STARTUP_SECONDS,
-                    "startup_seconds": if fetches { FETCH_SECONDS } else { STARTUP_SECONDS },
-                }],
-            }),
-        );
+        let mut variant = json!({
+            "name": VARIANT,
+            "model": output(&model, "name"),
+            "instance_type": instance_type,
+            "count": endpoint.replicas,
+            "weight": 1,
+            "volume_gb": volume_gb.clamp(*VOLUME_GB.start(), *VOLUME_GB.end()),
+            "download_seconds": STARTUP_SECONDS,
+            "startup_seconds": if fetches || has_gpus { LONG_STARTUP_SECONDS } else { STARTUP_SECONDS },
+        });
+        let mut key = self.data_key();
+        if has_gpus {
+            // They have disks of their own, which the instances encrypt: SageMaker takes neither a key nor a size.
+            (key, variant["volume_gb"]) = (Value::Null, Value::Null);
+            variant["ami"] = json!(GPU_AMI);
+        }
+        let config =
+            self.part("config", "aws.endpoint-config", &json!({ "name": name, "key": key, "variants": [variant] }));
         let (alarm, wait_seconds) = self.errors_alarm(endpoint, &name);
         let (Some(config), Some(alarm)) = (config, alarm) else { return };
         let alarm = output(&alarm, "name");
@@ -188,24 +208,65 @@ impl Lowering<'_> {
         Some(deployment)
     }
 
-    /// GPUs would cost money and stay idle; there is no image for arm64; disks of an instance's own take no key.
-    fn check_instance_type(&mut self, instance_type: &str) {
-        let family = instance_type.strip_prefix("ml.").and_then(|rest| rest.split_once('.')).map(|(family, _)| family);
-        if family.is_some_and(|family| FAMILIES.contains(&family)) {
-            return;
+    /// The type of the instances. There is no image for arm64, and CUDA 13 has no code for GPUs before Turing.
+    fn instance_type(&mut self, endpoint: &InferenceEndpoint) -> Option<String> {
+        let named = endpoint.instance_type.as_deref();
+        let types = |families: &[&str]| -> String {
+            let types: Vec<String> = families.iter().map(|family| format!("ml.{family}")).collect();
+            types.join(", ")
+        };
+        let Some(size) = endpoint.gpu else {
+            let name = named.unwrap_or(INSTANCE_TYPE);
+            let family = name.strip_prefix("ml.").and_then(|rest| rest.split_once('.')).map(|(family, _)| family);
+            if family.is_some_and(|family| FAMILIES.contains(&family)) {
+                return Some(name.to_owned());
+            }
+            let cause = format!("endpoints without `gpu` do not run on `{name}`: they use CPUs of x86-64 only");
+            let known = types(FAMILIES);
+            let fix = format!("choose one of {known}, such as {INSTANCE_TYPE}; or write `gpu: {{ size: small }}`");
+            self.problem("instance_type", cause, fix);
+            return None;
+        };
+        let is_known = |name: &String| machines::of_endpoint(name).is_some();
+        let found = match named {
+            Some(name) => Some(name.to_owned()).filter(is_known),
+            None => machines::candidates(size).iter().map(|name| format!("ml.{name}")).find(is_known),
+        };
+        if found.is_none() {
+            let mut families: Vec<&str> = machines::gpus().map(|machine| machine.family.name).collect();
+            families.dedup();
+            let cause = format!("`{}` is no type with GPUs that the servers run on", named.unwrap_or_default());
+            let fix = format!("choose one of {}, or remove it: `gpu.size` chooses one", types(&families));
+            self.problem("instance_type", cause, fix);
         }
-        let cause = format!("endpoints do not run on `{instance_type}`: they use CPUs of x86-64 only");
-        let families: Vec<String> = FAMILIES.iter().map(|family| format!("ml.{family}")).collect();
-        self.problem("instance_type", cause, format!("choose one of {}, such as {INSTANCE_TYPE}", families.join(", ")));
+        found
+    }
+
+    /// The ARN of the repository of an image that was pushed before. It must be in ECR of the endpoint's region
+    /// (<https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_ContainerDefinition.html>).
+    fn repository_of(&mut self, image: &str) -> Option<Value> {
+        let (partition, region) = (partition(&self.site.region), &self.site.region);
+        let host = format!(".dkr.ecr.{region}.{}", partition.dns_suffix);
+        let (tagged, digest) = image.split_once('@').unwrap_or((image, ""));
+        let found = tagged.split_once('/').and_then(|(registry, path)| Some((registry.strip_suffix(&host)?, path)));
+        let Some((account, path)) = found else {
+            let cause = format!("SageMaker pulls images of ECR in {region} only, and `{image}` is not there");
+            let fix =
+                format!("push it there, and write `sites[].cluster.image: {}{host}/NAME@sha256:…`", self.site.account);
+            self.problem("image", cause, fix);
+            return None;
+        };
+        if !digest.starts_with("sha256:") {
+            let cause = format!("`{image}` has no digest: a tag can become another image");
+            self.problem("image", cause, "add `@sha256:…` to `sites[].cluster.image`");
+            return None;
+        }
+        let name = path.split_once(':').map_or(path, |(name, _)| name);
+        Some(json!(format!("arn:{}:ecr:{region}:{account}:repository/{name}", partition.name)))
     }
 
     /// The role of the containers: what SageMaker does with it, and nothing for the servers themselves.
-    fn execution_role(
-        &mut self,
-        endpoint: &InferenceEndpoint,
-        name: &str,
-        registry: Option<&ResourceId>,
-    ) -> Option<ResourceId> {
+    fn execution_role(&mut self, endpoint: &InferenceEndpoint, name: &str, repository: &Value) -> Option<ResourceId> {
         let (partition, region, account) = (partition(&self.site.region).name, &self.site.region, &self.site.account);
         let group = format!("arn:{partition}:logs:{region}:{account}:log-group:/aws/sagemaker/Endpoints/{name}");
         let may = |sid: &str, actions: &[&str], resource: Value| json!({ "Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resource });
@@ -221,11 +282,12 @@ impl Lowering<'_> {
             metrics,
             // The rollback of a deployment reads its alarms as this role.
             may("Alarms", &["cloudwatch:DescribeAlarms"], json!("*")),
+            may(
+                "Image",
+                &["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"],
+                repository.clone(),
+            ),
         ];
-        if let Some(registry) = registry {
-            let actions = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"];
-            statements.push(may("Image", &actions, output(registry, "arn")));
-        }
         statements.extend(self.may_read(&endpoint.models, &models_bucket(self.site)));
         let trust = json!({
             "Effect": "Allow",

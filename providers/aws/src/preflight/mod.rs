@@ -23,6 +23,7 @@ use crate::kinds::eks::cluster::Principal;
 use crate::policy;
 use crate::provider::Own;
 use crate::table::CLUSTER;
+use crate::tables::machines;
 
 /// The most actions in one simulation: its answer is one page.
 const ACTIONS_AT_ONCE: usize = 100;
@@ -45,6 +46,7 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted], lineage: Option
     ];
     let mut problems = run(checks, LIMIT).await;
     problems.extend(open(wanted));
+    problems.extend(of_gpus(wanted));
     problems.extend(twice(api, wanted));
     problems
 }
@@ -60,6 +62,29 @@ fn open(wanted: &[Wanted]) -> Vec<Problem> {
         Problem::warning(one.id.to_string(), "every network reaches the API server of the cluster", fix)
     };
     wanted.iter().filter(is_open).map(warning).collect()
+}
+
+/// What an operator may not expect of endpoints with GPUs: disks without the key of the site, and GPUs that nothing uses.
+fn of_gpus(wanted: &[Wanted]) -> Vec<Problem> {
+    let has_key = wanted.iter().any(|one| one.kind.as_str() == "aws.key");
+    let mut problems = Vec::new();
+    for one in wanted.iter().filter(|one| one.kind.as_str() == "aws.endpoint-config") {
+        for variant in one.spec.get("variants").and_then(|all| all.as_array()).into_iter().flatten() {
+            let name = variant["instance_type"].as_str().unwrap_or_default();
+            let Some(machine) = machines::of_endpoint(name) else { continue };
+            if has_key {
+                let cause = format!("`{name}` encrypts its disks by its hardware, not with the key of the site");
+                problems.push(Problem::warning(one.id.to_string(), cause, "remove `gpu` if they need that key"));
+            }
+            if machine.gpus > 1 {
+                let cause =
+                    format!("`{name}` has {} GPUs, and a server computes on one: the others are idle", machine.gpus);
+                let fix = "write an instance with one GPU, such as `sites[].instance_type: ml.g6e.2xlarge`";
+                problems.push(Problem::warning(one.id.to_string(), cause, fix));
+            }
+        }
+    }
+    problems
 }
 
 /// The identity that deploys has an entry of its own, and EKS has one for each identity.

@@ -392,8 +392,8 @@ rows! {
             "the container does not answer `GET /ping` on port 8080: the log group `/aws/sagemaker/Endpoints/NAME` shows why"
         );
         "" ["CannotStartContainerError"] => Invalid, Hint::Text(
-            "the image must run with `serve` as its only argument, and on the instance's processor: the log group \
-             `/aws/sagemaker/Endpoints/NAME` shows what it printed"
+            "the image must run with `serve` as its only argument, on the instance's processor and, with CUDA, with the driver \
+             of its GPUs: the log group `/aws/sagemaker/Endpoints/NAME` shows what it printed"
         );
         "" ["Failed to download model data"] => Invalid, Hint::Text(
             "the execution role needs `s3:GetObject` and `s3:ListBucket` for the model, and `kms:Decrypt` for its key"

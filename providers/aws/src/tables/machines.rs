@@ -146,6 +146,12 @@ pub fn gpus() -> impl Iterator<Item = Machine> {
     })
 }
 
+/// The machine under an instance type of SageMaker with GPUs that the servers run on: `ml.g5.xlarge` has those of `g5.xlarge`.
+pub fn of_endpoint(instance_type: &str) -> Option<Machine> {
+    let name = instance_type.strip_prefix("ml.")?;
+    gpus().find(|machine| machine.name() == name)
+}
+
 /// The nodes without GPU.
 pub static NODES: NodeTable = NodeTable {
     sizes: &[
@@ -391,6 +397,19 @@ print(json.dumps({name: [row['VCpuInfo']['DefaultVCpus'], row['MemoryInfo']['Siz
             for class in ["on-demand", "spot"] {
                 assert!(found[4].as_array().unwrap().iter().any(|found| found == class), "{} {class}", machine.name());
             }
+        }
+    }
+
+    #[test]
+    fn endpoints_have_every_machine_with_gpus() {
+        let known = aws_sdk_sagemaker::types::ProductionVariantInstanceType::values();
+        for machine in gpus() {
+            let name = format!("ml.{}", machine.name());
+            assert!(known.contains(&name.as_str()), "{name}");
+            assert_eq!(of_endpoint(&name).unwrap().name(), machine.name());
+        }
+        for name in ["ml.p3.2xlarge", "ml.m5.xlarge", "g5.xlarge", "ml.g5", ""] {
+            assert!(of_endpoint(name).is_none(), "{name}");
         }
     }
 

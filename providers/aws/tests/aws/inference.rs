@@ -18,7 +18,7 @@ use textnlp_provider::component::{
 use textnlp_provider::conformance::lowers_purely;
 use textnlp_provider::memory::Fuse;
 use textnlp_provider::operations::{EndpointAccess, Operations, SignedRequest};
-use textnlp_provider::settings::Runtime;
+use textnlp_provider::settings::{GpuSize, Runtime};
 use textnlp_provider::{Capability, Provider, Wanted};
 use textnlp_sim::Options;
 use textnlp_sim::aws::autoscaling::ScalableTargets;
@@ -242,6 +242,111 @@ fn an_endpoint_is_made_answers_changes_rolls_back_and_is_removed_with_everything
     assert_eq!(left, before);
 }
 
+/// The image of a program with CUDA, which was pushed before.
+pub(crate) fn with_gpus(instance_type: Option<&str>) -> InferenceEndpoint {
+    let image = Some(format!("{}:1.0-a@{IMAGE}", repository()));
+    let instance_type = instance_type.map(str::to_owned);
+    InferenceEndpoint { gpu: Some(GpuSize::Small), instance_type, image, registry: None, ..served() }
+}
+
+#[test]
+fn an_endpoint_with_gpus_has_their_driver_and_neither_key_nor_volume() {
+    let (account, first) = account();
+    let stack = Stack::new(&account, "staging", 13);
+    stack.reach(UP, &first);
+    push(&account);
+    let wanted = account.lower(&components(with_gpus(Some("ml.g6e.xlarge"))), &place());
+    sagemaker(&account, |known| known.needs_driver = 580);
+    account.simulator.world().quotas.set(&Bench::scope(), "L-B0729CB4", 1.0);
+    let Err(RunError::Preflight(problems)) = stack.go(UP, &wanted, &Fuse::default()).unwrap() else {
+        panic!("preflight refuses it")
+    };
+    let said = format!("{problems:?}");
+    assert!(said.contains("`ml.g6e.xlarge for endpoint usage` (L-B0729CB4) allows 1, and this plan needs 2"), "{said}");
+    account.simulator.world().quotas.set(&Bench::scope(), "L-B0729CB4", 8.0);
+    stack.reach(UP, &wanted);
+    let (again, _) = stack.look(UP, &wanted);
+    assert!(again.steps.is_empty(), "a second up plans nothing: {:#?}", again.steps);
+    let fleet = sagemaker(&account, |known| known.endpoints[NAME].fleet.clone());
+    assert_eq!((fleet.variants["main"].kind.as_str(), fleet.variants["main"].count), ("ml.g6e.xlarge", 2));
+
+    let spec = |part: &str| {
+        let id = format!("here/server/{part}");
+        wanted.iter().find(|one| one.id.as_str() == id).unwrap().spec.as_value().clone()
+    };
+    let (config, model) = (spec("config"), spec("model"));
+    assert_eq!((&config["key"], &config["variants"][0]["volume_gb"]), (&json!(null), &json!(null)));
+    assert_eq!(config["variants"][0]["startup_seconds"], 3600);
+    assert_eq!(model["environment"]["NVIDIA_VISIBLE_DEVICES"], "all");
+    let pulls = format!("arn:aws:ecr:{REGION}:{ACCOUNT}:repository/textnlp");
+    let statements = spec("role")["inline"]["endpoint"]["Statement"].clone();
+    let image = statements.as_array().unwrap().iter().find(|one| one["Sid"] == "Image").unwrap();
+    assert_eq!(image["Resource"], pulls);
+
+    stack.reach(DOWN, &[]);
+    assert_eq!(stack.recorded(), []);
+}
+
+/// Their disks have no key of the site, and a server uses one GPU.
+#[test]
+fn what_is_unusual_about_gpus_is_said_before_they_cost() {
+    let (account, _) = account();
+    let bench = Bench::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let said = |protect_data: bool, name: &str| {
+        let wanted = account.lower(&components(with_gpus(Some(name))), &Site { protect_data, ..place() });
+        let config = wanted.iter().find(|one| one.kind.as_str() == "aws.endpoint-config").unwrap();
+        assert!(config.spec.get("key").unwrap().is_null());
+        let problems = runtime.block_on(bench.provider.preflight(&wanted)).unwrap();
+        let about = |words: &str| problems.iter().any(|problem| problem.warning && problem.cause.contains(words));
+        (about("not with the key of the site"), about("the others are idle"))
+    };
+    assert_eq!(said(true, "ml.g6e.xlarge"), (true, false));
+    assert_eq!(said(false, "ml.p4d.24xlarge"), (false, true));
+}
+
+/// The defaults of SageMaker have older drivers than CUDA 13 needs.
+#[test]
+fn an_endpoint_with_an_older_driver_fails_with_the_reason() {
+    let (account, first) = account();
+    let stack = Stack::new(&account, "staging", 14);
+    stack.reach(UP, &first);
+    push(&account);
+    sagemaker(&account, |known| known.needs_driver = 581);
+    let wanted = account.lower(&components(with_gpus(None)), &place());
+    let outcome = stack.go(UP, &wanted, &Fuse::default()).unwrap().unwrap();
+    let failed: Vec<(&str, String)> =
+        outcome.outcome.failed.iter().map(|failure| (failure.resource.as_str(), failure.line())).collect();
+    assert!(failed.len() == 1 && failed[0].0 == "here/server/endpoint", "{failed:?}");
+    assert!(failed[0].1.contains("CannotStartContainerError"), "{failed:?}");
+}
+
+#[test]
+fn gpu_sizes_are_instance_types_of_sagemaker() {
+    let bench = Bench::new();
+    let chosen = |gpu: GpuSize, instance_type: Option<&str>| {
+        let endpoint = InferenceEndpoint { gpu: Some(gpu), ..with_gpus(instance_type) };
+        let part = component("server", ComponentSpec::InferenceEndpoint(endpoint));
+        let wanted = bench.provider.lower(&part, &place()).map_err(|problems| problems.to_string())?;
+        let config = wanted.iter().find(|one| one.id.as_str() == "here/server/config").unwrap();
+        Ok::<_, String>(config.spec.get("variants").unwrap()[0]["instance_type"].clone())
+    };
+    for (gpu, named, expected) in [
+        (GpuSize::Small, None, "ml.g4dn.xlarge"),
+        (GpuSize::Medium, None, "ml.g4dn.2xlarge"),
+        // AWS has withdrawn p3, and CUDA 13 has no code for a V100.
+        (GpuSize::Large, None, "ml.g6e.2xlarge"),
+        (GpuSize::Xlarge, None, "ml.p4d.24xlarge"),
+        (GpuSize::Xlarge, Some("ml.p5.4xlarge"), "ml.p5.4xlarge"),
+    ] {
+        assert_eq!(chosen(gpu, named), Ok(json!(expected)), "{gpu:?} {named:?}");
+    }
+    for name in ["ml.p3.2xlarge", "ml.m5.xlarge", "ml.g5g.xlarge", "g5.xlarge", ""] {
+        let refused = chosen(GpuSize::Small, Some(name)).unwrap_err();
+        assert!(refused.contains(&format!("`{name}` is no type with GPUs")), "{refused}");
+    }
+}
+
 #[test]
 fn an_endpoint_beyond_its_quota_is_refused_before_anything_changes() {
     let (account, _) = account();
@@ -321,6 +426,14 @@ fn what_sagemaker_cannot_run_is_refused_with_the_reason() {
         check(of_type(name), "they use CPUs of x86-64 only");
     }
     check(InferenceEndpoint { image: None, ..served() }, "there is no image");
+    let image = |image: &str| InferenceEndpoint { image: Some(image.to_owned()), ..with_gpus(None) };
+    let elsewhere = format!("SageMaker pulls images of ECR in {REGION} only");
+    check(image("registry.example/textnlp@sha256:1"), &elsewhere);
+    check(image(&repository().replace(REGION, "us-west-2")), &elsewhere);
+    check(image(&format!("{}:1", repository())), "has no digest");
+    let pushed = InferenceEndpoint { registry: served().registry, ..with_gpus(None) };
+    check(pushed, "images that `up` pushes compute on the CPU");
+    check(InferenceEndpoint { image: None, ..with_gpus(None) }, "images that `up` pushes compute on the CPU");
     check(InferenceEndpoint { models: vec![model("file:/m", Some(digest(1)))], ..served() }, "does not reach");
     check(InferenceEndpoint { models: vec![model("hf:a/b", None)], ..served() }, "has no digest");
     let by_cpu = Autoscaling { max: 4, cpu: Some(70), memory: None, requests_per_second: Some(1) };

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use textnlp_orchestrator::plan::{boundaries, policies};
 use textnlp_orchestrator::run::RunOptions;
 use textnlp_provider::component::{Autoscaling, Component, ComponentSpec, InferenceEndpoint, Network, Site};
-use textnlp_provider::{Kind, Need, OutputRef, Provider, Wanted};
+use textnlp_provider::{Kind, Need, OutputRef, Provider, Spec, Wanted};
 use textnlp_sim::Options;
 use textnlp_sim::aws::{model, sns};
 
@@ -84,7 +84,7 @@ const UNUSED: &[(&str, &str)] = &[
     ("ec2:DeleteRoute", DRIFT),
     ("ec2:ModifySubnetAttribute", DRIFT),
     ("ec2:ModifyVpcEndpoint", DRIFT),
-    ("ec2:ReplaceRouteTableAssociation", DRIFT),
+    ("ec2:ReplaceRouteTableAssociation", CHANGE),
     ("ec2:RunInstances", SERVICE),
     ("ec2:UpdateSecurityGroupRuleDescriptionsEgress", DRIFT),
     ("ec2:UpdateSecurityGroupRuleDescriptionsIngress", DRIFT),
@@ -98,30 +98,30 @@ const UNUSED: &[(&str, &str)] = &[
     ("ecr:PutImageScanningConfiguration", DRIFT),
     ("ecr:PutImageTagMutability", DRIFT),
     ("ecr:UploadLayerPart", REGISTRY),
-    ("eks:UpdatePodIdentityAssociation", DRIFT),
+    ("eks:UpdatePodIdentityAssociation", CHANGE),
     ("elasticloadbalancing:DeleteLoadBalancer", SWEEP),
     ("elasticloadbalancing:DeleteTargetGroup", SWEEP),
     ("elasticloadbalancing:DescribeTags", SWEEP),
-    ("iam:AddClientIDToOpenIDConnectProvider", DRIFT),
+    ("iam:AddClientIDToOpenIDConnectProvider", CHANGE),
     ("iam:DeleteRolePermissionsBoundary", DRIFT),
     ("iam:PutRolePermissionsBoundary", DRIFT),
-    ("iam:RemoveClientIDFromOpenIDConnectProvider", DRIFT),
+    ("iam:RemoveClientIDFromOpenIDConnectProvider", CHANGE),
     ("iam:UpdateAssumeRolePolicy", DRIFT),
     ("kms:DisableKey", DRIFT),
     ("kms:DisableKeyRotation", DRIFT),
     ("kms:EnableKey", DRIFT),
     ("kms:RetireGrant", SERVICE),
-    ("kms:UpdateAlias", DRIFT),
+    ("kms:UpdateAlias", CHANGE),
     ("kms:UpdateKeyDescription", DRIFT),
     ("logs:AssociateKmsKey", DRIFT),
     ("logs:DeleteRetentionPolicy", DRIFT),
     ("logs:DisassociateKmsKey", DRIFT),
     ("rds:CreateDBSnapshot", DATA),
-    ("rds:ModifyDBSubnetGroup", DRIFT),
-    ("rds:PromoteReadReplica", DRIFT),
+    ("rds:ModifyDBSubnetGroup", CHANGE),
+    ("rds:PromoteReadReplica", CHANGE),
     ("rds:RebootDBInstance", FAILOVER),
-    ("rds:ModifyDBParameterGroup", DRIFT),
-    ("rds:ResetDBParameterGroup", DRIFT),
+    ("rds:ModifyDBParameterGroup", CHANGE),
+    ("rds:ResetDBParameterGroup", CHANGE),
     ("s3:DeleteBucketPolicy", DRIFT),
     ("s3:DeleteObject", DATA),
     ("s3:DeleteObjectVersion", DATA),
@@ -135,7 +135,9 @@ const SWEEP: &str = "what controllers of a cluster left behind";
 const FAILOVER: &str = "`db failover`, which no plan makes";
 const DATA: &str = "the deletion of data";
 const SERVICE: &str = "what a service of AWS checks as the caller, and quotas without a value of the account";
-const DRIFT: &str = "attributes that others changed, and changes of settings that the test does not make";
+/// See [`policies_suffice_to_bring_back_what_others_changed`].
+const DRIFT: &str = "attributes that others changed";
+const CHANGE: &str = "changes of others, and of settings, that are tested without a policy";
 
 #[test]
 fn policies_of_a_plan_pass_checkov() {
@@ -434,10 +436,84 @@ fn unused(
     between();
     printed.extend(under_policy(account, stack, UP, changed));
     printed.extend(under_policy(account, stack, DOWN, &[]));
-    let world = account.simulator.world();
-    let used = world.find::<Allowed>(&place()).unwrap().used.lock().unwrap().clone();
+    let used = used(account);
     assert!(used.is_subset(&printed), "{:?}", used.difference(&printed).collect::<Vec<_>>());
     printed.difference(&used).cloned().collect()
+}
+
+/// Rules to the outside of a group, for a change of their descriptions: the resource, the place in its spec, and the value.
+const WITH_EGRESS: &[(&str, &str, &str)] = &[(
+    "here/network/endpoints",
+    "/egress",
+    r#"[{ "protocol": "tcp", "from": 443, "to": 443, "peer": "10.42.0.0/16", "description": "HTTPS to the VPC" }]"#,
+)];
+/// What others changed.
+const CHANGED: &[(&str, &str, &str)] = &[
+    ("here/network/subnet-public-a", "/public_addresses", "true"),
+    (
+        "here/network/routes-public",
+        "/routes",
+        r#"[{ "to": "0.0.0.0/0", "via": { "$output": "here/network/internet-gateway#id" } },
+            { "to": "192.0.2.0/24", "via": { "$output": "here/network/internet-gateway#id" } }]"#,
+    ),
+    ("here/network/endpoint-s3", "/policy/Statement/0/Action", r#""s3:*""#),
+    ("here/network/endpoints", "/ingress/0/description", r#""another one""#),
+    ("here/network/endpoints", "/egress/0/description", r#""another one""#),
+    ("here/network/flow-logs", "/key", r#"{ "$output": "here/models/key#arn" }"#),
+    ("here/network/flow-logs", "/retention_days", "null"),
+    ("here/network/flow-log-role", "/trust/Statement/0/Action", r#"["sts:AssumeRole", "sts:TagSession"]"#),
+    ("here/models/key", "/description", r#""another one""#),
+    ("here/models/key", "/rotation_days", "0"),
+    ("here/models/bucket", "/policy", "null"),
+    ("here/models/bucket", "/owner_enforced", "false"),
+    ("here/models/bucket", "/public_access_blocked", "false"),
+    ("here/registry/repository", "/immutable", "false"),
+    ("here/registry/repository", "/scan_on_push", "false"),
+    ("here/registry/repository", "/lifecycle", "null"),
+];
+/// KMS changes no other attribute of a disabled key.
+const DISABLED: &[(&str, &str, &str)] = &[("here/models/key", "/enabled", "false")];
+
+/// The same resources with changes of their specs.
+fn altered(all: &[Wanted], changes: &[(&str, &str, &str)]) -> Vec<Wanted> {
+    let mut all = all.to_vec();
+    for (id, place, value) in changes {
+        let one = all.iter_mut().find(|one| one.id.as_str() == *id).unwrap_or_else(|| panic!("no {id}"));
+        let mut spec = one.spec.as_value().clone();
+        *spec.pointer_mut(place).unwrap_or_else(|| panic!("{id} has no {place}")) =
+            serde_json::from_str(value).unwrap();
+        one.spec = Spec::of(&spec);
+        one.needs.extend(one.spec.outputs_needed().iter().map(|output| Need::on(output.resource.clone())));
+        one.needs.sort();
+        one.needs.dedup();
+    }
+    all
+}
+
+/// Each change is made under a policy too, and then taken back.
+#[test]
+fn policies_suffice_to_bring_back_what_others_changed() {
+    let account = Account::new(Options::zero_latency());
+    let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0010);
+    let shape = Shape { network: true, models: true, registry: true, protect_data: true, ..Shape::BARE };
+    let usual = altered(&shape.wanted(&account, "staging"), WITH_EGRESS);
+    let boundary = json!(BOUNDARY).to_string();
+    let bounded = [("here/network/flow-log-role", "/boundary", boundary.as_str())];
+    let changed = altered(&altered(&usual, CHANGED), &bounded);
+    let disabled = altered(&usual, DISABLED);
+    for version in [&usual, &changed, &usual, &disabled, &usual] {
+        under_policy(&account, &stack, UP, version);
+    }
+    under_policy(&account, &stack, DOWN, &[]);
+    let used = used(&account);
+    let is_unused = |row: &&(&str, &str)| row.1 == DRIFT && !used.contains(row.0);
+    let unused: Vec<&str> = UNUSED.iter().filter(is_unused).map(|(action, _)| *action).collect();
+    assert_eq!(unused, Vec::<&str>::new());
+}
+
+/// The actions that runs under policies needed.
+fn used(account: &Account) -> BTreeSet<String> {
+    account.simulator.world().find::<Allowed>(&place()).unwrap().used.lock().unwrap().clone()
 }
 
 /// Those of services that the core does not use.
@@ -553,4 +629,18 @@ fn policies_of_an_endpoint_suffice_and_hold_nothing_unused() {
         "sagemaker:UpdateEndpointWeightsAndCapacities",
     ];
     assert_eq!(unused, known);
+}
+
+/// Disks of the instances' own take no key.
+#[test]
+fn policies_of_an_endpoint_make_grants_of_the_key_for_volumes_only() {
+    let (account, _) = inference::account();
+    let stack = Stack::new(&account, "staging", 0x1234_5678_9abc_4def_8000_0000_0000_0011);
+    let has_grants = |endpoint: InferenceEndpoint| {
+        let wanted = account.lower(&inference::components(endpoint), &inference::place());
+        let statements = statements(&stack, UP, &wanted);
+        statements.iter().any(|one| one["Condition"].to_string().contains("kms:GrantIsForAWSResource"))
+    };
+    assert!(has_grants(inference::with_model(1)));
+    assert!(!has_grants(inference::with_gpus(None)));
 }

@@ -24,6 +24,7 @@ type Outcome<T = ()> = Result<T, Violation>;
 const BUCKET: &str = "textnlp-123456789012-staging-here-models";
 const IMAGE: &str = "registry.example/textnlp@sha256:0000000000000000000000000000000000000000000000000000000000000001";
 const TYPE: &str = "ml.c7i.xlarge";
+const AMI: &str = "al2023-ami-sagemaker-inference-gpu-4-1";
 
 /// With a bucket that holds a model, and subnets.
 fn bench() -> Bench {
@@ -312,7 +313,8 @@ fn a_quota_of_zero_instances_names_the_quota() {
     run(async {
         let bed = bench.bed();
         let first = made_config(&bench, &bed).await?;
-        let second = other_config(&bed, &first, &[("instance_type", json!("ml.g6e.xlarge"))]).await?;
+        let changes = [("instance_type", json!("ml.g6e.xlarge")), ("volume_gb", json!(null)), ("ami", json!(AMI))];
+        let second = other_config(&bed, &first, &changes).await?;
         let error = finish(&bench, &operation(Verb::Create, &endpoint(&second), None, 100)).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Quota);
         assert!(error.hint.as_ref().unwrap().contains("list-service-quotas"), "{error:?}");

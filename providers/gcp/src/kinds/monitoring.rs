@@ -34,6 +34,7 @@ const IN_USE: &str =
 /// How time series become one, and how an answer may write that they do not.
 const SUM: &str = "REDUCE_SUM";
 const COUNT_FALSE: &str = "REDUCE_COUNT_FALSE";
+const PERCENTILE: &str = "REDUCE_PERCENTILE_95";
 const NO_REDUCER: &str = "REDUCE_NONE";
 /// The labels of the lines of limits in charts.
 const ALERT_ABOVE: &str = "alert above";
@@ -316,6 +317,9 @@ struct Metric {
     /// The label whose values have a count each, if time series that are false are counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     false_by: Option<String>,
+    /// The label whose values have a 95th percentile each, if time series are distributions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    percentile_by: Option<String>,
     #[serde(flatten)]
     limit: Limit,
     /// The seconds of a value.
@@ -327,6 +331,9 @@ struct Metric {
 struct Condition {
     #[serde(flatten)]
     metric: Metric,
+    /// The pieces of the filter of all time series, if the value is the share of the selected ones in them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    share_of: Option<Vec<String>>,
     /// How long it has to be exceeded.
     lasting_seconds: u64,
 }
@@ -342,8 +349,9 @@ enum Limit {
 impl Metric {
     fn aggregation(&self) -> Value {
         let mut all = json!({ "alignmentPeriod": duration(self.period_seconds), "perSeriesAligner": self.aligner });
-        let summed = self.sum_by.as_ref().map(|label| (SUM, label));
-        if let Some((reducer, label)) = summed.or(self.false_by.as_ref().map(|label| (COUNT_FALSE, label))) {
+        let reducers = [(SUM, &self.sum_by), (COUNT_FALSE, &self.false_by), (PERCENTILE, &self.percentile_by)];
+        let label = |(reducer, label): (&'static str, &Option<String>)| Some((reducer, label.clone()?));
+        if let Some((reducer, label)) = reducers.into_iter().find_map(label) {
             all["crossSeriesReducer"] = json!(reducer);
             all["groupByFields"] = json!([label]);
         }
@@ -353,18 +361,21 @@ impl Metric {
     /// The metric in a document; `None` if it is aggregated otherwise.
     fn read(says: &Value, filter: &Value, aggregation: &Value, limit: Limit) -> Option<Self> {
         let label = || aggregation["groupByFields"][0].as_str().map(str::to_owned);
-        let (sum_by, false_by) = match aggregation["crossSeriesReducer"].as_str() {
-            None | Some(NO_REDUCER) => (None, None),
-            Some(SUM) => (Some(label()?), None),
-            Some(COUNT_FALSE) => (None, Some(label()?)),
+        let (mut sum_by, mut false_by, mut percentile_by) = (None, None, None);
+        match aggregation["crossSeriesReducer"].as_str() {
+            None | Some(NO_REDUCER) => {}
+            Some(SUM) => sum_by = Some(label()?),
+            Some(COUNT_FALSE) => false_by = Some(label()?),
+            Some(PERCENTILE) => percentile_by = Some(label()?),
             Some(_) => return None,
-        };
+        }
         Some(Self {
             says: says.as_str()?.to_owned(),
             filter: vec![filter.as_str()?.to_owned()],
             aligner: aggregation["perSeriesAligner"].as_str()?.to_owned(),
             sum_by,
             false_by,
+            percentile_by,
             limit,
             period_seconds: seconds(&aggregation["alignmentPeriod"])?,
         })
@@ -390,21 +401,25 @@ fn limit(value: &Value, word: &Value, [above, below]: [&str; 2]) -> Option<Limit
 
 /// The conditions in a document; null while a piece of the filter is not known.
 fn conditions(value: &Value) -> Value {
-    let Ok(Condition { metric, lasting_seconds }) = serde_json::from_value(value.clone()) else { return Value::Null };
+    let Ok(Condition { metric, share_of, lasting_seconds }) = serde_json::from_value(value.clone()) else {
+        return Value::Null;
+    };
     let (comparison, limit) = match metric.limit {
         Limit::Above(limit) => (ABOVE, limit),
         Limit::Below(limit) => (BELOW, limit),
     };
-    json!([{
-        "displayName": metric.says,
-        "conditionThreshold": {
-            "filter": metric.filter.concat(),
-            "aggregations": [metric.aggregation()],
-            "comparison": comparison,
-            "thresholdValue": limit,
-            "duration": duration(lasting_seconds),
-        },
-    }])
+    let mut threshold = json!({
+        "filter": metric.filter.concat(),
+        "aggregations": [metric.aggregation()],
+        "comparison": comparison,
+        "thresholdValue": limit,
+        "duration": duration(lasting_seconds),
+    });
+    if let Some(all) = share_of {
+        threshold["denominatorFilter"] = json!(all.concat());
+        threshold["denominatorAggregations"] = json!([metric.aggregation()]);
+    }
+    json!([{ "displayName": metric.says, "conditionThreshold": threshold }])
 }
 
 /// The condition in a document; null if its conditions are others than one of this form.
@@ -414,9 +429,15 @@ fn condition(document: &Value) -> Value {
         let threshold = &one["conditionThreshold"];
         let [aggregation] = threshold["aggregations"].as_array()?.as_slice() else { return None };
         let limit = limit(&threshold["thresholdValue"], &threshold["comparison"], [ABOVE, BELOW])?;
-        let is_usual = threshold["denominatorFilter"].as_str().is_none_or(str::is_empty);
+        let share_of = match threshold["denominatorFilter"].as_str().filter(|filter| !filter.is_empty()) {
+            None => None,
+            Some(all) if threshold["denominatorAggregations"] == threshold["aggregations"] => {
+                Some(vec![all.to_owned()])
+            }
+            Some(_) => return None,
+        };
         let metric = Metric::read(&one["displayName"], &threshold["filter"], aggregation, limit)?;
-        is_usual.then_some(Condition { metric, lasting_seconds: seconds(&threshold["duration"])? })
+        Some(Condition { metric, share_of, lasting_seconds: seconds(&threshold["duration"])? })
     };
     read().map(|one| json!(one)).unwrap_or_default()
 }
@@ -533,6 +554,31 @@ mod tests {
             threshold.retain(|member, _| member != "thresholdValue");
         }
         assert!(Policy::fits("condition", &wanted, &condition(&document)), "{document}");
+    }
+
+    #[test]
+    fn a_condition_may_be_about_a_share_or_a_percentile() {
+        let wanted = json!({
+            "says": "Errors", "filter": ["a", "b"], "aligner": "ALIGN_DELTA", "sum_by": "resource.label.n", "above": 0.05,
+            "share_of": ["a"], "period_seconds": 60, "lasting_seconds": 600,
+        });
+        let mut document = json!({ "conditions": conditions(&wanted) });
+        let threshold = &document["conditions"][0]["conditionThreshold"];
+        assert_eq!((&threshold["filter"], &threshold["denominatorFilter"]), (&json!("ab"), &json!("a")));
+        assert!(Policy::fits("condition", &wanted, &condition(&document)), "{document}");
+        document["conditions"][0]["conditionThreshold"]["denominatorFilter"] = json!("c");
+        assert!(!Policy::fits("condition", &wanted, &condition(&document)), "{document}");
+        document["conditions"][0]["conditionThreshold"]["denominatorAggregations"] = json!([]);
+        assert!(condition(&document).is_null(), "{document}");
+
+        let wanted = json!({
+            "says": "Slow", "filter": ["a"], "aligner": "ALIGN_DELTA", "sum_by": null, "percentile_by": "resource.label.n",
+            "above": 1000.0, "period_seconds": 60, "lasting_seconds": 300,
+        });
+        let document = json!({ "conditions": conditions(&wanted) });
+        let aggregation = &document["conditions"][0]["conditionThreshold"]["aggregations"][0];
+        assert_eq!(aggregation["crossSeriesReducer"], "REDUCE_PERCENTILE_95");
+        assert_eq!(condition(&document), wanted);
     }
 
     #[test]

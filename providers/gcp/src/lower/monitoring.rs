@@ -2,7 +2,8 @@
 //! check of the service from the internet, a dashboard of the same metrics, and the cost budget, which the billing account of the project
 //! has.
 //!
-//! Latency and errors of the service, its pods and their restarts are the rules of the cluster.
+//! Latency and errors of the service, its pods and their restarts are the rules of the cluster. Where Google Cloud runs the servers, its
+//! metrics of their requests have policies.
 
 use std::collections::BTreeSet;
 
@@ -11,6 +12,7 @@ use textnlp_cloud::alerts::{WRITE_MAILBOX, mail_receivers, managed_postgres};
 use textnlp_cloud::budget::{Warning, warnings};
 use textnlp_cloud::endpoint::plain;
 use textnlp_provider::component::{Budget, Monitoring, Postgres, ServiceAddress};
+use textnlp_provider::settings::Runtime;
 use textnlp_provider::{ComponentName, ResourceId};
 
 use super::database::{REMOTE, tier};
@@ -33,6 +35,10 @@ const MOST_CHANNELS: usize = 16;
 /// The seconds of a value of the metrics, and how values within them become one.
 const PERIOD: u64 = 60;
 const MEAN: &str = "ALIGN_MEAN";
+/// What is added in a period: a count, or a distribution.
+const ADDED: &str = "ALIGN_DELTA";
+/// The longest time that a condition evaluates, without its period (<https://cloud.google.com/monitoring/quotas#alerting_uptime_limits>).
+const MOST_WINDOW: u64 = (23 * 60 + 30) * 60 - PERIOD;
 /// The same of an uptime check, whose newest result in this time counts, and the label whose values have a count of locations each
 /// (<https://cloud.google.com/monitoring/alerts/policies-in-json#json-uptime>).
 const UPTIME_PERIOD: u64 = 1_200;
@@ -47,6 +53,9 @@ const ANSWERING: [(&str, &str); 2] = [("gateway", "service"), ("server", "deploy
 /// The resource of Cloud SQL in filters, and its label `PROJECT:NAME`.
 const SERVER: &str = "cloudsql_database";
 const DATABASE_ID: &str = "resource.labels.database_id";
+/// The labels of a service of Cloud Run, and of an endpoint of Vertex AI, by which their time series are grouped.
+const SERVICE_NAME: &str = "resource.label.service_name";
+const ENDPOINT_ID: &str = "resource.label.endpoint_id";
 
 /// What a policy is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +65,10 @@ enum Watched {
     DatabaseReplicas,
     /// The service, from the internet.
     Service,
+    /// The service of Cloud Run.
+    CloudRun,
+    /// The endpoint of Vertex AI.
+    VertexEndpoint,
 }
 
 /// The threshold of a policy.
@@ -70,6 +83,32 @@ enum Limit {
     Disk,
     /// This share of the connections that the server accepts.
     Connections(f64),
+    /// The limit of the latency, in milliseconds.
+    Latency,
+    /// The largest share of errors.
+    ErrorRate,
+}
+
+/// How long a limit has to be exceeded before an incident begins.
+#[derive(Debug, Clone, Copy)]
+enum RetestWindow {
+    Minutes(u64),
+    /// As long as the latency of the service.
+    Latency,
+    /// As long as its errors.
+    ErrorRate,
+}
+
+/// What several time series of an object become, by the label that tells objects apart.
+#[derive(Debug, Clone, Copy)]
+enum Reducer {
+    /// There is one.
+    No,
+    Sum(&'static str),
+    /// Their distributions have one 95th percentile.
+    Percentile(&'static str),
+    /// The sum, as a share of that without [`Rule::also`].
+    Share(&'static str),
 }
 
 /// One policy about all objects of a sort: each of them opens an incident of its own.
@@ -84,14 +123,14 @@ struct Rule {
     /// More of its filter.
     also: &'static str,
     aligner: &'static str,
-    /// The label whose values have a sum each, where an object has several time series.
-    sum_by: Option<&'static str>,
+    reducer: Reducer,
     limit: Limit,
-    lasting_minutes: u64,
+    window: RetestWindow,
 }
 
-/// The metrics are in <https://cloud.google.com/monitoring/api/metrics_kubernetes> and
-/// <https://cloud.google.com/monitoring/api/metrics_gcp_c#gcp-cloudsql>. Thresholds without a setting are those of the alarms on AWS.
+/// The metrics are in <https://cloud.google.com/monitoring/api/metrics_kubernetes>,
+/// <https://cloud.google.com/monitoring/api/metrics_gcp_c#gcp-cloudsql>, <https://cloud.google.com/monitoring/api/metrics_gcp_p_z#gcp-run>
+/// and <https://cloud.google.com/monitoring/api/metrics_gcp_a_b#gcp-aiplatform>. Thresholds without a setting are those of the alarms on AWS.
 const RULES: &[Rule] = &[
     Rule {
         part: "nodes-memory",
@@ -102,9 +141,9 @@ const RULES: &[Rule] = &[
         // The rest is given back when it is needed.
         also: " AND metric.labels.memory_type=\"non-evictable\"",
         aligner: MEAN,
-        sum_by: None,
+        reducer: Reducer::No,
         limit: Limit::Memory,
-        lasting_minutes: 15,
+        window: RetestWindow::Minutes(15),
     },
     Rule {
         part: "database-cpu",
@@ -114,9 +153,9 @@ const RULES: &[Rule] = &[
         metric: "cloudsql.googleapis.com/database/cpu/utilization",
         also: "",
         aligner: MEAN,
-        sum_by: None,
+        reducer: Reducer::No,
         limit: Limit::Fixed(0.9),
-        lasting_minutes: 5,
+        window: RetestWindow::Minutes(5),
     },
     Rule {
         part: "database-memory",
@@ -126,9 +165,9 @@ const RULES: &[Rule] = &[
         metric: "cloudsql.googleapis.com/database/memory/utilization",
         also: "",
         aligner: MEAN,
-        sum_by: None,
+        reducer: Reducer::No,
         limit: Limit::Memory,
-        lasting_minutes: 15,
+        window: RetestWindow::Minutes(15),
     },
     Rule {
         part: "database-disk",
@@ -138,9 +177,9 @@ const RULES: &[Rule] = &[
         metric: "cloudsql.googleapis.com/database/disk/utilization",
         also: "",
         aligner: MEAN,
-        sum_by: None,
+        reducer: Reducer::No,
         limit: Limit::Disk,
-        lasting_minutes: 5,
+        window: RetestWindow::Minutes(5),
     },
     Rule {
         part: "database-connections",
@@ -151,9 +190,9 @@ const RULES: &[Rule] = &[
         metric: "cloudsql.googleapis.com/database/postgresql/num_backends",
         also: "",
         aligner: MEAN,
-        sum_by: Some("resource.label.database_id"),
+        reducer: Reducer::Sum("resource.label.database_id"),
         limit: Limit::Connections(0.9),
-        lasting_minutes: 5,
+        window: RetestWindow::Minutes(5),
     },
     Rule {
         part: "database-lag",
@@ -163,9 +202,9 @@ const RULES: &[Rule] = &[
         metric: "cloudsql.googleapis.com/database/replication/replica_lag",
         also: "",
         aligner: "ALIGN_MAX",
-        sum_by: None,
+        reducer: Reducer::No,
         limit: Limit::Fixed(600.0),
-        lasting_minutes: 10,
+        window: RetestWindow::Minutes(10),
     },
     Rule {
         part: "database-replication",
@@ -176,9 +215,9 @@ const RULES: &[Rule] = &[
         metric: "cloudsql.googleapis.com/database/replication/replica_lag",
         also: "",
         aligner: "ALIGN_MAX",
-        sum_by: None,
+        reducer: Reducer::No,
         limit: Limit::Below(0.0),
-        lasting_minutes: 10,
+        window: RetestWindow::Minutes(10),
     },
     Rule {
         part: "service-uptime",
@@ -188,10 +227,59 @@ const RULES: &[Rule] = &[
         metric: "monitoring.googleapis.com/uptime_check/check_passed",
         also: "",
         aligner: NEWEST,
-        sum_by: None,
+        reducer: Reducer::No,
         // One location may have a fault of its own.
         limit: Limit::Fixed(1.0),
-        lasting_minutes: 5,
+        window: RetestWindow::Minutes(5),
+    },
+    Rule {
+        part: "service-latency",
+        says: "The service is slow",
+        shows: "Latency of the service, in milliseconds",
+        watched: Watched::CloudRun,
+        metric: "run.googleapis.com/request_latencies",
+        also: "",
+        aligner: ADDED,
+        reducer: Reducer::Percentile(SERVICE_NAME),
+        limit: Limit::Latency,
+        window: RetestWindow::Latency,
+    },
+    Rule {
+        part: "service-errors",
+        says: "The service answers with errors",
+        shows: "Share of the requests that the service answers with errors",
+        watched: Watched::CloudRun,
+        metric: "run.googleapis.com/request_count",
+        also: " AND metric.labels.response_code_class=\"5xx\"",
+        aligner: ADDED,
+        reducer: Reducer::Share(SERVICE_NAME),
+        limit: Limit::ErrorRate,
+        window: RetestWindow::ErrorRate,
+    },
+    Rule {
+        part: "service-latency",
+        says: "The endpoint is slow",
+        shows: "Latency of the endpoint, in milliseconds",
+        watched: Watched::VertexEndpoint,
+        metric: "aiplatform.googleapis.com/prediction/online/prediction_latencies",
+        // Parts of it are time series, too.
+        also: " AND metric.labels.latency_type=\"total\"",
+        aligner: ADDED,
+        reducer: Reducer::Percentile(ENDPOINT_ID),
+        limit: Limit::Latency,
+        window: RetestWindow::Latency,
+    },
+    Rule {
+        part: "service-errors",
+        says: "The endpoint answers with errors",
+        shows: "Share of the requests that the endpoint answers with errors",
+        watched: Watched::VertexEndpoint,
+        metric: "aiplatform.googleapis.com/prediction/online/response_count",
+        also: " AND metric.labels.response_code=\"5xx\"",
+        aligner: ADDED,
+        reducer: Reducer::Share(ENDPOINT_ID),
+        limit: Limit::ErrorRate,
+        window: RetestWindow::ErrorRate,
     },
 ];
 
@@ -217,7 +305,7 @@ impl Lowering<'_> {
         }
         let channels = self.channels(emails, services.as_ref());
         if has_alerts {
-            self.policies(&metrics, &channels, services.as_ref());
+            self.policies(monitoring, &metrics, &channels, services.as_ref());
         }
         if has_dashboard {
             let chart = |(rule, mut metric): (&Rule, Value)| {
@@ -287,16 +375,23 @@ impl Lowering<'_> {
     /// The rules about what this environment creates, each with its metric and limit.
     fn metrics(&self, monitoring: &Monitoring) -> Vec<(&'static Rule, Value)> {
         let metric = |rule: &'static Rule| {
-            let (filter, threshold) = (self.filter(rule, monitoring)?, rule.threshold(monitoring)?);
+            let (filter, threshold) = (self.filter(rule, rule.also, monitoring)?, rule.threshold(monitoring)?);
             let comparison = if matches!(rule.limit, Limit::Below(_)) { "below" } else { "above" };
+            let sum_by = match rule.reducer {
+                Reducer::Sum(label) | Reducer::Share(label) => Some(label),
+                Reducer::No | Reducer::Percentile(_) => None,
+            };
             let mut metric = json!({
                 "says": rule.says,
                 "filter": filter,
                 "aligner": rule.aligner,
-                "sum_by": rule.sum_by,
+                "sum_by": sum_by,
                 (comparison): threshold,
                 "period_seconds": PERIOD,
             });
+            if let Reducer::Percentile(label) = rule.reducer {
+                metric["percentile_by"] = json!(label);
+            }
             if rule.watched == Watched::Service {
                 (metric["false_by"], metric["period_seconds"]) = (json!(CHECKED_HOST), json!(UPTIME_PERIOD));
             }
@@ -305,10 +400,19 @@ impl Lowering<'_> {
         RULES.iter().filter_map(metric).collect()
     }
 
-    fn policies(&mut self, metrics: &[(&Rule, Value)], channels: &[Value], services: Option<&ResourceId>) {
+    fn policies(
+        &mut self,
+        monitoring: &Monitoring,
+        metrics: &[(&Rule, Value)],
+        channels: &[Value],
+        services: Option<&ResourceId>,
+    ) {
         for (rule, metric) in metrics {
             let mut condition = metric.clone();
-            condition["lasting_seconds"] = json!(rule.lasting_minutes * 60);
+            condition["lasting_seconds"] = json!(rule.lasting_seconds(monitoring));
+            if matches!(rule.reducer, Reducer::Share(_)) {
+                condition["share_of"] = json!(self.filter(rule, "", monitoring));
+            }
             let spec = json!({
                 "name": names::of(self.site, rule.part, MOST_OF_TITLE),
                 "condition": condition,
@@ -320,9 +424,9 @@ impl Lowering<'_> {
         }
     }
 
-    /// The pieces of a filter, some of which are references to names of what this environment creates; `None` if it creates nothing of
-    /// the sort.
-    fn filter(&self, rule: &Rule, monitoring: &Monitoring) -> Option<Vec<Value>> {
+    /// The pieces of a filter with `also`, some of which are references to names of what this environment creates; `None` if it creates
+    /// nothing of the sort.
+    fn filter(&self, rule: &Rule, also: &str, monitoring: &Monitoring) -> Option<Vec<Value>> {
         let postgres = managed_postgres(monitoring);
         let remote = postgres.and_then(Postgres::replica_region).map(|_| REMOTE.to_owned());
         let replicas = (1..postgres.map_or(0, |postgres| postgres.replicas)).map(|number| format!("replica-{number}"));
@@ -345,13 +449,22 @@ impl Lowering<'_> {
                 let check = self.output_of(self.component.name.as_str(), UPTIME_PART, "name");
                 ("uptime_url", "metric.labels.check_id", String::new(), vec![check])
             }
+            Watched::CloudRun if self.site.runtime == Runtime::CloudRun => {
+                let name = self.output_of("server", "service", "name");
+                ("cloud_run_revision", "resource.labels.service_name", String::new(), vec![name])
+            }
+            Watched::VertexEndpoint if self.site.runtime == Runtime::Vertex => {
+                let id = self.output_of("server", "endpoint", "name");
+                ("aiplatform.googleapis.com/Endpoint", "resource.labels.endpoint_id", String::new(), vec![id])
+            }
+            Watched::CloudRun | Watched::VertexEndpoint => return None,
         };
         let (open, close) = match names.len() {
             0 => return None,
             1 => ("=", ""),
             _ => ("=one_of(", ")"),
         };
-        let Rule { metric, also, .. } = rule;
+        let metric = rule.metric;
         let start = format!("metric.type=\"{metric}\" AND resource.type=\"{resource}\"{also} AND {label}{open}");
         let mut filter = Vec::new();
         for (place, name) in names.into_iter().enumerate() {
@@ -389,6 +502,18 @@ impl Rule {
             Limit::Memory => share(monitoring.limits.memory),
             Limit::Disk => share(monitoring.limits.disk),
             Limit::Connections(part) => (f64::from(tier(managed_postgres(monitoring)?)?.1) * part).round(),
+            Limit::Latency => (monitoring.service.latency_seconds * 1000.0).round(),
+            Limit::ErrorRate => monitoring.service.error_rate,
         })
+    }
+
+    /// Whole minutes.
+    fn lasting_seconds(&self, monitoring: &Monitoring) -> u64 {
+        let seconds = match self.window {
+            RetestWindow::Minutes(minutes) => minutes * 60,
+            RetestWindow::Latency => monitoring.service.latency_for_seconds,
+            RetestWindow::ErrorRate => monitoring.service.error_rate_for_seconds,
+        };
+        (seconds.div_ceil(60) * 60).min(MOST_WINDOW)
     }
 }

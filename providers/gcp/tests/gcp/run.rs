@@ -1,13 +1,15 @@
 //! A service of Cloud Run: from a project without it, through changes and failures, and back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use textnlp_gcp::{CAPABILITIES, EndpointOperations, endpoint as endpoint_of};
 use textnlp_provider::capabilities::Setting;
 use textnlp_provider::cluster::ResourceAmounts;
-use textnlp_provider::component::{ComponentSpec, InferenceEndpoint, Model, ModelStore, Registry, ServiceLimits};
+use textnlp_provider::component::{
+    ComponentSpec, InferenceEndpoint, Model, ModelStore, Monitoring, Registry, ServiceLimits,
+};
 use textnlp_provider::conformance::TestBed;
 use textnlp_provider::operations::{EndpointAccess, Operations, SiteOutputs};
 use textnlp_provider::settings::Runtime;
@@ -19,7 +21,8 @@ use textnlp_sim::gcp::run::Container;
 
 use crate::policy::{changed, limit, printed, refused};
 use crate::{
-    Access, Bench, KEPT, LINEAGE, Made, REGION, STEPS, THEIRS, create, ordered, remove, run, secrets, unchanged, update,
+    Access, Bench, KEPT, LINEAGE, Made, REGION, STEPS, THEIRS, create, mailbox, ordered, remove, run, secrets,
+    unchanged, update,
 };
 
 const SERVICE: &str = "main/server/service";
@@ -65,6 +68,22 @@ pub(super) fn wanted(bench: &Bench) -> Vec<Wanted> {
     };
     all.extend(bench.lower("server", ComponentSpec::InferenceEndpoint(endpoint)));
     ordered(all)
+}
+
+/// The same with a mailbox that gets alerts.
+pub(super) fn alerted(bench: &Bench) -> Vec<Wanted> {
+    let receivers = BTreeMap::from([("oncall".to_owned(), mailbox("oncall@example.com"))]);
+    let limits = ServiceLimits { latency_for_seconds: 290, ..ServiceLimits::default() };
+    let monitoring = Monitoring { receivers, service: limits, ..Monitoring::default() };
+    let mut all = wanted(bench);
+    all.extend(bench.lower("monitoring", ComponentSpec::Monitoring(monitoring)));
+    ordered(all)
+}
+
+/// The condition of a policy.
+pub(super) fn condition(all: &[Wanted], policy: &str) -> Value {
+    let id = format!("main/monitoring/alert-{policy}");
+    all.iter().find(|one| one.id.as_str() == id).and_then(|one| one.spec.get("condition").cloned()).unwrap()
 }
 
 /// The service among made resources.
@@ -276,7 +295,38 @@ fn requests_reach_a_service_with_the_id_token_of_the_account_that_may_call_it() 
 fn what_a_runtime_supports_says_nothing_about_the_other() {
     let (pods, service) = (CAPABILITIES.of(Runtime::Kubernetes).unwrap(), CAPABILITIES.of(Runtime::CloudRun).unwrap());
     assert!(CAPABILITIES.of(Runtime::Process).is_none());
-    let receivers = Capability::Optional(Setting::AlertReceivers);
-    assert!(pods.supports(receivers) && !service.supports(receivers));
-    assert!(service.reason("monitoring.receivers").is_some_and(|reason| reason.contains("alert policies")));
+    let proxy = Capability::Optional(Setting::Proxy);
+    assert!(pods.supports(proxy) && !service.supports(proxy));
+    assert!(service.reason("network.proxy").is_some_and(|reason| reason.contains("network of Google Cloud")));
+}
+
+#[test]
+fn alerts_of_a_service_are_about_its_requests() {
+    run(async {
+        let bench = bench(Options::zero_latency(), false);
+        let all = alerted(&bench);
+        let filter = |metric: &str, also: &str| {
+            let start = format!(
+                "metric.type=\"run.googleapis.com/{metric}\" AND resource.type=\"cloud_run_revision\"{also} AND \
+                 resource.labels.service_name=\""
+            );
+            json!([start, { "$output": "main/server/service#name" }, "\""])
+        };
+        let slow = condition(&all, "service-latency");
+        assert_eq!(slow["filter"], filter("request_latencies", ""));
+        assert_eq!((&slow["above"], &slow["lasting_seconds"]), (&json!(1000.0), &json!(300)));
+        assert_eq!((&slow["percentile_by"], &slow["sum_by"]), (&json!("resource.label.service_name"), &Value::Null));
+        let errors = condition(&all, "service-errors");
+        let failed = " AND metric.labels.response_code_class=\"5xx\"";
+        assert_eq!(errors["filter"], filter("request_count", failed));
+        assert_eq!(errors["share_of"], filter("request_count", ""));
+        assert_eq!((&errors["above"], &errors["lasting_seconds"]), (&json!(0.05), &json!(600)));
+        limit(&bench, &printed(&bench, &all, Some(Verb::Create)));
+        let records = create(&bench, &all).await;
+        limit(&bench, &printed(&bench, &all, None));
+        unchanged(&bench, &records).await;
+        limit(&bench, &printed(&bench, &all, Some(Verb::Delete)));
+        remove(&bench, &records).await;
+        assert_eq!(refused(&bench), Vec::<String>::new(), "the roles do not suffice");
+    });
 }

@@ -15,7 +15,7 @@ use textnlp_sim::gcp::run::Container;
 use textnlp_sim::{Disruption, Fault, Rule};
 
 use crate::policy::{changed, limit, printed, refused};
-use crate::run::{containers, error_of, wanted};
+use crate::run::{alerted, condition, containers, error_of, wanted};
 use crate::{
     Access, Bench, KEPT, LINEAGE, Made, REGION, create, provider, record, remove, run, secrets, unchanged, update,
 };
@@ -448,6 +448,29 @@ fn requests_reach_an_endpoint_with_the_token_of_who_is_signed_in() {
         bench.cloud.world().denied.insert("aiplatform.endpoints.predict".to_owned());
         assert_eq!(send(true).await.0, 403);
         bench.cloud.world().denied.clear();
+        remove(&bench, &records).await;
+    });
+}
+
+#[test]
+fn alerts_of_an_endpoint_are_about_its_requests() {
+    run(async {
+        let bench = bench(Options::zero_latency(), false);
+        let all = alerted(&bench);
+        let filter = |metric: &str, also: &str| {
+            let start = format!(
+                "metric.type=\"aiplatform.googleapis.com/prediction/online/{metric}\" AND \
+                 resource.type=\"aiplatform.googleapis.com/Endpoint\"{also} AND resource.labels.endpoint_id=\""
+            );
+            json!([start, { "$output": "main/server/endpoint#name" }, "\""])
+        };
+        let total = " AND metric.labels.latency_type=\"total\"";
+        assert_eq!(condition(&all, "service-latency")["filter"], filter("prediction_latencies", total));
+        let errors = condition(&all, "service-errors");
+        assert_eq!(errors["filter"], filter("response_count", " AND metric.labels.response_code=\"5xx\""));
+        assert_eq!(errors["share_of"], filter("response_count", ""));
+        let records = create(&bench, &all).await;
+        unchanged(&bench, &records).await;
         remove(&bench, &records).await;
     });
 }

@@ -1,4 +1,4 @@
-//! The service as its clients see it: readiness, latency, error rate, and refused credentials.
+//! The service as its clients see it: readiness, latency, error rate, refused credentials, and unusual usage.
 //!
 //! The rules are those of `templates/kubernetes/prometheus-rule.yaml`, evaluated on the metrics of this site's replicas.
 
@@ -41,6 +41,9 @@ const SAMPLES_MAX: usize = 64;
 const UNREADY_FOR: SignedDuration = SignedDuration::from_mins(5);
 /// Invalid credentials within [`WINDOW_MAX`] that are still taken for mistakes.
 const REFUSED_MAX: f64 = 300.0;
+/// The kinds of insights about the service. With many tenants the traffic of some tenant is nearly always unusual, and receivers cannot
+/// silence a kind.
+const UNUSUAL: [&str; 3] = ["failures_rise", "latency_rise", "quality_drop"];
 /// The group of units that answer clients.
 const SERVERS: &str = "server-";
 
@@ -116,6 +119,19 @@ impl Counts {
     }
 }
 
+/// How many insights of the last 24 hours there are of each kind in [`UNUSUAL`].
+type Insights = BTreeMap<&'static str, f64>;
+
+/// Reads them in an exposition.
+fn insights(metrics: &str) -> Insights {
+    let samples = exposition::samples(metrics).filter(|sample| sample.name == "textnlp_insights");
+    let known = samples.filter_map(|sample| {
+        let kind = UNUSUAL.into_iter().find(|kind| sample.label("kind").is_some_and(|label| label == *kind))?;
+        Some((kind, sample.value))
+    });
+    known.collect()
+}
+
 /// Something that must last before it is an alert.
 #[derive(Debug, Default)]
 struct PendingAlert(Option<Timestamp>);
@@ -132,6 +148,8 @@ impl PendingAlert {
 pub(super) struct Service {
     /// The last counts of each replica.
     replicas: BTreeMap<String, Counts>,
+    /// Those that replicas showed last: all show those of one database, some later than others.
+    insights: Insights,
     /// What all replicas answered between a poll and the one before.
     samples: VecDeque<(Timestamp, Counts)>,
     slow: PendingAlert,
@@ -149,16 +167,33 @@ impl Service {
         now: Timestamp,
     ) -> Vec<Fact> {
         let request = "GET /metrics HTTP/1.1\r\nHost: metrics\r\nAccept: text/plain\r\nConnection: close\r\n\r\n";
-        let mut found = BTreeMap::new();
+        let (mut found, mut newest) = (BTreeMap::new(), None::<Insights>);
         for unit in servers(units).filter(|unit| unit.phase == PhaseName::Ready) {
             let socket = folder.socket(&format!("{}-metrics", unit.name));
             let asked = probe::exchange_up_to(&socket, request, METRICS_MAX);
             if let Ok(Ok(answer)) = tokio::time::timeout(POLL_TIMEOUT, asked).await {
                 found.insert(unit.name.clone(), Counts::read(&answer));
+                let newest = newest.get_or_insert_default();
+                for (kind, count) in insights(&answer) {
+                    let most = newest.entry(kind).or_default();
+                    *most = count.max(*most);
+                }
             }
         }
         self.replicas.retain(|name, _| units.iter().any(|unit| unit.name == *name));
-        self.evaluate(found, units, limits, now)
+        // A poll that no replica answers ends no alert.
+        self.insights = newest.unwrap_or_else(|| std::mem::take(&mut self.insights));
+        let mut facts = self.evaluate(found, units, limits, now);
+        facts.extend(self.unusual());
+        facts
+    }
+
+    /// A fact for each kind of unusual usage in the last 24 hours.
+    fn unusual(&self) -> impl Iterator<Item = Fact> {
+        self.insights.iter().filter(|(_, count)| **count > 0.0).map(|(kind, count)| {
+            let says = format!("{count:.0} in the last 24 hours: textnlp-deploy analytics list --kind {kind}");
+            Fact::new("insights", *kind, says)
+        })
     }
 
     fn evaluate(
@@ -314,6 +349,24 @@ mod tests {
         assert_eq!(fires(once, 900), [], "one burst of slow answers is no alert");
         let restarted = |second: i64| Some(counts(0, each(if second > 100 { second - 100 } else { second }, 10), 0));
         assert_eq!(fires(restarted, 900), [(305, "latency".to_owned())], "a restart is no negative rate");
+    }
+
+    #[test]
+    fn each_kind_of_unusual_usage_is_one_fact() {
+        let mut service = Service::default();
+        let of = |rises: u32| {
+            insights(&format!(
+                "# TYPE textnlp_insights gauge\ntextnlp_insights{{kind=\"summary\"}} 24\n\
+                 textnlp_insights{{kind=\"latency_rise\"}} {rises}\ntextnlp_insights{{kind=\"quality_drop\"}} 0\n"
+            ))
+        };
+        assert_eq!(of(2), BTreeMap::from([("latency_rise", 2.0), ("quality_drop", 0.0)]));
+        service.insights = of(2);
+        let facts: Vec<Fact> = service.unusual().collect();
+        let [Fact { name: "insights", about, says }] = &facts[..] else { panic!("{facts:?}") };
+        assert!(about == "latency_rise" && says.starts_with("2 in the last 24 hours: "), "{about}: {says}");
+        service.insights = of(0);
+        assert_eq!(service.unusual().count(), 0);
     }
 
     #[test]

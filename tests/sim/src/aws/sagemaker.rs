@@ -77,6 +77,8 @@ const GUARDRAILS: Source =
     Source::Documentation("https://docs.aws.amazon.com/sagemaker/latest/dg/deployment-guardrails-configuration.html");
 
 const ROLLBACK: Source = Source::Recording("https://github.com/hashicorp/terraform-provider-aws/issues/48997");
+const DRIVERS: Source =
+    Source::Documentation("https://docs.aws.amazon.com/sagemaker/latest/dg/inference-gpu-drivers.html");
 
 const LEDGER: &[Behaviour] = &[
     Behaviour {
@@ -92,6 +94,29 @@ const LEDGER: &[Behaviour] = &[
         source: ENDPOINT,
     },
     Behaviour { service: "sagemaker", what: "a configuration may not find a new model", source: Source::Assumed },
+    Behaviour {
+        service: "sagemaker",
+        what: "a configuration with an instance type that has disks of its own takes no key",
+        source: Source::Documentation(
+            "https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_CreateEndpointConfig.html",
+        ),
+    },
+    Behaviour {
+        service: "sagemaker",
+        what: "a variant with an instance type that has disks of its own takes no size of a volume",
+        source: Source::Report("autogluon/autogluon-cloud#50"),
+    },
+    Behaviour {
+        service: "sagemaker",
+        what: "the words that refuse a key or a volume of such a type",
+        source: Source::LeftOut("callers read the code of a refusal, not its words"),
+    },
+    Behaviour {
+        service: "sagemaker",
+        what: "the driver of GPUs is that of the variant's AMI, else that of the instance family; a container that needs a newer \
+               one does not start: CannotStartContainerError",
+        source: DRIVERS,
+    },
     Behaviour {
         service: "sagemaker",
         what: "no caller may find a role that IAM does not show yet",
@@ -275,6 +300,8 @@ pub struct SageMaker {
     pub mute: bool,
     /// Whether the rollback of the next updates fails too.
     pub rollback_fails: bool,
+    /// The driver of NVIDIA that containers need on instances with GPUs.
+    pub needs_driver: u32,
 }
 
 /// A model or an endpoint configuration: the answer to its description.
@@ -322,6 +349,43 @@ const NO_CAPACITY: &str = "Unable to provision requested ML compute capacity due
 
 const NO_PING: &str = "The primary container for production variant main did not pass the ping health check. \
                        Please check CloudWatch logs for this endpoint.";
+
+const NO_START: &str = "CannotStartContainerError. Please ensure the model container for variant main starts correctly when \
+                        invoked with 'docker run <image> serve'";
+
+/// The part of an instance type between `ml.` and the size.
+fn family(instance_type: &str) -> &str {
+    let name = instance_type.strip_prefix("ml.").unwrap_or(instance_type);
+    name.split('.').next().unwrap_or_default()
+}
+
+/// Whether instances of the type have disks of their own, and no volumes.
+fn has_own_disks(instance_type: &str) -> bool {
+    let family = family(instance_type);
+    family.contains('d') || ["g5", "g6", "p5"].iter().any(|known| family.starts_with(known))
+}
+
+/// The driver of a variant's instances; `None` without GPUs.
+fn driver(variant: &Value) -> Option<u32> {
+    let default = match family(variant["InstanceType"].as_str().unwrap_or_default()) {
+        "g4dn" | "g5" | "p4d" | "p4de" => 470,
+        "g6" | "g6e" | "p5" => 535,
+        "p5e" | "p5en" => 550,
+        _ => return None,
+    };
+    Some(match variant["InferenceAmiVersion"].as_str() {
+        Some("al2-ami-sagemaker-inference-gpu-2" | "al2-ami-sagemaker-inference-gpu-2-1") => 535,
+        Some("al2-ami-sagemaker-inference-gpu-3-1") => 550,
+        Some("al2023-ami-sagemaker-inference-gpu-4-1") => 580,
+        _ => default,
+    })
+}
+
+/// Whether the containers of a configuration start on their instances.
+fn starts(known: &SageMaker, config: &str) -> bool {
+    let variants = known.configs.get(config).and_then(|config| config.shown["ProductionVariants"].as_array());
+    variants.into_iter().flatten().all(|one| driver(one).is_none_or(|driver| driver >= known.needs_driver))
+}
 
 /// The model of SageMaker does not hold this code.
 fn invalid(message: impl Into<String>) -> Fault {
@@ -501,6 +565,14 @@ fn create_config(world: &mut World, call: &Call) -> Result<Value, Fault> {
         if variant.get("InstanceType").is_none() || variant.get("InitialInstanceCount").is_none() {
             return Err(invalid("A variant needs an instance type and an initial instance count."));
         }
+        let instance_type = variant["InstanceType"].as_str().unwrap_or_default();
+        if has_own_disks(instance_type) {
+            let is_sized = variant.get("VolumeSizeInGB").is_some();
+            let refused = if is_sized { Some("VolumeSizeInGB") } else { call.str("KmsKeyId").map(|_| "KmsKeyId") };
+            if let Some(field) = refused {
+                return Err(invalid(format!("{field} is not supported for the instance type {instance_type}.")));
+            }
+        }
         let model = variant["ModelName"].as_str().unwrap_or_default();
         if known.models.get(model).is_none_or(|model| model.visible > call.now) {
             return Err(no_such(call, "model", model));
@@ -624,10 +696,12 @@ fn create_endpoint(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let arn = arn(call, "endpoint", &name);
     networks(world, call, &fleet.config).iter().for_each(|used| world.uses.add(&arn, used));
     let has_capacity = take(world, &call.scope(), &fleet);
-    let (takes, reason) = match (has_capacity, state(world, call).mute) {
-        (true, false) => (7 * MINUTE, None),
-        (true, true) => (24 * MINUTE, Some(NO_PING)),
-        (false, _) => (7 * MINUTE, Some(NO_CAPACITY)),
+    let known = state(world, call);
+    let (takes, reason) = match (has_capacity, starts(known, &fleet.config), known.mute) {
+        (true, true, false) => (7 * MINUTE, None),
+        (true, true, true) => (24 * MINUTE, Some(NO_PING)),
+        (true, false, _) => (7 * MINUTE, Some(NO_START)),
+        (false, ..) => (7 * MINUTE, Some(NO_CAPACITY)),
     };
     let end = if reason.is_none() { "InService" } else { "Failed" };
     let fleet = if has_capacity { fleet } else { Fleet { variants: BTreeMap::new(), ..fleet } };
@@ -746,7 +820,8 @@ fn update_endpoint(world: &mut World, call: &Call) -> Result<Value, Fault> {
     let has_capacity = take(world, &scope, &new);
     let known = state(world, call);
     let is_alarmed = known.alarmed && deployment.get("AutoRollbackConfiguration").is_some();
-    let (is_made, fails) = (has_capacity && !is_alarmed, known.rollback_fails);
+    let starts = starts(known, &new.config);
+    let (is_made, fails) = (has_capacity && starts && !is_alarmed, known.rollback_fails);
     let end = if fails { "UpdateRollbackFailed" } else { "InService" };
     let status = call.stages("Updating", &[(takes, if is_made { "InService" } else { end })]);
     let reason = (!has_capacity).then(|| NO_CAPACITY.to_owned());

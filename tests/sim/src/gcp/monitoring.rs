@@ -72,6 +72,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
     rule("the service gives policies and channels their names, and two may have the same display name", Source::Model),
     rule("a policy has one to six conditions", Source::Model),
     rule("a condition lasts whole minutes, and its values are of a minute or longer", Source::Model),
+    rule(
+        "the values of a ratio and of what it is a share of have the same alignment period",
+        Source::Documentation("https://cloud.google.com/monitoring/api/ref_v3/rest/v3/projects.alertPolicies"),
+    ),
     rule("policies and channels are enabled unless they say otherwise", Source::Model),
     rule("a filter has to name a type of resource", Source::Report("hashicorp/terraform-provider-google#4165")),
     rule(
@@ -187,9 +191,18 @@ fn check_policy(cloud: &Cloud, policy: &Value) -> Result<(), Problem> {
                 "Field {field}.duration had an invalid value: it must be a multiple of a minute."
             )));
         }
-        let mut aggregations = threshold["aggregations"].as_array().into_iter().flatten();
-        if aggregations.any(|one| seconds(&one["alignmentPeriod"]) < 60) {
+        let periods = |name: &str| -> Vec<u64> {
+            let all = threshold[name].as_array().into_iter().flatten();
+            all.map(|one| seconds(&one["alignmentPeriod"])).collect()
+        };
+        let of_values = periods("aggregations");
+        if of_values.iter().any(|period| *period < 60) {
             return Err(invalid(format!("Field {field}.aggregations had an invalid value: at least 60 seconds.")));
+        }
+        if threshold["denominatorFilter"].is_string() && periods("denominatorAggregations") != of_values {
+            return Err(invalid(format!(
+                "Field {field}.denominator_aggregations had an invalid value: its alignment period must be that of aggregations."
+            )));
         }
     }
     let missing = channels(policy).find(|name| cloud.get(&format!("monitoring/{name}")).is_none());

@@ -84,7 +84,16 @@ scaling.deregister_scalable_target(**scaled)
 assert scaling.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"] == []
 sm.delete_endpoint(EndpointName="e")
 sm.get_waiter("endpoint_deleted").wait(EndpointName="e", WaiterConfig=quick)
-for name in ["one", "two"]:
+# Disks of an instance's own take no key and have no size.
+ami = "al2023-ami-sagemaker-inference-gpu-4-1"
+def gpus(key=None, **variant):
+    variant = {"VariantName": "main", "ModelName": "first", "InstanceType": "ml.g5.xlarge", "InitialInstanceCount": 1, "InferenceAmiVersion": ami, **variant}
+    sm.create_endpoint_config(EndpointConfigName="gpu", ProductionVariants=[variant], **({"KmsKeyId": key} if key else {}))
+assert "ValidationException: KmsKeyId" in refused(gpus, key="alias/a")
+assert "ValidationException: VolumeSizeInGB" in refused(gpus, VolumeSizeInGB=30)
+gpus()
+assert sm.describe_endpoint_config(EndpointConfigName="gpu")["ProductionVariants"][0]["InferenceAmiVersion"] == ami
+for name in ["one", "two", "gpu"]:
     sm.delete_endpoint_config(EndpointConfigName=name)
 sm.delete_model(ModelName="first")
 assert "Could not find" in refused(sm.describe_model, ModelName="first")

@@ -41,6 +41,13 @@ fn a_policy_names_a_resource_and_a_channel_that_is_there() {
     ] {
         assert_eq!(client.post("monitoring", POLICIES, wrong.clone()).status, status, "{wrong}");
     }
+    let mut ratio = policy(filter, "60s", &channel);
+    let threshold = &mut ratio["conditions"][0]["conditionThreshold"];
+    threshold["denominatorFilter"] = json!(filter);
+    threshold["denominatorAggregations"] = json!([{ "alignmentPeriod": "120s", "perSeriesAligner": "ALIGN_MEAN" }]);
+    assert_eq!(client.post("monitoring", POLICIES, ratio.clone()).status, 400);
+    ratio["conditions"][0]["conditionThreshold"]["denominatorAggregations"][0]["alignmentPeriod"] = json!("60s");
+    client.post("monitoring", POLICIES, ratio).ok();
     let without = json!({ "type": "email", "displayName": "c" });
     assert_eq!(client.post("monitoring", CHANNELS, without).status, 400);
     let made = client.post("monitoring", POLICIES, policy(filter, "60s", &channel)).ok();

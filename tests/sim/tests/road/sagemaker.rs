@@ -11,6 +11,8 @@ use crate::containers::Containers;
 use crate::follower::Follower;
 
 const FILE: &str = "endpoint.yaml";
+/// The deployment in the guide.
+const LINEAGE: &str = "5f0c2a70-6c1e-4d0a-9b5e-2f5f0d3a7c11";
 
 #[test]
 fn an_endpoint_of_sagemaker_is_made_answers_changes_and_is_removed_with_everything() {
@@ -18,6 +20,7 @@ fn an_endpoint_of_sagemaker_is_made_answers_changes_and_is_removed_with_everythi
     let simulator = Simulator::start(Options::zero_latency());
     let section = ("docs/guide/aws.md", "SageMaker");
     let follower = Follower::of(&sandbox, section, FILE, &[], signed_in(&simulator.url(), REGION));
+    let follower = follower.and("docs/guide/aws.md", "Lost state");
     let containers = Containers::new(&sandbox, "TEXTNLP_SAGEMAKER", "/ping");
     let known = Arc::downgrade(&containers);
     let change = |change: &dyn Fn(&mut SageMaker)| {
@@ -69,6 +72,27 @@ fn an_endpoint_of_sagemaker_is_made_answers_changes_and_is_removed_with_everythi
         let refused = run(&[verb, &["--state-dir", "other"]].concat()).expect(4);
         assert!(refused.err.contains(&format!("state import --lineage {lineage}")), "{verb:?}: {refused:?}");
     }
+    // The state is lost while the endpoint runs: its objects are recorded again, and tags of others stay.
+    let repository = format!("arn:aws:ecr:{REGION}:{ACCOUNT}:repository/textnlp");
+    let others = ("cost-center".to_owned(), "7".to_owned());
+    {
+        let mut world = simulator.world();
+        let now = world.now();
+        world.tags.set(&repository, [others.clone()], now);
+    }
+    std::fs::remove_dir_all(sandbox.state("endpoint")).unwrap();
+    let lost = run(&["status"]).expect(4);
+    assert!(lost.err.contains(&format!("state import --lineage {lineage}")), "{lost:?}");
+    let import = follower.printed("textnlp-deploy state import").replace(LINEAGE, lineage);
+    let imported = follower.run(&format!("{import} --yes -o json")).expect(0).json();
+    let proposals = imported["proposals"].as_array().unwrap();
+    assert!(proposals.len() > 8 && proposals.iter().all(|one| one["wanted"] == true), "{imported:#}");
+    assert_eq!(imported["imported"], proposals.len(), "{imported:#}");
+    let plan = follower.run(&format!("{} -o json", follower.printed("textnlp-deploy plan"))).expect(0).json();
+    assert_eq!(counts(&plan)[..4], [0, 0, 0, 0], "an import leaves nothing to do: {plan:#}");
+    assert_eq!(counts(&run(&up).expect(0).json())[..4], [0, 0, 0, 0]);
+    assert!(simulator.world().tags.of(&repository).into_iter().any(|tag| tag == others));
+
     let text = follower.run(follower.printed("textnlp-deploy generate")).expect(0);
     assert!(!text.out.trim().is_empty(), "{text:?}");
     follower.run(follower.printed("textnlp-deploy gate")).expect(0);

@@ -21,7 +21,7 @@ pub(crate) static ROWS: &[Row] = &[Row {
             creates("ec2:CreateRouteTable"),
             CREATE_TAGS,
             TAGS,
-            deletes("ec2:DeleteRoute"),
+            changes("ec2:DeleteRoute"),
             deletes("ec2:DeleteRouteTable"),
             UNTAGS,
             Permission::read("ec2:DescribeRouteTables"),

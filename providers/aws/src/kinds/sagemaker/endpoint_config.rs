@@ -1,7 +1,9 @@
 //! Endpoint configurations: <https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_CreateEndpointConfig.html>.
 
 use async_trait::async_trait;
-use aws_sdk_sagemaker::types::{ProductionVariant, ProductionVariantInstanceType};
+use aws_sdk_sagemaker::types::{
+    ProductionVariant, ProductionVariantInferenceAmiVersion, ProductionVariantInstanceType,
+};
 use serde::{Deserialize, Serialize};
 use textnlp_provider::Result;
 
@@ -19,7 +21,7 @@ pub(super) struct EndpointConfig;
 pub(super) struct Spec {
     /// The start of its name, at most 50 bytes.
     name: String,
-    /// The ARN of the key of the instances' volumes; null is a key of AWS.
+    /// The ARN of the key of the instances' volumes; null is a key of AWS, or that of disks of the instances' own.
     key: Option<String>,
     /// What requests are distributed over.
     variants: Vec<Variant>,
@@ -39,12 +41,15 @@ struct Variant {
     count: i32,
     /// Its part of the requests, relative to the other variants, at first.
     weight: i32,
-    /// The size of each instance's volume.
-    volume_gb: i32,
+    /// The size of each instance's volume; null for types with disks of their own.
+    volume_gb: Option<i32>,
     /// How long the download of the model may take, 60 to 3600.
     download_seconds: i32,
     /// How long a container may take until it answers health checks, 60 to 3600.
     startup_seconds: i32,
+    /// The AMI of the instances, which has the driver of their GPUs; SageMaker chooses one without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ami: Option<String>,
 }
 
 #[async_trait]
@@ -64,9 +69,10 @@ impl Resource<Api> for EndpointConfig {
             instance_type: one.instance_type.map(|kind| kind.as_str().to_owned()).unwrap_or_default(),
             count: one.initial_instance_count.unwrap_or_default(),
             weight: super::whole(one.initial_variant_weight),
-            volume_gb: one.volume_size_in_gb.unwrap_or_default(),
+            volume_gb: one.volume_size_in_gb,
             download_seconds: one.model_data_download_timeout_in_seconds.unwrap_or_default(),
             startup_seconds: one.container_startup_health_check_timeout_in_seconds.unwrap_or_default(),
+            ami: one.inference_ami_version.map(|ami| ami.as_str().to_owned()),
         };
         let spec = Spec {
             name: super::base(id, &tags),
@@ -90,9 +96,10 @@ impl Resource<Api> for EndpointConfig {
                 .instance_type(ProductionVariantInstanceType::from(one.instance_type.as_str()))
                 .initial_instance_count(one.count)
                 .initial_variant_weight(super::fraction(one.weight))
-                .volume_size_in_gb(one.volume_gb)
+                .set_volume_size_in_gb(one.volume_gb)
                 .model_data_download_timeout_in_seconds(one.download_seconds)
                 .container_startup_health_check_timeout_in_seconds(one.startup_seconds)
+                .set_inference_ami_version(one.ami.as_deref().map(ProductionVariantInferenceAmiVersion::from))
                 .build()
         };
         let name = super::unique(&spec.name, make.token);

@@ -44,8 +44,8 @@ pub(crate) static ROWS: &[Row] = &[
         kind: Kind {
             permissions: &[
                 // SageMaker makes a grant of the key for its volumes, as the caller.
-                when(FOR_SERVICE, only(Permission::on(CREATE, "kms:CreateGrant"), KEYS)),
-                only(Permission::on(CREATE, "kms:DescribeKey"), KEYS),
+                when(FOR_SERVICE, only(Permission::on(CREATE, "kms:CreateGrant{?key}"), KEYS)),
+                only(Permission::on(CREATE, "kms:DescribeKey{?key}"), KEYS),
                 only(Permission::on(PUT, "sagemaker:AddTags"), CONFIG),
                 only(Permission::on(CREATE, "sagemaker:CreateEndpointConfig"), CONFIG),
                 only(Permission::on(DELETE, "sagemaker:DeleteEndpointConfig"), CONFIG),
