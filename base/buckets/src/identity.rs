@@ -3,11 +3,12 @@
 //! (<https://learn.microsoft.com/azure/machine-learning/how-to-authenticate-online-endpoint>; `AzureMLCredential` of azure-identity for
 //! Python has the query and the header).
 
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use object_store::azure::AzureCredential;
+use object_store::azure::{AzureConfigKey, AzureCredential};
 use object_store::client::CredentialProvider;
 use serde_json::Value;
 use textnlp_net::client::{ClientOptions, ProxySettings, Url, read_body};
@@ -21,9 +22,6 @@ const ADDRESS: &str = "MSI_ENDPOINT";
 const SECRET: &str = "MSI_SECRET";
 /// The header with the secret.
 const HEADER: &str = "secret";
-/// Variables that name another credential.
-const OTHERS: [&str; 4] =
-    ["AZURE_CLIENT_SECRET", "AZURE_FEDERATED_TOKEN_FILE", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_TOKEN"];
 /// The query for a token of storage accounts.
 const QUERY: [(&str, &str); 2] = [("api-version", "2017-09-01"), ("resource", "https://storage.azure.com/")];
 /// How long before its end a token is renewed, and how long one lasts that does not say its end.
@@ -34,26 +32,40 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const MOST: usize = 64 << 10;
 
 /// The identity.
-#[derive(Debug)]
 pub(crate) struct Identity {
     address: Url,
-    secret: Hidden,
+    secret: String,
     cached: Mutex<Option<(Arc<AzureCredential>, SystemTime)>>,
 }
 
-/// A value that is never shown.
-struct Hidden(String);
-
-impl std::fmt::Debug for Hidden {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("***")
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").finish_non_exhaustive()
     }
+}
+
+/// Whether a setting chooses another credential, which `with_credentials` would override.
+fn is_other(key: AzureConfigKey) -> bool {
+    matches!(
+        key,
+        AzureConfigKey::AccessKey
+            | AzureConfigKey::ClientSecret
+            | AzureConfigKey::CredentialType
+            | AzureConfigKey::FabricTokenServiceUrl
+            | AzureConfigKey::FederatedTokenFile
+            | AzureConfigKey::MsiEndpoint
+            | AzureConfigKey::SasKey
+            | AzureConfigKey::SkipSignature
+            | AzureConfigKey::Token
+            | AzureConfigKey::UseAzureCli
+            | AzureConfigKey::UseEmulator
+    )
 }
 
 impl Identity {
     /// That of these variables, if they name one and no other credential.
     pub(crate) fn of(variables: &Variables) -> Option<Self> {
-        if OTHERS.iter().any(|name| variables.get(name).is_some()) {
+        if variables.of::<AzureConfigKey>("AZURE_").any(|(key, _)| is_other(key)) {
             return None;
         }
         let mut address: Url = variables.get(ADDRESS)?.parse().ok()?;
@@ -61,7 +73,7 @@ impl Identity {
         if let Some(client) = variables.get("AZURE_CLIENT_ID") {
             address.query_pairs_mut().append_pair("clientid", client);
         }
-        let secret = Hidden(variables.get(SECRET)?.to_owned());
+        let secret = variables.get(SECRET)?.to_owned();
         Some(Self { address, secret, cached: Mutex::default() })
     }
 
@@ -75,7 +87,7 @@ impl Identity {
             timeout: Some(TIMEOUT),
         };
         let client = options.client().map_err(|error| error.to_string())?;
-        let request = client.get(self.address.clone()).header(HEADER, &self.secret.0).header("Metadata", "true");
+        let request = client.get(self.address.clone()).header(HEADER, &self.secret).header("Metadata", "true");
         let response = request.send().await.map_err(|error| error.without_url().to_string())?;
         let status = response.status();
         let body = read_body(response, MOST).await.map_err(|error| error.to_string())?;
@@ -137,17 +149,20 @@ mod tests {
         });
         let pairs = [(ADDRESS, address.as_str()), (SECRET, "hunter2"), ("AZURE_CLIENT_ID", "c")];
         let identity = Identity::of(&Variables::of_pairs(pairs)).unwrap();
-        assert!(!format!("{identity:?}").contains("hunter2"), "{identity:?}");
         for expected in ["one", "two", "two"] {
             let credential = identity.get_credential().await.unwrap();
             assert!(matches!(&*credential, AzureCredential::BearerToken(token) if token == expected));
+            let shown = format!("{identity:?}");
+            assert!(!shown.contains("hunter2") && !shown.contains(expected), "{shown}");
         }
         for head in server.await.unwrap() {
             let query = "/token?api-version=2017-09-01&resource=https%3A%2F%2Fstorage.azure.com%2F&clientid=c ";
             assert!(head.contains(query) && head.to_lowercase().contains("secret: hunter2"), "{head}");
         }
-        let other = pairs.into_iter().chain([("AZURE_FEDERATED_TOKEN_FILE", "/token")]);
-        assert!(Identity::of(&Variables::of_pairs(other)).is_none(), "another credential is named");
+        for name in ["AZURE_FEDERATED_TOKEN_FILE", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_ACCESS_KEY"] {
+            let other = pairs.into_iter().chain([(name, "/token")]);
+            assert!(Identity::of(&Variables::of_pairs(other)).is_none(), "another credential is named: {name}");
+        }
         assert!(Identity::of(&Variables::of_pairs([(ADDRESS, address.as_str())])).is_none());
     }
 }

@@ -459,7 +459,7 @@ impl RestKind for Autoscale {
     fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
         let lower = |scaling: &Value| {
             let mut one = scaling.clone();
-            one["resource"] = json!(scaling["resource"].as_str().map(str::to_ascii_lowercase));
+            set(&mut one, "/resource", json!(scaling["resource"].as_str().map(str::to_ascii_lowercase)));
             profiles(&one)
         };
         let wanted = lower(wanted);
@@ -601,6 +601,8 @@ mod tests {
         assert_eq!(scaling(&document), Value::Null);
         let unknown = json!({ "min": 1, "max": 4, "resource": { "$output": "a/b#c" } });
         assert!(!Autoscale::fits("scaling", &unknown, &Value::Null));
+        assert!(!Autoscale::fits("target", &json!("/subscriptions/s/a"), &json!("/subscriptions/s/b")));
+        assert!(!Autoscale::fits("enabled", &json!(true), &json!(false)));
     }
 
     #[test]
