@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use textnlp_cloud::document::{last, set};
 use textnlp_cloud::tags::LINEAGE;
-use textnlp_cloud::{ObservedObject, same};
+use textnlp_cloud::{Candidate, ObservedObject, State, same};
 use textnlp_provider::{Foreign, Identity, Kind, Permission, Pricing, ReplaceOrder, Result, Spec, Verb};
 
 use super::cluster::{identified, identity};
@@ -47,7 +47,8 @@ const INSIDE: [(&str, &str); 5] = [
 const OF_ENDPOINT: &str = ":traffic";
 /// The time between two probes of a container, in seconds.
 const PROBE_SECONDS: u64 = 10;
-/// How often a container that is ready may miss probes before it is started again.
+/// How often a container may miss probes before it gets no requests, and before it is started again.
+const MISSED_BY_READY: u64 = 3;
 const MISSED_PROBES: u64 = 30;
 /// Where the rights to read the identity of an endpoint are checked: a change of its traffic sends it too.
 const ASSIGN: &str = "Microsoft.ManagedIdentity/userAssignedIdentities/assign/action";
@@ -121,6 +122,8 @@ pub(crate) static ROWS: &[Row] = &[
                 read("Microsoft.MachineLearningServices/workspaces/onlineEndpoints/deployments/read"),
                 put("Microsoft.MachineLearningServices/workspaces/onlineEndpoints/deployments/write"),
                 delete("Microsoft.MachineLearningServices/workspaces/onlineEndpoints/deployments/delete"),
+                // The deployment that gets the requests, for the number of its machines.
+                create("Microsoft.MachineLearningServices/workspaces/onlineEndpoints/read"),
                 // Requests to the endpoint are those of the identity that deploys.
                 read("Microsoft.MachineLearningServices/workspaces/onlineEndpoints/score/action"),
                 read("Microsoft.MachineLearningServices/locations/usages/read"),
@@ -193,6 +196,9 @@ impl RestKind for Workspace {
 
     /// Endpoints, computes, models and data of others.
     async fn foreign(api: &Api, id: &str, document: &Value) -> Result<Vec<Foreign>> {
+        if !is_container(&Self::state(document)) {
+            return Ok(Vec::new());
+        }
         let lineage = tags_at(document, "/tags").get(LINEAGE).cloned();
         let mut all = Vec::new();
         for (collection, what) in INSIDE {
@@ -207,6 +213,14 @@ impl RestKind for Workspace {
     async fn end(api: &Api, seen: &ObservedObject<Spec>) -> Result<Option<Pending>> {
         let call = Call::new(Method::DELETE, &seen.id, VERSION).query("forceToPurge", "true");
         Ok(api.send(call).await?.pending)
+    }
+}
+
+/// Whether an object may have others inside it, and can list them: not while it is being created or deleted.
+fn is_container(state: &State) -> bool {
+    match state {
+        State::Pending(word) => word != "creating",
+        state => *state != State::Deleting,
     }
 }
 
@@ -264,6 +278,9 @@ impl RestKind for Endpoint {
 
     /// Deployments of others: they end with the endpoint.
     async fn foreign(api: &Api, id: &str, document: &Value) -> Result<Vec<Foreign>> {
+        if !is_container(&Self::state(document)) {
+            return Ok(Vec::new());
+        }
         let lineage = tags_at(document, "/tags").get(LINEAGE).cloned();
         let found = api.list(Call::get(format!("{id}/deployments"), VERSION)).await?;
         Ok(others(&found, lineage.as_deref(), "deployment").collect())
@@ -273,6 +290,7 @@ impl RestKind for Endpoint {
 /// Machines with a release. It changes in its number of machines only: everything else is another deployment. Outputs: `id`, `name`.
 struct Deployment;
 
+#[async_trait]
 impl RestKind for Deployment {
     const TABLE: &'static Table = &Table {
         arm: "Microsoft.MachineLearningServices/workspaces/onlineEndpoints/deployments",
@@ -296,7 +314,7 @@ impl RestKind for Deployment {
             }),
             Field::plain("concurrency", "/properties/requestSettings/maxConcurrentRequestsPerInstance"),
             Field::seen("start_seconds", |one| {
-                let probes = one["properties"]["readinessProbe"]["failureThreshold"].as_u64();
+                let probes = one["properties"]["startupProbe"]["failureThreshold"].as_u64();
                 probes.map_or(Value::Null, |probes| json!(probes.saturating_mul(PROBE_SECONDS)))
             }),
         ],
@@ -308,11 +326,16 @@ impl RestKind for Deployment {
         ..Table::USUAL
     };
 
-    /// Azure writes sizes in any case. The autoscaler owns the number of machines above the lower bound, and takes what is beyond the
-    /// upper one away.
+    /// Azure writes sizes in any case, and variables of its own (ansible-collections/azure#2225). The autoscaler owns the number of
+    /// machines above the lower bound, and takes what is beyond the upper one away.
     fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
         match field {
             "machine" => wanted.as_str().zip(seen.as_str()).is_some_and(|(one, other)| one.eq_ignore_ascii_case(other)),
+            "variables" => wanted.as_object().zip(seen.as_object()).is_some_and(|(wanted, seen)| {
+                let is_of_service = |name: &str| name.starts_with("AML_") || name.starts_with("AZUREML_");
+                wanted.iter().all(|(name, value)| seen.get(name) == Some(value))
+                    && seen.keys().all(|name| wanted.contains_key(name) || is_of_service(name))
+            }),
             "instances" => {
                 let bound = |name: &str| wanted[name].as_u64();
                 match (bound("min"), bound("max"), seen["min"].as_u64()) {
@@ -324,20 +347,38 @@ impl RestKind for Deployment {
         }
     }
 
-    /// A container is ready once `/ping` answers, which it may take all of its start for. It is asked whether it is alive from then on.
+    /// A container has started once `/ping` answers, which it may take all of its start for. It is asked whether it is ready and alive
+    /// from then on.
     fn complete(spec: &Spec, document: &mut Value) {
         let start = spec.get("start_seconds").and_then(Value::as_u64).unwrap_or_default();
-        let probe = |delay: u64, failures: u64| {
+        let probe = |failures: u64| {
             json!({
-                "initialDelay": format!("PT{delay}S"),
+                "initialDelay": format!("PT{PROBE_SECONDS}S"),
                 "period": format!("PT{PROBE_SECONDS}S"),
                 "timeout": "PT2S",
                 "successThreshold": 1,
                 "failureThreshold": failures,
             })
         };
-        set(document, "/properties/readinessProbe", probe(PROBE_SECONDS, start.div_ceil(PROBE_SECONDS)));
-        set(document, "/properties/livenessProbe", probe(start, MISSED_PROBES));
+        set(document, "/properties/startupProbe", probe(start.div_ceil(PROBE_SECONDS)));
+        set(document, "/properties/readinessProbe", probe(MISSED_BY_READY));
+        set(document, "/properties/livenessProbe", probe(MISSED_PROBES));
+    }
+
+    /// It begins with as many machines as the deployment that gets the requests has: another one takes 12 to 18 minutes
+    /// (Azure/azureml-examples#3515), and all requests move at once.
+    async fn prepare(api: &Api, spec: &Spec, document: &mut Value, _chosen: &Candidate) -> Result<()> {
+        let bound = |name: &str| spec.get("instances").and_then(|bounds| bounds[name].as_u64());
+        let (Some(min), Some(max)) = (bound("min"), bound("max")) else { return Ok(()) };
+        let Some(id) = spec.get("endpoint").and_then(Value::as_str) else { return Ok(()) };
+        let Some(endpoint) = api.find(Call::get(id, VERSION)).await? else { return Ok(()) };
+        let served = served(&endpoint);
+        let Some(served) = served.as_str() else { return Ok(()) };
+        let old = api.find(Call::get(served, VERSION)).await?;
+        if let Some(count) = old.and_then(|old| old["sku"]["capacity"].as_u64()).filter(|count| *count > min) {
+            set(document, "/sku/capacity", json!(count.min(max).max(min)));
+        }
+        Ok(())
     }
 }
 
@@ -505,7 +546,8 @@ fn profiles(value: &Value) -> Value {
         "name": "servers",
         "capacity": { "minimum": one.min.to_string(), "maximum": one.max.to_string(), "default": one.min.to_string() },
         "rules": [
-            rule("GreaterThan", one.above, "Increase", "PT5M"),
+            // A machine starts in 12 to 18 minutes (Azure/azureml-examples#3515).
+            rule("GreaterThan", one.above, "Increase", "PT20M"),
             rule("LessThan", one.below, "Decrease", "PT10M"),
         ],
     }])
@@ -573,15 +615,37 @@ mod tests {
     }
 
     #[test]
+    fn variables_of_the_service_are_no_change_and_those_of_others_are() {
+        let wanted = json!({ "A": "1" });
+        for (seen, expected) in [
+            (json!({ "A": "1", "AML_APP_ROOT": "/var/azureml-app", "AZUREML_MODEL_DIR": "/m" }), true),
+            (json!({ "A": "2", "AML_APP_ROOT": "/var/azureml-app" }), false),
+            (json!({ "AML_APP_ROOT": "/var/azureml-app" }), false),
+            (json!({ "A": "1", "B": "2" }), false),
+            (Value::Null, false),
+        ] {
+            assert_eq!(Deployment::fits("variables", &wanted, &seen), expected, "{seen}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_listed_in_what_is_being_created_or_deleted() {
+        for (state, expected) in
+            [("Creating", false), ("Deleting", false), ("Updating", true), ("Succeeded", true), ("Failed", true)]
+        {
+            let document = json!({ "properties": { "provisioningState": state } });
+            assert_eq!(is_container(&Workspace::state(&document)), expected, "{state}");
+        }
+    }
+
+    #[test]
     fn a_container_has_all_of_its_start_to_be_ready() {
         let mut document = json!({});
         Deployment::complete(&Spec::of(&json!({ "start_seconds": 605 })), &mut document);
         let properties = &document["properties"];
-        assert_eq!(properties["readinessProbe"]["failureThreshold"], 61);
-        assert_eq!(
-            (&properties["livenessProbe"]["initialDelay"], &properties["livenessProbe"]["failureThreshold"]),
-            (&json!("PT605S"), &json!(30))
-        );
+        let misses =
+            ["startupProbe", "readinessProbe", "livenessProbe"].map(|probe| &properties[probe]["failureThreshold"]);
+        assert_eq!(misses, [&json!(61), &json!(3), &json!(30)]);
         let read = Deployment::TABLE.field("start_seconds").unwrap().read(&document);
         assert_eq!(read, 610);
     }

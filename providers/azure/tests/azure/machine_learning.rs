@@ -178,9 +178,12 @@ fn a_release_moves_the_requests_to_the_new_deployment_and_deletes_the_old_one() 
         let bench = bench(Options::zero_latency().registered(), false);
         let mut records = create(&bench, &wanted(&bench)).await;
         let spec = next(&records, "two");
+        bench.cloud.world().change(&id_of(&records, DEPLOYMENT), "/sku/capacity", json!(3));
         let old = records.remove(place(&records, DEPLOYMENT));
         let object = bench.finish(&bench.operation(500, Verb::Create, &old.0, &spec, None)).await;
         let new = made(&old.0, &spec, &object);
+        let count = bench.cloud.world().get(object.cloud_id.as_str()).unwrap()["sku"]["capacity"].clone();
+        assert_eq!(count, 3, "it begins with the machines of the old one");
         assert_eq!(endpoint(&bench, &records)["properties"]["traffic"], all_to(&old));
         let at = place(&records, AUTOSCALE);
         set(&bench, 501, &mut records[at], "target", json!(object.cloud_id.as_str())).await;

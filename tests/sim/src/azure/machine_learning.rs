@@ -110,6 +110,7 @@ const MEMBERS: &[(&str, &[&str])] = &[
             ".readinessProbe",
             ".requestSettings",
             ".scaleSettings",
+            ".startupProbe",
         ],
     ),
 ];
@@ -152,6 +153,7 @@ pub(crate) const KINDS: &[Kind] = &[
         fixed: &["/properties/instanceType"],
         accept: accept_deployment,
         finish: finish_deployment,
+        show: show_deployment,
         ..KIND
     },
 ];
@@ -225,6 +227,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Report("MicrosoftLearning/mslearn-azure-ml#30"),
     ),
     rule("the size of the machines of a deployment does not change", Source::Report("Azure/AML-Kubernetes#247")),
+    rule(
+        "a deployment is shown with variables of the service beside those of the request",
+        Source::Report("ansible-collections/azure#2225"),
+    ),
     rule(
         "a request takes 180 seconds and 1.5 MB at most",
         Source::Documentation(
@@ -424,6 +430,11 @@ fn show_endpoint(cloud: &Cloud, key: &str, body: &mut Value) {
     let name = key.rsplit('/').next().unwrap_or_default();
     let url = format!("{}/{SCORING}/{name}{route}", cloud.front);
     put(body, "/properties/scoringUri", url.into());
+}
+
+/// The service adds variables to those of a request.
+fn show_deployment(_: &Cloud, _: &str, body: &mut Value) {
+    put_missing(body, "/properties/environmentVariables/AML_APP_ROOT", "/var/azureml-app".into());
 }
 
 /// The limit of a quota.
