@@ -33,6 +33,10 @@ const RAISE_SERVING: Hint = Some("raise the quota that the message names: portal
 const PURGE: Hint = Some(
     "a deleted workspace has the name: purge or recover it in the portal, Azure Machine Learning > Recently deleted",
 );
+const LOGS: Hint = Some(
+    "`textnlp-deploy logs` names the command that shows why; a failed deployment may cost until the next `up` or `down`",
+);
+const WAIT: Hint = Some("a new role takes some minutes to be effective: run the same command again");
 const OTHER: Hint = Some("choose another `gpu.size` or another region, or try later");
 const POLICY: Hint = Some("a policy of your organization refuses it: ask its administrator for an exemption");
 const ROLE: Hint = Some("`textnlp-deploy plan --policy` prints the role that this plan needs");
@@ -156,6 +160,16 @@ const ROWS: &[Row<(), Hint>] = &[
     // MicrosoftLearning/mslearn-azure-ml#30, Azure/mlops-v2#124.
     row("InferencingClientCreateDeploymentFailed", "quota", Quota, RAISE_SERVING),
     row("InferencingClientCreateDeploymentFailed", "Quota", Quota, RAISE_SERVING),
+    // <https://learn.microsoft.com/azure/machine-learning/how-to-troubleshoot-online-endpoints>, MicrosoftDocs/azure-docs#121466,
+    // MicrosoftDocs/azure-docs#107890, Azure/azureml-examples#3983.
+    row("OutOfQuota", "apacity", Capacity, OTHER),
+    row("OutOfQuota", "uota", Quota, RAISE_SERVING),
+    row("OutOfQuota", "", Invalid, Some("choose a larger `instance_type`: memory or disk does not suffice")),
+    row("BadArgument", "permission", Conflict, WAIT),
+    row("BadArgument", "authorization", Conflict, WAIT),
+    row("BadArgument", "has crashed", Invalid, LOGS),
+    row("ResourceNotReady", "", Invalid, LOGS),
+    row("OperationCanceled", "", Conflict, None),
     row("StorageAccountAlreadyTaken", "", Exists, NAME),
     row("StorageAccountAlreadyExists", "", Exists, NAME),
     row("AlreadyInUse", "", Exists, NAME),
@@ -258,6 +272,19 @@ mod tests {
         ] {
             assert_eq!(of(&[code], Some(400), message), expected, "{message}");
         }
+        // Those of operations have no status.
+        for (code, message, expected, hint) in [
+            ("OutOfQuota", "Not enough cluster CPU quota", Quota, RAISE_SERVING),
+            ("OutOfQuota", "There is not enough VM capacity in the region", Capacity, OTHER),
+            ("BadArgument", "Endpoint identity does not have pull permission on the registry.", Conflict, WAIT),
+            ("BadArgument", "User container has crashed or terminated.", Invalid, LOGS),
+            ("ResourceNotReady", "User container has crashed or terminated.", Invalid, LOGS),
+        ] {
+            let (kind, _, said) = meaning(&[code.to_owned()], None, message);
+            assert_eq!((kind, said.as_deref()), (expected, hint), "{message}");
+        }
+        let (kind, _, hint) = meaning(&["OutOfQuota".to_owned()], None, "Not enough disk space");
+        assert!(kind == Invalid && hint.is_some_and(|hint| hint.contains("instance_type")));
     }
 
     #[test]

@@ -248,7 +248,8 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         ),
     ),
     rule(
-        "a deployment whose containers do not answer their probes fails with ResourceNotReady, and stays",
+        "a deployment whose containers do not answer their probes fails with ResourceNotReady in its message, without a code, and \
+            stays (also Azure/data-product-analytics#137)",
         Source::Documentation(
             "https://learn.microsoft.com/azure/machine-learning/how-to-troubleshoot-online-endpoints#error-resourcenotready",
         ),
@@ -549,7 +550,8 @@ fn finish_deployment(cloud: &mut Cloud, key: &str, is_new: bool) -> Result<(), V
         );
     }
     match cloud.mute {
-        true => failed("ResourceNotReady", "User container has crashed or terminated: its probes are not answered."),
+        true => Err(json!({ "code": null,
+            "message": "ResourceNotReady: User container has crashed or terminated: its probes are not answered." })),
         false => Ok(()),
     }
 }

@@ -168,7 +168,9 @@ fn a_deployment_fails_without_namespaces_rights_and_an_image_and_stays() {
     long["properties"]["requestSettings"]["requestTimeout"] = json!("PT5M");
     assert_eq!(client.put(&path("one"), long).code(), (400, "BadRequest"));
     client.cloud.world().mute = true;
-    assert_eq!(client.failure(put("one")), "ResourceNotReady");
+    let said = client.wait(put("one"));
+    let error = &said["error"];
+    assert!(error["code"].is_null() && error["message"].as_str().unwrap().starts_with("ResourceNotReady: "), "{said}");
     client.cloud.world().mute = false;
     assert_eq!(client.get(&path("one")).ok()["properties"]["provisioningState"], "Failed");
     client.cloud.world().registry.repositories.clear();

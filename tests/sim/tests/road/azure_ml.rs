@@ -82,7 +82,9 @@ fn an_endpoint_of_azure_ml_is_made_opens_its_gate_changes_and_is_removed_with_ev
     let context = || run(&[&up[..], &["--set", "models.0.context=256"]].concat());
     cloud.world().mute = true;
     let failed = context();
-    assert!(failed.exit != 0 && format!("{failed:?}").contains("its probes are not answered"), "{failed:?}");
+    let said = format!("{failed:?}");
+    assert!(failed.exit != 0 && said.contains("its probes are not answered"), "{said}");
+    assert!(said.contains("`textnlp-deploy logs` names the command"), "{said}");
     assert!(!run(&["generate", "Once"]).expect(0).out.trim().is_empty(), "the old deployment answers");
     cloud.world().mute = false;
     assert_eq!(context().expect(0).json()["gate"]["state"], "open");
