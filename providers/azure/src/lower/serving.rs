@@ -38,7 +38,9 @@ const RELEASE: &str = "release";
 /// The longest request, and that of a server without a setting, in seconds
 /// (<https://learn.microsoft.com/azure/machine-learning/how-to-manage-quotas#azure-machine-learning-online-endpoints-and-batch-endpoints>).
 const MOST_SECONDS: u64 = 180;
-/// The requests that a machine gets at the same time; more are refused with 429. A server has a queue of its own.
+/// The requests that a machine gets at the same time. As many more wait, and what is beyond is refused with 429
+/// (<https://learn.microsoft.com/azure/machine-learning/how-to-troubleshoot-online-endpoints#http-status-codes>). A server has a queue of
+/// its own.
 const CONCURRENCY: u32 = 32;
 /// How long a container may take until it answers `/ping`, with models in the image and with models to fetch.
 const STARTUP_SECONDS: u32 = 900;

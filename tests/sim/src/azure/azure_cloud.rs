@@ -454,15 +454,22 @@ impl Shared {
         let user = token.and_then(|token| lock(&self.tokens).principal(token, machine_learning::AUDIENCE));
         let (answered, route) = machine_learning::answer(&mut cloud, request, path, user.as_deref());
         drop(cloud);
+        let mut headers = vec![("content-type".to_owned(), "application/json".to_owned())];
         let (status, body) = match answered {
             Answered::Refused(status, why) => (status, why.as_bytes().to_vec()),
-            Answered::By(container, containers) => containers(&container, &request.method, &route, &request.body),
+            Answered::By(container, containers) => {
+                let (status, body) = containers(&container, &request.method, &route, &request.body);
+                if status != 200 {
+                    headers.push(("ms-azureml-model-error-statuscode".to_owned(), status.to_string()));
+                    headers.push(("ms-azureml-model-error-reason".to_owned(), "model_error".to_owned()));
+                }
+                (if status == 200 { status } else { 424 }, body)
+            }
         };
         let outcome = if status < 400 { Outcome::Succeeded } else { Outcome::Failed(status.to_string()) };
         let (service, operation) = ("Microsoft.MachineLearningServices", machine_learning::SCORE.to_owned());
         let identity = user.unwrap_or_default();
         self.log.record(Exchange { service, operation, identity, outcome, ..Exchange::default() });
-        let headers = vec![("content-type".to_owned(), "application/json".to_owned())];
         (Some(Reply { status, headers, body: body.into() }), None)
     }
 

@@ -263,6 +263,13 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         Source::Documentation("https://learn.microsoft.com/azure/machine-learning/concept-endpoints-online-auth"),
     ),
     rule(
+        "an answer of a container with a status other than 200 is 424, with its status in ms-azureml-model-error-statuscode; an identity \
+            that may not score gets 401",
+        Source::Documentation(
+            "https://learn.microsoft.com/azure/machine-learning/how-to-troubleshoot-online-endpoints#http-status-codes",
+        ),
+    ),
+    rule(
         "a deleted workspace may still be listed in the portal",
         Source::LeftOut("Azure/azure-cli#33756: nothing lists deleted workspaces here"),
     ),
@@ -562,7 +569,7 @@ pub(crate) fn answer(cloud: &mut Cloud, request: &Request, path: &str, user: Opt
     let (name, path) = path.split_once('/').map_or((path, String::new()), |(name, rest)| (name, format!("/{rest}")));
     let Some(user) = user else { return refused(401, r#"{"error":"The token is missing or not valid."}"#) };
     if !cloud.authorize(user, SCORE) {
-        return refused(403, r#"{"error":"The identity may not score."}"#);
+        return refused(401, r#"{"error":"The identity may not score."}"#);
     }
     if request.body.len() > MOST_BYTES {
         return refused(413, r#"{"error":"The payload is too large."}"#);

@@ -189,18 +189,21 @@ fn requests_need_a_token_with_the_right_to_score_and_reach_the_container() {
     client.cloud.world().containers = Some(Arc::new(|container: &Container, method: &str, path: &str, body: &[u8]| {
         assert_eq!(container.environment["A"], "b");
         let said = json!({ "method": method, "path": path, "bytes": body.len() });
-        (200, said.to_string().into_bytes())
+        (if body == b"busy" { 503 } else { 200 }, said.to_string().into_bytes())
     }));
     let ask = |token: &str, body: &str| -> Answer {
         send("POST", &url, &[("authorization", format!("Bearer {token}"))], body)
     };
     let token = client.cloud.scoring_token_of(client.cloud.operator());
     assert_eq!(ask(&token, "{}").ok(), json!({ "method": "POST", "path": "/invocations", "bytes": 2 }));
+    let busy = ask(&token, "busy");
+    assert_eq!((busy.status, busy.header("ms-azureml-model-error-statuscode")), (424, Some("503")));
+    assert_eq!(busy.body["bytes"], 4, "the body is that of the container");
     assert_eq!(ask(&client.token, "{}").status, 401, "it is one for Resource Manager");
     assert_eq!(ask(&token, &"a".repeat(1_500_001)).status, 413);
     let right = "Microsoft.MachineLearningServices/workspaces/onlineEndpoints/score/action";
     client.cloud.world().denied.insert(right.to_owned());
-    assert_eq!(ask(&token, "{}").status, 403);
+    assert_eq!(ask(&token, "{}").status, 401);
     client.cloud.world().denied.clear();
     client.make(&path, endpoint(&client, json!({})));
     assert_eq!(ask(&token, "{}").status, 404, "no deployment has traffic");

@@ -65,6 +65,8 @@ fn an_endpoint_of_azure_ml_is_made_opens_its_gate_changes_and_is_removed_with_ev
     );
     let text = follower.run(follower.printed("textnlp-deploy generate")).expect(0);
     assert!(!text.out.trim().is_empty(), "{text:?}");
+    let refused = run(&["generate", "Once", "--model", "nothing"]);
+    assert!(refused.exit != 0 && refused.err.contains("(status 404)"), "the status of the server: {refused:?}");
     follower.run(follower.printed("textnlp-deploy gate")).expect(0);
     assert_eq!(run(&["health", "-o", "json"]).expect(0).json()["health"]["status"], "ok");
     for (words, reason) in [
