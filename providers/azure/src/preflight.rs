@@ -20,7 +20,7 @@ use crate::kinds::machine_learning::{self, DEPLOYMENT};
 use crate::kinds::network::{DATABASES, NETWORK};
 use crate::kinds::{database, dns};
 use crate::row::LOCATION;
-use crate::tables::machines::{self, ALL, ALL_SPOT, Machine};
+use crate::tables::machines::{self, ALL, ALL_SPOT, Machine, ServingSize};
 use crate::{policy, restrictions};
 
 /// The API versions of locks and of permissions.
@@ -41,6 +41,10 @@ const NO_REGION: [&str; 2] = ["LocationNotAvailableForResourceType", "NoRegister
 /// What an operator does about a quota.
 const RAISE: &str = "raise it: portal, Subscriptions > Usage + quotas; a new subscription has no GPUs until then";
 const RAISE_SERVING: &str = "raise it: portal, Quotas > Machine learning; a new subscription has no GPUs until then";
+/// The types of the quotas of Azure Machine Learning: of a family of machines, and of all machines in a region. Those of workspaces have
+/// the same names (<https://learn.microsoft.com/rest/api/azureml/usages/list>).
+const OF_FAMILIES: &str = "Microsoft.MachineLearningServices/vmFamily/usages";
+const OF_REGION: &str = "Microsoft.MachineLearningServices/dedicatedCores/usages";
 /// The checks of names that are unique in all of Azure: the kind, the path, the API version, the type, and the member with its name.
 const GLOBAL: [(&str, &str, &str, &str); 3] = [
     (
@@ -395,33 +399,45 @@ async fn serving(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
         Err(error) if crate::api::is_unregistered(&error) => return Vec::new(),
         Err(error) => return vec![unknown("the quota of Azure Machine Learning", &error)],
     };
-    let problem = |one: &Wanted| {
-        let machine = machines::serving_named(text(one, "machine"))?;
-        let usage =
-            usages.iter().find(|usage| family(usage["name"]["value"].as_str()) == family(Some(machine.quota)))?;
-        let (limit, used) = (usage["limit"].as_u64()?, usage["currentValue"].as_u64().unwrap_or_default());
-        let bound = |name: &str| one.spec.get("instances").and_then(|bounds| bounds[name].as_u64()).unwrap_or_default();
-        let (least, most) = (machine.needed(bound("min")), machine.needed(bound("max")));
-        let quota = format!(
-            "the quota `{}` of Azure Machine Learning in {} allows {limit} vCPUs",
-            usage["name"]["value"].as_str().unwrap_or_default(),
-            api.region
-        );
-        let place = one.id.as_str();
-        if most > limit {
-            let cause = format!("{quota}, and the machines with those reserved for upgrades may have {most}");
-            Some(Problem::new(place, cause, format!("lower `scaling.max` or `scaling.min`, or {RAISE_SERVING}")))
-        } else if least.saturating_mul(2) > limit {
-            let cause = format!("{quota}, and a release needs {least} beside those of the one before it");
-            Some(Problem::warning(place, cause, format!("{RAISE_SERVING}; until then a changed release fails")))
-        } else if used.saturating_add(least) > limit {
-            let cause = format!("{quota}; {used} are used, and a new deployment needs {least} more");
-            Some(Problem::warning(place, cause, RAISE_SERVING))
-        } else {
-            None
-        }
+    let of_type = |kind: &'static str| {
+        usages.iter().filter(move |usage| usage["type"].as_str().is_some_and(|found| found.eq_ignore_ascii_case(kind)))
     };
-    wanted.into_iter().filter_map(problem).collect()
+    let mut problems = Vec::new();
+    for one in wanted {
+        let Some(machine) = machines::serving_named(text(one, "machine")) else { continue };
+        let is_own = |usage: &&Value| family(usage["name"]["value"].as_str()) == family(Some(machine.quota));
+        let of_family = of_type(OF_FAMILIES).find(is_own);
+        if of_family.is_none() {
+            let cause =
+                format!("Azure lists no quota of Azure Machine Learning for {} in {}", machine.name, api.region);
+            problems.push(Problem::warning(one.id.as_str(), cause, "look it up: portal, Quotas > Machine learning"));
+        }
+        let all = of_family.into_iter().chain(of_type(OF_REGION));
+        problems.extend(all.filter_map(|usage| exceeded(one, machine, usage, &api.region)));
+    }
+    problems
+}
+
+/// Whether the machines of a deployment are more than a quota allows.
+fn exceeded(one: &Wanted, machine: &ServingSize, usage: &Value, region: &str) -> Option<Problem> {
+    let (limit, used) = (usage["limit"].as_u64()?, usage["currentValue"].as_u64().unwrap_or_default());
+    let bound = |name: &str| one.spec.get("instances").and_then(|bounds| bounds[name].as_u64()).unwrap_or_default();
+    let (least, most) = (machine.needed(bound("min")), machine.needed(bound("max")));
+    let name = usage["name"]["value"].as_str().unwrap_or_default();
+    let quota = format!("the quota `{name}` of Azure Machine Learning in {region} allows {limit} vCPUs");
+    let place = one.id.as_str();
+    if most > limit {
+        let cause = format!("{quota}, and the machines with those reserved for upgrades may have {most}");
+        Some(Problem::new(place, cause, format!("lower `scaling.max` or `scaling.min`, or {RAISE_SERVING}")))
+    } else if most.saturating_mul(2) > limit {
+        let cause = format!("{quota}, and a release may need {most} beside those of the one before it");
+        Some(Problem::warning(place, cause, format!("{RAISE_SERVING}; until then a changed release may fail")))
+    } else if used.saturating_add(least) > limit {
+        let cause = format!("{quota}; {used} are used, and a new deployment needs {least} more");
+        Some(Problem::warning(place, cause, RAISE_SERVING))
+    } else {
+        None
+    }
 }
 
 /// What is the same in the names of a family in both services: `standardDSv2Family`, and `Standard DSv2 Family Cluster Dedicated vCPUs`;

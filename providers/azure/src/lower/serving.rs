@@ -16,7 +16,7 @@ use crate::kinds::identity::BLOB_READER;
 use crate::kinds::machine_learning::{AUTOSCALE, DEPLOYMENT, ENDPOINT, ENVIRONMENT, TRAFFIC, WORKSPACE};
 use crate::kinds::storage::ACCOUNT_NAME;
 use crate::names;
-use crate::tables::machines::{self, SERVING, SERVING_SIZE, Serving};
+use crate::tables::machines::{self, SERVING, SERVING_SIZE, ServingSize};
 
 /// The port of containers, and a folder in their disk. No document says how long a container has after SIGTERM, nor how long all its
 /// variables may be: as long as on Vertex AI.
@@ -158,10 +158,10 @@ impl Lowering<'_> {
     }
 
     /// The machines of a deployment.
-    fn serving_machine(&mut self, endpoint: &InferenceEndpoint) -> Option<&'static Serving> {
+    fn serving_machine(&mut self, endpoint: &InferenceEndpoint) -> Option<&'static ServingSize> {
         let named = endpoint.instance_type.as_deref();
         let usual = endpoint.gpu.map_or(Some(SERVING_SIZE), |size| machines::of_size(size).map(|machine| machine.name));
-        let fits = |one: &&Serving| (one.gpus > 0) == endpoint.gpu.is_some();
+        let fits = |one: &&ServingSize| (one.gpus > 0) == endpoint.gpu.is_some();
         let found = named.or(usual).and_then(machines::serving_named).filter(fits);
         if found.is_none() {
             let known: Vec<&str> = SERVING.iter().filter(fits).map(|one| one.name).collect();
@@ -179,7 +179,7 @@ impl Lowering<'_> {
     fn autoscale(
         &mut self,
         endpoint: &InferenceEndpoint,
-        machine: &Serving,
+        machine: &ServingSize,
         made: &ResourceId,
         deployment: &ResourceId,
     ) -> Option<ResourceId> {

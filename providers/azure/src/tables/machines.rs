@@ -146,7 +146,7 @@ pub fn of_size(size: GpuSize) -> Option<&'static Machine> {
 
 /// A size for deployments of Azure Machine Learning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Serving {
+pub struct ServingSize {
     /// Its name: `Standard_DS3_v2`.
     pub name: &'static str,
     /// vCPUs.
@@ -159,8 +159,8 @@ pub struct Serving {
     pub is_reserved: bool,
 }
 
-const fn serving(name: &'static str, vcpus: u32, quota: &'static str) -> Serving {
-    Serving { name, vcpus, gpus: 0, quota, is_reserved: true }
+const fn serving(name: &'static str, vcpus: u32, quota: &'static str) -> ServingSize {
+    ServingSize { name, vcpus, gpus: 0, quota, is_reserved: true }
 }
 
 const fn serving_gpus(
@@ -168,8 +168,8 @@ const fn serving_gpus(
     (vcpus, gpus): (u32, u32),
     quota: &'static str,
     is_reserved: bool,
-) -> Serving {
-    Serving { name, vcpus, gpus, quota, is_reserved }
+) -> ServingSize {
+    ServingSize { name, vcpus, gpus, quota, is_reserved }
 }
 
 /// The size of a deployment where the environment states none: 4 vCPUs and 14 GiB.
@@ -177,7 +177,7 @@ pub const SERVING_SIZE: &str = "Standard_DS3_v2";
 
 /// Sizes that Azure Machine Learning deploys to, as of 2025-05, without the smallest ones
 /// (<https://learn.microsoft.com/azure/machine-learning/reference-managed-online-endpoints-vm-sku-list>).
-pub static SERVING: &[Serving] = &[
+pub static SERVING: &[ServingSize] = &[
     serving(SERVING_SIZE, 4, "standardDSv2Family"),
     serving("Standard_DS4_v2", 8, "standardDSv2Family"),
     serving("Standard_DS5_v2", 16, "standardDSv2Family"),
@@ -204,15 +204,16 @@ pub static SERVING: &[Serving] = &[
     serving_gpus("Standard_ND96amsr_A100_v4", (96, 8), "Standard NDAMSv4_A100Family", false),
     serving_gpus("Standard_NC40ads_H100_v5", (40, 1), "StandardNCadsH100v5Family", false),
     serving_gpus("Standard_NC80adis_H100_v5", (80, 2), "StandardNCadsH100v5Family", false),
-    serving_gpus("Standard_ND96isr_H100_v5", (96, 8), "standardNDSH100v5Family", false),
+    // Its family has another name than for virtual machines.
+    serving_gpus("Standard_ND96isr_H100_v5", (96, 8), "standardNDv5H100Family", false),
 ];
 
 /// The size of a deployment with this name.
-pub fn serving_named(name: &str) -> Option<&'static Serving> {
+pub fn serving_named(name: &str) -> Option<&'static ServingSize> {
     SERVING.iter().find(|one| one.name.eq_ignore_ascii_case(name))
 }
 
-impl Serving {
+impl ServingSize {
     /// The vCPUs of this many machines with those that are reserved
     /// (<https://learn.microsoft.com/azure/machine-learning/how-to-manage-quotas#virtual-machine-quota-allocation-for-deployment>;
     /// MicrosoftLearning/mslearn-azure-ml#30 has it for one machine).

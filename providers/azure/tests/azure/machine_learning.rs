@@ -33,6 +33,8 @@ const AUTOSCALE: &str = "main/server/autoscale";
 const SCORE: &str = "Microsoft.MachineLearningServices/workspaces/onlineEndpoints/score/action";
 /// The quota of the machines.
 const QUOTA: &str = "Standard DSv2 Family Cluster Dedicated vCPUs";
+/// The quota of all machines.
+const TOTAL: &str = "Total Cluster Dedicated Regional vCPUs";
 
 fn bench(options: Options, protect_data: bool) -> Bench {
     let mut bench = Bench { gpu: None, ..Bench::new(options, protect_data) };
@@ -247,20 +249,36 @@ fn an_endpoint_and_a_workspace_with_objects_of_others_are_kept() {
 fn preflight_compares_the_machines_of_two_releases_with_their_quota() {
     run(async {
         let bench = bench(Options::zero_latency().registered(), false);
-        let found = async |limit: i64| -> Vec<(bool, String)> {
-            bench.cloud.world().quotas.insert((REGION.to_owned(), QUOTA.to_owned()), limit);
-            let problems: Vec<Problem> = bench.provider.preflight(&wanted(&bench)).await.unwrap();
+        let of = async |wanted: Vec<Wanted>| -> Vec<(bool, String)> {
+            let problems: Vec<Problem> = bench.provider.preflight(&wanted).await.unwrap();
             let own = problems.into_iter().filter(|problem| problem.place == DEPLOYMENT);
             own.map(|problem| (problem.warning, problem.cause)).collect()
+        };
+        let found = async |limit: i64| -> Vec<(bool, String)> {
+            bench.cloud.world().quotas.insert((REGION.to_owned(), QUOTA.to_owned()), limit);
+            of(wanted(&bench)).await
         };
         // Four machines, and a fifth more, of four cores each.
         let refused = found(19).await;
         assert!(!refused[0].0 && refused[0].1.ends_with("may have 20"), "{refused:?}");
-        assert_eq!(found(20).await, Vec::<(bool, String)>::new());
-        let records = create(&bench, &wanted(&bench)).await;
-        bench.cloud.world().change(&id_of(&records, DEPLOYMENT), "/sku/capacity", json!(3));
         let warned = found(20).await;
-        assert!(warned[0].0 && warned[0].1.contains("16 are used"), "{warned:?}");
+        assert!(warned[0].0 && warned[0].1.contains("a release may need 20 beside"), "{warned:?}");
+        assert_eq!(found(40).await, Vec::<(bool, String)>::new(), "quotas of workspaces are others");
+        bench.cloud.world().quotas.insert((REGION.to_owned(), TOTAL.to_owned()), 19);
+        let refused = found(40).await;
+        assert!(!refused[0].0 && refused[0].1.contains(TOTAL), "{refused:?}");
+        bench.cloud.world().quotas.clear();
+        let mut unlisted = wanted(&bench);
+        let deployment = unlisted.iter_mut().find(|one| one.id.as_str() == DEPLOYMENT).unwrap();
+        let mut spec = deployment.spec.as_value().clone();
+        spec["machine"] = json!("Standard_ND96isr_H100_v5");
+        deployment.spec = Spec::of(&spec);
+        let warned = of(unlisted).await;
+        assert!(warned[0].0 && warned[0].1.contains("lists no quota"), "{warned:?}");
+        let records = create(&bench, &wanted(&bench)).await;
+        bench.cloud.world().change(&id_of(&records, DEPLOYMENT), "/sku/capacity", json!(30));
+        let warned = found(40).await;
+        assert!(warned[0].0 && warned[0].1.contains("144 are used"), "{warned:?}");
         remove(&bench, &records).await;
     });
 }

@@ -33,8 +33,11 @@ const ROUTE: &str = "/score";
 /// The longest request, in bytes and in seconds.
 const MOST_BYTES: usize = 1_500_000;
 const MOST_SECONDS: i64 = 180;
-/// Cores of a family that a subscription has in a region; it has none of those with GPUs at first.
+/// Cores of a family that a subscription has in a region, and those of all families; it has none of those with GPUs at first.
 const FAMILY: i64 = 100;
+const REGIONAL: i64 = 300;
+/// The quota of all families.
+const TOTAL: &str = "Total Cluster Dedicated Regional vCPUs";
 /// How long a deleted workspace is kept.
 const KEPT: Duration = Duration::from_secs(14 * 86_400);
 const BLOB_READER: &str = "2a2b9908-6ea1-4ae2-8e65-a410df84e7d1";
@@ -225,6 +228,10 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         "cores of deployments have quotas of their own, of which some sizes take a fifth more: 400 \
             InferencingClientCreateDeploymentFailed (also Azure/mlops-v2#124)",
         Source::Report("MicrosoftLearning/mslearn-azure-ml#30"),
+    ),
+    rule(
+        "the cores of all families have a quota too, and the list of usages has those of workspaces under the names of families",
+        Source::Documentation("https://learn.microsoft.com/rest/api/azureml/usages/list"),
     ),
     rule("the size of the machines of a deployment does not change", Source::Report("Azure/AML-Kubernetes#247")),
     rule(
@@ -447,7 +454,11 @@ fn show_deployment(_: &Cloud, _: &str, body: &mut Value) {
 
 /// The limit of a quota.
 fn limit_of(cloud: &Cloud, region: &str, name: &str) -> i64 {
-    let usual = if name.contains(" NC") { 0 } else { FAMILY };
+    let usual = match name {
+        TOTAL => REGIONAL,
+        name if name.contains(" NC") => 0,
+        _ => FAMILY,
+    };
     cloud.quotas.get(&(region.to_owned(), name.to_owned())).copied().unwrap_or(usual)
 }
 
@@ -461,13 +472,13 @@ fn cores((_, _, cores, is_reserved): &Size, body: &Value) -> u64 {
     cores * if *is_reserved { (count * 6).div_ceil(5) } else { count }
 }
 
-/// The cores of a quota that the deployments of a region use, without one.
+/// The cores of a quota, or of all families, that the deployments of a region use, without one.
 fn used(cloud: &Cloud, region: &str, quota: &str, without: &str) -> u64 {
     let is_other = |key: &str| key.contains("/onlineendpoints/") && key.contains("/deployments/") && key != without;
     let all = cloud.objects.iter().filter(|(key, _)| is_other(key)).map(|(_, object)| &object.body);
     let here = all.filter(|body| text(body, "/location").eq_ignore_ascii_case(region));
     here.filter_map(|body| size(text(body, "/properties/instanceType")).map(|row| (row, body)))
-        .filter(|(row, _)| row.1 == quota)
+        .filter(|(row, _)| quota == TOTAL || row.1 == quota)
         .map(|(row, body)| cores(row, body))
         .sum()
 }
@@ -479,11 +490,14 @@ fn usages(cloud: &mut Cloud, call: &Call) -> Result<Answer, Problem> {
     }
     let mut names: Vec<&str> = SIZES.iter().map(|row| row.1).collect();
     names.dedup();
-    let one = |name: &str| {
-        json!({ "unit": "Count", "currentValue": used(cloud, &region, name, ""), "limit": limit_of(cloud, &region, name),
-            "name": { "value": name, "localizedValue": name } })
+    let one = |kind: &str, name: &str, limit: i64| {
+        json!({ "type": format!("{SERVICE}/{kind}/usages"), "unit": "Count", "currentValue": used(cloud, &region, name, ""),
+            "limit": limit, "name": { "value": name, "localizedValue": name } })
     };
-    Ok(page(cloud, call, names.into_iter().map(one).collect()))
+    let mut rows =
+        vec![one("workspaces", SIZES[0].1, 0), one("dedicatedCores", TOTAL, limit_of(cloud, &region, TOTAL))];
+    rows.extend(names.into_iter().map(|name| one("vmFamily", name, limit_of(cloud, &region, name))));
+    Ok(page(cloud, call, rows))
 }
 
 fn accept_deployment(cloud: &mut Cloud, call: &Call, _: Option<&Value>, body: &mut Value) -> Result<(), Problem> {
@@ -506,9 +520,12 @@ fn accept_deployment(cloud: &mut Cloud, call: &Call, _: Option<&Value>, body: &m
         return Err(invalid("The requestTimeout of a deployment has to be 180 seconds or less."));
     }
     let region = text(body, "/location").to_lowercase();
-    let (used, limit) = (used(cloud, &region, row.1, &call.key), limit_of(cloud, &region, row.1));
     let wanted = cores(row, body);
-    if i64::try_from(used + wanted).is_ok_and(|all| all > limit) {
+    for quota in [row.1, TOTAL] {
+        let (used, limit) = (used(cloud, &region, quota, &call.key), limit_of(cloud, &region, quota));
+        if i64::try_from(used + wanted).is_ok_and(|all| all <= limit) {
+            continue;
+        }
         let message = format!(
             "Not enough quota available for {name} in SubscriptionId {}. Current usage/limit: {used}/{limit}. Additional \
              needed: {wanted}.",

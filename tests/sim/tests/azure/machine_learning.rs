@@ -141,7 +141,10 @@ fn machines_count_with_a_fifth_more_against_a_quota_of_their_own() {
     client.make(&path, deployment(&client, "Standard_DS3_v2", 1));
     let used = || {
         let all = client.get(usages).ok();
-        let one = all["value"].as_array().unwrap().iter().find(|one| one["name"]["value"] == family).cloned().unwrap();
+        let is_family = |one: &&Value| {
+            one["name"]["value"] == family && one["type"] == "Microsoft.MachineLearningServices/vmFamily/usages"
+        };
+        let one = all["value"].as_array().unwrap().iter().find(is_family).cloned().unwrap();
         (one["currentValue"].as_u64().unwrap(), one["limit"].as_u64().unwrap())
     };
     assert_eq!(used(), (8, 12));
@@ -150,6 +153,11 @@ fn machines_count_with_a_fifth_more_against_a_quota_of_their_own() {
     assert_eq!(used(), (12, 12));
     let other = client.put(&path, deployment(&client, "Standard_DS4_v2", 1));
     assert_eq!(other.code(), (400, "PropertyChangeNotAllowed"));
+    let total = "Total Cluster Dedicated Regional vCPUs";
+    client.cloud.world().quotas.insert(("westeurope".to_owned(), total.to_owned()), 12);
+    let regional = client.put(&below("onlineEndpoints/e-1/deployments/two"), deployment(&client, "Standard_F8s_v2", 1));
+    assert_eq!(regional.code(), (400, "InferencingClientCreateDeploymentFailed"), "12 cores are used");
+    client.cloud.world().quotas.clear();
     let gpus =
         client.put(&below("onlineEndpoints/e-1/deployments/two"), deployment(&client, "Standard_NC4as_T4_v3", 1));
     assert_eq!(gpus.code(), (400, "InferencingClientCreateDeploymentFailed"), "a subscription has no GPUs at first");
