@@ -17,6 +17,7 @@ use crate::kinds::machine_learning::{AUTOSCALE, DEPLOYMENT, ENDPOINT, ENVIRONMEN
 use crate::kinds::storage::ACCOUNT_NAME;
 use crate::names;
 use crate::tables::machines::{self, SERVING, SERVING_SIZE, ServingSize};
+use crate::transport::REGISTRIES;
 
 /// The port of containers, and a folder in their disk. No document says how long a container has after SIGTERM, nor how long all its
 /// variables may be: as long as on Vertex AI.
@@ -115,9 +116,10 @@ impl Lowering<'_> {
             }),
         );
         // Its machines pull the image and read the models once they start.
-        let pushed = endpoint.registry.as_ref();
-        for part in [REPOSITORY, PULL] {
-            self.after(pushed.and_then(|registry| ResourceId::part(&self.site.name, registry, part).ok()));
+        let is_of_azure = image.split_once('/').is_some_and(|(host, _)| host.ends_with(REGISTRIES));
+        let holder = endpoint.image_in.as_ref().filter(|_| is_of_azure);
+        for (registry, part) in [(endpoint.registry.as_ref(), REPOSITORY), (holder, PULL)] {
+            self.after(registry.and_then(|registry| ResourceId::part(&self.site.name, registry, part).ok()));
         }
         self.after(self.part_of(MODELS, READER_ROLE).filter(|_| reads));
         self.after(self.part_of(self.component.name.as_str(), STORAGE_ROLE));
@@ -246,6 +248,7 @@ mod tests {
             instance_type: None,
             image: Some("textnlpstaging.azurecr.io/text:1@sha256:2".to_owned()),
             registry: Some("registry".parse().unwrap()),
+            image_in: Some("registry".parse().unwrap()),
             config: json!({ "textnlp": { "api": { "timeout": 300 }, "models": { "serve": [{ "name": "tiny" }] } } }),
             models: vec![model("tiny", "bundled")],
             max_cache_bytes: 1,
@@ -298,6 +301,19 @@ mod tests {
         assert!(needs("traffic", "main/server/autoscale") && needs("identity", "main/server/group"));
         assert_eq!(all.keys().filter(|part| part.starts_with("provider-")).count(), 8);
         assert_eq!(spec("workspace")["tags"], json!({ "team": "text" }));
+    }
+
+    #[test]
+    fn a_deployment_waits_for_the_right_to_pull_only_from_a_registry_of_the_site() {
+        let needs = |image: &str, image_in: Option<&str>| {
+            let (image, image_in) = (Some(image.to_owned()), image_in.map(|name| name.parse().unwrap()));
+            let all = expand(InferenceEndpoint { image, image_in, registry: None, ..endpoint() }).unwrap();
+            all["deployment"].needs.iter().any(|need| need.on.as_str() == "main/registry/pull")
+        };
+        let digest = "sha256:2";
+        assert!(needs(&format!("textnlpstaging.azurecr.io/cuda@{digest}"), Some("registry")));
+        assert!(!needs(&format!("others.azurecr.io/cuda@{digest}"), None));
+        assert!(!needs(&format!("r.example/cuda@{digest}"), Some("registry")), "it has no such part");
     }
 
     #[test]

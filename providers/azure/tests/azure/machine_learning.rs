@@ -57,6 +57,7 @@ fn wanted(bench: &Bench) -> Vec<Wanted> {
         instance_type: None,
         image,
         registry: Some("registry".parse().unwrap()),
+        image_in: Some("registry".parse().unwrap()),
         config: json!({ "textnlp": { "api": { "timeout": 60 }, "models": { "serve": [{ "name": "mine" }] } } }),
         models,
         max_cache_bytes: 1,

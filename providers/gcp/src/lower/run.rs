@@ -196,6 +196,7 @@ pub(super) mod tests {
             instance_type: None,
             image: Some("europe-west1-docker.pkg.dev/my-project/textnlp/server:1@sha256:2".to_owned()),
             registry: Some("registry".parse().unwrap()),
+            image_in: Some("registry".parse().unwrap()),
             config: json!({ "textnlp": { "api": { "timeout": 7200 }, "models": { "serve": [{ "name": "tiny" }] } } }),
             models: vec![tiny],
             max_cache_bytes: 1,
