@@ -1,5 +1,5 @@
-//! The client endpoint of a site in Azure Machine Learning, and operating it: requests with the token of who is signed in, and where its
-//! logs are.
+//! The client endpoint of a site in Azure Machine Learning, and operating it: requests with the operator's token, and where its logs
+//! are.
 //!
 //! Who may call it is decided by roles: it has no API keys, tenants, probes or metrics.
 
@@ -7,15 +7,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use reqwest::Url;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE};
+use serde_json::Value;
 use textnlp_cloud::tags::RESOURCE;
 use textnlp_cloud::{Images, NoSecrets};
-use textnlp_net::client::is_loopback;
+use textnlp_net::client::is_below;
 use textnlp_provider::operations::{
     EndpointAccess, Invocations, Operations, ServiceEndpoint, SignedRequest, SiteOutputs,
 };
-use textnlp_provider::{Error, ErrorKind, Result, Secret, Site};
+use textnlp_provider::{Error, ErrorKind, Result, Site};
 use tokio::sync::OnceCell;
 
 use crate::access::Access;
@@ -64,33 +63,30 @@ impl InvocationOperations {
             let cause = "it is not there, or has no address yet";
             return Err(error(ErrorKind::NotFound).because(cause).hint("`textnlp-deploy status` shows it"));
         };
-        if !is_azure(&url) {
+        if !is_below(&url, DOMAIN) {
             let cause = format!("its address `{url}` is none of Azure Machine Learning, which gets no token");
             return Err(error(ErrorKind::Denied).because(cause));
         }
         Ok((api, url))
     }
 
-    /// The address of requests of the endpoint with the tag, in any workspace of the group.
+    /// The address of requests of the endpoint with the tag, in any workspace of the group: of one with traffic, if there is one.
     async fn address(&self, api: &Api) -> Result<Option<String>> {
         let group = api.of_subscription(&format!("/resourceGroups/{}", self.group));
         let workspaces = api.list(Call::get(format!("{group}/providers/{SERVICE}/workspaces"), VERSION)).await?;
+        let mut own = Vec::new();
         for workspace in workspaces.iter().filter_map(|one| one["id"].as_str()) {
             let endpoints = api.list(Call::get(format!("{workspace}/onlineEndpoints"), VERSION)).await?;
-            let own = endpoints.iter().find(|one| tags_at(one, "/tags").get(RESOURCE) == Some(&self.tag));
-            if let Some(url) = own.and_then(|one| one["properties"]["scoringUri"].as_str()) {
-                return Ok(Some(url.to_owned()));
-            }
+            own.extend(endpoints.into_iter().filter(|one| tags_at(one, "/tags").get(RESOURCE) == Some(&self.tag)));
         }
-        Ok(None)
+        // One that is being replaced has no traffic.
+        let gets_requests = |one: &&Value| {
+            let traffic = one["properties"]["traffic"].as_object();
+            traffic.is_some_and(|shares| shares.values().any(|share| share.as_u64() > Some(0)))
+        };
+        let chosen = own.iter().find(gets_requests).or(own.first());
+        Ok(chosen.and_then(|one| one["properties"]["scoringUri"].as_str()).map(str::to_owned))
     }
-}
-
-/// Whether an address is one that gets a token: of Azure Machine Learning by TLS, or on this machine.
-fn is_azure(url: &str) -> bool {
-    let Ok(url) = Url::parse(url) else { return false };
-    let is_known = url.host_str().is_some_and(|host| host.ends_with(DOMAIN));
-    is_loopback(&url) || (url.scheme() == "https" && url.port().is_none() && is_known)
 }
 
 impl Operations for InvocationOperations {
@@ -114,12 +110,7 @@ impl Invocations for InvocationOperations {
     async fn sign(&self, _body: &[u8]) -> Result<SignedRequest> {
         let (api, url) = self.endpoint.get_or_try_init(|| self.connect()).await?;
         let bearer = api.session.tokens.bearer(SCORING).await?;
-        let token = format!("Bearer {}", bearer.token.expose_text().unwrap_or_default());
-        let headers = vec![
-            (AUTHORIZATION.to_string(), Secret::new(token)),
-            (CONTENT_TYPE.to_string(), Secret::new("application/json")),
-        ];
-        Ok(SignedRequest { url: url.clone(), headers })
+        Ok(SignedRequest::bearer(url, &bearer.token))
     }
 }
 
@@ -142,7 +133,7 @@ mod tests {
             ("https://evil-inference.ml.azure.com/invocations", false),
             ("nothing", false),
         ] {
-            assert_eq!(is_azure(url), expected, "{url}");
+            assert_eq!(is_below(url, DOMAIN), expected, "{url}");
         }
     }
 

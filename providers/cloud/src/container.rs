@@ -49,7 +49,7 @@ pub fn by_digest(image: &str) -> String {
 }
 
 /// Why a container cannot be made: the setting, the cause and the fix.
-type Unmade = (&'static str, String, String);
+type ContainerProblem = (&'static str, String, String);
 
 impl ContainerHost {
     /// What a container runs: its image by the digest, and its variables. `registry` is an address to push images to.
@@ -58,7 +58,7 @@ impl ContainerHost {
         endpoint: &InferenceEndpoint,
         more: BTreeMap<String, String>,
         registry: &str,
-    ) -> Result<(String, BTreeMap<String, String>), Vec<Unmade>> {
+    ) -> Result<(String, BTreeMap<String, String>), Vec<ContainerProblem>> {
         let Some(image) = &endpoint.image else {
             let cause = "there is no image: `registry.url` is not set, or none can be made of this program";
             let fix = format!("write `registry: {{ url: {registry} }}`; or {PUSH_IT}");

@@ -329,10 +329,15 @@ fn kinds_of_azure_machine_learning_keep_the_contract() {
 }
 
 #[test]
-fn requests_reach_an_endpoint_with_the_token_of_who_is_signed_in() {
+fn requests_reach_the_endpoint_with_traffic_with_the_token_of_the_operator() {
     run(async {
         let bench = bench(Options::zero_latency().registered(), false);
         let records = create(&bench, &wanted(&bench)).await;
+        // One that is being replaced, and that lists show first.
+        let mut old = endpoint(&bench, &records);
+        let old_id = format!("{}/onlineEndpoints/a-old", id_of(&records, WORKSPACE));
+        (old["id"], old["name"], old["properties"]["traffic"]) = (json!(old_id), json!("a-old"), json!({}));
+        bench.cloud.world().put(&old_id, old);
         bench.cloud.world().containers =
             Some(Arc::new(|container: &Container, method: &str, path: &str, body: &[u8]| {
                 assert!(container.environment.contains_key("TEXTNLP_AZURE_ML_SERVER_0"));
@@ -368,6 +373,7 @@ fn requests_reach_an_endpoint_with_the_token_of_who_is_signed_in() {
         bench.cloud.world().denied.insert(SCORE.to_owned());
         assert_eq!(send(true).await.0, 401, "it may not score");
         bench.cloud.world().denied.clear();
+        bench.cloud.world().objects.remove(&old_id.to_lowercase());
         remove(&bench, &records).await;
     });
 }
