@@ -157,7 +157,12 @@ const GCP: Row =
 #[cfg(feature = "azure")]
 const AZURE: Row = azure::ROW;
 #[cfg(not(feature = "azure"))]
-const AZURE: Row = Row { name: "azure", about: "Microsoft Azure: AKS", missing: Some(AZURE_FEATURE), ..MISSING };
+const AZURE: Row = Row {
+    name: "azure",
+    about: "Microsoft Azure: AKS or Azure Machine Learning",
+    missing: Some(AZURE_FEATURE),
+    ..MISSING
+};
 
 /// A provider that is not part of this build. It supports nothing.
 #[cfg(not(all(feature = "kubernetes", feature = "aws", feature = "gcp", feature = "azure")))]

@@ -138,14 +138,14 @@ pub struct Configuration {
 /// The configuration of a server.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ServerConfiguration {
-    /// Configuration file, such as server.yaml; a container of SageMaker, Cloud Run or Vertex AI has variables instead
+    /// Configuration file, such as server.yaml; a container of SageMaker, Cloud Run, Vertex AI or Azure Machine Learning has variables instead
     #[arg(long = "config", value_name = "FILE")]
     file: Option<Utf8PathBuf>,
 }
 
 impl ServerConfiguration {
     fn read(&self) -> Result<Config, ConfigError> {
-        self.file.as_ref().map_or_else(container::config, |file| Config::read(file))
+        container::config(self.file.as_deref())
     }
 }
 

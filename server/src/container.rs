@@ -1,10 +1,12 @@
 //! A container of SageMaker (<https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html>), of Cloud
-//! Run (<https://cloud.google.com/run/docs/container-contract>) or of Vertex AI
-//! (<https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements>).
+//! Run (<https://cloud.google.com/run/docs/container-contract>), of Vertex AI
+//! (<https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements>) or of Azure Machine Learning
+//! (<https://learn.microsoft.com/azure/machine-learning/how-to-deploy-custom-container>).
 //!
 //! It is started as `serve`, without a file: its configuration and the list of its models are in variables, in numbered
 //! pieces, because a variable of SageMaker has at most 1,024 bytes. It fetches and verifies the models as pods do. On
-//! SageMaker and Vertex AI it then answers `/ping` and `/invocations`, on Cloud Run the API. IAM has decided who may call it.
+//! SageMaker, Vertex AI and Azure Machine Learning it then answers `/ping` and `/invocations`, on Cloud Run the API. The
+//! cloud has decided who may call it.
 
 use camino::Utf8Path;
 use textnlp_store::DatabaseAt;
@@ -14,19 +16,29 @@ use crate::commands::CommandError;
 use crate::config::{Config, ConfigError, Container};
 
 /// The variables with the configuration and the list of models, by the cloud.
-const VARIABLES: [(Container, &str, &str); 3] = [
+const VARIABLES: [(Container, &str, &str); 4] = [
     (Container::Sagemaker, "TEXTNLP_SAGEMAKER_SERVER", "TEXTNLP_SAGEMAKER_MODELS"),
     (Container::CloudRun, "TEXTNLP_CLOUD_RUN_SERVER", "TEXTNLP_CLOUD_RUN_MODELS"),
     (Container::Vertex, "TEXTNLP_VERTEX_SERVER", "TEXTNLP_VERTEX_MODELS"),
+    (Container::AzureMl, "TEXTNLP_AZURE_ML_SERVER", "TEXTNLP_AZURE_ML_MODELS"),
 ];
 /// The most variables that SageMaker passes to a container.
 const MOST_PIECES: usize = 100;
 
-/// The configuration in the variables.
-pub(crate) fn config() -> Result<Config, ConfigError> {
+/// The configuration: of this file, or of the variables of a container.
+///
+/// Azure Machine Learning starts the command of the image, which names a file that only pods have: an online deployment has no
+/// arguments (<https://learn.microsoft.com/azure/machine-learning/reference-yaml-deployment-managed-online>).
+pub(crate) fn config(file: Option<&Utf8Path>) -> Result<Config, ConfigError> {
+    let is_absent = |file: &Utf8Path| matches!(file.try_exists(), Ok(false));
     let mut known =
         VARIABLES.iter().filter_map(|(container, server, _)| Some((*container, *server, variable(server)?)));
-    let (container, name, text) = known.next().ok_or(ConfigError::Missing)?;
+    let (container, name, text) = match (file, known.next()) {
+        (None, Some(found)) => found,
+        (Some(file), Some(found)) if found.0 == Container::AzureMl && is_absent(file) => found,
+        (Some(file), _) => return Config::read(file),
+        (None, None) => return Err(ConfigError::Missing),
+    };
     let config = Config::parse(&text).map_err(|problems| ConfigError::Invalid { path: name.into(), problems })?;
     Ok(config.contained(container))
 }

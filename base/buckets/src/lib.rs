@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod identity;
 mod route;
 mod variables;
 
@@ -172,9 +173,10 @@ fn azure(endpoint: Option<&str>, variables: &Variables) -> MicrosoftAzureBuilder
             let azure = variables
                 .of::<AzureConfigKey>("AZURE_")
                 .fold(MicrosoftAzureBuilder::new(), |azure, (key, value)| azure.with_config(key, value));
-            match variables.get("IDENTITY_ENDPOINT") {
-                Some(endpoint) => azure.with_msi_endpoint(endpoint),
-                None => azure,
+            match (variables.get("IDENTITY_ENDPOINT"), identity::Identity::of(variables)) {
+                (Some(endpoint), _) => azure.with_msi_endpoint(endpoint),
+                (None, Some(identity)) => azure.with_credentials(Arc::new(identity)),
+                (None, None) => azure,
             }
         }
     };

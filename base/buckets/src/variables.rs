@@ -15,11 +15,11 @@ const TOKEN_FILE: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
 /// The longest token that is looked at, in bytes.
 const TOKEN_MAX: u64 = 64 << 10;
 /// Variables whose values become headers of requests.
-const IN_HEADERS: [&str; 3] = ["AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "IDENTITY_HEADER"];
+const IN_HEADERS: [&str; 4] = ["AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "IDENTITY_HEADER", "MSI_SECRET"];
 /// How the names of clouds' variables begin.
 const OF_CLOUDS: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
 /// The others that are read.
-const OTHERS: [&str; 3] = ["SERVICE_ACCOUNT", "IDENTITY_ENDPOINT", "IDENTITY_HEADER"];
+const OTHERS: [&str; 5] = ["SERVICE_ACCOUNT", "IDENTITY_ENDPOINT", "IDENTITY_HEADER", "MSI_ENDPOINT", "MSI_SECRET"];
 
 /// The variables of clouds. Shows names only, because values are credentials.
 #[derive(Clone, Default)]

@@ -375,6 +375,13 @@ pub fn is_loopback(url: &Url) -> bool {
     url.host_str().is_some_and(network::is_loopback)
 }
 
+/// Whether an address may get a token for a domain, which begins with a dot: a name below it by TLS, or this machine.
+pub fn is_below(url: &str, domain: &str) -> bool {
+    let Ok(url) = Url::parse(url) else { return false };
+    let is_known = url.host_str().is_some_and(|host| host.ends_with(domain));
+    is_loopback(&url) || (url.scheme() == "https" && url.port().is_none() && is_known)
+}
+
 /// Whether an error is that the other side's certificate was refused.
 pub fn is_untrusted(error: &(dyn std::error::Error + 'static)) -> bool {
     matches!(tls_error(error), Some(rustls::Error::InvalidCertificate(_)))

@@ -1,14 +1,16 @@
-//! A site on Azure: its resources there, and its objects in the cluster of AKS that is one of them.
+//! A site on Azure: its resources there, and its objects in the cluster of AKS that is one of them. An endpoint of Azure Machine Learning
+//! has resources only.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use textnlp_azure::{
-    Access, Azure, CAPABILITIES, CLUSTER, Records, cluster_id, cluster_name, inside, models_container,
+    Access, Azure, CAPABILITIES, CLUSTER, InvocationOperations, Records, cluster_id, cluster_name, inside,
+    models_container,
 };
 use textnlp_cloud::WithGenerated;
 use textnlp_kubernetes::endpoint;
-use textnlp_orchestrator::environment::Environment;
+use textnlp_orchestrator::environment::{Environment, places};
 use textnlp_provider::connect::{Bearer, Connect, HostEndpoint, TokenSource};
 use textnlp_provider::operations::Operations;
 use textnlp_provider::{Outputs, Provider, Result, SecondPart, Site, SiteName};
@@ -23,7 +25,7 @@ const REGION: &str = "westeurope";
 /// The entry of this provider.
 pub(super) const ROW: Row = Row {
     name: "azure",
-    about: "Microsoft Azure: AKS",
+    about: "Microsoft Azure: AKS or Azure Machine Learning",
     capabilities: CAPABILITIES,
     missing: None,
     assumed: Some(Assumed {
@@ -37,7 +39,7 @@ pub(super) const ROW: Row = Row {
     provider,
     records: Some(records),
     operations,
-    endpoint,
+    endpoint: |outputs| textnlp_azure::endpoint(outputs).or_else(|| endpoint(outputs)),
     bucket: |site, existing| {
         let (account, container) = models_container(site, existing)?;
         let address = format!("az://{container}/");
@@ -63,9 +65,14 @@ fn region(environment: &Environment, name: &SiteName) -> anyhow::Result<String> 
 }
 
 fn provider(context: &Context<'_>) -> anyhow::Result<Arc<dyn Provider>> {
-    let Context { secrets, environment, site, .. } = context;
+    let Context { secrets, environment, site, take, .. } = context;
     let access = access(environment, site, &region(environment, site)?);
     let outer = Arc::new(Azure::new(access.clone(), secrets.clone()).pushing(Arc::new(OwnImage::new()?)));
+    if environment.is_endpoint() {
+        let reason = "--take-ownership applies to Kubernetes objects only";
+        anyhow::ensure!(take.is_empty(), "{reason}, and site {site} has none");
+        return Ok(outer);
+    }
     // The key of a cache, for its Secret in the cluster.
     let secrets = Arc::new(WithGenerated::new(outer.clone(), secrets.clone()));
     managed::provider(&context.with_secrets(secrets), outer, inside, clusters(access)?)
@@ -81,6 +88,10 @@ fn records(context: &Context<'_>, home: &SiteName) -> anyhow::Result<(Arc<dyn Pr
 fn operations(context: &Context<'_>) -> anyhow::Result<Arc<dyn Operations>> {
     let Context { secrets, environment, site, .. } = context;
     let access = access(environment, site, &region(environment, site)?);
+    let location = places(environment).into_iter().find(|location| location.site.name == **site);
+    if let Some(location) = location.filter(|_| environment.is_endpoint()) {
+        return Ok(Arc::new(InvocationOperations::new(access, &location.site)));
+    }
     let cloud = Arc::new(Azure::new(access.clone(), secrets.clone()));
     managed::operations(context, cloud, clusters(access.clone())?, cluster_name, |name| {
         Ok(cluster_id(&access.subscription()?, &name)?)

@@ -41,7 +41,7 @@ fn environment(name: &str, row: &Row, runtime: Runtime, more: &[&str]) -> Enviro
     if runtime == Runtime::Kubernetes {
         sets.push("traffic.domain=textnlp.example.com".to_owned());
     }
-    if row.name == "azure" {
+    if row.name == "azure" && runtime == Runtime::Kubernetes {
         sets.push("database.replicas=1".to_owned());
     }
     if !account.is_empty() {
@@ -105,6 +105,14 @@ const NOTHING: &[(&str, &str, &str)] = &[
     ("gcp, vertex", "monitoring", "Vertex AI sends its metrics to Cloud Monitoring"),
     ("gcp, vertex", "network", "containers are in the network of Google Cloud"),
     ("gcp, vertex", "secrets", "requests have access tokens of Google Cloud"),
+    ("azure, azure-ml", "backup", "no data outlives a replica"),
+    ("azure, azure-ml", "certificate", "clients reach the endpoint by a name of Azure with its certificate"),
+    ("azure, azure-ml", "cluster", "Azure Machine Learning runs the containers"),
+    ("azure, azure-ml", "database", "each replica has SQLite"),
+    ("azure, azure-ml", "gateway", "Azure Machine Learning distributes the requests"),
+    ("azure, azure-ml", "monitoring", "Azure Machine Learning sends its metrics to Azure Monitor"),
+    ("azure, azure-ml", "network", "containers are in the network of Azure Machine Learning"),
+    ("azure, azure-ml", "secrets", "requests have access tokens of Microsoft Entra"),
 ];
 
 /// What the parts of an environment become, each or why it is refused.
@@ -215,6 +223,7 @@ const fn variation(column: &'static str, with: &'static str, sets: &'static [&'s
 
 const AWS: &str = "aws, kubernetes";
 const GCP: &str = "gcp, kubernetes";
+const AZURE: &str = "azure, kubernetes";
 const ZONE: &str = "traffic.existing=Z0123456789ABCDEFGHIJ";
 const BUDGET: &[&str] = &["budget.monthly=1000"];
 const MODELS: &[&str] = &["models[0].source=bucket:tiny"];
@@ -255,12 +264,12 @@ const VARIATIONS: &[Variation] = &[
     variation(GCP, "`database.replica_region`", &["database.replica_region=us-east1"]),
     variation(GCP, "models of its bucket", MODELS),
     variation(
-        "azure",
+        AZURE,
         "`traffic.existing`",
         &["traffic.existing=/subscriptions/s/resourceGroups/dns/providers/Microsoft.Network/dnsZones/example.com"],
     ),
     Variation {
-        column: "azure",
+        column: AZURE,
         with: "several sites",
         environment: "multi-region-clouds",
         sets: &[
@@ -272,14 +281,15 @@ const VARIATIONS: &[Variation] = &[
             "traffic.weights={ primary: 100, secondary: 50, tertiary: 10 }",
         ],
     },
-    variation("azure", "a mailbox in `monitoring.receivers`", MAILBOX),
-    variation("azure", "`budget.monthly`", BUDGET),
-    variation("azure", "`cache.hosting: managed`", &["cache.kind=redis", "cache.hosting=managed"]),
-    variation("azure", "`database.replica_region`", &["database.replica_region=northeurope"]),
-    variation("azure", "`maintenance`", &["maintenance={ day: sunday, at: \"03:00\", hours: 4 }"]),
-    variation("azure", "`storage.replicate_to`", &["storage.replicate_to=northeurope"]),
-    variation("azure", "`storage.archive_after`", &["storage.archive_after=90d"]),
-    variation("azure", "models of its bucket", MODELS),
+    variation(AZURE, "a mailbox in `monitoring.receivers`", MAILBOX),
+    variation(AZURE, "`budget.monthly`", BUDGET),
+    variation(AZURE, "`cache.hosting: managed`", &["cache.kind=redis", "cache.hosting=managed"]),
+    variation(AZURE, "`database.replica_region`", &["database.replica_region=northeurope"]),
+    variation(AZURE, "`maintenance`", &["maintenance={ day: sunday, at: \"03:00\", hours: 4 }"]),
+    variation(AZURE, "`storage.replicate_to`", &["storage.replicate_to=northeurope"]),
+    variation(AZURE, "`storage.archive_after`", &["storage.archive_after=90d"]),
+    variation(AZURE, "models of its bucket", MODELS),
+    variation("azure, azure-ml", "`scaling.max`", &["scaling.max=6", "scaling.requests_per_second=5"]),
 ];
 
 /// What uses each kind, by expansion of [`ENVIRONMENT`] and its variations.

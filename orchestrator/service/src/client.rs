@@ -22,6 +22,9 @@ use crate::{Exit, Failure, RerunFlags, Scope, quoted, running};
 const CONNECT: Duration = Duration::from_secs(5);
 /// The requests that an inference endpoint answers.
 const INVOCABLE: [&str; 2] = ["/v1/completions", "/v1/chat/completions"];
+/// The status of a server, whose errors Azure Machine Learning answers with 424
+/// (<https://learn.microsoft.com/azure/machine-learning/how-to-troubleshoot-online-endpoints#http-status-codes>).
+const STATUS_OF_SERVER: &str = "ms-azureml-model-error-statuscode";
 /// Timeout of a whole response: slightly above the server's own.
 const ANSWER: Duration = Duration::from_secs(310);
 /// Timeout of a whole upload or download of a file, which has at most 1 GiB.
@@ -235,8 +238,9 @@ impl Client {
         if status.is_success() {
             return Ok(response.json().await.context("read the answer")?);
         }
+        let own = response.headers().get(STATUS_OF_SERVER).and_then(|value| value.to_str().ok()?.parse().ok());
         let body = response.json().await.unwrap_or(Value::Null);
-        Err(not_invoked(status.as_u16(), &body))
+        Err(not_invoked(own.unwrap_or(status.as_u16()), &body))
     }
 
     fn not_invocable(&self, path: &str) -> Failure {

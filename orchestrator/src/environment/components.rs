@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use textnlp_net::network::Network;
 use textnlp_net::redis::redis_url;
 use textnlp_provider::cluster::{
-    CloudCache, ClusterGpus, ClusterSite, NodeChoice, OwnPostgres, REGISTRY_PASSWORD, RegistryAccount,
+    CloudCache, ClusterGpus, ClusterSite, NodeChoice, OwnPostgres, REGISTRY_PASSWORD, RegistryAccount, is_in_registry,
 };
 use textnlp_provider::component::{self as part, Component, ComponentSpec, Program, SecretRecipe, Site};
 use textnlp_provider::{CloudId, ComponentName, SiteName};
@@ -347,14 +347,19 @@ fn of_endpoint(e: &Environment, site: &SiteSettings, release: &Release, pushed: 
         // As in a cluster: never the CPU instead.
         config["textnlp"]["models"]["device"] = json!("cuda");
     }
+    // Servers may pull from all of the registry.
+    let registry = e.registry.address().filter(|_| e.registry.of_cloud().is_some());
+    let host = registry.and_then(|address| address.split('/').next());
+    let is_own = |image: &str| host.is_some_and(|host| is_in_registry(image, host));
     let endpoint = part::InferenceEndpoint {
         replicas: e.scaling.min,
         autoscaling: autoscaling(e),
         gpu,
         resources: site.cluster.resources.limits,
         instance_type: site.instance_type.clone(),
-        image,
         registry: pushed.is_some().then(|| name(names::REGISTRY)),
+        image_in: image.as_deref().filter(|image| is_own(image)).map(|_| name(names::REGISTRY)),
+        image,
         config,
         models: store.models.clone(),
         max_cache_bytes: store.max_cache_bytes,

@@ -48,6 +48,14 @@ impl Failure {
         let mut failure = Self::default();
         let mut messages = Vec::new();
         collect(error, MAX_DEPTH, &mut failure.codes, &mut messages);
+        // Operations of Azure Machine Learning have no code, and messages that begin with one (MicrosoftDocs/azure-docs#121466,
+        // Azure/data-product-analytics#137).
+        if let (true, Some(first)) = (failure.codes.is_empty(), messages.first_mut())
+            && let Some((code, rest)) = first.split_once(": ").filter(|(code, _)| is_code(code))
+        {
+            failure.codes.push(code.to_owned());
+            *first = rest.to_owned();
+        }
         failure.codes.reverse();
         failure.codes.truncate(MAX_CODES);
         messages.dedup();
@@ -73,6 +81,14 @@ impl Failure {
         error.hint = hint;
         error.because(self.message)
     }
+}
+
+/// Whether a word is a code: `OutOfQuota`.
+fn is_code(word: &str) -> bool {
+    let capitals = word.bytes().filter(u8::is_ascii_uppercase).count();
+    capitals > 1
+        && word.starts_with(|c: char| c.is_ascii_uppercase())
+        && word.bytes().all(|byte| byte.is_ascii_alphabetic())
 }
 
 /// Codes and messages, the outer ones first. A message may be the body of another service's answer.
@@ -104,6 +120,20 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_message_without_a_code_may_begin_with_one() {
+        for (message, code, rest) in [
+            ("OutOfQuota: Not enough cluster CPU quota", "OutOfQuota", "Not enough cluster CPU quota"),
+            ("Error: OutOfQuota", "", "Error: OutOfQuota"),
+            ("The image: NotFound", "", "The image: NotFound"),
+        ] {
+            let failure = Failure::of_error(&json!({ "code": null, "message": message }));
+            assert_eq!((failure.codes.join(","), failure.message.as_str()), (code.to_owned(), rest));
+        }
+        let both = Failure::of_error(&json!({ "code": "BadArgument", "message": "OutOfQuota: no" }));
+        assert_eq!((both.codes, both.message.as_str()), (vec!["BadArgument".to_owned()], "OutOfQuota: no"));
+    }
 
     #[test]
     fn inner_codes_come_first() {

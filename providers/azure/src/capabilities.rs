@@ -1,7 +1,7 @@
 //! What Azure can do with the settings of an environment.
 
 use textnlp_provider::capabilities::Capability::*;
-use textnlp_provider::capabilities::{Capabilities, RuntimeSupport, Setting, SiteRecords, Store};
+use textnlp_provider::capabilities::{Capabilities, Capability, RuntimeSupport, Setting, SiteRecords, Store};
 use textnlp_provider::cluster::{CloudCache, TaintEffect, Toleration, TolerationOperator};
 use textnlp_provider::component::ComponentSpec;
 use textnlp_provider::settings::{
@@ -45,65 +45,10 @@ pub fn inside(component: &Component, site: &Site) -> Option<(Component, Site)> {
 
 /// What is not listed here is refused.
 pub const CAPABILITIES: Capabilities = Capabilities {
-    runtimes: &[RuntimeSupport {
-        runtime: Runtime::Kubernetes,
-        supported: &[
-            Database(DatabaseKind::Postgres, Some(Hosting::Managed)),
-            Database(DatabaseKind::Postgres, Some(Hosting::External)),
-            Database(DatabaseKind::Postgres, Some(Hosting::Cluster)),
-            Cache(CacheKind::Redis, Some(Hosting::Managed)),
-            Tls(TlsMode::LocalCa),
-            Tls(TlsMode::Existing),
-            Failover(Failover::Manual),
-            Failover(Failover::Automatic),
-            Replication(DatabaseCopy::Streaming),
-            Traffic(TrafficMode::Gateway),
-            Rollout(Strategy::Rolling),
-            Rollout(Strategy::Canary),
-            Rollout(Strategy::BlueGreen),
-            State(Store::Folder),
-            State(Store::Az),
-            Backup(Store::Folder),
-            Backup(Store::S3),
-            Backup(Store::Gs),
-            Backup(Store::Az),
-            Gpu(GpuSize::Small),
-            Gpu(GpuSize::Medium),
-            Gpu(GpuSize::Large),
-            Gpu(GpuSize::Xlarge),
-            Optional(Setting::AddressRange),
-            Optional(Setting::AlertReceivers),
-            Optional(Setting::ArchiveAfter),
-            Optional(Setting::Autoscaling),
-            Optional(Setting::Backup),
-            Optional(Setting::BackupSize),
-            Optional(Setting::ClusterNetworks),
-            Optional(Setting::ClusterNodes),
-            Optional(Setting::ClusterVersion),
-            Optional(Setting::DatabaseReplica),
-            Optional(Setting::ExistingRegistry),
-            Optional(Setting::ExistingZone),
-            Optional(Setting::Features),
-            Optional(Setting::GpuAutoscaling),
-            Optional(Setting::GpuMachines),
-            Optional(Setting::Maintenance),
-            Optional(Setting::ModelReplica),
-            Optional(Setting::MonitoringStack),
-            Optional(Setting::NetworkPolicies),
-            Optional(Setting::NodeSize),
-            Optional(Setting::PrivateAuthority),
-            Optional(Setting::Proxy),
-            Optional(Setting::Registry),
-            Optional(Setting::RegistryPassword),
-            Optional(Setting::Subnets),
-            Optional(Setting::Tags),
-            Optional(Setting::WebApplicationFirewall),
-        ],
-        refused: &[
-            ("account.existing_role", "a sign-in to Azure assumes no role: sign in as the identity itself"),
-            ("storage.existing_key", "existing keys are not supported for storage accounts yet"),
-        ],
-    }],
+    runtimes: &[
+        RuntimeSupport { runtime: Runtime::Kubernetes, supported: KUBERNETES, refused: NOT_BY_KUBERNETES },
+        RuntimeSupport { runtime: Runtime::AzureMl, supported: AZURE_ML, refused: NOT_BY_AZURE_ML },
+    ],
     site_records: Some(SiteRecords { notices_after: NOTICES_AFTER, takes_names: false }),
     names_balancers: false,
     forms: &[
@@ -123,6 +68,110 @@ pub const CAPABILITIES: Capabilities = Capabilities {
         ),
     ],
 };
+
+const KUBERNETES: &[Capability] = &[
+    Database(DatabaseKind::Postgres, Some(Hosting::Managed)),
+    Database(DatabaseKind::Postgres, Some(Hosting::External)),
+    Database(DatabaseKind::Postgres, Some(Hosting::Cluster)),
+    Cache(CacheKind::Redis, Some(Hosting::Managed)),
+    Tls(TlsMode::LocalCa),
+    Tls(TlsMode::Existing),
+    Failover(Failover::Manual),
+    Failover(Failover::Automatic),
+    Replication(DatabaseCopy::Streaming),
+    Traffic(TrafficMode::Gateway),
+    Rollout(Strategy::Rolling),
+    Rollout(Strategy::Canary),
+    Rollout(Strategy::BlueGreen),
+    State(Store::Folder),
+    State(Store::Az),
+    Backup(Store::Folder),
+    Backup(Store::S3),
+    Backup(Store::Gs),
+    Backup(Store::Az),
+    Gpu(GpuSize::Small),
+    Gpu(GpuSize::Medium),
+    Gpu(GpuSize::Large),
+    Gpu(GpuSize::Xlarge),
+    Optional(Setting::AddressRange),
+    Optional(Setting::AlertReceivers),
+    Optional(Setting::ArchiveAfter),
+    Optional(Setting::Autoscaling),
+    Optional(Setting::Backup),
+    Optional(Setting::BackupSize),
+    Optional(Setting::ClusterNetworks),
+    Optional(Setting::ClusterNodes),
+    Optional(Setting::ClusterVersion),
+    Optional(Setting::DatabaseReplica),
+    Optional(Setting::ExistingRegistry),
+    Optional(Setting::ExistingZone),
+    Optional(Setting::Features),
+    Optional(Setting::GpuAutoscaling),
+    Optional(Setting::GpuMachines),
+    Optional(Setting::Maintenance),
+    Optional(Setting::ModelReplica),
+    Optional(Setting::MonitoringStack),
+    Optional(Setting::NetworkPolicies),
+    Optional(Setting::NodeSize),
+    Optional(Setting::PrivateAuthority),
+    Optional(Setting::Proxy),
+    Optional(Setting::Registry),
+    Optional(Setting::RegistryPassword),
+    Optional(Setting::Subnets),
+    Optional(Setting::Tags),
+    Optional(Setting::WebApplicationFirewall),
+];
+
+/// Why a cluster refuses settings.
+const NOT_BY_KUBERNETES: &[(&str, &str)] = &[NO_ROLE, NO_KEY];
+
+const NO_ROLE: (&str, &str) =
+    ("account.existing_role", "a sign-in to Azure assumes no role: sign in as the identity itself");
+const NO_KEY: (&str, &str) = ("storage.existing_key", "existing keys are not supported for storage accounts yet");
+
+/// What an online endpoint of Azure Machine Learning can do.
+const AZURE_ML: &[Capability] = &[
+    Database(DatabaseKind::Sqlite, None),
+    Tls(TlsMode::LocalCa),
+    Tls(TlsMode::Off),
+    Traffic(TrafficMode::Gateway),
+    Rollout(Strategy::Rolling),
+    State(Store::Folder),
+    State(Store::Az),
+    Gpu(GpuSize::Small),
+    Gpu(GpuSize::Medium),
+    Gpu(GpuSize::Large),
+    Gpu(GpuSize::Xlarge),
+    Optional(Setting::ArchiveAfter),
+    Optional(Setting::Autoscaling),
+    Optional(Setting::ModelReplica),
+    Optional(Setting::Registry),
+    Optional(Setting::Tags),
+];
+
+/// Why an online endpoint of Azure Machine Learning refuses settings.
+const NOT_BY_AZURE_ML: &[(&str, &str)] = &[
+    NO_ROLE,
+    ("backup.destination", "no data outlives a replica"),
+    ("backup.enabled", "no data outlives a replica"),
+    ("backup.size", "no data outlives a replica"),
+    ("cache.kind", "containers are in the network of Azure Machine Learning"),
+    ("cluster.max_nodes", "Azure Machine Learning runs the containers"),
+    ("dr.mode", "nothing leads clients from an endpoint to another site"),
+    ("features", "flags are in a database, and no data outlives a replica"),
+    ("gpu.machines", "`gpu.size` or `sites[].instance_type` chooses the machine"),
+    ("gpu.max", "each replica has its GPUs: `scaling.max` is the most of them"),
+    ("maintenance", "Azure Machine Learning has no maintenance window"),
+    ("monitoring.receivers", "no alerts about online endpoints are created yet"),
+    ("monitoring.stack", "Azure Machine Learning sends its metrics to Azure Monitor"),
+    ("network.private_ca", "containers are in the network of Azure Machine Learning"),
+    ("network.proxy", "containers are in the network of Azure Machine Learning"),
+    ("registry.existing", "existing registries are not supported for online endpoints yet"),
+    ("registry.password", "Azure Machine Learning pulls the image with the identity of the servers"),
+    ("replication.database.mode", "each replica has SQLite"),
+    NO_KEY,
+    ("traffic.existing", "clients reach the endpoint by a name of Azure with its certificate"),
+];
 
 fn is_subscription(id: &str) -> bool {
     id.len() == 36 && uuid::Uuid::try_parse(id).is_ok()

@@ -6,6 +6,7 @@ use textnlp_cloud::machine_names;
 use textnlp_provider::{CostLine, KindName, SPOT_AT_MOST, Spec};
 
 use crate::kinds::cluster::{SPOT, SYSTEM_DISK_GB};
+use crate::kinds::machine_learning::DEPLOYMENT;
 use crate::tables::machines;
 use crate::tables::prices::{disk, priced};
 
@@ -13,6 +14,8 @@ use crate::tables::prices::{disk, priced};
 const MACHINES: &str = "Virtual Machines";
 /// The name of disks and files on bills.
 const STORAGE: &str = "Storage";
+/// The name of Azure Machine Learning on bills.
+const MACHINE_LEARNING: &str = "Azure Machine Learning";
 
 /// The lines of an object in a region; `None` for a kind whose cost does not depend on its spec.
 pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<CostLine>> {
@@ -34,6 +37,7 @@ pub(crate) fn costs(kind: &KindName, spec: &Spec, region: &str) -> Option<Vec<Co
             lines
         }
         "azure.pool" => pool(spec, region),
+        DEPLOYMENT => deployment(spec),
         "azure.nat" => vec![
             priced("NAT Gateway", "nat/gateway", region, "a gateway", 1),
             CostLine::unknown("NAT Gateway", "data through the gateway", "by use"),
@@ -106,6 +110,17 @@ pub(crate) fn inside(kind: &KindName, spec: &Spec) -> Vec<CostLine> {
     ]
 }
 
+/// The machines of a deployment, which always run.
+fn deployment(spec: &Spec) -> Vec<CostLine> {
+    let bound = |member: &str| spec.get("instances").and_then(|one| one[member].as_u64()).unwrap_or_default();
+    let (machine, least) = (spec.get("machine").and_then(Value::as_str).unwrap_or_default(), bound("min"));
+    let what = format!("{least} × {machine}; twice during a release");
+    let always = CostLine::unpriced(MACHINE_LEARNING, what, "no price of its machines is recorded");
+    let more = (bound("max") > least)
+        .then(|| CostLine::unknown(MACHINE_LEARNING, format!("more machines, {machine}"), "by use"));
+    std::iter::once(always).chain(more).collect()
+}
+
 /// The machines of a pool at their first number, and their disks. The autoscaler changes that number.
 fn pool(spec: &Spec, region: &str) -> Vec<CostLine> {
     let count = |member: &str| spec.get("scaling").and_then(|one| one[member].as_u64()).unwrap_or_default();
@@ -164,6 +179,9 @@ mod tests {
         // 0.115 USD × 730 h, and 11.2272 USD; the tier costs 73 USD.
         assert_eq!(monthly("azure.cluster", cluster("Free"), "westeurope"), (83_950_000 + 11_227_200, 0));
         assert_eq!(monthly("azure.cluster", cluster("Standard"), "westeurope"), (168_177_200, 0));
+        let deployment = |max: u64| json!({ "machine": "Standard_DS3_v2", "instances": { "min": 1, "max": max } });
+        assert_eq!(monthly(DEPLOYMENT, deployment(1), "westeurope"), (0, 1));
+        assert_eq!(monthly(DEPLOYMENT, deployment(4), "westeurope"), (0, 2));
         assert_eq!(monthly("azure.nat", json!({}), "westeurope"), (32_850_000, 1));
         assert_eq!(monthly("azure.address", json!({}), "westeurope"), (3_650_000, 0));
         let server = |standby: &str, source: Value| json!({ "sku": "Standard_D2ds_v5", "disk_gb": 32, "standby": standby, "source": source, "location": "northeurope" });

@@ -253,6 +253,8 @@ mod tests {
         ("azure.assignment", "role", "`complete` sets the id of the role"),
         ("azure.peering", "connected", "only an answer has it"),
         ("azure.dns-record", "values", "`complete` sets the addresses or the target"),
+        ("azure.ml-deployment", "start_seconds", "`complete` sets the probes"),
+        ("azure.ml-traffic", "deployment", "it is not declared"),
         ("azure.budget", "currency", "only an answer has it"),
         ("azure.redis-database", "rotation", "it requests another key"),
     ];

@@ -15,6 +15,7 @@ mod compute;
 mod costs;
 mod declare;
 mod images;
+mod invoke;
 mod kinds;
 mod lower;
 mod names;
@@ -33,6 +34,7 @@ mod transport;
 
 pub use access::{Access, Identity};
 pub use capabilities::{CAPABILITIES, inside};
+pub use invoke::{InvocationOperations, endpoint};
 pub use lower::models_container;
 pub use names::cluster as cluster_name;
 pub use provider::Azure;

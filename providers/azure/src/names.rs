@@ -9,6 +9,9 @@ use textnlp_provider::Site;
 /// (<https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules>); its group has the same name.
 const MOST_OF_CLUSTER: usize = 63;
 
+/// The most characters of a workspace's name without the nine of its end.
+const MOST_OF_WORKSPACE: usize = 24;
+
 /// The name of a site's resource group and of its cluster.
 pub fn cluster(site: &Site) -> String {
     of_site(site, MOST_OF_CLUSTER)
@@ -39,6 +42,25 @@ pub(crate) fn storage(site: &Site, part: &str) -> String {
 /// The start of the name of a vault, of at most 24 characters with the end that makes each new vault another one.
 pub(crate) fn vault(site: &Site) -> String {
     format!("tn-{}", unique(site, "vault"))
+}
+
+/// The start of the name of the vault of a workspace of Azure Machine Learning.
+pub(crate) fn workspace_vault(site: &Site) -> String {
+    format!("tn-{}", unique(site, "workspace"))
+}
+
+/// The start of the name of a workspace, of at most 33 characters with its end
+/// (<https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules#microsoftmachinelearningservices>).
+pub(crate) fn workspace(site: &Site) -> String {
+    of_site(site, MOST_OF_WORKSPACE)
+}
+
+/// The start of the name of an online endpoint, unique in its region, of at most 32 letters, digits and single hyphens with its end
+/// (<https://learn.microsoft.com/azure/machine-learning/how-to-manage-quotas#azure-machine-learning-online-endpoints-and-batch-endpoints>).
+pub(crate) fn online_endpoint(site: &Site) -> String {
+    let letters = site.environment.as_str().chars().filter(char::is_ascii_alphanumeric);
+    let start: String = letters.take(5).collect();
+    format!("textnlp-{start}{}", unique(site, "endpoint"))
 }
 
 /// The name of a database server, unique in all of Azure. `part` is `database` or `replica`.
@@ -81,7 +103,8 @@ mod tests {
         assert_ne!(storage(&site, "models"), storage(&site, "models-replica"));
         let storage = storage(&site, "models");
         assert!(storage.len() <= 24 && storage.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()));
-        assert!(vault(&site).len() <= 15);
+        assert!(vault(&site).len() <= 15 && workspace_vault(&site) != vault(&site));
+        assert!(online_endpoint(&site).len() <= 32 - 9 && workspace(&site).len() <= 33 - 9);
         assert!(server(&site, "database").len() <= 63 && server(&site, "replica") != server(&site, "database"));
         let long = Site { environment: "a--b".parse().unwrap(), name: "c".repeat(20).parse().unwrap(), ..site.clone() };
         assert!(redis(&long).len() <= 60 && !redis(&long).contains("--"), "{}", redis(&long));

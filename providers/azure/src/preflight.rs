@@ -16,10 +16,11 @@ use crate::api::{Api, Call, RESOURCES, SUBSCRIPTIONS, tags_at};
 use crate::compute::Offer;
 use crate::kinds::budgets::{self, BUDGET};
 use crate::kinds::cluster::SPOT;
+use crate::kinds::machine_learning::{self, DEPLOYMENT};
 use crate::kinds::network::{DATABASES, NETWORK};
 use crate::kinds::{database, dns};
 use crate::row::LOCATION;
-use crate::tables::machines::{self, ALL, ALL_SPOT, Machine};
+use crate::tables::machines::{self, ALL, ALL_SPOT, Machine, ServingSize};
 use crate::{policy, restrictions};
 
 /// The API versions of locks and of permissions.
@@ -39,6 +40,11 @@ const SURGE_OF: u64 = 10;
 const NO_REGION: [&str; 2] = ["LocationNotAvailableForResourceType", "NoRegisteredProviderFound"];
 /// What an operator does about a quota.
 const RAISE: &str = "raise it: portal, Subscriptions > Usage + quotas; a new subscription has no GPUs until then";
+const RAISE_SERVING: &str = "raise it: portal, Quotas > Machine learning; a new subscription has no GPUs until then";
+/// The types of the quotas of Azure Machine Learning: of a family of machines, and of all machines in a region. Those of workspaces have
+/// the same names (<https://learn.microsoft.com/rest/api/azureml/usages/list>).
+const OF_FAMILIES: &str = "Microsoft.MachineLearningServices/vmFamily/usages";
+const OF_REGION: &str = "Microsoft.MachineLearningServices/dedicatedCores/usages";
 /// The checks of names that are unique in all of Azure: the kind, the path, the API version, the type, and the member with its name.
 const GLOBAL: [(&str, &str, &str, &str); 3] = [
     (
@@ -72,6 +78,7 @@ pub(crate) async fn preflight(api: &Arc<Api>, wanted: &[Wanted]) -> Vec<Problem>
         ("the names", names(api, wanted).boxed()),
         ("the global names", taken(api, wanted).boxed()),
         ("the machine sizes and quotas", machines(api, wanted).boxed()),
+        ("the quota of Azure Machine Learning", serving(api, wanted).boxed()),
         ("the region of the replica", replicas(api, wanted).boxed()),
         ("the locks", locks(api, wanted).boxed()),
         ("the address ranges", overlaps(api, wanted).boxed()),
@@ -377,6 +384,71 @@ fn needs(pools: &[Pool<'_>], offers: &BTreeMap<String, Offer>) -> BTreeMap<Strin
         }
     }
     needs
+}
+
+/// Whether Azure Machine Learning accepts the machines of deployments: its quotas are others than those of virtual machines, and while a
+/// release is deployed the machines of the one before it count too.
+async fn serving(api: &Api, wanted: &[Wanted]) -> Vec<Problem> {
+    let wanted: Vec<&Wanted> = of_kind(wanted, DEPLOYMENT).collect();
+    if wanted.is_empty() {
+        return Vec::new();
+    }
+    let path = format!("/providers/{}/locations/{}/usages", machine_learning::SERVICE, api.region);
+    let usages = match api.list(Call::get(api.of_subscription(&path), machine_learning::VERSION)).await {
+        Ok(usages) => usages,
+        Err(error) if crate::api::is_unregistered(&error) => return Vec::new(),
+        Err(error) => return vec![unknown("the quota of Azure Machine Learning", &error)],
+    };
+    let of_type = |kind: &'static str| {
+        usages.iter().filter(move |usage| usage["type"].as_str().is_some_and(|found| found.eq_ignore_ascii_case(kind)))
+    };
+    let mut problems = Vec::new();
+    for one in wanted {
+        let Some(machine) = machines::serving_named(text(one, "machine")) else { continue };
+        let is_own = |usage: &&Value| family(usage["name"]["value"].as_str()) == family(Some(machine.quota));
+        let of_family = of_type(OF_FAMILIES).find(is_own);
+        if of_family.is_none() {
+            let cause =
+                format!("Azure lists no quota of Azure Machine Learning for {} in {}", machine.name, api.region);
+            problems.push(Problem::warning(one.id.as_str(), cause, "look it up: portal, Quotas > Machine learning"));
+        }
+        let all = of_family.into_iter().chain(of_type(OF_REGION));
+        problems.extend(all.filter_map(|usage| exceeded(one, machine, usage, &api.region)));
+    }
+    problems
+}
+
+/// Whether the machines of a deployment are more than a quota allows.
+fn exceeded(one: &Wanted, machine: &ServingSize, usage: &Value, region: &str) -> Option<Problem> {
+    let (limit, used) = (usage["limit"].as_u64()?, usage["currentValue"].as_u64().unwrap_or_default());
+    let bound = |name: &str| one.spec.get("instances").and_then(|bounds| bounds[name].as_u64()).unwrap_or_default();
+    let (least, most) = (machine.needed(bound("min")), machine.needed(bound("max")));
+    let name = usage["name"]["value"].as_str().unwrap_or_default();
+    let quota = format!("the quota `{name}` of Azure Machine Learning in {region} allows {limit} vCPUs");
+    let place = one.id.as_str();
+    if most > limit {
+        let cause = format!("{quota}, and the machines with those reserved for upgrades may have {most}");
+        Some(Problem::new(place, cause, format!("lower `scaling.max` or `scaling.min`, or {RAISE_SERVING}")))
+    } else if most.saturating_mul(2) > limit {
+        let cause = format!("{quota}, and a release may need {most} beside those of the one before it");
+        Some(Problem::warning(place, cause, format!("{RAISE_SERVING}; until then a changed release may fail")))
+    } else if used.saturating_add(least) > limit {
+        let cause = format!("{quota}; {used} are used, and a new deployment needs {least} more");
+        Some(Problem::warning(place, cause, RAISE_SERVING))
+    } else {
+        None
+    }
+}
+
+/// What is the same in the names of a family in both services: `standardDSv2Family`, and `Standard DSv2 Family Cluster Dedicated vCPUs`;
+/// nothing for machines of low priority, which no deployment has.
+fn family(name: Option<&str>) -> String {
+    let letters = name.unwrap_or_default().chars().filter(char::is_ascii_alphanumeric);
+    let letters = letters.collect::<String>().to_ascii_lowercase();
+    match letters.split_once("family") {
+        Some((start, end)) if !end.contains("lowpriority") => start.trim_start_matches("standard").to_owned(),
+        _ => String::new(),
+    }
 }
 
 /// Replicas of databases in regions where the subscription cannot create a server.
@@ -724,6 +796,19 @@ mod tests {
             ("Microsoft.Storage/storageAccounts/write", false),
         ] {
             assert_eq!(is_held(&held, action), expected, "{action}");
+        }
+    }
+
+    #[test]
+    fn families_have_the_same_name_in_both_services() {
+        for (name, expected) in [
+            ("standardDSv2Family", "dsv2"),
+            ("Standard DSv2 Family Cluster Dedicated vCPUs", "dsv2"),
+            ("Standard NCASv3_T4 Family Cluster Dedicated vCPUs", "ncasv3t4"),
+            ("Standard DSv2 Family Cluster Low Priority vCPUs", ""),
+            ("Total Cluster Dedicated Regional vCPUs", ""),
+        ] {
+            assert_eq!(family(Some(name)), expected, "{name}");
         }
     }
 

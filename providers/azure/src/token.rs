@@ -31,6 +31,8 @@ pub(crate) const MANAGEMENT: &str = "https://management.azure.com/.default";
 pub(crate) const CLUSTERS: &str = "6dae42f8-4368-4678-94ff-3960e28e3630/.default";
 /// The scope of registries of images: <https://learn.microsoft.com/azure/container-registry/container-registry-disable-authentication-as-arm>.
 pub(crate) const REGISTRIES: &str = "https://containerregistry.azure.net/.default";
+/// The scope of requests to online endpoints: <https://learn.microsoft.com/azure/machine-learning/concept-endpoints-online-auth>.
+pub(crate) const SCORING: &str = "https://ml.azure.com/.default";
 /// The authority of the public cloud.
 const AUTHORITY: &str = "https://login.microsoftonline.com";
 /// How long before its end a token is renewed.

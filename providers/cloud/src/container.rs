@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 use textnlp_provider::Spec;
 use textnlp_provider::component::{InferenceEndpoint, Model};
 
+use crate::image::PUSH_IT;
+
 /// The most bytes of one variable: <https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_ContainerDefinition.html>.
 const MOST_OF_VALUE: usize = 1024;
 
@@ -46,7 +48,28 @@ pub fn by_digest(image: &str) -> String {
     )
 }
 
+/// Why a container cannot be made: the setting, the cause and the fix.
+type ContainerProblem = (&'static str, String, String);
+
 impl ContainerHost {
+    /// What a container runs: its image by the digest, and its variables. `registry` is an address to push images to.
+    pub fn container(
+        &self,
+        endpoint: &InferenceEndpoint,
+        more: BTreeMap<String, String>,
+        registry: &str,
+    ) -> Result<(String, BTreeMap<String, String>), Vec<ContainerProblem>> {
+        let Some(image) = &endpoint.image else {
+            let cause = "there is no image: `registry.url` is not set, or none can be made of this program";
+            let fix = format!("write `registry: {{ url: {registry} }}`; or {PUSH_IT}");
+            return Err(vec![("image", cause.to_owned(), fix)]);
+        };
+        let variables = self.variables(endpoint, more);
+        let variables = variables
+            .map_err(|problems| problems.into_iter().map(|(cause, fix)| ("models", cause, fix)).collect::<Vec<_>>())?;
+        Ok((by_digest(image), variables))
+    }
+
     /// The variables of a container with `more` of them, or what is wrong with its models: causes with their fixes.
     pub fn variables(
         &self,

@@ -583,6 +583,9 @@ pub struct InferenceEndpoint {
     /// The component that the image is pushed to; `None` if `up` does not push it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registry: Option<ComponentName>,
+    /// The component of the registry that the image is in; `None` for one of others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_in: Option<ComponentName>,
     /// The `server.yaml` tree, complete except for values of the provider: sockets, paths.
     pub config: Value,
     /// The models that it serves.

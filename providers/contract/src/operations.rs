@@ -166,6 +166,16 @@ pub struct SignedRequest {
     pub headers: Vec<(String, Secret)>,
 }
 
+impl SignedRequest {
+    /// A request with a JSON body that a bearer token authorizes.
+    pub fn bearer(url: impl Into<String>, token: &Secret) -> Self {
+        let token = format!("Bearer {}", token.expose_text().unwrap_or_default());
+        let headers = [("authorization", token), ("content-type", "application/json".to_owned())];
+        let headers = headers.map(|(name, value)| (name.to_owned(), Secret::new(value)));
+        Self { url: url.into(), headers: headers.into() }
+    }
+}
+
 /// Reads the count of replicas.
 #[async_trait]
 pub trait Scaling: Send + Sync {

@@ -34,6 +34,8 @@ words! {
         CloudRun = "cloud-run",
         /// As an endpoint of Google Vertex AI.
         Vertex = "vertex",
+        /// As an online endpoint of Azure Machine Learning.
+        AzureMl = "azure-ml",
     }
 }
 

@@ -6,12 +6,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use reqwest::Url;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE};
 use textnlp_cloud::{Images, NoSecrets};
-use textnlp_net::client::is_loopback;
+use textnlp_net::client::is_below;
 use textnlp_provider::operations::{Invocations, Operations, SignedRequest};
-use textnlp_provider::{Error, ErrorKind, Result, Secret, Site};
+use textnlp_provider::{Error, ErrorKind, Result, Site};
 use tokio::sync::OnceCell;
 
 use crate::access::Access;
@@ -51,19 +49,12 @@ impl InvocationOperations {
             let error = Error::new(ErrorKind::Unavailable, "call", self.name.clone());
             return Err(error.because("it has no name in DNS yet").hint("try again in some minutes"));
         };
-        if !is_google(&url) {
+        if !is_below(&url, DOMAIN) {
             let error = Error::new(ErrorKind::Denied, "call", self.name.clone());
             return Err(error.because(format!("its address `{url}` is none of Google, which gets no token")));
         }
         Ok((api, url))
     }
-}
-
-/// Whether an address is one that gets a token: of Google by TLS, or on this machine.
-fn is_google(url: &str) -> bool {
-    let Ok(url) = Url::parse(url) else { return false };
-    let is_known = url.host_str().is_some_and(|host| host.ends_with(DOMAIN));
-    is_loopback(&url) || (url.scheme() == "https" && url.port().is_none() && is_known)
 }
 
 impl Operations for InvocationOperations {
@@ -86,12 +77,7 @@ impl Invocations for InvocationOperations {
     async fn sign(&self, _body: &[u8]) -> Result<SignedRequest> {
         let (api, url) = self.endpoint.get_or_try_init(|| self.connect()).await?;
         let bearer = api.session.tokens.bearer().await?;
-        let token = format!("Bearer {}", bearer.token.expose_text().unwrap_or_default());
-        let headers = vec![
-            (AUTHORIZATION.to_string(), Secret::new(token)),
-            (CONTENT_TYPE.to_string(), Secret::new("application/json")),
-        ];
-        Ok(SignedRequest { url: url.clone(), headers })
+        Ok(SignedRequest::bearer(url, &bearer.token))
     }
 }
 
@@ -112,7 +98,7 @@ mod tests {
             ("https://evil-prediction.vertexai.goog/v1", false),
             ("nothing", false),
         ] {
-            assert_eq!(is_google(url), expected, "{url}");
+            assert_eq!(is_below(url, DOMAIN), expected, "{url}");
         }
     }
 }

@@ -89,12 +89,14 @@ pub enum Container {
     CloudRun,
     /// Of Vertex AI: there is `/invocations` instead of the API.
     Vertex,
+    /// Of Azure Machine Learning: there is `/invocations` instead of the API.
+    AzureMl,
 }
 
 impl Container {
     /// Whether its cloud passes on requests to `/invocations` only, and asks `/ping` whether it is ready.
     pub(crate) fn is_invoked(self) -> bool {
-        matches!(self, Self::Sagemaker | Self::Vertex)
+        matches!(self, Self::Sagemaker | Self::Vertex | Self::AzureMl)
     }
 }
 
@@ -375,7 +377,7 @@ impl Monitoring {
 pub enum ConfigError {
     /// No file is given, and no variables are set.
     #[error(
-        "no configuration: write --config FILE; only containers of SageMaker, Cloud Run and Vertex AI have it in variables"
+        "no configuration: write --config FILE; only containers of SageMaker, Cloud Run, Vertex AI and Azure Machine Learning have it in variables"
     )]
     Missing,
     /// A container has its configuration and not the list of its models.

@@ -1,5 +1,5 @@
-//! `/ping` and `/invocations`: the contract of SageMaker for containers, which have no other routes. Vertex AI takes any two
-//! paths, and is told these.
+//! `/ping` and `/invocations`: the contract of SageMaker for containers, which have no other routes. Vertex AI and Azure
+//! Machine Learning take any paths, and are told these.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Containers of SageMaker, Vertex AI and Cloud Run, and that no other server answers like one of SageMaker.
+//! Containers of SageMaker, Vertex AI, Azure Machine Learning and Cloud Run, and that no other server answers like one of SageMaker.
 
 use serde_json::{Value, json};
 use textnlp_server::Server;
@@ -44,11 +44,20 @@ async fn container_of_sagemaker_answers_pings_and_invocations_and_nothing_else()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn container_of_vertex_ai_answers_pings_and_invocations_and_nothing_else() {
+    invoked_alone(Container::Vertex).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn container_of_azure_machine_learning_answers_pings_and_invocations_and_nothing_else() {
+    invoked_alone(Container::AzureMl).await;
+}
+
+async fn invoked_alone(container: Container) {
     let folder = tempfile::tempdir().unwrap();
     write_model(&path(&folder, "tiny"), Shape { chat: true, ..Shape::default() });
     let setup = Setup { models: Some(MODELS), api: "require_https: true\ndocs: true", ..Setup::default() };
-    let server = Server::start(config(&folder, &setup).contained(Container::Vertex)).await.unwrap();
-    assert!(server.metrics_address().is_none(), "Vertex AI reaches one port");
+    let server = Server::start(config(&folder, &setup).contained(container)).await.unwrap();
+    assert!(server.metrics_address().is_none(), "the cloud reaches one port");
     let client = Client::new(server.address());
     until("the container is ready", async || client.send("GET", "/ping", &[], b"").await.status == 200).await;
     let body = json!({ "prompt": "a", "max_tokens": 4, "ignore_eos": true }).to_string();

@@ -420,7 +420,7 @@ impl SiteSettings {
 
     /// Whether the cloud runs its servers as an inference endpoint, and authorizes their callers.
     pub fn is_endpoint(&self) -> bool {
-        matches!(self.runtime, Runtime::Sagemaker | Runtime::CloudRun | Runtime::Vertex)
+        matches!(self.runtime, Runtime::Sagemaker | Runtime::CloudRun | Runtime::Vertex | Runtime::AzureMl)
     }
 
     /// Whether its servers are started from an image.

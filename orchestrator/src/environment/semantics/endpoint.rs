@@ -25,7 +25,7 @@ const WITHOUT_EFFECT: &[&str] = &[
 const WITHOUT_EFFECT_ON_CLOUD_RUN: &[&str] =
     &["gpu.count", "gpu.per_machine", "gpu.spot", "scaling.requests_per_second"];
 
-/// What endpoints of SageMaker and Vertex AI do not have: each replica has the GPUs of its machine.
+/// What other endpoints do not have: each replica has the GPUs of its machine.
 const WITHOUT_EFFECT_ON_ENDPOINTS: &[&str] = &["gpu.count", "gpu.per_machine", "gpu.spot"];
 
 impl Checker<'_> {
@@ -35,7 +35,7 @@ impl Checker<'_> {
         if site.instance_type.is_some() {
             let path = format!("{at}.instance_type");
             match site.runtime {
-                Runtime::Sagemaker | Runtime::Vertex => {}
+                Runtime::Sagemaker | Runtime::Vertex | Runtime::AzureMl => {}
                 Runtime::Kubernetes if self.environment.cluster.node_size.is_some() => {
                     let cause = "`cluster.node_size` chooses the machines of the same nodes";
                     self.error(&path, cause, "remove one of the two");
@@ -43,7 +43,11 @@ impl Checker<'_> {
                 Runtime::Kubernetes => {}
                 runtime => {
                     let cause = format!("with `runtime: {runtime}` it has no effect");
-                    self.error(&path, cause, "remove it, or write `runtime: sagemaker`, `vertex` or `kubernetes`");
+                    self.error(
+                        &path,
+                        cause,
+                        "remove it, or write `runtime: sagemaker`, `vertex`, `azure-ml` or `kubernetes`",
+                    );
                 }
             }
         }
@@ -73,7 +77,7 @@ impl Checker<'_> {
         }
         let more: &[&str] = match site.runtime {
             Runtime::CloudRun => WITHOUT_EFFECT_ON_CLOUD_RUN,
-            Runtime::Sagemaker | Runtime::Vertex => WITHOUT_EFFECT_ON_ENDPOINTS,
+            Runtime::Sagemaker | Runtime::Vertex | Runtime::AzureMl => WITHOUT_EFFECT_ON_ENDPOINTS,
             _ => &[],
         };
         for path in WITHOUT_EFFECT.iter().chain(more).filter(|path| !self.is_shipped(path)).collect::<Vec<_>>() {

@@ -402,6 +402,14 @@ fn settings_without_effect_on_an_inference_endpoint_are_errors() {
         assert!(said.contains(&refused), "{path}: {said}");
     }
     assert!(said.contains("error: `sites[0].cluster.resources`"), "{said}");
+    let fits = with(
+        "runtime: azure-ml, instance_type: Standard_F8s_v2, cluster: { image: r.example/t:1 }",
+        "scaling: { max: 4, requests_per_second: 5 }\n",
+    );
+    assert!(!fits.contains("error"), "{fits}");
+    let said = with("runtime: azure-ml, cluster: { context: a }", "gpu: { size: large, count: 2 }\n");
+    assert!(said.contains("error: `gpu.count`: it has no effect with `runtime: azure-ml`"), "{said}");
+    assert!(said.contains("error: `sites[0].cluster.context`"), "{said}");
     let said = with("runtime: sagemaker }, { name: two, provider: onprem, role: secondary", "");
     assert!(said.contains("an inference endpoint is the only site of its environment"), "{said}");
 }

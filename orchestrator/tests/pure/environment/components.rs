@@ -862,3 +862,20 @@ fn inference_endpoint_has_its_models_and_image_and_neither_secrets_nor_a_gateway
     assert!(!endpoint.to_string().contains(r#""kind":"memory""#), "it keeps no vectors: {endpoint}");
     assert!(!environment.runs_here() && environment.is_endpoint());
 }
+
+#[test]
+fn an_endpoint_knows_whether_its_image_is_in_the_registry_of_the_environment() {
+    let of = |image: &str| {
+        let site = "name: here, provider: aws, region: eu-west-1, runtime: sagemaker";
+        let site = format!("{site}, cluster: {{ image: {image} }}");
+        let text = GOOD.replace("name: here, provider: onprem", &site) + "registry: { url: r.example.com/text }\n";
+        let environment = load(&text, &Overrides::default(), &Catalogue::default()).unwrap().environment;
+        let (_, parts) = components(&environment, &Release::resolve(&environment, &artifacts())).remove(0);
+        let server = parts.into_iter().find(|part| part.name.as_str() == "server").unwrap();
+        let ComponentSpec::InferenceEndpoint(endpoint) = server.part else { panic!("it is no endpoint") };
+        assert_eq!(endpoint.registry, None, "`up` does not push it");
+        endpoint.image_in.map(|name| name.as_str().to_owned())
+    };
+    assert_eq!(of("r.example.com/cuda:1").as_deref(), Some("registry"));
+    assert_eq!(of("other.example.com/text:1"), None);
+}

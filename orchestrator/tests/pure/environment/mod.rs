@@ -647,7 +647,7 @@ fn unsupported_provider_settings_are_refused_by_name() {
         .assert_eq(&with("name: here, provider: onprm"));
     expect!["mine.yaml:4:50: not yet: `sites[0].runtime`: provider `onprem` does not support the runtime `kubernetes`; use `process`"]
         .assert_eq(&with("name: here, provider: onprem, runtime: kubernetes"));
-    expect!["mine.yaml:4:50: error: `sites[0].runtime`: `proces` is not one of `process`, `kubernetes`, `sagemaker`, `cloud-run`, `vertex`; did you mean `process`?"]
+    expect!["mine.yaml:4:50: error: `sites[0].runtime`: `proces` is not one of `process`, `kubernetes`, `sagemaker`, `cloud-run`, `vertex`, `azure-ml`; did you mean `process`?"]
         .assert_eq(&with("name: here, provider: onprem, runtime: proces"));
     expect!["mine.yaml:4:33: error: `sites[0].provider`: provider detection did not run; write one, such as `provider: onprem`"].assert_eq(&with("name: here, provider: auto"));
 }

@@ -65,6 +65,7 @@ fn served() -> InferenceEndpoint {
         instance_type: None,
         image: Some(format!("{}:1.0-a@{IMAGE}", repository())),
         registry: Some("registry".parse().unwrap()),
+        image_in: Some("registry".parse().unwrap()),
         config: json!({ "textnlp": {
             "environment": "staging", "api": { "drain_seconds": 30 }, "models": { "serve": [{ "name": "tiny" }] },
             // Longer than one variable.

@@ -332,14 +332,14 @@ fn number(version: &Value) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.split('.').next()?.parse().ok()?))
 }
 
-fn identity(id: &Value) -> Value {
+pub(super) fn identity(id: &Value) -> Value {
     match id.as_str() {
         Some(id) => json!({ "type": "UserAssigned", "userAssignedIdentities": { id: {} } }),
         None => Value::Null,
     }
 }
 
-fn identified(document: &Value) -> Value {
+pub(super) fn identified(document: &Value) -> Value {
     let all = document["identity"]["userAssignedIdentities"].as_object();
     all.and_then(|all| all.keys().next()).map_or(Value::Null, |id| id.as_str().into())
 }

@@ -7,6 +7,7 @@ pub(crate) mod dns;
 mod endpoints;
 mod group;
 pub(crate) mod identity;
+pub(crate) mod machine_learning;
 pub(crate) mod monitoring;
 pub(crate) mod network;
 pub(crate) mod redis;
@@ -34,6 +35,7 @@ pub(crate) static ALL: &[&[Row]] = &[
     dns::ROWS,
     traffic::ROWS,
     monitoring::ROWS,
+    machine_learning::ROWS,
     budgets::ROWS,
 ];
 

@@ -5,7 +5,7 @@ use textnlp_provider::component::{Database, MaintenanceWindow, Postgres};
 use textnlp_provider::settings::Hosting;
 use textnlp_provider::{Ownership, ResourceId};
 
-use super::network::{MOST, NEEDED};
+use super::network::{MOST, needed};
 use super::{Lowering, NETWORK, output};
 use crate::kinds::network::{DATABASE, DATABASES, TO_REPLICA, TO_SOURCE};
 use crate::names;
@@ -164,7 +164,7 @@ impl Lowering<'_> {
         let id = format!("/subscriptions/{}/resourceGroups/{name}", self.site.account);
         let spec = json!({ "subscription": self.site.account, "name": name, "location": region });
         let group = self.part("remote-group", "azure.group", spec);
-        for number in 1..=NEEDED.len() {
+        for number in 1..=needed(self.site).len() {
             self.after(self.part_of(NETWORK, &format!("provider-{number}")));
         }
         let name = names::of(self.site, "network-remote", MOST);

@@ -15,6 +15,9 @@
 //! connects the two networks: `peering`, `remote-peering`, `zone-remote-link`, `remote-zone-link` |
 //! | cache | `SITE/cache/redis`, `group`: a managed cache of vectors and its database; `endpoint`, `names`, `zone`, `zone-link`: its address and
 //! its name in the network; `provider`: its registered resource provider |
+//! | inference endpoint | `SITE/server/group`, `provider-N`: as of a network, which such a site does not have; `identity`: what the servers run
+//! as; `storage`, `storage-role`, `vault`: what a workspace has; `workspace`, `environment`, `endpoint`, `deployment`, `autoscale` if there
+//! is a maximum, and `traffic` |
 //! | endpoint | `SITE/gateway/record`, `tenants-record`: the names that clients use, in an existing zone; with several sites `traffic`, the
 //! site in the profile that answers for them, and `name`, the site's own name |
 //! | monitoring | `SITE/monitoring/mailboxes`: the action group; `alert-NAME`: metric alerts; `overview`, a workbook, with a
@@ -28,6 +31,7 @@ mod models;
 mod monitoring;
 mod network;
 mod registry;
+mod serving;
 
 pub(crate) use cluster::NODES_PART;
 pub(crate) use dns::NOTICES_AFTER;
@@ -35,6 +39,7 @@ pub(crate) use models::bucket_identity;
 pub use models::models_container;
 use serde_json::{Value, json};
 use textnlp_provider::component::ComponentSpec;
+use textnlp_provider::settings::Runtime;
 use textnlp_provider::spec::OutputRef;
 use textnlp_provider::{
     Component, ComponentName, DataClass, KindName, Need, Ownership, Problem, Problems, ResourceId, Site, Spec, Wanted,
@@ -45,6 +50,9 @@ use crate::{names, table};
 /// The components that others refer to.
 const NETWORK: &str = "network";
 const MODELS: &str = "models";
+const SERVER: &str = "server";
+/// The part of the servers that is their identity.
+const SERVER_IDENTITY: &str = "identity";
 /// The most tags of an object, of which this program needs four: private DNS zones have 15 (Azure/azure-rest-api-specs#13600).
 const MOST_TAGS: usize = 15 - 4;
 /// Characters that no key of a tag has: <https://learn.microsoft.com/azure/azure-resource-manager/management/tag-resources>.
@@ -61,6 +69,7 @@ pub(crate) fn lower(component: &Component, site: &Site) -> Result<Vec<Wanted>, P
         ComponentSpec::Registry(registry) => lowering.registry(registry),
         ComponentSpec::Cluster(cluster) => lowering.cluster(cluster),
         ComponentSpec::Endpoint(endpoint) => lowering.endpoint(endpoint),
+        ComponentSpec::InferenceEndpoint(endpoint) => lowering.serving(endpoint),
         ComponentSpec::Monitoring(monitoring) => lowering.monitoring(monitoring),
         // Objects inside of the cluster, and secrets and certificates on the operator's machine, are other providers'.
         _ => {}
@@ -154,8 +163,13 @@ impl Lowering<'_> {
             && ownership == Ownership::Ours;
         self.wanted.push(Wanted { id, kind: name, site, via: None, spec, needs, ownership, protected });
         if is_in_group {
-            self.after(self.part_of(NETWORK, "group"));
+            self.after(self.part_of(self.first(), "group"));
         }
+    }
+
+    /// The component with the group of the site and its registered resource providers.
+    fn first(&self) -> &'static str {
+        if is_served(self.site) { SERVER } else { NETWORK }
     }
 
     /// Adds a dependency of the last resource that no reference in its spec states.
@@ -203,6 +217,11 @@ impl Lowering<'_> {
     }
 }
 
+/// Whether Azure Machine Learning runs the servers of a site, without a cluster and a network.
+fn is_served(site: &Site) -> bool {
+    site.runtime == Runtime::AzureMl
+}
+
 /// A reference to an output.
 fn output(resource: &ResourceId, field: &str) -> Value {
     json!(OutputRef::new(resource.clone(), field))
@@ -215,7 +234,7 @@ pub(crate) mod tests {
     use textnlp_provider::CloudId;
     use textnlp_provider::cluster::{Capacity, ClusterGpus, ClusterSite, NodeChoice};
     use textnlp_provider::component::{Cluster, GpuPool, Model, ModelReplica, ModelStore, Network, Registry};
-    use textnlp_provider::settings::{GpuSize, Runtime, Spot};
+    use textnlp_provider::settings::{GpuSize, Spot};
     use textnlp_provider::units::{Bytes, Cores};
 
     use super::*;

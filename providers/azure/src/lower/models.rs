@@ -7,8 +7,8 @@ use textnlp_provider::cluster::{BucketIdentity, IdentityToken, MODELS_ACCOUNT};
 use textnlp_provider::component::ModelStore;
 use textnlp_provider::{CloudId, Component, ComponentName, OutputRef, Ownership, ResourceId, Site};
 
-use super::network::NEEDED;
-use super::{Lowering, MODELS, NETWORK, output};
+use super::network::needed;
+use super::{Lowering, MODELS, SERVER, SERVER_IDENTITY, is_served, output};
 use crate::kinds::identity::BLOB_READER;
 use crate::kinds::storage::{ACCOUNT_NAME, NEW_POLICY, POLICY_ID, RULE_ID};
 use crate::names;
@@ -27,10 +27,12 @@ const SCHEME: &str = "az";
 const CONTAINER_ID: &str = "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.storage/storageaccounts/{account}/blobservices/default/containers/{container}";
 /// The parts that are the account and the container.
 const ACCOUNT: &str = "account";
-const PART: &str = "container";
+pub(super) const PART: &str = "container";
 /// The parts that give pods the right to read it: their identity, and what they sign in with.
 const IDENTITY: &str = "reader-identity";
 const READER: &str = "reader";
+/// The part that is the role of the servers on it.
+pub(super) const READER_ROLE: &str = "reader-role";
 /// The most characters of the name of an identity that this program gives.
 const MOST_OF_IDENTITY: usize = 63;
 /// The component of a site's cluster.
@@ -66,7 +68,8 @@ impl Lowering<'_> {
                 self.replica(&replica.region, &container, store.archive_after_days);
             }
         }
-        if self.site.protect_data {
+        // The key is for what is in a cluster.
+        if self.site.protect_data && !is_served(self.site) {
             let spec = self.of_group(json!({ "name": names::vault(self.site), "soft_delete_days": VAULT_DAYS }));
             let Some(vault) = self.part("vault", "azure.vault", spec) else { return };
             self.part("key", "azure.key", json!({ "name": "data", "vault": output(&vault, "id"), "bits": BITS }));
@@ -112,8 +115,8 @@ impl Lowering<'_> {
         let id = format!("/subscriptions/{}/resourceGroups/{name}", self.site.account);
         let spec = json!({ "subscription": self.site.account, "name": name, "location": region });
         let group = self.part("replica-group", "azure.group", spec);
-        for number in 1..=NEEDED.len() {
-            self.after(self.part_of(NETWORK, &format!("provider-{number}")));
+        for number in 1..=needed(self.site).len() {
+            self.after(self.part_of(self.first(), &format!("provider-{number}")));
         }
         let mut spec = account_spec(&names::storage(self.site, "models-replica"), region, false);
         (spec["group"], spec["location"]) = (json!(id), json!(region));
@@ -143,13 +146,16 @@ impl Lowering<'_> {
         self.part("policy", "azure.replication-policy", spec);
     }
 
-    /// The identity of the servers' pods, which reads the site's container, if models come from there.
+    /// The role of the servers on the site's container, if models come from there: of pods, which have an identity for it, or of containers
+    /// of Azure Machine Learning.
     fn reader(&mut self, store: &ModelStore, (account, own): (&str, &str), container: &ResourceId) {
-        let Some(namespace) = self.site.cluster.as_deref().filter(|site| !site.existing).map(|site| &site.namespace)
-        else {
-            return;
+        let cluster = self.site.cluster.as_deref().filter(|site| !site.existing);
+        let subject = cluster.map(|site| format!("system:serviceaccount:{}:{MODELS_ACCOUNT}", site.namespace));
+        let who = match &subject {
+            Some(_) => "pods",
+            None if is_served(self.site) => "servers",
+            None => return,
         };
-        let subject = format!("system:serviceaccount:{namespace}:{MODELS_ACCOUNT}");
         let mut is_read = false;
         for model in &store.models {
             let named = match model.source.strip_prefix("az://") {
@@ -159,8 +165,10 @@ impl Lowering<'_> {
             };
             is_read = true;
             if named != own {
-                let cause =
-                    format!("model `{}` is in the container {named}, on which the site gives pods no role", model.name);
+                let cause = format!(
+                    "model `{}` is in the container {named}, on which the site gives {who} no role",
+                    model.name
+                );
                 let fix = format!(
                     "push it to the container of the site: `AZURE_STORAGE_ACCOUNT_NAME={account} textnlp-deploy model push SOURCE az://{own}/`; or name that container in `storage.existing`"
                 );
@@ -170,9 +178,14 @@ impl Lowering<'_> {
         if !is_read {
             return;
         }
+        let Some(subject) = subject else {
+            let principal = self.output_of(SERVER, SERVER_IDENTITY, "principal");
+            self.role(READER_ROLE, &output(container, "id"), BLOB_READER, &principal);
+            return;
+        };
         let identity = self.of_group(json!({ "name": names::of(self.site, MODELS, MOST_OF_IDENTITY) }));
         let Some(identity) = self.part(IDENTITY, "azure.identity", identity) else { return };
-        let role = self.role("reader-role", &output(container, "id"), BLOB_READER, &output(&identity, "principal"));
+        let role = self.role(READER_ROLE, &output(container, "id"), BLOB_READER, &output(&identity, "principal"));
         let cluster = CLUSTER.parse::<ComponentName>().map(|cluster| ResourceId::of(&self.site.name, &cluster));
         let issuer = cluster.map_or(Value::Null, |cluster| output(&cluster, "issuer"));
         let credential = json!({
@@ -188,7 +201,7 @@ impl Lowering<'_> {
 }
 
 /// An account without its group and location. A change feed is what copies are made by.
-fn account_spec(name: &str, region: &str, change_feed: bool) -> Value {
+pub(super) fn account_spec(name: &str, region: &str, change_feed: bool) -> Value {
     json!({
         "name": name,
         "sku": if zones::zones(region).is_empty() { "Standard_LRS" } else { "Standard_ZRS" },

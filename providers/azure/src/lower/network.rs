@@ -4,9 +4,9 @@ use serde_json::json;
 use textnlp_cloud::Range;
 use textnlp_cloud::document::{capture, last};
 use textnlp_provider::component::Network;
-use textnlp_provider::{CloudId, Ownership};
+use textnlp_provider::{CloudId, Ownership, Site};
 
-use super::{Lowering, output};
+use super::{Lowering, is_served, output};
 use crate::kinds::network::{DATABASE, DATABASES, NODES};
 use crate::names;
 
@@ -24,8 +24,8 @@ const MOST_OF_SUBNET: usize = 80;
 /// The parts that are the subnets, that of the nodes first.
 const SUBNETS: [&str; 2] = ["subnet", "database-subnet"];
 
-/// The resource providers that a site needs.
-pub(crate) const NEEDED: [&str; 8] = [
+/// The resource providers that a site with a cluster needs.
+const NEEDED: [&str; 8] = [
     "Microsoft.Compute",
     "Microsoft.ContainerRegistry",
     "Microsoft.ContainerService",
@@ -35,6 +35,24 @@ pub(crate) const NEEDED: [&str; 8] = [
     "Microsoft.Network",
     "Microsoft.Storage",
 ];
+
+/// The resource providers that a site in Azure Machine Learning needs. A deployment fails with `SubscriptionNotRegistered` without
+/// Cdn and PolicyInsights (MicrosoftLearning/mslearn-azure-ml#106).
+const NEEDED_TO_SERVE: [&str; 8] = [
+    "Microsoft.Cdn",
+    "Microsoft.ContainerRegistry",
+    "Microsoft.Insights",
+    "Microsoft.KeyVault",
+    "Microsoft.MachineLearningServices",
+    "Microsoft.ManagedIdentity",
+    "Microsoft.PolicyInsights",
+    "Microsoft.Storage",
+];
+
+/// The resource providers that a site needs.
+pub(super) fn needed(site: &Site) -> &'static [&'static str] {
+    if is_served(site) { &NEEDED_TO_SERVE } else { &NEEDED }
+}
 
 /// The range of a site: the network is its first half, and pods and services are in the other one, as an overlay needs.
 fn range(cidr: &str) -> Result<Range, (String, &'static str)> {
@@ -125,10 +143,10 @@ impl Lowering<'_> {
     }
 
     /// The resource providers, and the group that every other resource of the site is in.
-    fn group(&mut self) {
+    pub(super) fn group(&mut self) {
         let subscription = json!(self.site.account);
         let mut providers = Vec::new();
-        for (place, name) in NEEDED.iter().enumerate() {
+        for (place, name) in needed(self.site).iter().enumerate() {
             let spec = json!({ "subscription": subscription, "name": name });
             providers.push(self.part(&format!("provider-{}", place + 1), "azure.provider", spec));
         }

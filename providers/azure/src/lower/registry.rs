@@ -4,9 +4,13 @@ use serde_json::json;
 use textnlp_cloud::{PUSH_IT, tag_and_digest};
 use textnlp_provider::component::Registry;
 
-use super::{Lowering, output};
+use super::{Lowering, SERVER, SERVER_IDENTITY, is_served, output};
 use crate::kinds::identity::ACR_PULL;
 use crate::transport::REGISTRIES;
+
+/// The parts that are the images, and the right to pull them.
+pub(super) const REPOSITORY: &str = "repository";
+pub(super) const PULL: &str = "pull";
 
 impl Lowering<'_> {
     /// Another registry is the operator's.
@@ -50,12 +54,17 @@ impl Lowering<'_> {
             let spec = json!({
                 "registry": output(&own, "id"), "name": repository, "images": [tag_and_digest(image)],
             });
-            self.part("repository", "azure.repository", spec);
+            self.part(REPOSITORY, "azure.repository", spec);
+        }
+        if is_served(self.site) {
+            let principal = self.output_of(SERVER, SERVER_IDENTITY, "principal");
+            self.role(PULL, &output(&own, "id"), ACR_PULL, &principal);
+            return;
         }
         // The identity of the nodes pulls, not that of the cluster (Azure/AKS#4275).
         let cluster = textnlp_provider::ComponentName::new("cluster");
         let Ok(cluster) = cluster.map(|name| textnlp_provider::ResourceId::of(&self.site.name, &name)) else { return };
-        self.role("pull", &output(&own, "id"), ACR_PULL, &output(&cluster, "nodes"));
+        self.role(PULL, &output(&own, "id"), ACR_PULL, &output(&cluster, "nodes"));
     }
 }
 

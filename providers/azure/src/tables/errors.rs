@@ -29,6 +29,14 @@ const fn row(code: &'static str, phrase: &'static str, kind: ErrorKind, hint: Hi
 }
 
 const RAISE: Hint = Some("raise the quota that the message names: portal, Subscriptions > Usage + quotas");
+const RAISE_SERVING: Hint = Some("raise the quota that the message names: portal, Quotas > Machine learning");
+const PURGE: Hint = Some(
+    "a deleted workspace has the name: purge or recover it in the portal, Azure Machine Learning > Recently deleted",
+);
+const LOGS: Hint = Some(
+    "`textnlp-deploy logs` names the command that shows why; a failed deployment may cost until the next `up` or `down`",
+);
+const WAIT: Hint = Some("a new role takes some minutes to be effective: run the same command again");
 const OTHER: Hint = Some("choose another `gpu.size` or another region, or try later");
 const POLICY: Hint = Some("a policy of your organization refuses it: ask its administrator for an exemption");
 const ROLE: Hint = Some("`textnlp-deploy plan --policy` prints the role that this plan needs");
@@ -145,6 +153,23 @@ const ROWS: &[Row<(), Hint>] = &[
     // hashicorp/terraform#11485: names that others have, or that live on.
     row("VaultAlreadyExists", "", Exists, NAME),
     row("ConflictError", "deleted", Exists, NAME),
+    // Azure/ResourceModules#3397, Azure/mlops-project-template#29, Azure/azureml-examples#1930.
+    row("BadRequest", "oft-deleted workspace", Exists, PURGE),
+    row("BadRequest", "needs to be unique", Exists, NAME),
+    row("UserError", "needs to be unique", Exists, NAME),
+    // MicrosoftLearning/mslearn-azure-ml#30, Azure/mlops-v2#124.
+    row("InferencingClientCreateDeploymentFailed", "quota", Quota, RAISE_SERVING),
+    row("InferencingClientCreateDeploymentFailed", "Quota", Quota, RAISE_SERVING),
+    // <https://learn.microsoft.com/azure/machine-learning/how-to-troubleshoot-online-endpoints>, MicrosoftDocs/azure-docs#121466,
+    // MicrosoftDocs/azure-docs#107890, Azure/azureml-examples#3983.
+    row("OutOfQuota", "apacity", Capacity, OTHER),
+    row("OutOfQuota", "uota", Quota, RAISE_SERVING),
+    row("OutOfQuota", "", Invalid, Some("choose a larger `instance_type`: memory or disk does not suffice")),
+    row("BadArgument", "permission", Conflict, WAIT),
+    row("BadArgument", "authorization", Conflict, WAIT),
+    row("BadArgument", "has crashed", Invalid, LOGS),
+    row("ResourceNotReady", "", Invalid, LOGS),
+    row("OperationCanceled", "", Conflict, None),
     row("StorageAccountAlreadyTaken", "", Exists, NAME),
     row("StorageAccountAlreadyExists", "", Exists, NAME),
     row("AlreadyInUse", "", Exists, NAME),
@@ -238,12 +263,38 @@ mod tests {
     }
 
     #[test]
+    fn names_and_quotas_of_azure_machine_learning_are_in_its_messages() {
+        for (code, message, expected) in [
+            ("BadRequest", "Soft-deleted workspace exists. Please purge or recover it.", Exists),
+            ("BadRequest", "Endpoint name needs to be unique within a region.", Exists),
+            ("InferencingClientCreateDeploymentFailed", "Not enough quota available for Standard_DS3_v2.", Quota),
+            ("InferencingClientCreateDeploymentFailed", "The image has no digest.", Invalid),
+        ] {
+            assert_eq!(of(&[code], Some(400), message), expected, "{message}");
+        }
+        // Those of operations have no status.
+        for (code, message, expected, hint) in [
+            ("OutOfQuota", "Not enough cluster CPU quota", Quota, RAISE_SERVING),
+            ("OutOfQuota", "There is not enough VM capacity in the region", Capacity, OTHER),
+            ("BadArgument", "Endpoint identity does not have pull permission on the registry.", Conflict, WAIT),
+            ("BadArgument", "User container has crashed or terminated.", Invalid, LOGS),
+            ("ResourceNotReady", "User container has crashed or terminated.", Invalid, LOGS),
+        ] {
+            let (kind, _, said) = meaning(&[code.to_owned()], None, message);
+            assert_eq!((kind, said.as_deref()), (expected, hint), "{message}");
+        }
+        let (kind, _, hint) = meaning(&["OutOfQuota".to_owned()], None, "Not enough disk space");
+        assert!(kind == Invalid && hint.is_some_and(|hint| hint.contains("instance_type")));
+    }
+
+    #[test]
     fn what_passes_is_told_from_what_does_not() {
         for (codes, status, expected) in [
             (&["InUseSubnetCannotBeDeleted"][..], Some(400), Conflict),
             (&["PrincipalNotFound"], Some(400), Conflict),
             (&["RequestDisallowedByPolicy"], Some(403), Denied),
             (&["StorageAccountAlreadyTaken"], Some(409), Exists),
+            (&["BadRequest"], Some(400), Invalid),
             (&["PodDrainFailure"], None, Invalid),
             (&["UnheardOf"], Some(400), Invalid),
             (&["UnheardOf"], None, Unavailable),

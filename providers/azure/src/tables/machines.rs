@@ -144,6 +144,85 @@ pub fn of_size(size: GpuSize) -> Option<&'static Machine> {
     MACHINES.get(place)
 }
 
+/// A size for deployments of Azure Machine Learning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServingSize {
+    /// Its name: `Standard_DS3_v2`.
+    pub name: &'static str,
+    /// vCPUs.
+    pub vcpus: u32,
+    /// How many GPUs it has.
+    pub gpus: u32,
+    /// The family whose quota its vCPUs count against.
+    pub quota: &'static str,
+    /// Whether a fifth of the machines is reserved for upgrades.
+    pub is_reserved: bool,
+}
+
+const fn serving(name: &'static str, vcpus: u32, quota: &'static str) -> ServingSize {
+    ServingSize { name, vcpus, gpus: 0, quota, is_reserved: true }
+}
+
+const fn serving_gpus(
+    name: &'static str,
+    (vcpus, gpus): (u32, u32),
+    quota: &'static str,
+    is_reserved: bool,
+) -> ServingSize {
+    ServingSize { name, vcpus, gpus, quota, is_reserved }
+}
+
+/// The size of a deployment where the environment states none: 4 vCPUs and 14 GiB.
+pub const SERVING_SIZE: &str = "Standard_DS3_v2";
+
+/// Sizes that Azure Machine Learning deploys to, as of 2025-05, without the smallest ones
+/// (<https://learn.microsoft.com/azure/machine-learning/reference-managed-online-endpoints-vm-sku-list>).
+pub static SERVING: &[ServingSize] = &[
+    serving(SERVING_SIZE, 4, "standardDSv2Family"),
+    serving("Standard_DS4_v2", 8, "standardDSv2Family"),
+    serving("Standard_DS5_v2", 16, "standardDSv2Family"),
+    serving("Standard_D4as_v4", 4, "standardDASv4Family"),
+    serving("Standard_D8as_v4", 8, "standardDASv4Family"),
+    serving("Standard_D16as_v4", 16, "standardDASv4Family"),
+    serving("Standard_D32as_v4", 32, "standardDASv4Family"),
+    serving("Standard_E4s_v3", 4, "standardESv3Family"),
+    serving("Standard_E8s_v3", 8, "standardESv3Family"),
+    serving("Standard_E16s_v3", 16, "standardESv3Family"),
+    serving("Standard_E32s_v3", 32, "standardESv3Family"),
+    serving("Standard_F4s_v2", 4, "standardFSv2Family"),
+    serving("Standard_F8s_v2", 8, "standardFSv2Family"),
+    serving("Standard_F16s_v2", 16, "standardFSv2Family"),
+    serving("Standard_F32s_v2", 32, "standardFSv2Family"),
+    serving("Standard_F72s_v2", 72, "standardFSv2Family"),
+    serving_gpus("Standard_NC4as_T4_v3", (4, 1), "Standard NCASv3_T4 Family", true),
+    serving_gpus("Standard_NC8as_T4_v3", (8, 1), "Standard NCASv3_T4 Family", true),
+    serving_gpus("Standard_NC16as_T4_v3", (16, 1), "Standard NCASv3_T4 Family", true),
+    serving_gpus("Standard_NC64as_T4_v3", (64, 4), "Standard NCASv3_T4 Family", true),
+    serving_gpus("Standard_NC24ads_A100_v4", (24, 1), "StandardNCADSA100v4Family", false),
+    serving_gpus("Standard_NC48ads_A100_v4", (48, 2), "StandardNCADSA100v4Family", false),
+    serving_gpus("Standard_NC96ads_A100_v4", (96, 4), "StandardNCADSA100v4Family", false),
+    serving_gpus("Standard_ND96amsr_A100_v4", (96, 8), "Standard NDAMSv4_A100Family", false),
+    serving_gpus("Standard_NC40ads_H100_v5", (40, 1), "StandardNCadsH100v5Family", false),
+    serving_gpus("Standard_NC80adis_H100_v5", (80, 2), "StandardNCadsH100v5Family", false),
+    // Its family has another name than for virtual machines.
+    serving_gpus("Standard_ND96isr_H100_v5", (96, 8), "standardNDv5H100Family", false),
+];
+
+/// The size of a deployment with this name.
+pub fn serving_named(name: &str) -> Option<&'static ServingSize> {
+    SERVING.iter().find(|one| one.name.eq_ignore_ascii_case(name))
+}
+
+impl ServingSize {
+    /// The vCPUs of this many machines with those that are reserved
+    /// (<https://learn.microsoft.com/azure/machine-learning/how-to-manage-quotas#virtual-machine-quota-allocation-for-deployment>;
+    /// MicrosoftLearning/mslearn-azure-ml#30 has it for one machine).
+    pub fn needed(&self, count: u64) -> u64 {
+        let machines = if self.is_reserved { count.saturating_mul(6).div_ceil(5) } else { count };
+        machines.saturating_mul(u64::from(self.vcpus))
+    }
+}
+
 /// The connections of a server that Azure keeps for itself, of all sizes (see [`SERVERS`]).
 pub const KEPT_CONNECTIONS: u32 = 15;
 
@@ -201,6 +280,19 @@ mod tests {
             let seen = Capacity { cpu: cpu.map_or(most.cpu, Cores), memory: Bytes(kib << 10) };
             assert!(seen.holds(&room) && most.holds(&seen), "{gib} GiB: {room} / {seen} / {most}: {source}");
         }
+    }
+
+    #[test]
+    fn deployments_have_the_machines_of_the_size_classes_and_a_fifth_more() {
+        for size in [GpuSize::Small, GpuSize::Medium, GpuSize::Large, GpuSize::Xlarge] {
+            let machine = of_size(size).unwrap();
+            let serving = serving_named(machine.name).unwrap();
+            let gpus = machine.gpu.map(|(.., gpus)| gpus);
+            assert_eq!((serving.vcpus, Some(serving.gpus), serving.quota), (machine.vcpus, gpus, machine.quota));
+        }
+        let usual = serving_named("STANDARD_DS3_V2").unwrap();
+        assert_eq!([1, 5, 10].map(|count| usual.needed(count)), [8, 24, 48]);
+        assert_eq!(serving_named("Standard_NC24ads_A100_v4").unwrap().needed(2), 48, "it is exempt");
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod budgets;
 mod capacity;
 mod dns;
 mod lifecycle;
+mod machine_learning;
 mod monitoring;
 mod network;
 mod policy;
@@ -261,17 +262,7 @@ impl Bench {
         all.extend(self.lower("cache", ComponentSpec::Cache(cache())));
         all.extend(self.lower("gateway", ComponentSpec::Endpoint(endpoint(Some(&self.zone()), "text.example.com"))));
         all.extend(self.lower("monitoring", ComponentSpec::Monitoring(monitoring())));
-        let mut ordered: Vec<Wanted> = Vec::new();
-        while !all.is_empty() {
-            let is_ready = |one: &Wanted| {
-                one.needs.iter().all(|need| {
-                    MADE_ELSEWHERE.contains(&need.on.as_str()) || ordered.iter().any(|done: &Wanted| done.id == need.on)
-                })
-            };
-            let place = all.iter().position(is_ready).unwrap_or_else(|| panic!("{:?}", all[0].needs));
-            ordered.push(all.remove(place));
-        }
-        ordered
+        ordered(all)
     }
 
     fn database(&self) -> Database {
@@ -338,6 +329,21 @@ impl Bench {
         }
         panic!("{} {} does not end: {last}", op.verb, op.resource);
     }
+}
+
+/// Resources, each after those that it needs.
+fn ordered(mut all: Vec<Wanted>) -> Vec<Wanted> {
+    let mut ordered: Vec<Wanted> = Vec::new();
+    while !all.is_empty() {
+        let is_ready = |one: &Wanted| {
+            one.needs.iter().all(|need| {
+                MADE_ELSEWHERE.contains(&need.on.as_str()) || ordered.iter().any(|done: &Wanted| done.id == need.on)
+            })
+        };
+        let place = all.iter().position(is_ready).unwrap_or_else(|| panic!("{:?}", all[0].needs));
+        ordered.push(all.remove(place));
+    }
+    ordered
 }
 
 /// The endpoint of the service, whose name is in this zone.
@@ -614,6 +620,8 @@ fn changed(one: &Wanted) -> Spec {
         "azure.metric-alert" => (spec["criterion"]["above"], spec["window"]) = (json!(50.0), json!("PT30M")),
         "azure.workbook" => spec["charts"][0]["above"] = json!(50.0),
         "azure.budget" => spec["limit"] = json!(950.5),
+        "azure.ml-deployment" => spec["instances"]["min"] = json!(2),
+        "azure.autoscale" => spec["scaling"]["min"] = json!(2),
         "azure.dns-record" => spec["ttl"] = json!(30),
         "azure.registry" => spec["sku"] = json!("Premium"),
         "azure.redis" => spec["sku"] = json!("Balanced_B5"),
@@ -697,7 +705,7 @@ fn an_existing_container_must_be_there() {
 }
 
 /// Kinds whose objects stay when they are deleted: they end with what they are in, or others use them too.
-const KEPT: &[&str] = &["azure.provider", "azure.database", "azure.key", "azure.repository"];
+const KEPT: &[&str] = &["azure.provider", "azure.database", "azure.key", "azure.ml-environment", "azure.repository"];
 
 /// The rules of the contract, for each kind of a site.
 #[test]

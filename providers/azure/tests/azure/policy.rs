@@ -58,7 +58,7 @@ pub(super) fn printed(bench: &Bench, resources: &[Wanted], verb: Option<Verb>) -
 }
 
 /// From now on the operator may do this and nothing else.
-fn limit(bench: &Bench, actions: &BTreeSet<String>) {
+pub(super) fn limit(bench: &Bench, actions: &BTreeSet<String>) {
     bench.cloud.world().allowed = Some(actions.clone());
 }
 

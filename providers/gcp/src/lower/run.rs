@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use textnlp_cloud::{ContainerHost, PUSH_IT, by_digest};
+use textnlp_cloud::ContainerHost;
 use textnlp_provider::ResourceId;
 use textnlp_provider::component::InferenceEndpoint;
 
@@ -61,17 +61,11 @@ const MIB: u64 = 1 << 20;
 impl Lowering<'_> {
     /// What `host` runs: the image by its digest, and the variables of the container.
     pub(super) fn container(&mut self, host: &ContainerHost, endpoint: &InferenceEndpoint) -> Option<(String, Value)> {
-        let Some(image) = &endpoint.image else {
-            let cause = "there is no image: `registry.url` is not set, or none can be made of this program";
-            let own = format!("{}-docker.pkg.dev/{}", self.site.region, self.site.account);
-            let fix = format!("write `registry: {{ url: {own}/textnlp/server }}`; or {PUSH_IT}");
-            self.problem("image", cause, fix);
-            return None;
-        };
-        match host.variables(endpoint, BTreeMap::new()) {
-            Ok(variables) => Some((by_digest(image), json!(variables))),
+        let registry = format!("{}-docker.pkg.dev/{}/textnlp/server", self.site.region, self.site.account);
+        match host.container(endpoint, BTreeMap::new(), &registry) {
+            Ok((image, variables)) => Some((image, json!(variables))),
             Err(problems) => {
-                problems.into_iter().for_each(|(cause, fix)| self.problem("models", cause, fix));
+                problems.into_iter().for_each(|(field, cause, fix)| self.problem(field, cause, fix));
                 None
             }
         }
@@ -202,6 +196,7 @@ pub(super) mod tests {
             instance_type: None,
             image: Some("europe-west1-docker.pkg.dev/my-project/textnlp/server:1@sha256:2".to_owned()),
             registry: Some("registry".parse().unwrap()),
+            image_in: Some("registry".parse().unwrap()),
             config: json!({ "textnlp": { "api": { "timeout": 7200 }, "models": { "serve": [{ "name": "tiny" }] } } }),
             models: vec![tiny],
             max_cache_bytes: 1,

@@ -58,6 +58,7 @@ pub(super) fn wanted(bench: &Bench) -> Vec<Wanted> {
         instance_type: None,
         image,
         registry: Some("registry".parse().unwrap()),
+        image_in: Some("registry".parse().unwrap()),
         config: json!({ "textnlp": { "api": { "timeout": 300 }, "models": { "serve": [{ "name": "mine" }] } } }),
         models,
         max_cache_bytes: 1,

@@ -9,11 +9,12 @@ use super::cloud::Cloud;
 use super::kinds::{self, Answer, Call};
 use super::problem::{Problem, bad};
 use super::tokens::{CLUSTERS, STORAGE, Tokens};
-use super::{NAMESPACES, blobs, document};
+use super::{NAMESPACES, blobs, document, machine_learning};
 use crate::Timing;
 use crate::aws::model::lock;
 use crate::aws::protocol::{Reply, Request};
 use crate::fault_plan::{Disruption, FaultPlan};
+use crate::gcp::run::Answered;
 use crate::server::{Protocols, Server};
 use crate::simulator::{Exchange, Log, Outcome};
 
@@ -108,7 +109,9 @@ impl AzureCloud {
         let shared = Arc::new(Shared { cloud: Mutex::new(cloud), tokens, log: Log::default(), id });
         let of_server = shared.clone();
         let server = Server::start(Protocols::Http1, Arc::new(move |request| of_server.answer(&request)));
-        Self { shared, url: server.url(), server: Some(server), options }
+        let url = server.url();
+        lock(&shared.cloud).front.clone_from(&url);
+        Self { shared, url, server: Some(server), options }
     }
 
     /// The address of all services.
@@ -159,6 +162,12 @@ impl AzureCloud {
     #[must_use]
     pub fn storage_token_of(&self, principal: &str) -> String {
         lock(&self.shared.tokens).issue(principal, STORAGE, &self.options.tenant)
+    }
+
+    /// A new access token of any principal for online endpoints.
+    #[must_use]
+    pub fn scoring_token_of(&self, principal: &str) -> String {
+        lock(&self.shared.tokens).issue(principal, machine_learning::AUDIENCE, &self.options.tenant)
     }
 
     /// The object id of the operator.
@@ -254,6 +263,9 @@ impl Shared {
         }
         if super::registry::is_its(&path) {
             return self.answer_registry(request);
+        }
+        if let Some(rest) = path.strip_prefix('/').and_then(|path| path.strip_prefix(machine_learning::SCORING)) {
+            return self.answer_scoring(request, rest.trim_start_matches('/'));
         }
         let is_login = path.contains("/oauth2/") || path.contains("/discovery/") || path.contains("/.well-known/");
         if is_login && !path.starts_with("/subscriptions/") {
@@ -433,6 +445,32 @@ impl Shared {
         let identity = user.unwrap_or_default();
         self.log.record(Exchange { service, operation, identity, outcome, is_lost, ..Exchange::default() });
         ((!is_lost).then_some(reply), disruption)
+    }
+
+    /// Answers a request to an online endpoint. No lock is held while a container answers it.
+    fn answer_scoring(&self, request: &Request, path: &str) -> (Option<Reply>, Option<Disruption>) {
+        let mut cloud = self.tick();
+        let token = request.header("authorization").and_then(|value| value.strip_prefix("Bearer "));
+        let user = token.and_then(|token| lock(&self.tokens).principal(token, machine_learning::AUDIENCE));
+        let (answered, route) = machine_learning::answer(&mut cloud, request, path, user.as_deref());
+        drop(cloud);
+        let mut headers = vec![("content-type".to_owned(), "application/json".to_owned())];
+        let (status, body) = match answered {
+            Answered::Refused(status, why) => (status, why.as_bytes().to_vec()),
+            Answered::By(container, containers) => {
+                let (status, body) = containers(&container, &request.method, &route, &request.body);
+                if status != 200 {
+                    headers.push(("ms-azureml-model-error-statuscode".to_owned(), status.to_string()));
+                    headers.push(("ms-azureml-model-error-reason".to_owned(), "model_error".to_owned()));
+                }
+                (if status == 200 { status } else { 424 }, body)
+            }
+        };
+        let outcome = if status < 400 { Outcome::Succeeded } else { Outcome::Failed(status.to_string()) };
+        let (service, operation) = ("Microsoft.MachineLearningServices", machine_learning::SCORE.to_owned());
+        let identity = user.unwrap_or_default();
+        self.log.record(Exchange { service, operation, identity, outcome, ..Exchange::default() });
+        (Some(Reply { status, headers, body: body.into() }), None)
     }
 
     fn answer_login(&self, request: &Request, path: &str) -> (Option<Reply>, Option<Disruption>) {

@@ -216,6 +216,8 @@ pub struct Cloud {
     pub deleted_vaults: BTreeMap<String, (Object, Timestamp)>,
     /// The keys of these vaults.
     pub deleted_keys: BTreeMap<String, BTreeMap<String, Object>>,
+    /// Soft-deleted workspaces of Azure Machine Learning by key, and until when they are kept.
+    pub deleted_workspaces: BTreeMap<String, Timestamp>,
     /// Who is in the directory, by object id.
     pub principals: BTreeMap<String, Principal>,
     /// Links that services hold on delegated subnets, by key of the subnet, and until when.
@@ -230,6 +232,12 @@ pub struct Cloud {
     pub registry: crate::oci::Registry,
     /// What stands for new servers of PostgreSQL, if anything does.
     pub stand: Option<crate::postgres::Stand>,
+    /// What stands for the containers of online endpoints, if anything does.
+    pub containers: Option<crate::gcp::run::Containers>,
+    /// Whether containers of new deployments do not answer their probes.
+    pub mute: bool,
+    /// The address of the simulator, which those of online endpoints have.
+    pub(crate) front: String,
     pub(crate) charges: Vec<Charge>,
     pub(crate) operator: String,
     pub(crate) endpoint: Option<(String, String)>,
@@ -269,6 +277,7 @@ impl Cloud {
             taken: BTreeMap::new(),
             deleted_vaults: BTreeMap::new(),
             deleted_keys: BTreeMap::new(),
+            deleted_workspaces: BTreeMap::new(),
             principals: BTreeMap::from([(operator.to_owned(), kind)]),
             links: BTreeMap::new(),
             blocked: BTreeSet::new(),
@@ -276,6 +285,9 @@ impl Cloud {
             blobs: crate::objects::Store::default(),
             registry: crate::oci::Registry::default(),
             stand: None,
+            containers: None,
+            mute: false,
+            front: String::new(),
             charges: Vec::new(),
             operator: operator.to_owned(),
             endpoint: None,

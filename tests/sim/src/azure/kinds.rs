@@ -9,8 +9,8 @@ use super::cloud::{Cloud, Object, Operation, put, put_missing, text};
 use super::document::Model;
 use super::problem::{Problem, bad, conflict, group_missing, missing};
 use super::{
-    NAMESPACES, budgets, compute, container, costs, dns, identity, monitoring, network, policies, postgres, redis,
-    resources, storage, traffic, vault,
+    NAMESPACES, budgets, compute, container, costs, dns, identity, machine_learning, monitoring, network, policies,
+    postgres, redis, resources, storage, traffic, vault,
 };
 use crate::clock::later;
 
@@ -30,15 +30,23 @@ pub(crate) const PARAMETERS: &[&str] = &[
     "h",
     "monitor",
     "forceDeletionTypes",
+    "forceToPurge",
     "canFetchContent",
     "category",
 ];
 /// Namespaces that every subscription has without registration.
 const BUILT_IN: &[&str] = &["microsoft.resources", "microsoft.authorization", "microsoft.features"];
 /// Parts of paths that name results of operations rather than their states.
-const RESULTS: &[&str] = &["operationresults", "privatednsoperationresults", "asyncoperations"];
-const STATES: &[&str] =
-    &["operations", "operationsstatus", "operationstatuses", "azureasyncoperation", "privatednsoperationstatuses"];
+const RESULTS: &[&str] = &["operationresults", "privatednsoperationresults", "asyncoperations", "mfeoperationresults"];
+const STATES: &[&str] = &[
+    "operations",
+    "operationsstatus",
+    "operationstatuses",
+    "azureasyncoperation",
+    "privatednsoperationstatuses",
+    "mfeoperationsstatus",
+    "workspaceoperationsstatus",
+];
 /// Types that actions call otherwise:
 /// <https://learn.microsoft.com/azure/role-based-access-control/resource-provider-operations>.
 const ACTIONS: &[(&str, &str)] = &[
@@ -83,6 +91,11 @@ const LINKED: &[(&str, &str, &str)] = &[
         "Microsoft.DBforPostgreSQL/flexibleServers",
         "/properties/network/privateDnsZoneArmResourceId",
         "Microsoft.Network/privateDnsZones/join/action",
+    ),
+    (
+        "Microsoft.MachineLearningServices/workspaces/onlineEndpoints",
+        "/identity/userAssignedIdentities",
+        "Microsoft.ManagedIdentity/userAssignedIdentities/assign/action",
     ),
     (
         "Microsoft.Network/natGateways",
@@ -421,6 +434,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Kind> {
         postgres::KINDS,
         redis::KINDS,
         vault::KINDS,
+        machine_learning::KINDS,
     ]
     .into_iter()
     .flatten()
@@ -440,6 +454,7 @@ pub(crate) fn specials() -> impl Iterator<Item = &'static Special> {
         costs::SPECIALS,
         policies::SPECIALS,
         monitoring::SPECIALS,
+        machine_learning::SPECIALS,
     ];
     tables.into_iter().flatten()
 }
@@ -787,7 +802,7 @@ pub(crate) fn write(cloud: &mut Cloud, call: &Call) -> Result<Answer, Problem> {
 }
 
 /// Answers PATCH.
-fn update(cloud: &mut Cloud, call: &Call) -> Result<Answer, Problem> {
+pub(crate) fn update(cloud: &mut Cloud, call: &Call) -> Result<Answer, Problem> {
     let kind = kind_row(call)?;
     check_tags(kind, &call.body)?;
     let before = cloud.objects.get(&call.key).map(|one| one.body.clone());
@@ -1000,6 +1015,10 @@ fn addresses(cloud: &Cloud, call: &Call, location: &str, id: &str) -> (String, S
         "Microsoft.Cache" => of("operationsStatus", "operationResults"),
         "Microsoft.Storage" => of("asyncoperations", "asyncoperations"),
         "Microsoft.ContainerRegistry" => of("operationStatuses", "operationResults"),
+        "Microsoft.MachineLearningServices" if call.names.len() == 1 => {
+            of("workspaceOperationsStatus", "workspaceOperationsStatus")
+        }
+        "Microsoft.MachineLearningServices" => of("mfeOperationsStatus", "mfeOperationResults"),
         _ => of("operations", "operationResults"),
     }
 }

@@ -14,6 +14,7 @@ mod dns;
 pub mod document;
 mod identity;
 mod kinds;
+mod machine_learning;
 mod monitoring;
 mod network;
 mod policies;
@@ -38,6 +39,7 @@ pub use policies::Policy;
 pub const NAMESPACES: &[(&str, bool)] = &[
     ("Microsoft.Authorization", true),
     ("Microsoft.Cache", false),
+    ("Microsoft.Cdn", false),
     ("Microsoft.Compute", false),
     ("Microsoft.Consumption", false),
     ("Microsoft.ContainerRegistry", false),
@@ -46,6 +48,7 @@ pub const NAMESPACES: &[(&str, bool)] = &[
     ("Microsoft.DBforPostgreSQL", false),
     ("Microsoft.Insights", false),
     ("Microsoft.KeyVault", false),
+    ("Microsoft.MachineLearningServices", false),
     ("Microsoft.ManagedIdentity", false),
     ("Microsoft.Network", false),
     ("Microsoft.PolicyInsights", false),
@@ -186,6 +189,7 @@ pub fn ledger() -> (Vec<Behaviour>, HashMap<&'static str, usize>) {
         postgres::LEDGER,
         redis::LEDGER,
         vault::LEDGER,
+        machine_learning::LEDGER,
         compute::LEDGER,
     ];
     let behaviours: Vec<Behaviour> = tables.into_iter().flatten().copied().collect();

@@ -1,4 +1,5 @@
-//! Azure Monitor: action groups, metric alerts and workbooks. No metric has values: no alert ever fires.
+//! Azure Monitor: action groups, metric alerts, workbooks and autoscaling. No metric has values: no alert ever fires, and nothing is
+//! scaled.
 
 use serde_json::Value;
 
@@ -65,6 +66,23 @@ pub(crate) const KINDS: &[Kind] = &[
         accept: accept_workbook,
         ..KIND
     },
+    Kind {
+        kind: "Microsoft.Insights/autoscaleSettings",
+        version: "2022-10-01",
+        models: [
+            "monitor.models AutoscaleSettingResource",
+            "monitor.models AutoscaleSettingResourcePatch",
+            "monitor.models AutoscaleSettingResource",
+            "monitor.models AutoscaleSettingResourceCollection",
+        ],
+        has_state: false,
+        tags: 15,
+        is_name,
+        references: &["/properties/targetResourceUri"],
+        defaults: &[("/properties/enabled", "false")],
+        accept: accept_autoscale,
+        ..KIND
+    },
 ];
 
 pub(crate) const SPECIALS: &[Special] = &[Special {
@@ -116,6 +134,16 @@ pub(crate) const LEDGER: &[Behaviour] = &[
         "the tag hidden-title has the title of a workbook too, and decides over it",
         Source::Report("hashicorp/terraform-provider-azurerm#22113"),
     ),
+    rule(
+        "an autoscaling setting is not enabled unless it says so, and is of a resource that is there",
+        Source::Documentation("https://learn.microsoft.com/rest/api/monitor/autoscale-settings/create-or-update"),
+    ),
+    rule(
+        "the first number of a profile is not below the lower bound nor above the upper one: 400",
+        Source::Documentation(
+            "https://learn.microsoft.com/azure/azure-monitor/autoscale/autoscale-understanding-settings",
+        ),
+    ),
 ];
 
 const fn rule(what: &'static str, source: Source) -> Behaviour {
@@ -152,6 +180,19 @@ fn accept_workbook(_: &mut Cloud, _: &Call, _: Option<&Value>, body: &mut Value)
         false => body["properties"]["displayName"] = title,
     }
     Ok(())
+}
+
+fn accept_autoscale(_: &mut Cloud, _: &Call, _: Option<&Value>, body: &mut Value) -> Result<(), Problem> {
+    let profiles = body.pointer("/properties/profiles").and_then(Value::as_array);
+    let is_right = |profile: &Value| {
+        let number = |name: &str| profile["capacity"][name].as_str().and_then(|text| text.parse::<u32>().ok());
+        let numbers = number("minimum").zip(number("default")).zip(number("maximum"));
+        numbers.is_some_and(|((least, first), most)| least <= first && first <= most)
+    };
+    match profiles.is_some_and(|all| !all.is_empty() && all.iter().all(is_right)) {
+        true => Ok(()),
+        false => Err(bad("BadRequest", "The capacity of a profile has to have a default between its bounds.")),
+    }
 }
 
 fn accept_group(_: &mut Cloud, _: &Call, _: Option<&Value>, body: &mut Value) -> Result<(), Problem> {

@@ -46,7 +46,7 @@ pub(crate) fn is_its(path: &str) -> bool {
 }
 
 /// The id of the registry with a host.
-fn id_of(cloud: &Cloud, host: &str) -> Option<String> {
+pub(crate) fn id_of(cloud: &Cloud, host: &str) -> Option<String> {
     let is_it = |body: &Value| text(body, "/properties/loginServer").eq_ignore_ascii_case(host);
     let shown = cloud.objects.values().filter(|one| one.ghost_until.is_none());
     shown.into_iter().find(|one| !host.is_empty() && is_it(&one.body)).map(|one| one.id.clone())

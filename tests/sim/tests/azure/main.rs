@@ -10,6 +10,7 @@ mod data;
 mod dns;
 mod identity;
 mod ledger;
+mod machine_learning;
 mod monitoring;
 mod network;
 mod operations;
@@ -32,6 +33,7 @@ const VERSIONS: &[(&str, &str)] = &[
     ("/microsoft.consumption/", "2023-11-01"),
     ("/microsoft.costmanagement/", "2023-11-01"),
     ("/microsoft.insights/actiongroups", "2023-01-01"),
+    ("/microsoft.insights/autoscalesettings", "2022-10-01"),
     ("/microsoft.insights/workbooks", "2023-06-01"),
     ("/microsoft.insights/", "2018-03-01"),
     ("/microsoft.network/privatednszones", "2024-06-01"),
@@ -46,6 +48,7 @@ const VERSIONS: &[(&str, &str)] = &[
     ("/microsoft.dbforpostgresql/", "2024-08-01"),
     ("/microsoft.keyvault/", "2023-07-01"),
     ("/microsoft.cache/", "2025-07-01"),
+    ("/microsoft.machinelearningservices/", "2024-10-01"),
 ];
 
 /// An answer.

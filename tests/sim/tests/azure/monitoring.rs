@@ -1,4 +1,4 @@
-//! Azure Monitor: what action groups, metric alerts and workbooks are refused for.
+//! Azure Monitor: what action groups, metric alerts, workbooks and autoscaling settings are refused for.
 
 use serde_json::{Value, json};
 
@@ -47,6 +47,24 @@ fn an_alert_has_a_metric_and_keeps_its_form() {
     client.put(ALERT, alert(one, "PT15M", true)).ok();
     client.call("DELETE", ALERT, Value::Null).ok();
     assert_eq!(client.get(ALERT).status, 404);
+}
+
+#[test]
+fn an_autoscaling_setting_has_bounds_and_says_that_it_is_enabled() {
+    let client = Client::quick();
+    let account = json!({ "location": "westeurope", "sku": { "name": "Standard_LRS" }, "kind": "StorageV2" });
+    client.make("G/Microsoft.Storage/storageAccounts/textnlpscaled", account);
+    let setting = |first: &str| {
+        let capacity = json!({ "minimum": "1", "maximum": "4", "default": first });
+        let target = client.id("Microsoft.Storage/storageAccounts/textnlpscaled");
+        json!({ "location": "westeurope", "properties": { "targetResourceUri": target,
+            "profiles": [{ "name": "p", "capacity": capacity, "rules": [] }] } })
+    };
+    let path = "G/Microsoft.Insights/autoscaleSettings/a";
+    assert_eq!(client.put(path, setting("5")).code(), (400, "BadRequest"));
+    assert_eq!(client.put(path, setting("1")).ok()["properties"]["enabled"], false);
+    client.call("DELETE", path, Value::Null).ok();
+    assert_eq!(client.get(path).status, 404);
 }
 
 /// hashicorp/terraform-provider-azurerm#22113.

@@ -1,7 +1,7 @@
 //! The same environment on every provider, as an operator meets it ([`whole_life`]): the real program, and real servers on this machine
 //! ([`own`]), or in the pods of a real control plane that is a cluster of one's own ([`own`]) or stands in for EKS, with AWS's own signatures
-//! as tokens, for GKE ([`gcp`]) or for AKS ([`azure`]). [`clouds`] has three clouds as one service. [`sagemaker`], [`cloud_run`]
-//! and [`vertex`] have sites whose servers a cloud runs as containers.
+//! as tokens, for GKE ([`gcp`]) or for AKS ([`azure`]). [`clouds`] has three clouds as one service. [`sagemaker`], [`cloud_run`],
+//! [`vertex`] and [`azure_ml`] have sites whose servers a cloud runs as containers.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 #[path = "../../../tests/cluster/operator.rs"]
@@ -9,6 +9,7 @@
 mod operator;
 
 mod azure;
+mod azure_ml;
 mod cloud_run;
 mod clouds;
 mod containers;
