@@ -65,7 +65,10 @@ fn is_other(key: AzureConfigKey) -> bool {
 impl Identity {
     /// That of these variables, if they name one and no other credential.
     pub(crate) fn of(variables: &Variables) -> Option<Self> {
-        if variables.of::<AzureConfigKey>("AZURE_").any(|(key, _)| is_other(key)) {
+        if variables
+            .of::<AzureConfigKey>("AZURE_")
+            .any(|(key, value)| is_other(key) && !value.eq_ignore_ascii_case("false"))
+        {
             return None;
         }
         let mut address: Url = variables.get(ADDRESS)?.parse().ok()?;

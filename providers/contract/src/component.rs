@@ -583,7 +583,7 @@ pub struct InferenceEndpoint {
     /// The component that the image is pushed to; `None` if `up` does not push it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registry: Option<ComponentName>,
-    /// The component of the registry that the image is in; `None` for one of others.
+    /// The component of the registry on whose host the image is; `None` for an image on another host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_in: Option<ComponentName>,
     /// The `server.yaml` tree, complete except for values of the provider: sockets, paths.

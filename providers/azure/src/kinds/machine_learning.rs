@@ -287,6 +287,13 @@ impl RestKind for Endpoint {
     }
 }
 
+/// The variables of a deployment without those that the service adds (ansible-collections/azure#2225).
+fn variables(document: &Value) -> Value {
+    let all = document["properties"]["environmentVariables"].as_object().into_iter().flatten();
+    let own = all.filter(|(name, _)| !name.starts_with("AML_") && !name.starts_with("AZUREML_"));
+    Value::Object(own.map(|(name, value)| (name.clone(), value.clone())).collect())
+}
+
 /// Machines with a release. It changes in its number of machines only: everything else is another deployment. Outputs: `id`, `name`.
 struct Deployment;
 
@@ -306,7 +313,7 @@ impl RestKind for Deployment {
         fields: &[
             LOCATION,
             Field::plain("environment", "/properties/environmentId"),
-            Field::plain("variables", "/properties/environmentVariables"),
+            Field::code("variables", "/properties/environmentVariables", Value::clone, variables),
             Field::plain("machine", "/properties/instanceType"),
             Field::code("instances", "/sku", capacity, instances).changed(),
             Field::code("timeout_seconds", "/properties/requestSettings/requestTimeout", duration, |one| {
@@ -326,16 +333,11 @@ impl RestKind for Deployment {
         ..Table::USUAL
     };
 
-    /// Azure writes sizes in any case, and variables of its own (ansible-collections/azure#2225). The autoscaler owns the number of
-    /// machines above the lower bound, and takes what is beyond the upper one away.
+    /// Azure writes sizes in any case. The autoscaler owns the number of machines above the lower bound, and takes what is beyond the
+    /// upper one away.
     fn fits(field: &str, wanted: &Value, seen: &Value) -> bool {
         match field {
             "machine" => wanted.as_str().zip(seen.as_str()).is_some_and(|(one, other)| one.eq_ignore_ascii_case(other)),
-            "variables" => wanted.as_object().zip(seen.as_object()).is_some_and(|(wanted, seen)| {
-                let is_of_service = |name: &str| name.starts_with("AML_") || name.starts_with("AZUREML_");
-                wanted.iter().all(|(name, value)| seen.get(name) == Some(value))
-                    && seen.keys().all(|name| wanted.contains_key(name) || is_of_service(name))
-            }),
             "instances" => {
                 let bound = |name: &str| wanted[name].as_u64();
                 match (bound("min"), bound("max"), seen["min"].as_u64()) {
@@ -615,17 +617,12 @@ mod tests {
     }
 
     #[test]
-    fn variables_of_the_service_are_no_change_and_those_of_others_are() {
-        let wanted = json!({ "A": "1" });
-        for (seen, expected) in [
-            (json!({ "A": "1", "AML_APP_ROOT": "/var/azureml-app", "AZUREML_MODEL_DIR": "/m" }), true),
-            (json!({ "A": "2", "AML_APP_ROOT": "/var/azureml-app" }), false),
-            (json!({ "AML_APP_ROOT": "/var/azureml-app" }), false),
-            (json!({ "A": "1", "B": "2" }), false),
-            (Value::Null, false),
-        ] {
-            assert_eq!(Deployment::fits("variables", &wanted, &seen), expected, "{seen}");
-        }
+    fn variables_of_the_service_are_not_read_and_those_of_others_are() {
+        let of = |all: Value| variables(&json!({ "properties": { "environmentVariables": all } }));
+        let seen = json!({ "A": "1", "AML_APP_ROOT": "/var/azureml-app", "AZUREML_MODEL_DIR": "/m" });
+        assert_eq!(of(seen), json!({ "A": "1" }));
+        assert_eq!(of(json!({ "A": "1", "B": "2" })), json!({ "A": "1", "B": "2" }));
+        assert_eq!(of(Value::Null), json!({}));
     }
 
     #[test]

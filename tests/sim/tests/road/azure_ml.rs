@@ -86,7 +86,8 @@ fn an_endpoint_of_azure_ml_is_made_opens_its_gate_changes_and_is_removed_with_ev
     let failed = context();
     let said = format!("{failed:?}");
     assert!(failed.exit != 0 && said.contains("its probes are not answered"), "{said}");
-    assert!(said.contains("`textnlp-deploy logs` names the command"), "{said}");
+    let hint = failed.json()["error"]["hint"].to_string();
+    assert!(hint.contains("logs --file endpoint.yaml` names the command"), "{hint}");
     assert!(!run(&["generate", "Once"]).expect(0).out.trim().is_empty(), "the old deployment answers");
     cloud.world().mute = false;
     assert_eq!(context().expect(0).json()["gate"]["state"], "open");
