@@ -16,10 +16,12 @@ use textnlp_orchestrator::environment::model::{Runtime, TlsMode};
 use textnlp_orchestrator::plan::SiteFacts;
 use textnlp_orchestrator::release::Lock;
 use textnlp_provider::units::{UrlSource, counted};
-use textnlp_provider::{Observed, ReadFailure, SiteName, error_chain};
+use textnlp_provider::{Observed, ReadFailure, SiteName, error_chain, finished};
+use tokio::process::Command;
 
 use crate::checks::CheckResult;
 use crate::client::{self as service, Target};
+use crate::configuration::plain;
 use crate::doctor::Select;
 use crate::gate::sign_on;
 use crate::{ChosenEnvironment, Deployment, Failure, Progress, Scope, quoted, running};
@@ -34,6 +36,8 @@ const SETTINGS_MAX: u64 = 1 << 20;
 const POSTGRES_PORT: u16 = 5432;
 /// The same of Redis.
 const REDIS_PORT: u16 = 6379;
+/// The transports of git that run no other program that the address names.
+const GIT_TRANSPORTS: &str = "file:git:http:https:ssh";
 
 /// Something that the environment depends on.
 #[derive(Debug, Serialize)]
@@ -124,6 +128,7 @@ pub async fn dependencies(
     progress.doing("asking registries, model sources and other services");
     over_http(&mut found, &scope, &environment, lock.as_ref()).await?;
     cache(&mut found, &environment).await;
+    repository(&mut found, &environment).await;
     not_contacted(&mut found, &scope, &environment);
     Ok(found.found)
 }
@@ -346,6 +351,47 @@ async fn cache(found: &mut Dependencies, environment: &Environment) {
     found.add((NAME, format!("{host}:{port}")), Some(began.elapsed()), answer.map_err(|cause| Fault(mark, cause)), fix);
 }
 
+/// The Git repository of the environment, as `git` of this machine reaches it.
+async fn repository(found: &mut Dependencies, environment: &Environment) {
+    const NAME: &str = "Git repository";
+    const SETTING: &str = "prerequisites.git";
+    let Some(address) = &environment.prerequisites.git else { return };
+    if has_credentials(address) {
+        let cause = "its address may contain credentials, which other users of this machine would see while git runs";
+        let fix = format!("write `{SETTING}` without them, and let a credential helper of git keep them");
+        return found.add((NAME, SETTING), None, Err(Fault::unknown(cause)), fix);
+    }
+    let began = Instant::now();
+    // The controllers in a cluster may reach it where this machine may not.
+    let answer = listed(address).await.map_err(|cause| Fault(CheckResult::Warning, cause));
+    let fix = format!("git ls-remote -- {} HEAD", quoted(address));
+    found.add((NAME, plain(address)), Some(began.elapsed()), answer, fix);
+}
+
+/// Whether an address of a repository has something else than a host, the login name of SSH and a path.
+fn has_credentials(address: &str) -> bool {
+    let (scheme, rest) = address.split_once("://").unwrap_or(("ssh", address));
+    let user = rest.rsplit_once('@').map(|(user, _)| user);
+    rest.contains(['?', '#']) || user.is_some_and(|user| scheme != "ssh" || user.contains(':'))
+}
+
+/// Lists the default branch of a repository without a prompt, outside of all repositories, whose settings could name programs.
+async fn listed(address: &str) -> Result<(), String> {
+    let mut git = Command::new("git");
+    git.args(["-C", "/", "ls-remote", "--quiet", "--", address, "HEAD"]);
+    git.env("GIT_TERMINAL_PROMPT", "0").env("GIT_ASKPASS", "").env("LC_ALL", "C");
+    git.env("GIT_ALLOW_PROTOCOL", GIT_TRANSPORTS);
+    git.env("GIT_SSH_COMMAND", format!("ssh -o BatchMode=yes -o ConnectTimeout={}", TIMEOUT.as_secs()));
+    match finished(git, TIMEOUT).await {
+        Err(error) => Err(format!("git could not be started: {error}")),
+        Ok(None) => Err(format!("no answer within {} s", TIMEOUT.as_secs())),
+        Ok(Some((status, ..))) if status.success() => Ok(()),
+        Ok(Some((_, _, errors))) => {
+            Err(plain(String::from_utf8_lossy(&errors).lines().next().unwrap_or("git printed no error")))
+        }
+    }
+}
+
 /// The sign-on address in a file with SAML settings (<https://github.com/SAML-Toolkits/python3-saml#settings>).
 fn sign_on_address(file: &Utf8Path) -> Result<Url, String> {
     let mut text = String::new();
@@ -532,6 +578,51 @@ mod tests {
         assert_eq!(found(&environment).await, Some((address, CheckResult::Problem)));
         environment.cache.kind = CacheKind::None;
         assert_eq!(found(&environment).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_repository_is_listed_and_an_address_with_credentials_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let bare = folder.path().join("clusters.git");
+        let made = std::process::Command::new("git").args(["init", "--quiet", "--bare"]).arg(&bare).status().unwrap();
+        assert!(made.success());
+        let found = async |address: Option<&str>| {
+            let mut environment = environment();
+            environment.prerequisites.git = address.map(str::to_owned);
+            let mut found = Dependencies::default();
+            repository(&mut found, &environment).await;
+            found.found.pop()
+        };
+        assert!(found(None).await.is_none());
+        let there = format!("file://{}", bare.display());
+        let listed = found(Some(&there)).await.unwrap();
+        assert_eq!((listed.address, listed.result, listed.cause), (there.clone(), CheckResult::Well, None));
+        let elsewhere = found(Some(&format!("{there}.gone"))).await.unwrap();
+        let cause = elsewhere.cause.unwrap();
+        assert!(elsewhere.result == CheckResult::Warning && cause.contains("clusters.git.gone"), "{cause}");
+        // Transports that run the program in the address are refused.
+        let program = found(Some("ext::sh -c true")).await.unwrap();
+        let cause = program.cause.unwrap();
+        assert!(program.result == CheckResult::Warning && cause.contains("'ext' not allowed"), "{cause}");
+        for address in [
+            "https://ada:hunter2@git.example.com/a",
+            "https://hunter2@git.example.com/a",
+            "https://ada:hun/ter2@git.example.com/a",
+            "https://git.example.com/a?token=hunter2",
+            "ssh://git:hunter2@git.example.com/a",
+        ] {
+            let kept = found(Some(address)).await.unwrap();
+            let shown = format!("{kept:?}");
+            assert!(
+                kept.result == CheckResult::Unknown && !shown.contains("hunter2") && !shown.contains("ter2"),
+                "{shown}"
+            );
+        }
+        for address in
+            ["git@git.example.com:a/b.git", "ssh://git@git.example.com:2222/a", "https://git.example.com/a@b"]
+        {
+            assert_eq!(has_credentials(address), address.contains("https"), "{address}");
+        }
     }
 
     #[tokio::test]
