@@ -163,11 +163,15 @@ fn every_metric_of_the_rules_and_dashboards_is_scraped() {
     assert_eq!((&database["site"], &database["database"]), (&json!("here"), &json!("sqlite")), "{done}");
     let of_clients = database["per_client"].as_array().unwrap().iter().map(|of_client| of_client.as_u64().unwrap());
     assert_eq!(Some(of_clients.sum::<u64>()), database["transactions"].as_u64(), "{done}");
+    let each = ["--clients", "2", "--transactions", "20", "-o", "json"];
+    let counted = sandbox.run(&[&bench[..4], &each].concat()).expect(0).json();
+    let of = |member: &str| counted["databases"][0][member].as_u64().unwrap();
+    assert_eq!(of("transactions") + of("failed"), 40, "{counted}");
     let shown = sandbox.run(&bench).expect(0).out;
     assert!(shown.starts_with("here: sqlite, 2 clients") && shown.contains("\n  append_usage "), "{shown}");
     let left = sandbox.files(&sandbox.site("development").join("data"));
     assert!(!left.iter().any(|file| file.contains("benchmark")), "{left:?}");
-    for wrong in [["--clients", "65"], ["--duration", "11m"]] {
+    for wrong in [["--clients", "65"], ["--duration", "11m"], ["--transactions", "0"]] {
         sandbox.run(&[&bench[..4], &wrong].concat()).expect(2);
     }
     assert_eq!(sandbox.run(&["generate", "Mira walked", "--env", "development"]).exit, 0);
