@@ -184,6 +184,7 @@ fn every_metric_of_the_rules_and_dashboards_is_scraped() {
     let piped = "textnlp-deploy logs --env development -n 50 | textnlp-deploy analyze - -o json";
     let analysis = sandbox.shell(piped).expect(0).json();
     assert!(analysis["analysis"]["lines"].as_u64().unwrap() > 0, "{analysis}");
+    assert!(analysis["analysis"]["from"].is_string(), "the lines have times: {analysis}");
 
     let state = |document: &Value, list: &str, name: &str| {
         let found = document[list].as_array().unwrap().iter().find(|one| one["name"] == name);

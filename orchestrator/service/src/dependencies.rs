@@ -376,12 +376,19 @@ async fn cache(found: &mut Dependencies, environment: &Environment) {
     }
 }
 
-/// The line with the version of a Redis, or with its error; empty if it sends neither.
+/// The line with the version of a Redis, or its first line if that announces no text; empty if it has none.
 async fn version_line(mut stream: TcpStream) -> std::io::Result<String> {
     stream.write_all(REDIS_INFO).await?;
-    let mut lines = BufReader::new(stream.take(REDIS_INFO_MAX)).lines();
+    let mut answer = BufReader::new(stream.take(REDIS_INFO_MAX));
+    let mut first = String::new();
+    answer.read_line(&mut first).await?;
+    // A text and its length; otherwise an error, or nothing of Redis.
+    let Some(length) = first.trim_end().strip_prefix('$').and_then(|length| length.parse::<u64>().ok()) else {
+        return Ok(first.trim_end().to_owned());
+    };
+    let mut lines = answer.take(length).lines();
     while let Some(line) = lines.next_line().await? {
-        if line.starts_with('-') || line.starts_with(REDIS_VERSION) {
+        if line.starts_with(REDIS_VERSION) {
             return Ok(line);
         }
     }
@@ -408,6 +415,9 @@ fn without_version(line: &str, mark: CheckResult) -> Fault {
     match line.strip_prefix('-') {
         Some(error) if error.starts_with("NOAUTH") => {
             Fault(mark, "its version is unknown: it asks for a password, and `cache.url` has none".to_owned())
+        }
+        Some(error) if ["DENIED", "ERR max number of clients"].iter().any(|start| error.starts_with(start)) => {
+            Fault(mark, format!("it refuses connections: {}", plain(error)))
         }
         Some(error) => Fault::unknown(format!("its version is unknown: {}", plain(error))),
         None => Fault::unknown("its version is unknown: it names none"),
@@ -440,18 +450,33 @@ fn has_credentials(address: &str) -> bool {
 
 /// Lists the default branch of a repository without a prompt, outside of all repositories, whose settings could name programs.
 async fn listed(address: &str) -> Result<(), String> {
+    let seconds = TIMEOUT.as_secs();
     let mut git = Command::new("git");
+    // Its transports outlive a git that is killed: they end by themselves when their server is silent.
+    git.args(["-c", "http.lowSpeedLimit=1", "-c", &format!("http.lowSpeedTime={seconds}")]);
     git.args(["-C", "/", "ls-remote", "--quiet", "--", address, "HEAD"]);
     git.env("GIT_TERMINAL_PROMPT", "0").env("GIT_ASKPASS", "").env("LC_ALL", "C");
-    git.env("GIT_ALLOW_PROTOCOL", GIT_TRANSPORTS);
-    git.env("GIT_SSH_COMMAND", format!("ssh -o BatchMode=yes -o ConnectTimeout={}", TIMEOUT.as_secs()));
+    // A hook of Git that runs this program has set it.
+    git.env_remove("GIT_DIR").env("GIT_ALLOW_PROTOCOL", GIT_TRANSPORTS);
+    let ssh = "ssh -o BatchMode=yes -o StrictHostKeyChecking=yes -o ServerAliveInterval=5 -o ServerAliveCountMax=2";
+    git.env("GIT_SSH_COMMAND", format!("{ssh} -o ConnectTimeout={seconds}"));
     match finished(git, TIMEOUT).await {
         Err(error) => Err(format!("git could not be started: {error}")),
         Ok(None) => Err(format!("no answer within {} s", TIMEOUT.as_secs())),
         Ok(Some((status, ..))) if status.success() => Ok(()),
         Ok(Some((_, _, errors))) => {
-            Err(plain(String::from_utf8_lossy(&errors).lines().next().unwrap_or("git printed no error")))
+            let errors = String::from_utf8_lossy(&errors);
+            let first = errors.lines().find(|line| !line.starts_with("remote:"));
+            Err(plain(&without_user(first.unwrap_or("git printed no error"))))
         }
+    }
+}
+
+/// A line of git without the user of an address: where git's settings rewrite an address, that may be a token.
+fn without_user(line: &str) -> String {
+    match (line.find("://").map(|at| at + 3), line.rfind('@')) {
+        (Some(from), Some(at)) if from <= at => format!("{}{}", &line[..from], &line[at + 1..]),
+        _ => line.to_owned(),
     }
 }
 
@@ -626,6 +651,8 @@ mod tests {
         stream.read_exact(&mut request).await.unwrap();
         assert_eq!(request, REDIS_INFO);
         stream.write_all(answer.as_bytes()).await.unwrap();
+        // A Redis keeps the connection open.
+        let _ = stream.read(&mut [0]).await;
     }
 
     #[tokio::test]
@@ -700,6 +727,18 @@ mod tests {
         let program = found(Some("ext::sh -c true")).await.unwrap();
         let cause = program.cause.unwrap();
         assert!(program.result == CheckResult::Warning && cause.contains("'ext' not allowed"), "{cause}");
+        for (line, shown) in [
+            (
+                "fatal: could not read Password for 'https://hunter2@git.example.com': terminal prompts disabled",
+                "fatal: could not read Password for 'https://git.example.com': terminal prompts disabled",
+            ),
+            (
+                "git@git.example.com: Permission denied (publickey).",
+                "git@git.example.com: Permission denied (publickey).",
+            ),
+        ] {
+            assert_eq!(without_user(line), shown);
+        }
         for address in [
             "https://ada:hunter2@git.example.com/a",
             "https://hunter2@git.example.com/a",
