@@ -474,6 +474,7 @@ pub enum Db {
     #[command(after_help = "Examples:\n  \
         textnlp-deploy db bench --env staging\n  \
         textnlp-deploy db bench --env pilot --clients 16 --duration 1m\n  \
+        textnlp-deploy db bench --env pilot --clients 10 --transactions 1000\n  \
         textnlp-deploy db bench --env pilot --clients 16 --duration 1m -o json")]
     Bench(DbBench),
     /// Rehearse a failover of the database: kill its primary while rows are written
@@ -516,11 +517,17 @@ pub struct DbBench {
     /// Duration of the measurement, from 1s to 10m
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = bench_duration)]
     pub duration: Span,
+    /// Transactions of each client in place of a duration; all clients have at most 1,000,000, and 10 minutes
+    #[arg(long, value_name = "N", conflicts_with = "duration", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub transactions: Option<u64>,
 }
+
+/// The longest benchmark of a database.
+pub const BENCH_SECONDS_MAX: u64 = 600;
 
 fn bench_duration(text: &str) -> Result<Span, String> {
     match crate::dr_args::span(text)? {
-        span if !(1..=600).contains(&span.as_seconds()) => Err("it must be from 1s to 10m".to_owned()),
+        span if !(1..=BENCH_SECONDS_MAX).contains(&span.as_seconds()) => Err("it must be from 1s to 10m".to_owned()),
         span => Ok(span),
     }
 }

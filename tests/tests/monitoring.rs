@@ -163,11 +163,15 @@ fn every_metric_of_the_rules_and_dashboards_is_scraped() {
     assert_eq!((&database["site"], &database["database"]), (&json!("here"), &json!("sqlite")), "{done}");
     let of_clients = database["per_client"].as_array().unwrap().iter().map(|of_client| of_client.as_u64().unwrap());
     assert_eq!(Some(of_clients.sum::<u64>()), database["transactions"].as_u64(), "{done}");
+    let each = ["--clients", "2", "--transactions", "20", "-o", "json"];
+    let counted = sandbox.run(&[&bench[..4], &each].concat()).expect(0).json();
+    let of = |member: &str| counted["databases"][0][member].as_u64().unwrap();
+    assert_eq!(of("transactions") + of("failed"), 40, "{counted}");
     let shown = sandbox.run(&bench).expect(0).out;
     assert!(shown.starts_with("here: sqlite, 2 clients") && shown.contains("\n  append_usage "), "{shown}");
     let left = sandbox.files(&sandbox.site("development").join("data"));
     assert!(!left.iter().any(|file| file.contains("benchmark")), "{left:?}");
-    for wrong in [["--clients", "65"], ["--duration", "11m"]] {
+    for wrong in [["--clients", "65"], ["--duration", "11m"], ["--transactions", "0"]] {
         sandbox.run(&[&bench[..4], &wrong].concat()).expect(2);
     }
     assert_eq!(sandbox.run(&["generate", "Mira walked", "--env", "development"]).exit, 0);
@@ -176,6 +180,11 @@ fn every_metric_of_the_rules_and_dashboards_is_scraped() {
     let site = &errors["sites"][0];
     assert_eq!((&site["site"], &site["complete"]), (&json!("here"), &json!(true)), "{errors}");
     assert!(site["logs"].as_u64().unwrap() > 0 && site["lines"].as_u64().unwrap() > 0, "{errors}");
+
+    let piped = "textnlp-deploy logs --env development -n 50 | textnlp-deploy analyze - -o json";
+    let analysis = sandbox.shell(piped).expect(0).json();
+    assert!(analysis["analysis"]["lines"].as_u64().unwrap() > 0, "{analysis}");
+    assert!(analysis["analysis"]["from"].is_string(), "the lines have times: {analysis}");
 
     let state = |document: &Value, list: &str, name: &str| {
         let found = document[list].as_array().unwrap().iter().find(|one| one["name"] == name);
@@ -212,6 +221,33 @@ fn every_metric_of_the_rules_and_dashboards_is_scraped() {
     let said = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&said.stderr).into_owned();
     assert!(!said.contains("error while linting"), "{said}");
+}
+
+#[test]
+fn a_log_that_is_piped_into_analyze_is_grouped_and_limited_by_time() {
+    let sandbox = Sandbox::new("piped");
+    let line = |second: u32, level: &str, message: &str| {
+        json!({ "timestamp": format!("2026-11-23T10:00:{second:02}Z"), "level": level, "message": message }).to_string()
+    };
+    let log = [
+        line(0, "INFO", "request"),
+        line(1, "ERROR", "the database query failed after 900 ms"),
+        line(2, "WARN", "handshake failed"),
+        line(3, "ERROR", "the database query failed after 1200 ms"),
+    ];
+    std::fs::write(sandbox.folder().join("server.log"), log.join("\n")).unwrap();
+    let piped = |more: &str| {
+        let said = sandbox.shell(&format!("cat server.log | textnlp-deploy analyze - {more} -o json"));
+        said.expect(0).json()["analysis"].clone()
+    };
+    let all = piped("");
+    let counts = |analysis: &Value| ["lines", "errors", "warnings"].map(|member| analysis[member].as_u64().unwrap());
+    assert_eq!(counts(&all), [4, 2, 1], "{all}");
+    let error = &all["groups"][0];
+    assert_eq!(error["template"], "the database query failed after N ms", "{all}");
+    assert_eq!((&error["count"], &error["sources"]), (&json!(2), &json!([])), "a pipe has no name: {all}");
+    let late = piped("--since 2026-11-23T10:00:02Z");
+    assert_eq!(counts(&late), [2, 1, 1], "{late}");
 }
 
 #[test]

@@ -69,6 +69,7 @@ pub(super) fn cluster_site(environment: &Environment, name: &SiteName) -> Cluste
     ClusterSite {
         rollout: environment.rollout.strategy,
         min_nodes: environment.cluster.min_nodes,
+        phase_nodes: environment.phase.minimum().nodes,
         max_nodes: environment.cluster.max_nodes,
         ..ClusterSite::of(environment.cluster.namespace.clone())
     }

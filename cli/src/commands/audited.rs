@@ -149,7 +149,7 @@ fn effect<'a>(command: &'a Command, global: &Global) -> Effect<'a> {
 }
 
 /// Arguments whose values are recorded. Of every other one the record has `***`.
-const SHOWN: [&str; 56] = [
+const SHOWN: [&str; 57] = [
     "accept_data_loss",
     "accept_loss",
     "at",
@@ -200,6 +200,7 @@ const SHOWN: [&str; 56] = [
     "to",
     "token_limit",
     "token_rate_limit",
+    "transactions",
     "ttl",
     "until",
     "users",

@@ -14,7 +14,7 @@ use textnlp_service::{origin, replica};
 
 use super::prelude::*;
 use crate::deployment::{self, Deployment};
-use crate::operations_args::{Db, DbBench, DbPromote};
+use crate::operations_args::{BENCH_SECONDS_MAX, Db, DbBench, DbPromote};
 use crate::signals;
 
 /// What the server program does with a database.
@@ -35,11 +35,14 @@ impl Task {
     }
 
     fn bench(args: &DbBench) -> Self {
-        let seconds = args.duration.as_seconds();
+        let (length, number, takes) = match args.transactions {
+            Some(each) => ("transactions", each, BENCH_SECONDS_MAX),
+            None => ("seconds", args.duration.as_seconds(), args.duration.as_seconds()),
+        };
         Self {
             name: "bench",
-            input: json!({ "do": "bench", "clients": args.clients, "seconds": seconds }),
-            takes: Duration::from_secs(seconds),
+            input: json!({ "do": "bench", "clients": args.clients, length: number }),
+            takes: Duration::from_secs(takes),
             cleanup: Some(json!({ "do": "end_bench" })),
             text: bench_text,
         }
@@ -372,7 +375,10 @@ fn promoted_text(document: &Value) -> Result<String, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+    use crate::args::{Cli, Command};
 
     #[test]
     fn each_database_has_a_line() {
@@ -401,6 +407,24 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
+    }
+
+    #[test]
+    fn benchmark_ends_by_its_duration_or_by_its_transactions() {
+        let task = |more: &[&str]| {
+            let cli = Cli::try_parse_from(["textnlp-deploy", "db", "bench"].iter().chain(more)).ok()?;
+            match cli.command {
+                Command::Db(Db::Bench(args)) => Some(Task::bench(&args)),
+                _ => None,
+            }
+        };
+        let usual = task(&[]).unwrap();
+        assert_eq!((usual.input, usual.takes.as_secs()), (json!({ "do": "bench", "clients": 4, "seconds": 10 }), 10));
+        let counted = task(&["--clients", "10", "--transactions", "1000"]).unwrap();
+        let input = json!({ "do": "bench", "clients": 10, "transactions": 1000 });
+        assert_eq!((counted.input, counted.takes.as_secs()), (input, 600));
+        assert!(task(&["--transactions", "1000", "--duration", "10s"]).is_none());
+        assert!(task(&["--transactions", "0"]).is_none() && task(&["--transactions", "1000001"]).is_none());
     }
 
     #[test]

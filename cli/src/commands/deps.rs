@@ -37,10 +37,11 @@ async fn contacted(session: &Session, console: Console) -> Result<Success, Failu
 }
 
 fn line(found: &Dependency) -> CheckLine {
-    let Dependency { name, site, address, result, milliseconds, cause, fix, .. } = found;
+    let Dependency { name, site, address, version, result, milliseconds, cause, fix, .. } = found;
+    let version = version.as_ref().map_or(String::new(), |version| format!("  version {version}"));
     let took = milliseconds.map_or(String::new(), |took| format!("  {took} ms"));
     let cause = cause.as_ref().map_or(String::new(), |cause| format!("\n{cause}"));
-    let says = format!("{address}{took}{cause}");
+    let says = format!("{address}{version}{took}{cause}");
     CheckLine { site: site.clone(), rule: None, name: (*name).to_owned(), mark: *result, says, fix: fix.clone() }
 }
 

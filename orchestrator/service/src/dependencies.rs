@@ -16,10 +16,14 @@ use textnlp_orchestrator::environment::model::{Runtime, TlsMode};
 use textnlp_orchestrator::plan::SiteFacts;
 use textnlp_orchestrator::release::Lock;
 use textnlp_provider::units::{UrlSource, counted};
-use textnlp_provider::{Observed, ReadFailure, SiteName, error_chain};
+use textnlp_provider::{Observed, ReadFailure, SiteName, error_chain, finished};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::Command;
 
 use crate::checks::CheckResult;
 use crate::client::{self as service, Target};
+use crate::configuration::plain;
 use crate::doctor::Select;
 use crate::gate::sign_on;
 use crate::{ChosenEnvironment, Deployment, Failure, Progress, Scope, quoted, running};
@@ -34,6 +38,17 @@ const SETTINGS_MAX: u64 = 1 << 20;
 const POSTGRES_PORT: u16 = 5432;
 /// The same of Redis.
 const REDIS_PORT: u16 = 6379;
+/// The request for the version of a Redis (<https://redis.io/docs/latest/commands/info/>), and where its answer has it.
+const REDIS_INFO: &[u8] = b"*2\r\n$4\r\nINFO\r\n$6\r\nserver\r\n";
+const REDIS_VERSION: &str = "redis_version:";
+/// Bytes of its answer.
+const REDIS_INFO_MAX: u64 = 64 << 10;
+/// The oldest Redis that has the commands of the servers: `SET` with `PX` (<https://redis.io/docs/latest/commands/set/>).
+const REDIS_OLDEST: [u64; 3] = [2, 6, 12];
+/// The oldest Redis that the servers are tested with.
+const REDIS_TESTED: [u64; 3] = [7, 0, 0];
+/// The transports of git that run no other program that the address names.
+const GIT_TRANSPORTS: &str = "file:git:http:https:ssh";
 
 /// Something that the environment depends on.
 #[derive(Debug, Serialize)]
@@ -45,6 +60,9 @@ pub struct Dependency {
     pub site: Option<SiteName>,
     /// Where it is.
     pub address: String,
+    /// Its version, where it says one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
     state: &'static str,
     /// Whether it answers.
     #[serde(skip)]
@@ -93,7 +111,7 @@ impl Dependencies {
         let fix = cause.is_some().then(|| fix.into()).filter(|fix| !fix.is_empty());
         let milliseconds = took.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
         let (site, state, address) = (self.site.clone(), result.state(), address.into());
-        self.found.push(Dependency { name, site, address, state, result, milliseconds, cause, fix });
+        self.found.push(Dependency { name, site, address, version: None, state, result, milliseconds, cause, fix });
     }
 }
 
@@ -124,6 +142,7 @@ pub async fn dependencies(
     progress.doing("asking registries, model sources and other services");
     over_http(&mut found, &scope, &environment, lock.as_ref()).await?;
     cache(&mut found, &environment).await;
+    repository(&mut found, &environment).await;
     not_contacted(&mut found, &scope, &environment);
     Ok(found.found)
 }
@@ -323,7 +342,7 @@ async fn issues_tokens(http: &Client, issuer: &str) -> Result<(), Fault> {
     }
 }
 
-/// The Redis that the operator runs: whether its port is open.
+/// The Redis that the operator runs: its version, or with TLS whether its port is open.
 async fn cache(found: &mut Dependencies, environment: &Environment) {
     const NAME: &str = "cache";
     let fix = "check `cache.url`, and that firewalls let the servers connect to it";
@@ -334,16 +353,131 @@ async fn cache(found: &mut Dependencies, environment: &Environment) {
     // Validation rejected invalid addresses.
     let Ok(url) = text.parse::<Url>() else { return };
     let (host, port) = (url.host_str().unwrap_or_default(), url.port().unwrap_or(REDIS_PORT));
-    let plain = host.trim_start_matches('[').trim_end_matches(']');
-    let began = Instant::now();
-    let answer = match tokio::time::timeout(TIMEOUT, tokio::net::TcpStream::connect((plain, port))).await {
-        Err(_) => Err(format!("no connection within {} s", TIMEOUT.as_secs())),
-        Ok(Err(error)) => Err(error.to_string()),
-        Ok(Ok(_)) => Ok(()),
-    };
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
     // Pods may be able to connect where this machine is not.
     let mark = if environment.runs_here() { CheckResult::Problem } else { CheckResult::Warning };
-    found.add((NAME, format!("{host}:{port}")), Some(began.elapsed()), answer.map_err(|cause| Fault(mark, cause)), fix);
+    let asked = async {
+        let stream = TcpStream::connect((bare, port)).await?;
+        if url.scheme() == "rediss" { Ok(None) } else { version_line(stream).await.map(Some) }
+    };
+    let began = Instant::now();
+    let (version, answer) = match tokio::time::timeout(TIMEOUT, asked).await {
+        Err(_) => (None, Err(Fault(mark, format!("no answer within {} s", TIMEOUT.as_secs())))),
+        Ok(Err(error)) => (None, Err(Fault(mark, error.to_string()))),
+        Ok(Ok(None)) => (None, Ok(())),
+        Ok(Ok(Some(line))) => match line.strip_prefix(REDIS_VERSION) {
+            Some(version) => (Some(plain(version)), suits(version)),
+            None => (None, Err(without_version(&line, mark))),
+        },
+    };
+    found.add((NAME, format!("{host}:{port}")), Some(began.elapsed()), answer, fix);
+    if let Some(added) = found.found.last_mut() {
+        added.version = version;
+    }
+}
+
+/// The line with the version of a Redis, or its first line if that announces no text; empty if it has none.
+async fn version_line(mut stream: TcpStream) -> std::io::Result<String> {
+    stream.write_all(REDIS_INFO).await?;
+    let mut answer = BufReader::new(stream.take(REDIS_INFO_MAX));
+    let mut first = String::new();
+    answer.read_line(&mut first).await?;
+    // A text and its length; otherwise an error, or nothing of Redis.
+    let Some(length) = first.trim_end().strip_prefix('$').and_then(|length| length.parse::<u64>().ok()) else {
+        return Ok(first.trim_end().to_owned());
+    };
+    let mut lines = answer.take(length).lines();
+    while let Some(line) = lines.next_line().await? {
+        if line.starts_with(REDIS_VERSION) {
+            return Ok(line);
+        }
+    }
+    Ok(String::new())
+}
+
+/// Whether the servers can use a Redis of this version.
+fn suits(version: &str) -> Result<(), Fault> {
+    let numbers: Result<Vec<u64>, _> = version.split('.').map(str::parse::<u64>).collect();
+    let Ok(numbers) = numbers else { return Err(Fault::unknown("its version is not one of Redis")) };
+    let shown = |[major, minor, patch]: [u64; 3]| format!("{major}.{minor}.{patch}");
+    if numbers.as_slice() < REDIS_OLDEST.as_slice() {
+        return Err(Fault::failed(format!("the servers use commands of Redis {} and newer", shown(REDIS_OLDEST))));
+    }
+    if numbers.as_slice() < REDIS_TESTED.as_slice() {
+        let cause = format!("the servers are tested with Redis {} and newer", shown(REDIS_TESTED));
+        return Err(Fault(CheckResult::Warning, cause));
+    }
+    Ok(())
+}
+
+/// Why a Redis names no version. `mark`: of one that the servers cannot use.
+fn without_version(line: &str, mark: CheckResult) -> Fault {
+    match line.strip_prefix('-') {
+        Some(error) if error.starts_with("NOAUTH") => {
+            Fault(mark, "its version is unknown: it asks for a password, and `cache.url` has none".to_owned())
+        }
+        Some(error) if ["DENIED", "ERR max number of clients"].iter().any(|start| error.starts_with(start)) => {
+            Fault(mark, format!("it refuses connections: {}", plain(error)))
+        }
+        Some(error) => Fault::unknown(format!("its version is unknown: {}", plain(error))),
+        None => Fault::unknown("its version is unknown: it names none"),
+    }
+}
+
+/// The Git repository of the environment, as `git` of this machine reaches it.
+async fn repository(found: &mut Dependencies, environment: &Environment) {
+    const NAME: &str = "Git repository";
+    const SETTING: &str = "prerequisites.git";
+    let Some(address) = &environment.prerequisites.git else { return };
+    if has_credentials(address) {
+        let cause = "its address may contain credentials, which other users of this machine would see while git runs";
+        let fix = format!("write `{SETTING}` without them, and let a credential helper of git keep them");
+        return found.add((NAME, SETTING), None, Err(Fault::unknown(cause)), fix);
+    }
+    let began = Instant::now();
+    // The controllers in a cluster may reach it where this machine may not.
+    let answer = listed(address).await.map_err(|cause| Fault(CheckResult::Warning, cause));
+    let fix = format!("git ls-remote -- {} HEAD", quoted(address));
+    found.add((NAME, plain(address)), Some(began.elapsed()), answer, fix);
+}
+
+/// Whether an address of a repository has something else than a host, the login name of SSH and a path.
+fn has_credentials(address: &str) -> bool {
+    let (scheme, rest) = address.split_once("://").unwrap_or(("ssh", address));
+    let user = rest.rsplit_once('@').map(|(user, _)| user);
+    rest.contains(['?', '#']) || user.is_some_and(|user| scheme != "ssh" || user.contains(':'))
+}
+
+/// Lists the default branch of a repository without a prompt, outside of all repositories, whose settings could name programs.
+async fn listed(address: &str) -> Result<(), String> {
+    let seconds = TIMEOUT.as_secs();
+    let mut git = Command::new("git");
+    // Its transports outlive a git that is killed: they end by themselves when their server is silent.
+    git.args(["-c", "http.lowSpeedLimit=1", "-c", &format!("http.lowSpeedTime={seconds}")]);
+    git.args(["-C", "/", "ls-remote", "--quiet", "--", address, "HEAD"]);
+    git.env("GIT_TERMINAL_PROMPT", "0").env("GIT_ASKPASS", "").env("LC_ALL", "C");
+    // A hook of Git that runs this program has set it.
+    git.env_remove("GIT_DIR").env("GIT_ALLOW_PROTOCOL", GIT_TRANSPORTS);
+    let ssh = "ssh -o BatchMode=yes -o StrictHostKeyChecking=yes -o ServerAliveInterval=5 -o ServerAliveCountMax=2";
+    git.env("GIT_SSH_COMMAND", format!("{ssh} -o ConnectTimeout={seconds}"));
+    match finished(git, TIMEOUT).await {
+        Err(error) => Err(format!("git could not be started: {error}")),
+        Ok(None) => Err(format!("no answer within {} s", TIMEOUT.as_secs())),
+        Ok(Some((status, ..))) if status.success() => Ok(()),
+        Ok(Some((_, _, errors))) => {
+            let errors = String::from_utf8_lossy(&errors);
+            let first = errors.lines().find(|line| !line.starts_with("remote:"));
+            Err(plain(&without_user(first.unwrap_or("git printed no error"))))
+        }
+    }
+}
+
+/// A line of git without the user of an address: where git's settings rewrite an address, that may be a token.
+fn without_user(line: &str) -> String {
+    match (line.find("://").map(|at| at + 3), line.rfind('@')) {
+        (Some(from), Some(at)) if from <= at => format!("{}{}", &line[..from], &line[at + 1..]),
+        _ => line.to_owned(),
+    }
 }
 
 /// The sign-on address in a file with SAML settings (<https://github.com/SAML-Toolkits/python3-saml#settings>).
@@ -410,7 +544,6 @@ fn not_contacted(found: &mut Dependencies, scope: &Scope, environment: &Environm
 mod tests {
     use textnlp_orchestrator::environment::model::{CacheKind, ModelSettings};
     use textnlp_orchestrator::environment::{Catalogue, Library, Overrides};
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
 
@@ -511,27 +644,120 @@ mod tests {
         }
     }
 
+    /// Answers one request for the version.
+    async fn redis(listener: &tokio::net::TcpListener, answer: &str) {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = vec![0; REDIS_INFO.len()];
+        stream.read_exact(&mut request).await.unwrap();
+        assert_eq!(request, REDIS_INFO);
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        // A Redis keeps the connection open.
+        let _ = stream.read(&mut [0]).await;
+    }
+
     #[tokio::test]
-    async fn a_cache_is_reached_at_its_port() {
+    async fn a_cache_is_asked_for_its_version() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut environment = environment();
         environment.cache.kind = CacheKind::Redis;
         let found = async |environment: &Environment| {
             let mut found = Dependencies::default();
             cache(&mut found, environment).await;
-            found.found.pop().map(|one| (one.address, one.result))
+            found.found.pop()
         };
         let address = listener.local_addr().unwrap().to_string();
         environment.cache.url = Some(UrlSource::Url(format!("redis://{address}/0")));
-        assert_eq!(found(&environment).await, Some((address, CheckResult::Well)));
+        let info = |version: &str| {
+            let text = format!("# Server\r\nredis_version:{version}\r\nredis_mode:standalone\r\n");
+            format!("${}\r\n{text}\r\n", text.len())
+        };
+        for (answer, version, result, cause) in [
+            (info("7.0.15"), Some("7.0.15"), CheckResult::Well, ""),
+            (info("10.0.0"), Some("10.0.0"), CheckResult::Well, ""),
+            (info("6.2.14"), Some("6.2.14"), CheckResult::Warning, "tested with Redis 7.0.0"),
+            (info("2.6.12"), Some("2.6.12"), CheckResult::Warning, "tested with Redis 7.0.0"),
+            (info("2.6.9"), Some("2.6.9"), CheckResult::Problem, "commands of Redis 2.6.12"),
+            (info("new"), Some("new"), CheckResult::Unknown, "not one of Redis"),
+            ("-NOAUTH Authentication required.\r\n".to_owned(), None, CheckResult::Problem, "has none"),
+            ("-NOPERM this user has no permissions\r\n".to_owned(), None, CheckResult::Unknown, "NOPERM this user"),
+            ("+OK\r\n".to_owned(), None, CheckResult::Unknown, "it names none"),
+        ] {
+            let (found, ()) = tokio::join!(found(&environment), redis(&listener, &answer));
+            let found = found.unwrap();
+            assert_eq!((found.address.as_str(), found.version.as_deref()), (address.as_str(), version), "{answer}");
+            let says = found.cause.unwrap_or_default();
+            assert!(found.result == result && says.contains(cause) && says.is_empty() == cause.is_empty(), "{says}");
+        }
+        // With TLS only the connection is made.
+        environment.cache.url = Some(UrlSource::Url(format!("rediss://{address}/0")));
+        let connected = found(&environment).await.unwrap();
+        assert_eq!((connected.version, connected.result), (None, CheckResult::Well));
         // A bound socket that does not listen: no other process can take its port.
         let held = tokio::net::TcpSocket::new_v4().unwrap();
         held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = held.local_addr().unwrap().to_string();
         environment.cache.url = Some(UrlSource::Url(format!("redis://{address}/0")));
-        assert_eq!(found(&environment).await, Some((address, CheckResult::Problem)));
+        let refused = found(&environment).await.unwrap();
+        assert_eq!((refused.address, refused.result), (address, CheckResult::Problem));
         environment.cache.kind = CacheKind::None;
-        assert_eq!(found(&environment).await, None);
+        assert!(found(&environment).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_repository_is_listed_and_an_address_with_credentials_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let bare = folder.path().join("clusters.git");
+        let made = std::process::Command::new("git").args(["init", "--quiet", "--bare"]).arg(&bare).status().unwrap();
+        assert!(made.success());
+        let found = async |address: Option<&str>| {
+            let mut environment = environment();
+            environment.prerequisites.git = address.map(str::to_owned);
+            let mut found = Dependencies::default();
+            repository(&mut found, &environment).await;
+            found.found.pop()
+        };
+        assert!(found(None).await.is_none());
+        let there = format!("file://{}", bare.display());
+        let listed = found(Some(&there)).await.unwrap();
+        assert_eq!((listed.address, listed.result, listed.cause), (there.clone(), CheckResult::Well, None));
+        let elsewhere = found(Some(&format!("{there}.gone"))).await.unwrap();
+        let cause = elsewhere.cause.unwrap();
+        assert!(elsewhere.result == CheckResult::Warning && cause.contains("clusters.git.gone"), "{cause}");
+        // Transports that run the program in the address are refused.
+        let program = found(Some("ext::sh -c true")).await.unwrap();
+        let cause = program.cause.unwrap();
+        assert!(program.result == CheckResult::Warning && cause.contains("'ext' not allowed"), "{cause}");
+        for (line, shown) in [
+            (
+                "fatal: could not read Password for 'https://hunter2@git.example.com': terminal prompts disabled",
+                "fatal: could not read Password for 'https://git.example.com': terminal prompts disabled",
+            ),
+            (
+                "git@git.example.com: Permission denied (publickey).",
+                "git@git.example.com: Permission denied (publickey).",
+            ),
+        ] {
+            assert_eq!(without_user(line), shown);
+        }
+        for address in [
+            "https://ada:hunter2@git.example.com/a",
+            "https://hunter2@git.example.com/a",
+            "https://ada:hun/ter2@git.example.com/a",
+            "https://git.example.com/a?token=hunter2",
+            "ssh://git:hunter2@git.example.com/a",
+        ] {
+            let kept = found(Some(address)).await.unwrap();
+            let shown = format!("{kept:?}");
+            assert!(
+                kept.result == CheckResult::Unknown && !shown.contains("hunter2") && !shown.contains("ter2"),
+                "{shown}"
+            );
+        }
+        for address in
+            ["git@git.example.com:a/b.git", "ssh://git@git.example.com:2222/a", "https://git.example.com/a@b"]
+        {
+            assert_eq!(has_credentials(address), address.contains("https"), "{address}");
+        }
     }
 
     #[tokio::test]

@@ -48,6 +48,8 @@ macro_rules! pattern {
 
 // `kubectl logs --prefix`.
 pattern!(POD, r"^\[pod/([^\]]+)\] ");
+// `logs` of several processes: the name, in small letters unlike a level, and two spaces before JSON or a time.
+pattern!(PROCESS, r"^([a-z0-9][a-z0-9._/-]*)  (?:\{|\[?\d{4}-\d\d-\d\d)");
 // RFC 3339, and PostgreSQL's and Python's variants with a space, a comma and `UTC`.
 pattern!(TIME, r"^\[?(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d(?:[.,]\d{1,9})?)(Z|[+-]\d\d:?\d\d)?\]? ?(?:UTC |GMT )?");
 // klog: `E1123 10:00:00.000000   1 file.go:12] message`.
@@ -66,6 +68,9 @@ impl Line {
         if let Some(found) = POD.captures(rest) {
             line.source = found.get(1).map(|name| name.as_str().to_owned());
             rest = &rest[found[0].len()..];
+        } else if let Some(found) = PROCESS.captures(rest) {
+            line.source = Some(found[1].to_owned());
+            rest = &rest[found[1].len() + 2..];
         }
         // `kubectl logs --timestamps` writes its own time before that of the program.
         for _ in 0..2 {
@@ -178,6 +183,10 @@ mod tests {
         assert_eq!(line.message, "request refused reason=rate");
         assert_eq!(Line::parse(&format!(r#"{{"level":"WARN","suppressed":{}}}"#, u64::MAX)).count, 1 + SUPPRESSED_MAX);
         assert_eq!(at(ours).as_deref(), Some("2026-11-23T10:00:00.5Z"));
+
+        let named = Line::parse(&format!("here/server-0  {ours}"));
+        assert_eq!((named.level, named.source.as_deref()), (Level::Warning, Some("here/server-0")));
+        assert_eq!((named.message, named.at), (line.message.clone(), line.at));
 
         let pod = Line::parse(&format!("[pod/api-6f9-x/server] 2026-11-23T09:59:59.1Z {ours}"));
         assert_eq!(pod.source.as_deref(), Some("api-6f9-x/server"));

@@ -171,6 +171,7 @@ fn cluster_site(e: &Environment, site: &SiteSettings) -> ClusterSite {
         replicates: e.witness_place().is_some(),
         pinned: e.phase.is_production(),
         min_nodes: e.cluster.min_nodes,
+        phase_nodes: e.phase.minimum().nodes,
         max_nodes: e.cluster.max_nodes,
         balancer: None,
         gpu: gpus(e, site),

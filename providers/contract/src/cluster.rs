@@ -42,6 +42,8 @@ pub struct ClusterSite {
     pub pinned: bool,
     /// The minimum number of nodes; fewer are a preflight warning.
     pub min_nodes: u32,
+    /// The same of the phase.
+    pub phase_nodes: u32,
     /// The maximum number of nodes, if set.
     pub max_nodes: Option<u32>,
     /// The load balancer that the cluster's cloud creates for the service, where its provider knows the cloud.
@@ -85,6 +87,7 @@ impl ClusterSite {
             replicates: false,
             pinned: false,
             min_nodes: 1,
+            phase_nodes: 1,
             max_nodes: None,
             balancer: None,
             gpu: None,

@@ -32,6 +32,8 @@ pub struct Minimum {
     pub gpu_recommended: bool,
     /// The oldest Docker, where it is used.
     pub docker: (u32, u32),
+    /// Nodes of a cluster that can run pods. Fewer are a warning.
+    pub nodes: u32,
     /// Whether a smaller machine makes `up` fail, instead of a warning.
     pub blocks: bool,
 }
@@ -47,6 +49,7 @@ impl Minimum {
         network_mbps: 1_000,
         gpu_recommended: false,
         docker: (20, 10),
+        nodes: 1,
         blocks: false,
     };
     /// A smaller machine is refused.
@@ -59,6 +62,7 @@ impl Minimum {
         network_mbps: 10_000,
         gpu_recommended: true,
         docker: (24, 0),
+        nodes: 3,
         blocks: true,
     };
 }

@@ -26,6 +26,7 @@ const ADD_GPUS: &str = "add nodes with GPUs, or change `gpu.count`";
 /// What installs NVIDIA's device plugin.
 const DEVICE_PLUGIN: &str =
     "https://raw.githubusercontent.com/NVIDIA/k8s-device-plugin/v0.20.0/deployments/static/nvidia-device-plugin.yml";
+static NODES: Row = table::nodes();
 const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 
 pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Result<Vec<Problem>> {
@@ -44,7 +45,9 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
     };
     let site = kubernetes.site();
     served::users(&api, wanted, site.is_some_and(|site| site.settings.openshift), &mut problems).await?;
-    problems.extend(nodes(&api, site.map_or(0, |site| site.min_nodes)).await?);
+    if let Some(site) = site {
+        problems.extend(nodes(&api, site, &supported).await?);
+    }
     if let Some((site, gpu)) = site.and_then(|site| Some((site, site.gpu.as_ref()?)))
         && !brings_gpus(&supported)
     {
@@ -100,22 +103,55 @@ pub(crate) async fn preflight(kubernetes: &Kubernetes, wanted: &[Wanted]) -> Res
 }
 
 /// Too few nodes are only a warning: a cluster may add nodes when pods need them.
-async fn nodes(api: &Api, least: u32) -> Result<Option<Problem>> {
+async fn nodes(api: &Api, site: &ClusterSite, supported: &[(&'static Row, &Wanted)]) -> Result<Option<Problem>> {
+    let least = site.min_nodes.max(site.phase_nodes);
     if least <= 1 {
         return Ok(None);
     }
-    let call =
-        Call { action: "count the nodes of", verb: "list", row: table::namespaces(), namespace: None, name: None };
-    let cause = match api.metadata(&call, "/api/v1/nodes").await {
-        Ok(nodes) if nodes.len() >= least as usize => return Ok(None),
-        Ok(nodes) => format!("it has {}, and `cluster.min_nodes` is {least}", counted(nodes.len(), "node")),
-        Err(error) if error.kind == ErrorKind::Denied => {
-            format!("the {least} nodes of `cluster.min_nodes` could not be checked: you are not allowed to list nodes")
+    let call = Call { action: "count the nodes of", verb: "list", row: &NODES, namespace: None, name: None };
+    match api.list(&call, "").await {
+        Ok(nodes) => {
+            let deployments = supported.iter().filter(|(row, _)| row.name == "kubernetes.deployment");
+            let pods: Vec<&Value> =
+                deployments.map(|(_, wanted)| &wanted.spec.as_value()["spec"]["template"]["spec"]).collect();
+            Ok(too_few(&nodes, &pods, site))
         }
-        Err(error) => return Err(error),
+        Err(error) if error.kind == ErrorKind::Denied => {
+            let cause = format!("whether it has {least} nodes could not be checked: you are not allowed to list nodes");
+            Ok(Some(Problem::warning("cluster", cause, "compare them with `kubectl get nodes`")))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether fewer of these nodes can run pods of Deployments than the environment and its phase need. Pure.
+fn too_few(nodes: &[Value], pods: &[&Value], site: &ClusterSite) -> Option<Problem> {
+    let usable = nodes.iter().filter(|node| is_usable(node, pods)).count();
+    let (least, wanted, fix) = match site.phase_nodes > site.min_nodes {
+        true => {
+            let least = site.phase_nodes;
+            let fix = format!("add nodes; where `up` creates the cluster, write `cluster.min_nodes: {least}`");
+            (least, format!("the phase of its environment needs {least}"), fix)
+        }
+        false => {
+            let fix =
+                "add nodes, or change `cluster.min_nodes`; this program does not create nodes in an existing cluster";
+            (site.min_nodes, format!("`cluster.min_nodes` is {}", site.min_nodes), fix.to_owned())
+        }
     };
-    let fix = "add nodes, or change `cluster.min_nodes`; this program does not create nodes in an existing cluster";
-    Ok(Some(Problem::warning("cluster", cause, fix)))
+    let cause = format!("it has {} that its pods may run on, and {wanted}", counted(usable, "ready node"));
+    (usable < least as usize).then(|| Problem::warning("cluster", cause, fix))
+}
+
+/// Whether a node is ready, and new pods may run on it: one of these, or without any of them one without tolerations. Pure.
+fn is_usable(node: &Value, pods: &[&Value]) -> bool {
+    let mut conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+    let is_ready = conditions.any(|one| one["type"] == "Ready" && one["status"] == "True");
+    let may_run = match pods {
+        [] => is_allowed(node, &Value::Null),
+        _ => pods.iter().any(|pod| is_allowed(node, pod)),
+    };
+    is_ready && node["spec"]["unschedulable"] != true && may_run
 }
 
 /// Whether the cloud of the cluster creates the nodes with GPUs, which pods choose by their label. Pure.
@@ -132,7 +168,6 @@ fn grows(site: &ClusterSite) -> bool {
 /// Pods of Deployments that no node could run, however empty it is: they would wait. The nodes of a cluster that its provider creates are
 /// chosen by its pods, and may not be there yet.
 async fn room(api: &Api, supported: &[(&'static Row, &Wanted)], site: Option<&ClusterSite>) -> Result<Vec<Problem>> {
-    static NODES: Row = table::nodes();
     let is_existing = site.is_some_and(|site| site.existing);
     let deployments = supported.iter().filter(|(row, _)| row.name == "kubernetes.deployment");
     let deployments: Vec<_> = deployments.filter(|(_, wanted)| is_existing || wanted.via.is_none()).collect();
@@ -312,7 +347,6 @@ fn is_allowed(node: &Value, pod: &Value) -> bool {
 
 /// GPUs are there where NVIDIA's device plugin offers them, or where a node autoscaler adds nodes with them.
 async fn gpus(api: &Api, gpu: &ClusterGpus, site: &ClusterSite) -> Result<Option<Problem>> {
-    static NODES: Row = table::nodes();
     let call = Call { action: "count the GPUs of", verb: "list", row: &NODES, namespace: None, name: None };
     match api.list(&call, "").await {
         Ok(nodes) => Ok(missing_gpus(&nodes, site.settings.gpu_resource(), gpu.count, grows(site))),
@@ -659,6 +693,35 @@ mod tests {
         assert!(found(&[large.clone(), small.clone()], &with_gpu).is_some_and(|cause| cause.contains("of 1 node ")));
         with_gpu["containers"][0]["resources"]["limits"] = json!({ "nvidia.com/gpu.shared": 1 });
         assert_eq!(found(&[large, small], &with_gpu), None, "no node offers a share");
+    }
+
+    #[test]
+    fn nodes_that_are_ready_and_schedulable_are_counted_for_the_phase() {
+        let node = |ready: &str, spec: Value| {
+            let conditions =
+                [json!({ "type": "DiskPressure", "status": "False" }), json!({ "type": "Ready", "status": ready })];
+            json!({ "spec": spec, "status": { "conditions": conditions } })
+        };
+        let worker = node("True", json!({}));
+        let taint = json!({ "key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule" });
+        let control_plane = node("True", json!({ "taints": [taint] }));
+        let cordoned = node("True", json!({ "unschedulable": true }));
+        let site = |min_nodes, phase_nodes| ClusterSite { min_nodes, phase_nodes, ..ClusterSite::of("textnlp") };
+        let pilot = site(1, 3);
+        let all = [&worker, &worker, &worker].map(Clone::clone);
+        assert_eq!(too_few(&all, &[], &pilot), None);
+        for other in [&control_plane, &cordoned, &node("False", json!({})), &node("Unknown", json!({}))] {
+            let few = too_few(&[worker.clone(), worker.clone(), other.clone()], &[], &pilot).unwrap();
+            let says = "it has 2 ready nodes that its pods may run on, and the phase of its environment needs 3";
+            assert!(few.warning && few.cause == says && few.fix.contains("`cluster.min_nodes: 3`"), "{few:?}");
+        }
+        let tolerant =
+            json!({ "tolerations": [{ "key": "node-role.kubernetes.io/control-plane", "operator": "Exists" }] });
+        let mixed = [worker.clone(), worker.clone(), control_plane];
+        assert_eq!(too_few(&mixed, &[&tolerant], &pilot), None);
+        let few = too_few(&mixed, &[&json!({})], &site(3, 3)).unwrap();
+        assert!(few.warning && few.cause.ends_with(", and `cluster.min_nodes` is 3"), "{few:?}");
+        assert_eq!(too_few(&[worker], &[], &site(1, 1)), None);
     }
 
     #[test]

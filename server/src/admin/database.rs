@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use textnlp_store::{BenchmarkPlan, Database, Maintenance, MaintenanceError, Store};
+use textnlp_store::{BenchmarkLength, BenchmarkPlan, Database, Maintenance, MaintenanceError, Store};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::keys::KeysError;
@@ -22,6 +22,8 @@ struct Command {
     clients: Option<u32>,
     /// Its duration, or how long a rehearsal waits for the failure of the primary, and then for writes that succeed.
     seconds: Option<u64>,
+    /// The transactions of each client of a benchmark, in place of its duration.
+    transactions: Option<u64>,
 }
 
 /// What to do.
@@ -80,10 +82,16 @@ async fn perform(store: &Store, database: &Database, command: &Command) -> Resul
         Task::Server => json!(store.server().await?),
         Task::Bench => {
             let usual = BenchmarkPlan::default();
-            let plan = BenchmarkPlan {
-                clients: command.clients.unwrap_or(usual.clients),
-                duration: command.seconds.map_or(usual.duration, Duration::from_secs),
+            let length = match (command.seconds, command.transactions) {
+                (None, None) => usual.length,
+                (Some(seconds), None) => BenchmarkLength::Duration(Duration::from_secs(seconds)),
+                (None, Some(each)) => BenchmarkLength::Transactions(each),
+                (Some(_), Some(_)) => {
+                    let why = "a benchmark ends by `seconds` or by `transactions`, not by both";
+                    return Err(MaintenanceError::Refused(why.to_owned()));
+                }
             };
+            let plan = BenchmarkPlan { clients: command.clients.unwrap_or(usual.clients), length };
             json!(store.benchmark(database, plan, stopped()).await?)
         }
         Task::EndBench => {

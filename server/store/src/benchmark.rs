@@ -32,7 +32,7 @@ const MAX_CLIENTS: u32 = 64;
 const DURATIONS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
 /// Transactions of all clients, at most: this bounds the size of the tables.
 const MAX_TRANSACTIONS: u64 = 1_000_000;
-/// The free disk space that a file needs for a second, and at most.
+/// The free disk space that a file needs for a second, and at most, which is enough for all transactions.
 const BYTES_PER_SECOND: u64 = 32 << 20;
 const MAX_BYTES: u64 = 2 << 30;
 /// How long the last transactions and usage records may take after the duration.
@@ -85,29 +85,76 @@ const RUNS: &str = "another benchmark of this database runs";
 pub struct BenchmarkPlan {
     /// Clients at the same time, 1 to 64. In PostgreSQL at most half of the free connections, less two.
     pub clients: u32,
-    /// How long they run, 1 second to 10 minutes.
-    pub duration: Duration,
+    /// When they end.
+    pub length: BenchmarkLength,
+}
+
+/// When the clients of a benchmark end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BenchmarkLength {
+    /// After this time, 1 second to 10 minutes.
+    Duration(Duration),
+    /// When each of them has run this number of transactions, at least 1 and 1,000,000 of all clients at most; after 10 minutes at the
+    /// latest.
+    Transactions(u64),
 }
 
 impl Default for BenchmarkPlan {
     fn default() -> Self {
-        Self { clients: 4, duration: Duration::from_secs(10) }
+        Self { clients: 4, length: BenchmarkLength::Duration(Duration::from_secs(10)) }
     }
 }
 
 impl BenchmarkPlan {
     fn check(self) -> Result<(), MaintenanceError> {
-        let Self { clients, duration } = self;
+        let Self { clients, length } = self;
         if !(1..=MAX_CLIENTS).contains(&clients) {
             let why = format!("a benchmark has 1 to {MAX_CLIENTS} clients, not {clients}");
             return Err(MaintenanceError::Refused(why));
         }
-        if !DURATIONS.contains(&duration) {
-            let (least, most) = (DURATIONS.start().as_secs(), DURATIONS.end().as_secs());
-            let why = format!("a benchmark takes {least} to {most} seconds, not {}", duration.as_secs());
-            return Err(MaintenanceError::Refused(why));
+        let why = match length {
+            BenchmarkLength::Duration(duration) if !DURATIONS.contains(&duration) => {
+                let (least, most) = (DURATIONS.start().as_secs(), DURATIONS.end().as_secs());
+                format!("a benchmark takes {least} to {most} seconds, not {}", duration.as_secs())
+            }
+            BenchmarkLength::Transactions(_) if !(1..=MAX_TRANSACTIONS).contains(&self.transactions()) => {
+                format!("a benchmark has 1 to {MAX_TRANSACTIONS} transactions, not {}", self.transactions())
+            }
+            BenchmarkLength::Duration(_) | BenchmarkLength::Transactions(_) => return Ok(()),
+        };
+        Err(MaintenanceError::Refused(why))
+    }
+
+    /// How long it may take.
+    fn duration(self) -> Duration {
+        match self.length {
+            BenchmarkLength::Duration(duration) => duration,
+            BenchmarkLength::Transactions(_) => *DURATIONS.end(),
         }
-        Ok(())
+    }
+
+    /// How many transactions a client may start.
+    fn each(self) -> u64 {
+        match self.length {
+            BenchmarkLength::Duration(_) => MAX_TRANSACTIONS,
+            BenchmarkLength::Transactions(each) => each,
+        }
+    }
+
+    /// How many all clients may start, without the limit of all benchmarks.
+    fn transactions(self) -> u64 {
+        self.each().saturating_mul(self.clients.into())
+    }
+
+    /// The free disk space that a file needs.
+    fn bytes(self) -> u64 {
+        match self.length {
+            BenchmarkLength::Duration(duration) => BYTES_PER_SECOND.saturating_mul(duration.as_secs()).min(MAX_BYTES),
+            BenchmarkLength::Transactions(_) => {
+                let bytes = self.transactions().saturating_mul(MAX_BYTES / MAX_TRANSACTIONS);
+                bytes.clamp(BYTES_PER_SECOND, MAX_BYTES)
+            }
+        }
     }
 }
 
@@ -195,6 +242,8 @@ impl Latency {
 #[derive(Debug)]
 struct Load {
     until: Instant,
+    /// The most transactions of a client.
+    each: u64,
     /// Transactions that were started.
     started: AtomicU64,
 }
@@ -240,7 +289,7 @@ impl Store {
             DatabaseAt::File(file) => {
                 let folder = folder_of(file);
                 let _lock = lock(folder)?;
-                check_disk(free_bytes(folder).map_err(failed)?, plan.duration)?;
+                check_disk(free_bytes(folder).map_err(failed)?, plan.bytes())?;
                 self.measure(database, plan, stop).await
             }
             DatabaseAt::Server(_) => {
@@ -341,7 +390,7 @@ impl Store {
             let connections = scratch.connect_all().await?;
             let connected = began.elapsed();
             let run = run(&scratch, plan).await?;
-            result(run, plan.clients, scratch.dialect, (connections, connected))
+            result(run, plan, scratch.dialect, (connections, connected))
         };
         let measured = tokio::select! {
             measured = measured => measured,
@@ -389,8 +438,7 @@ fn lock(folder: &Utf8Path) -> Result<FolderLock, MaintenanceError> {
     }
 }
 
-fn check_disk(free: u64, duration: Duration) -> Result<(), MaintenanceError> {
-    let needed = BYTES_PER_SECOND.saturating_mul(duration.as_secs()).min(MAX_BYTES);
+fn check_disk(free: u64, needed: u64) -> Result<(), MaintenanceError> {
     if free < needed {
         let why = format!("it needs {} MiB of free disk space, and there are {} MiB", needed >> 20, free >> 20);
         return Err(MaintenanceError::Refused(why));
@@ -495,7 +543,8 @@ fn subject(key: u32) -> String {
 async fn run(scratch: &Store, plan: BenchmarkPlan) -> Result<Run, MaintenanceError> {
     let (usage, inbox) = mpsc::channel(WAITING);
     let began = Instant::now();
-    let load = Arc::new(Load { until: began + plan.duration, started: AtomicU64::new(0) });
+    let load = Load { until: began + plan.duration(), each: plan.each(), started: AtomicU64::new(0) };
+    let load = Arc::new(load);
     // They end with it, also where this function is cancelled.
     let mut clients = JoinSet::new();
     for number in 0..plan.clients {
@@ -515,7 +564,7 @@ async fn run(scratch: &Store, plan: BenchmarkPlan) -> Result<Run, MaintenanceErr
         let seconds = GRACE.as_secs();
         MaintenanceError::Refused(format!("the last transactions did not end within {seconds} s"))
     };
-    let ((tallies, took), records) = tokio::time::timeout(plan.duration + GRACE, all).await.map_err(late)??;
+    let ((tallies, took), records) = tokio::time::timeout(plan.duration() + GRACE, all).await.map_err(late)??;
     Ok(Run { took, tallies, records })
 }
 
@@ -523,7 +572,10 @@ async fn run(scratch: &Store, plan: BenchmarkPlan) -> Result<Run, MaintenanceErr
 /// transaction; any other error ends the benchmark.
 async fn client(store: Store, number: u32, load: Arc<Load>, usage: mpsc::Sender<Usage>) -> Result<Tally, StoreError> {
     let (mut tally, mut key) = (Tally::default(), number);
-    while Instant::now() < load.until && load.started.fetch_add(1, Ordering::Relaxed) < MAX_TRANSACTIONS {
+    for _ in 0..load.each {
+        if Instant::now() >= load.until || load.started.fetch_add(1, Ordering::Relaxed) >= MAX_TRANSACTIONS {
+            break;
+        }
         key = (key + number + 1) % KEYS;
         let began = Instant::now();
         match transaction(&store, &subject(key)).await {
@@ -613,7 +665,7 @@ async fn write_usage(store: &Store, mut inbox: mpsc::Receiver<Usage>) -> Result<
 
 fn result(
     Run { took, tallies, records }: Run,
-    clients: u32,
+    plan: BenchmarkPlan,
     dialect: Dialect,
     (connections, connected): (u32, Duration),
 ) -> Result<BenchmarkResult, MaintenanceError> {
@@ -637,15 +689,23 @@ fn result(
     let batches = ("append_usage", records.batches);
     let statements = STATEMENTS.into_iter().zip(all.statements).chain([batches]).filter_map(statement).collect();
     let mut notes = Vec::new();
-    if transactions + all.failed >= MAX_TRANSACTIONS {
-        notes.push(format!("it ended after {MAX_TRANSACTIONS} transactions"));
+    let ended = transactions + all.failed;
+    match plan.length {
+        BenchmarkLength::Duration(_) if ended >= MAX_TRANSACTIONS => {
+            notes.push(format!("it ended after {MAX_TRANSACTIONS} transactions"));
+        }
+        BenchmarkLength::Transactions(_) if ended < plan.transactions() => {
+            let (seconds, wanted) = (plan.duration().as_secs(), plan.transactions());
+            notes.push(format!("it ended after {seconds} s with {ended} of {wanted} transactions"));
+        }
+        BenchmarkLength::Duration(_) | BenchmarkLength::Transactions(_) => {}
     }
     if records.rows < transactions {
         notes.push(format!("{} usage records were not stored", transactions - records.rows));
     }
     Ok(BenchmarkResult {
         database: dialect.name(),
-        clients,
+        clients: plan.clients,
         seconds: took.as_secs_f64(),
         connections,
         connection_ms: connected.as_secs_f64() * 1000.0,
@@ -678,12 +738,17 @@ mod tests {
 
     on_both!(
         result_adds_up_and_nothing_is_left,
+        each_client_runs_its_transactions,
         what_a_killed_benchmark_left_is_removed_by_the_next_one,
         stopped_benchmark_removes_its_tables_and_another_one_is_refused_meanwhile,
     );
 
     fn plan(clients: u32, seconds: u64) -> BenchmarkPlan {
-        BenchmarkPlan { clients, duration: Duration::from_secs(seconds) }
+        BenchmarkPlan { clients, length: BenchmarkLength::Duration(Duration::from_secs(seconds)) }
+    }
+
+    fn counted(clients: u32, each: u64) -> BenchmarkPlan {
+        BenchmarkPlan { clients, length: BenchmarkLength::Transactions(each) }
     }
 
     fn database(bench: &Bench) -> Database {
@@ -735,6 +800,15 @@ mod tests {
         assert_eq!((store.keys().await.unwrap().len(), store.usage_end().await.unwrap()), (1, 0));
     }
 
+    async fn each_client_runs_its_transactions(bench: Bench) {
+        let store = bench.store().await;
+        let result = store.benchmark(&database(&bench), counted(3, 40), pending()).await.unwrap();
+        assert_eq!((result.clients, result.per_client.len()), (3, 3), "{result:?}");
+        // Failed ones count, as they are not repeated.
+        assert_eq!(result.transactions + result.failed, 120, "{result:?}");
+        assert!(result.per_client.iter().all(|transactions| *transactions <= 40), "{result:?}");
+    }
+
     async fn what_a_killed_benchmark_left_is_removed_by_the_next_one(bench: Bench) {
         let (store, database) = (bench.store().await, database(&bench));
         tokio::select! {
@@ -777,13 +851,16 @@ mod tests {
             (plan(65, 1), "a benchmark has 1 to 64 clients, not 65"),
             (plan(1, 0), "a benchmark takes 1 to 600 seconds, not 0"),
             (plan(1, 601), "a benchmark takes 1 to 600 seconds, not 601"),
+            (counted(1, 0), "a benchmark has 1 to 1000000 transactions, not 0"),
+            (counted(10, 100_001), "a benchmark has 1 to 1000000 transactions, not 1000010"),
         ] {
             let refused = store.benchmark(&database(&bench), plan, pending()).await.unwrap_err();
             assert_eq!(refused.to_string(), expect);
         }
-        let disk = check_disk(100 << 20, Duration::from_secs(10)).unwrap_err().to_string();
+        let disk = check_disk(100 << 20, plan(1, 10).bytes()).unwrap_err().to_string();
         assert_eq!(disk, "it needs 320 MiB of free disk space, and there are 100 MiB");
-        check_disk(2 << 30, Duration::from_secs(600)).unwrap();
+        check_disk(2 << 30, plan(1, 600).bytes()).unwrap();
+        assert_eq!([counted(10, 1000).bytes(), counted(10, 100_000).bytes()], [32 << 20, 2_147_000_000]);
         let connections = check_connections(9, 3).unwrap_err().to_string();
         let expect = "the role of the service has 9 free connections to the database. A benchmark uses at most half of \
                       them, and 2 are not for clients: at most 2 clients, not 3";

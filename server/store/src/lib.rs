@@ -48,7 +48,7 @@ use textnlp_net::retry::{Backoff, RetryPolicy, retry};
 use dialect::{Dialect, Haste, Trust, Turns};
 
 pub use audit::{Action, Actor, AuditEvent, AuditLog, AuditPage, AuditRow, MIN_AUDIT_DAYS, Origin, Outcome, is_plain};
-pub use benchmark::{BenchmarkPlan, BenchmarkResult, Latency, StatementResult};
+pub use benchmark::{BenchmarkLength, BenchmarkPlan, BenchmarkResult, Latency, StatementResult};
 pub use budget::{BudgetOwner, BudgetRefusal, Counter, CounterName, Grant, Reservation, Unit};
 pub use charge::{Charge, Charges};
 pub use check::{CheckFinding, CheckResult, check_database};

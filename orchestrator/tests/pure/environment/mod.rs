@@ -1388,6 +1388,7 @@ fn small_machines_warn_up_to_staging_and_block_from_pilot() {
     assert_eq!(of(Phase::Staging), (4, 8, 50, Disk::Solid, 1_000, false, false));
     assert_eq!(of(Phase::Pilot), (16, 32, 500, Disk::Nvme, 10_000, true, true));
     assert_eq!(of(Phase::AirGapped), (16, 32, 500, Disk::Nvme, 10_000, true, false));
+    assert_eq!([Phase::Staging, Phase::Pilot, Phase::Optimized].map(|phase| phase.minimum().nodes), [1, 3, 3]);
     let blocks = |phase: &str, prerequisites: &str| {
         let text = format!(
             "{}prerequisites: {{ {prerequisites} }}\n",

@@ -66,6 +66,7 @@ impl Fixture {
             replicates: self.replicates,
             pinned: self.pinned,
             min_nodes: self.min_nodes,
+            phase_nodes: 1,
             max_nodes: self.max_nodes,
             balancer: self.balancer.clone(),
             gpu: self.gpu.clone(),

@@ -389,6 +389,33 @@ fn user_job_gets_database_access_and_the_settings_of_its_config_map() {
 }
 
 #[test]
+fn address_of_an_external_database_is_a_variable_and_the_password_of_one_in_the_cluster_a_file() {
+    let of = |stored: Database, place: Fixture| {
+        let made =
+            lowered(&component("server", ComponentSpec::Workload(Workload { stored, ..workload() })), place).unwrap();
+        let spec = |part: &str| {
+            let found = made.iter().find(|one| one.id.as_str() == format!("main/server/{part}")).unwrap();
+            found.spec.as_value().clone()
+        };
+        let from = |pod: Value| -> Vec<Value> {
+            let env = pod["containers"][0]["env"].as_array().unwrap().clone();
+            env.into_iter().filter(|one| one["name"] == "DATABASE_URL" || one["name"] == "PGPASSWORD").collect()
+        };
+        let pods = ["migrate", "deployment"].map(|part| from(spec(part)["spec"]["template"]["spec"].clone()));
+        (pods, spec("secrets")["data"].clone(), spec("config")["data"].to_string())
+    };
+    let (pods, secret, _) = of(database(), fixture());
+    let key = json!({ "secretKeyRef": { "name": "textnlp-secrets", "key": "database-url" } });
+    let variable = vec![json!({ "name": "DATABASE_URL", "valueFrom": key })];
+    assert_eq!(pods, [variable.clone(), variable]);
+    assert!(secret.get("database-url").is_some(), "{secret}");
+    let (pods, secret, config) = of(own_stored(), own_fixture());
+    assert_eq!(pods, [Vec::new(), Vec::new()]);
+    assert!(secret.get("database-url").is_none() && secret.get("database-password").is_some(), "{secret}");
+    assert!(config.contains("/etc/textnlp-secrets/database-password"), "{config}");
+}
+
+#[test]
 fn secrets_of_webhooks_are_in_a_secret_and_their_addresses_are_reached() {
     let (ours, theirs) = ("https://hooks.example.com:8443/batches", "https://192.0.2.7/");
     let mut server = workload();

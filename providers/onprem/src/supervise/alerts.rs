@@ -126,7 +126,8 @@ impl Alerts {
         facts.extend(seen.backup.map(|why| Fact::new("backup", "copies", why)));
         facts.extend(gate);
         facts.extend(self.of_disk(limits));
-        facts.extend(self.of_memory(limits, now));
+        let meminfo = std::fs::read_to_string("/proc/meminfo");
+        facts.extend(meminfo.ok().and_then(|meminfo| self.of_memory(&meminfo, limits, now)));
         facts.extend(self.of_replication(seen.units).await);
         facts.extend(self.service.look(&self.folder, seen.units, &service, now).await);
         let events = step(&mut self.active, &facts, now);
@@ -255,8 +256,8 @@ impl Alerts {
         })
     }
 
-    fn of_memory(&mut self, limits: AlertLimits, now: Timestamp) -> Option<Fact> {
-        let share = memory_used(&std::fs::read_to_string("/proc/meminfo").ok()?)?;
+    fn of_memory(&mut self, meminfo: &str, limits: AlertLimits, now: Timestamp) -> Option<Fact> {
+        let share = memory_used(meminfo)?;
         if share <= limits.memory {
             self.memory_short_since = None;
             return None;
@@ -526,6 +527,38 @@ mod tests {
         // A supervisor that begins anew counts anew, and a huge count costs nothing.
         assert!(alerts.often_restarted(&[unit("a", 0, 0), unit("b", u32::MAX, 0)], 5).len() == 2);
         assert!(alerts.restarts["b"].at.len() <= 7);
+    }
+
+    #[test]
+    fn memory_above_its_limit_for_a_quarter_of_an_hour_raises_an_alert() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = SiteFolder::at(&camino::Utf8Path::from_path(dir.path()).unwrap().join("sites/here"));
+        // Readings by minute, in percent, and the minutes of the alert.
+        let check = |limits: AlertLimits, readings: &[(i64, u32)], expected: &[i64]| {
+            let mut alerts = Alerts::new(&folder);
+            let mut raised = Vec::new();
+            for (minute, used) in readings {
+                let meminfo = format!("MemTotal: 10000 kB\nMemAvailable: {} kB\n", 10_000 - used * 100);
+                if let Some(fact) = alerts.of_memory(&meminfo, limits, at(*minute)) {
+                    assert_eq!((fact.name, fact.about.as_str()), ("memory", "machine"));
+                    assert!(fact.says.starts_with(&format!("{used} % ")), "{}", fact.says);
+                    raised.push(*minute);
+                }
+            }
+            assert_eq!(raised, expected, "{readings:?}");
+        };
+        let usual = AlertLimits::default();
+        assert_eq!(usual.memory, 80);
+        check(usual, &[(0, 81), (5, 95), (14, 81), (15, 81), (16, 99)], &[15, 16]);
+        check(usual, &[(0, 80), (15, 80), (60, 80)], &[]);
+        // Enough memory in between begins the time again.
+        check(usual, &[(0, 90), (10, 80), (11, 90), (15, 90), (25, 90), (26, 90), (27, 40)], &[26]);
+        check(AlertLimits { memory: 95, ..usual }, &[(0, 90), (15, 95), (16, 96), (31, 96)], &[31]);
+        // What cannot be read neither raises it nor begins the time again.
+        let mut alerts = Alerts::new(&folder);
+        let full = "MemTotal: 100 kB\nMemAvailable: 1 kB\n";
+        assert!(alerts.of_memory(full, usual, at(0)).is_none() && alerts.of_memory("", usual, at(15)).is_none());
+        assert!(alerts.of_memory(full, usual, at(16)).is_some());
     }
 
     #[test]
