@@ -410,7 +410,7 @@ fn address_of_an_external_database_is_a_variable_and_the_password_of_one_in_the_
     assert_eq!(pods, [variable.clone(), variable]);
     assert!(secret.get("database-url").is_some(), "{secret}");
     let (pods, secret, config) = of(own_stored(), own_fixture());
-    assert_eq!(pods, [Vec::new(), Vec::new()]);
+    assert_eq!(pods, [Vec::<Value>::new(), Vec::new()]);
     assert!(secret.get("database-url").is_none() && secret.get("database-password").is_some(), "{secret}");
     assert!(config.contains("/etc/textnlp-secrets/database-password"), "{config}");
 }
