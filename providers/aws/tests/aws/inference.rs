@@ -288,22 +288,26 @@ fn an_endpoint_with_gpus_has_their_driver_and_neither_key_nor_volume() {
     assert_eq!(stack.recorded(), []);
 }
 
-/// Their disks have no key of the site, and a server uses one GPU.
+/// Their disks have no key of the site, also where data is not protected, and a server uses one GPU.
 #[test]
 fn what_is_unusual_about_gpus_is_said_before_they_cost() {
     let (account, _) = account();
     let bench = Bench::new();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let said = |protect_data: bool, name: &str| {
-        let wanted = account.lower(&components(with_gpus(Some(name))), &Site { protect_data, ..place() });
+    let said = |protect_data: bool, parts: &[Component]| {
+        let wanted = account.lower(parts, &Site { protect_data, ..place() });
         let config = wanted.iter().find(|one| one.kind.as_str() == "aws.endpoint-config").unwrap();
         assert!(config.spec.get("key").unwrap().is_null());
         let problems = runtime.block_on(bench.provider.preflight(&wanted)).unwrap();
         let about = |words: &str| problems.iter().any(|problem| problem.warning && problem.cause.contains(words));
         (about("not with the key of the site"), about("the others are idle"))
     };
-    assert_eq!(said(true, "ml.g6e.xlarge"), (true, false));
-    assert_eq!(said(false, "ml.p4d.24xlarge"), (false, true));
+    let (one, eight) = (components(with_gpus(Some("ml.g6e.xlarge"))), components(with_gpus(Some("ml.p4d.24xlarge"))));
+    assert_eq!(said(true, &one), (true, false));
+    assert_eq!(said(false, &one), (true, false));
+    assert_eq!(said(false, &eight), (true, true));
+    // The part of the models has the key.
+    assert_eq!(said(false, &eight[1..]), (false, true));
 }
 
 /// The defaults of SageMaker have older drivers than CUDA 13 needs.
